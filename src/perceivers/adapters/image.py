@@ -1,0 +1,135 @@
+"""Images in: features of the image on a grid, and where they are (section 6, tables 5 and 6).
+
+The image adapter is put together from features (pixels, patches, a convolution) and positions (Fourier, learned).
+Shape suffixes: B batch, Y rows, X columns, F channels of the features; others as in `perceivers.model.adapter`
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.adapters.array import with_positions
+from perceivers.model.adapter import InputAdapter, InputArray
+from perceivers.model.attention import lecun_normal_, linear
+from perceivers.model.config import Configured
+from perceivers.model.errors import PerceiversError
+from perceivers.model.positions import Positions
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Patches(Configured, nn.Module):
+    """Cuts an image into square patches and, if `channels` are given, projects each linearly.
+
+    Patches of size 1 are pixels, and their projection is a 1x1 convolution.
+
+    Args:
+        size: side of a patch in pixels.
+        colours: channels of the image.
+        channels: F; the plain values of the patch, `colours * size ** 2`, if not given.
+    """
+
+    def __init__(self, size: int = 1, colours: int = 3, channels: int | None = None) -> None:
+        super().__init__()
+        self.size = size
+        values = colours * size**2
+        self.channels = values if channels is None else channels
+        self.projection = nn.Identity() if channels is None else linear(values, channels)
+
+    def forward(self, images_BCYX: Tensor) -> Tensor:
+        """[B, colours, Y * size, X * size] -> [B, Y, X, F]."""
+        height, width = images_BCYX.shape[-2:]
+        if height % self.size or width % self.size:
+            raise PerceiversError(
+                f"an image of {height} x {width} pixels cannot be cut into patches of {self.size} x {self.size}: "
+                f"resize it to multiples of {self.size}."
+            )
+        patches = images_BCYX.unflatten(-1, (-1, self.size)).unflatten(-3, (-1, self.size))  # B C Y size X size
+        return self.projection(patches.permute(0, 2, 4, 3, 5, 1).flatten(3))  # type: ignore[no-any-return]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of features that an image of this size gives."""
+        return height // self.size, width // self.size
+
+
+class ConvStem(Configured, nn.Module):
+    """A 7x7 convolution of stride 2, batch normalisation, ReLU, and 3x3 max pooling of stride 2: a quarter each side.
+
+    Padded as in the original (TensorFlow's "SAME"): for even sizes by one more below and to the right.
+
+    Args:
+        channels: F.
+        colours: channels of the image.
+    """
+
+    def __init__(self, channels: int = 64, colours: int = 3) -> None:
+        super().__init__()
+        self.channels = channels
+        self.convolution = nn.Conv2d(colours, channels, 7, stride=2, bias=False)
+        lecun_normal_(self.convolution.weight)
+        self.norm = nn.BatchNorm2d(channels)
+        self.pool = nn.MaxPool2d(3, stride=2)
+
+    def forward(self, images_BCYX: Tensor) -> Tensor:
+        """[B, colours, 4 Y, 4 X] -> [B, Y, X, F]; sizes are rounded up."""
+        x_BFYX = self.norm(self.convolution(pad_same(images_BCYX, 7, 2))).relu()
+        return self.pool(pad_same(x_BFYX, 3, 2)).movedim(1, -1)  # type: ignore[no-any-return]
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of features that an image of this size gives."""
+        return -(-height // 4), -(-width // 4)
+
+
+def pad_same(x_BFYX: Tensor, kernel: int, stride: int) -> Tensor:
+    """Zero padding with which a window of `kernel` at every `stride`-th place gives ceil(size / stride) places."""
+    padding: list[int] = []
+    for size in reversed(x_BFYX.shape[-2:]):
+        places = -(-size // stride)
+        total = max((places - 1) * stride + kernel - size, 0)
+        padding += [total // 2, total - total // 2]
+    return nn.functional.pad(x_BFYX, padding)
+
+
+class ImageInput(InputAdapter):
+    """Images as features concatenated with their positions.
+
+    Args:
+        size: height and width of the images in training, in pixels.
+        features: turns images into a grid of feature vectors.
+        positions: encodes the places of that grid.
+        mean, std: of each colour over the training images, with which images in [0, 1] are normalised.
+        crop: the part of the resized image that evaluation looks at, in the middle (224 of 256 pixels in the paper).
+    """
+
+    def __init__(
+        self,
+        size: Sequence[int],
+        features: Patches | ConvStem,
+        positions: Positions,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        crop: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.size = (size[0], size[1])
+        self.crop = crop
+        self.colours = len(mean)
+        self.features = features
+        self.positions = positions
+        self.channels = features.channels + positions.channels
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, data: Tensor) -> InputArray:
+        """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""
+        if data.dim() != 4 or data.shape[1] != self.colours:
+            raise PerceiversError(
+                f"images of shape {tuple(data.shape)} were given, "
+                f"but [batch, {self.colours} colours, height, width] is expected."
+            )
+        images = data.to(self.mean.dtype) / 255 if data.dtype == torch.uint8 else data.to(self.mean.dtype)
+        features_BYXF = self.features((images - self.mean) / self.std)
+        grid = tuple(features_BYXF.shape[1:3])
+        return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid))

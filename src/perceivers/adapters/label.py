@@ -1,0 +1,51 @@
+"""Class labels, in and out. Shape suffixes as in `perceivers.model.adapter`."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.attention import learned
+from perceivers.model.errors import PerceiversError
+
+
+class LabelInput(InputAdapter):
+    """A class label as one element, one-hot (section 5).
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.channels = classes
+
+    def forward(self, data: Tensor) -> InputArray:
+        """Takes class indices [B] in 0 ... classes - 1."""
+        return InputArray(F.one_hot(data, self.channels)[:, None, :].float())
+
+
+class LabelOutput(OutputAdapter):
+    """Logits of classes, asked for with one learned query (section 6).
+
+    Args:
+        classes: number of classes.
+        query_channels: Q; None reads the average of the latents instead, as the first Perceiver does.
+        names: what the classes are called, in order; optional, kept with the model.
+    """
+
+    def __init__(self, classes: int, query_channels: int | None = 1024, names: list[str] | None = None) -> None:
+        super().__init__()
+        if names is not None and len(names) != classes:
+            raise PerceiversError(f"{len(names)} names were given for classes = {classes}: give one for each.")
+        self.channels = classes
+        self.query_channels = query_channels
+        self.names = names
+        if query_channels is not None:
+            self.query = learned(1, 1, query_channels)
+
+    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+        return self.query if points is None else self.query.expand(-1, points.shape[-1], -1)
+
+    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+        """-> logits [B, classes], whichever points were asked for: there is one."""
+        return y_BOE[:, 0]

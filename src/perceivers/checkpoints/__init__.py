@@ -1,0 +1,5 @@
+"""Reading and writing weights."""
+
+from perceivers.checkpoints.load import load
+
+__all__ = ["load"]

@@ -1,0 +1,1 @@
+"""Real files and data sets -> batches: one file a kind of data. No model code."""

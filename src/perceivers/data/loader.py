@@ -1,0 +1,119 @@
+"""Batches in an order that depends on the seed and the epoch alone, so that training goes on exactly where it stopped."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from perceivers.model.errors import PerceiversError
+
+
+class Item(NamedTuple):
+    """Which sample to make, and the seed of whatever is random in making it."""
+
+    index: int
+    seed: int
+
+
+class EpochSampler(Sampler[Item]):
+    """The samples of one process in one epoch.
+
+    Args:
+        count: number of samples of the data set.
+        seed: of the order, which is another in each epoch; None for the data set's own order.
+        rank, world: this process among those that train together; each takes every `world`-th sample.
+        multiple: in training, samples are left out at the end until each process has a multiple of this many.
+    """
+
+    def __init__(self, count: int, seed: int | None, rank: int, world: int, multiple: int) -> None:
+        self.count, self.seed, self.rank, self.world = count, seed, rank, world
+        self.per_process = len(range(rank, count, world)) if seed is None else count // (world * multiple) * multiple
+        self.epoch = 0
+        self.skipped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        if epoch != self.epoch:
+            self.epoch, self.skipped = epoch, 0
+
+    def skip(self, samples: int) -> None:
+        """Leaves out the first samples of this epoch: they were trained on before an interruption."""
+        self.skipped = samples
+
+    def __len__(self) -> int:
+        return self.per_process
+
+    def __iter__(self) -> Iterator[Item]:
+        if self.seed is None:
+            yield from (Item(index, 0) for index in range(self.rank, self.count, self.world))
+            return
+        generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
+        order = torch.randperm(self.count, generator=generator)
+        seeds = torch.randint(2**31, (self.count,), generator=generator)
+        mine = slice(self.rank, self.per_process * self.world, self.world)
+        pairs = zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)
+        for place, (index, seed) in enumerate(pairs):
+            if place >= self.skipped:
+                yield Item(index, seed)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A DataLoader whose place in the epoch is part of a checkpoint (Lightning saves and loads its state).
+
+    Training batches are all full; the evaluation's last one holds what is left.
+
+    Args:
+        dataset: makes a sample of an `Item`.
+        count: number of samples.
+        batch_size: samples of a batch of one process.
+        seed: as in `EpochSampler`; None for evaluation.
+        workers: processes that make samples.
+        collate: makes a batch of samples.
+        rank, world: as in `EpochSampler`.
+
+    Raises:
+        PerceiversError: there are fewer samples than one batch of all processes takes.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        count: int,
+        batch_size: int,
+        seed: int | None,
+        workers: int,
+        collate: Callable[[list[Any]], Any],
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.order = EpochSampler(count, seed, rank, world, batch_size)
+        if not len(self.order):
+            raise PerceiversError(
+                f"training.batch_size is larger than the training set of {count} samples: choose a smaller one."
+            )
+        self.done = 0
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=self.order,
+            num_workers=workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+        )
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self.batch_size is not None
+        self.done = self.order.skipped // self.batch_size
+        for batch in super().__iter__():
+            self.done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.order.epoch, "batches": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        assert self.batch_size is not None
+        self.order.set_epoch(state["epoch"])
+        self.order.skip(state["batches"] * self.batch_size)

@@ -1,0 +1,1 @@
+"""The experiments of the paper, one file each: loss, metrics and training recipe, put together from the other parts."""

@@ -1,0 +1,214 @@
+"""Image classification from pixels (section 4.4; the paper's recipe is in configs/image_classification/imagenet_*.yaml).
+
+Shape suffixes: B batch, C colours, Y rows, X columns, K classes
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from perceivers.adapters.image import ImageInput
+from perceivers.adapters.label import LabelOutput
+from perceivers.data.images import ImageData, ImageDataset, ImageSplits, LabelledImages, collate, evaluation_view, to_tensor
+from perceivers.data.loader import ResumableLoader
+from perceivers.experiments.augmentation import Augment, Augmentation
+from perceivers.experiments.training import Optimization, Trained, Training, check, train
+from perceivers.model.errors import PerceiversError
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.presets import create_model
+
+
+@dataclass
+class ImageClassification:
+    """A training run of image classification.
+
+    Attributes:
+        model: `preset`, one of `perceivers models`, and whichever of its settings are to be others.
+            The number and names of the classes come from the data.
+        data: the images.
+        augmentation: how training images are changed.
+        optimization: how weights are updated.
+        training: how the run is done.
+        label_smoothing: part of a label's probability that is spread over all classes.
+    """
+
+    model: dict[str, Any]
+    data: ImageData = field(default_factory=ImageData)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    optimization: Optimization = field(default_factory=Optimization)
+    training: Training = field(default_factory=Training)
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        check("label_smoothing", self.label_smoothing, 0 <= self.label_smoothing < 1, "from 0 to less than 1")
+        if "preset" not in self.model:
+            raise PerceiversError("model.preset is missing: name one of `perceivers models`.")
+
+    def run(self) -> Path:
+        """Trains; -> the run's folder."""
+        L.seed_everything(self.training.seed, verbose=False)
+        splits = self.data.open()
+        settings = {name: value for name, value in self.model.items() if name != "preset"}
+        classes = {"classes": len(splits.training.classes), "class_names": splits.training.classes}
+        model = create_model(self.model["preset"], **(settings | classes))
+        module = ImageClassifier(model, self.optimization, self.augmentation, self.label_smoothing)
+        written = {"experiment": "image_classification", **asdict(self)}
+        return train(module, ImageBatches(splits, image_input(model), self), self.training, "test_top1", written)
+
+
+def image_input(model: PerceiverIO) -> ImageInput:
+    """The adapter of a classifier's images.
+
+    Raises:
+        PerceiversError: the model is of another kind.
+    """
+    adapters = list(model.inputs.values())
+    if len(adapters) != 1 or not isinstance(adapters[0], ImageInput) or list(model.outputs) != ["label"]:
+        raise PerceiversError(
+            f"this model is no image classifier: it reads {', '.join(model.inputs)} "
+            f"and predicts {', '.join(model.outputs)}, instead of an image and its label."
+        )
+    return adapters[0]
+
+
+def class_names(model: PerceiverIO) -> list[str]:
+    """What a classifier's classes are called: their numbers, if it does not know."""
+    output = model.outputs["label"]
+    assert isinstance(output, LabelOutput)
+    return output.names or [str(index) for index in range(output.channels)]
+
+
+class ImageBatches(L.LightningDataModule):
+    """Batches for training and evaluation."""
+
+    def __init__(self, splits: ImageSplits, images: ImageInput, config: ImageClassification) -> None:
+        super().__init__()
+        self.splits, self.images, self.config = splits, images, config
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self.loader(self.splits.training, self.config.augmentation.area, self.config.training.seed)
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self.loader(self.splits.evaluation, None, None)
+
+    def loader(self, images: LabelledImages, area: tuple[float, float] | None, seed: int | None) -> ResumableLoader:
+        assert self.trainer is not None
+        training, world = self.config.training, self.trainer.world_size
+        return ResumableLoader(
+            ImageDataset(images, self.images.size, self.images.colours, self.images.crop, area),
+            len(images),
+            training.batch_per_process(world),
+            seed,
+            training.workers,
+            collate,
+            self.trainer.global_rank,
+            world,
+        )
+
+
+class ImageClassifier(Trained):
+    """Cross-entropy of the label, with smoothing and mixed labels; top-1 and top-5 accuracy."""
+
+    def __init__(
+        self, model: PerceiverIO, optimization: Optimization, augmentation: Augmentation, label_smoothing: float
+    ) -> None:
+        super().__init__(model, optimization)
+        classes = len(class_names(model))
+        self.augment = Augment(augmentation, image_input(model).size, classes)
+        self.label_smoothing = label_smoothing
+        self.accuracy = Accuracy(classes)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        images_BCYX, targets_BK = self.augment(batch["image"], batch["label"])
+        logits_BK = self.model({"image": images_BCYX})["label"]
+        loss = F.cross_entropy(logits_BK, targets_BK, label_smoothing=self.label_smoothing)
+        self.log("train_loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.accuracy.update(self.model({"image": batch["image"]})["label"], batch)
+
+    def on_validation_epoch_end(self) -> None:
+        for name, value in self.accuracy.compute().items():
+            self.log(f"test_{name}", value, prog_bar=True)
+        self.accuracy.reset()
+
+
+class Accuracy(torch.nn.Module):
+    """Top-1 and top-5 accuracy and cross-entropy over a data set."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.top1 = MulticlassAccuracy(classes, average="micro")
+        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro")
+        self.loss = MeanMetric()
+
+    def update(self, logits_BK: Tensor, batch: dict[str, Any]) -> None:
+        """Adds a batch, all of whose images must have been decoded."""
+        if batch["problems"]:
+            raise PerceiversError(batch["problems"][0])
+        logits_BK = logits_BK.float()
+        self.top1.update(logits_BK, batch["label"])
+        self.top5.update(logits_BK, batch["label"])
+        self.loss.update(F.cross_entropy(logits_BK, batch["label"]), len(logits_BK))
+
+    def compute(self) -> dict[str, Tensor]:
+        """-> top1 and top5 in [0, 1], and loss in nats."""
+        return {"top1": self.top1.compute(), "top5": self.top5.compute(), "loss": self.loss.compute()}
+
+    def reset(self) -> None:
+        """Starts anew."""
+        for metric in (self.top1, self.top5, self.loss):
+            metric.reset()
+
+
+@torch.inference_mode()
+def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64, workers: int = 0) -> dict[str, float]:
+    """Top-1 and top-5 accuracy and loss of a classifier on labelled images.
+
+    Raises:
+        PerceiversError: the classes are others than the model's, or an image cannot be decoded.
+    """
+    adapter, names = image_input(model), class_names(model)
+    if len(images.classes) != len(names):
+        raise PerceiversError(f"the data has {len(images.classes)} classes, but the model knows {len(names)}.")
+    device = next(model.parameters()).device
+    dataset = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
+    accuracy = Accuracy(len(names)).to(device)
+    for batch in ResumableLoader(dataset, len(images), batch_size, None, workers, collate):
+        on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+        accuracy.update(model({"image": on_device["image"]})["label"], on_device)
+    return {name: float(value) for name, value in accuracy.compute().items()} | {"images": len(images)}
+
+
+@torch.inference_mode()
+def classify(model: PerceiverIO, files: Sequence[str | Path]) -> list[dict[str, float]]:
+    """Probabilities of the classes for each image file, most probable first.
+
+    Raises:
+        PerceiversError: a file is missing or cannot be decoded.
+    """
+    adapter, names = image_input(model), class_names(model)
+    images = LabelledImages(names, [0] * len(files), lambda i: open_file(files[i]), lambda i: str(files[i]))
+    answers = []
+    for index in range(len(files)):
+        view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
+        probabilities_K = model({"image": to_tensor(view)[None]})["label"][0].softmax(-1)
+        order = probabilities_K.argsort(descending=True).tolist()
+        answers.append({names[k]: float(probabilities_K[k]) for k in order})
+    return answers
+
+
+def open_file(path: str | Path) -> Path:
+    """The path of a file that must be there."""
+    if not Path(path).is_file():
+        raise PerceiversError(f"there is no file {path}.")
+    return Path(path)

@@ -1,0 +1,287 @@
+"""What all experiments share: optimizer, schedule, and a training run that can be interrupted and resumed."""
+
+import json
+import math
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.extras import need
+from perceivers.model.errors import PerceiversError
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.saving import write
+
+need("train")
+
+import lightning as L  # noqa: E402  after the check that the extra is there
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint  # noqa: E402
+from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar  # noqa: E402
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+from lightning.pytorch.utilities.types import OptimizerLRScheduler  # noqa: E402
+from pytorch_optimizer import Lamb  # noqa: E402
+
+CONFIG, LAST = "config.json", "last.ckpt"
+
+
+@dataclass
+class Optimization:
+    """How weights are updated.
+
+    Attributes:
+        name: "lamb" as in the paper, or "adamw".
+        lr: peak learning rate.
+        weight_decay: decay of the weights of linear and convolutional layers.
+        decay_all: decay biases, norms, latents, positions and queries as well.
+        schedule: "flat_cosine" (flat, then cosine to 0) or "warmup_cosine" (linear from 0, then cosine to 0).
+        flat: part of the steps of "flat_cosine" before the cosine starts.
+        warmup_steps: steps of "warmup_cosine" before the cosine starts.
+        beta2: decay of the second moment (the first's is 0.9).
+        clip_norm: largest norm of the gradient of all weights together; no bound, if not given.
+    """
+
+    name: Literal["lamb", "adamw"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    decay_all: bool = False
+    schedule: Literal["flat_cosine", "warmup_cosine"] = "warmup_cosine"
+    flat: float = 0.5
+    warmup_steps: int = 0
+    beta2: float = 0.999
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check("optimization.lr", self.lr, self.lr > 0, "larger than 0")
+        check("optimization.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        check("optimization.flat", self.flat, 0 <= self.flat <= 1, "from 0 to 1")
+        check("optimization.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        check("optimization.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "larger than 0")
+
+    def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
+        """The optimizer and its schedule over `steps` steps, as Lightning wants them."""
+        groups = parameter_groups(module, self.weight_decay, self.decay_all)
+        optimizer: torch.optim.Optimizer
+        if self.name == "lamb":
+            # The published update: decay inside the trust ratio, and no bound on the norm of a weight.
+            optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False)
+            optimizer.clamp = math.inf
+        else:
+            optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
+        scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scale, "interval": "step"}}
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step, as a part of the peak."""
+        start = round(self.flat * steps) if self.schedule == "flat_cosine" else self.warmup_steps
+        if step < start:
+            return 1.0 if self.schedule == "flat_cosine" else (step + 1) / (start + 1)
+        return (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
+
+
+def check(field: str, value: object, allowed: bool, expected: str) -> None:
+    """Raises a PerceiversError unless the value of a config field is allowed."""
+    if not allowed:
+        raise PerceiversError(f"{field} = {value} is not allowed: it must be {expected}.")
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    """Parameters with weight decay (weights of linear and convolutional layers, unless `decay_all`) and without."""
+    decayed = {
+        id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    }
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    with_decay = [parameter for parameter in parameters if decay_all or id(parameter) in decayed]
+    without = [parameter for parameter in parameters if not (decay_all or id(parameter) in decayed)]
+    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@dataclass
+class Training:
+    """How a training run is done.
+
+    Attributes:
+        epochs: passes over the training data.
+        batch_size: examples of one update, over all devices and accumulated steps.
+        accumulate: steps whose gradients one update adds up.
+        precision: of the arithmetic: "32-true", "bf16-mixed", "bf16-true" or another of Lightning's.
+        accelerator: what to train on: "auto", "cpu", "gpu" or "mps".
+        devices: how many of them on each node, or "auto" for all.
+        nodes: number of machines.
+        ema: decay of an average of the weights, which is then evaluated and saved; none, if not given.
+        compile: compile the model.
+        workers: processes that load data, for each device.
+        seed: of weights, order and augmentation.
+        output: folder of the run.
+        resume: go on with the run in `output`.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    accumulate: int = 1
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = "auto"
+    nodes: int = 1
+    ema: float | None = None
+    compile: bool = False
+    workers: int = 0
+    seed: int = 0
+    output: str = "runs/run"
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("epochs", "batch_size", "accumulate", "nodes"):
+            check(f"training.{field}", getattr(self, field), getattr(self, field) >= 1, "at least 1")
+        check("training.workers", self.workers, self.workers >= 0, "at least 0")
+        check("training.ema", self.ema, self.ema is None or 0 < self.ema < 1, "between 0 and 1")
+
+    def batch_per_process(self, world: int) -> int:
+        """Examples of one step of one process."""
+        size, rest = divmod(self.batch_size, world * self.accumulate)
+        check("training.batch_size", self.batch_size, rest == 0, f"a multiple of {world * self.accumulate}")
+        return size
+
+
+class Trained(L.LightningModule):
+    """Base of the experiments: a model and how it is optimised."""
+
+    def __init__(self, model: PerceiverIO, optimization: Optimization) -> None:
+        super().__init__()
+        self.model = model
+        self.optimization = optimization
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
+
+
+class Steps(Callback):
+    """Looks after the steps of a run: their random numbers, their input, their speed, and an interruption."""
+
+    def __init__(self, config: Training) -> None:
+        self.config = config
+        self.interrupted = False
+        self.problems: dict[str, None] = {}
+        self.started = time.perf_counter()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        def interrupt(number: int, frame: object) -> None:
+            self.interrupted = True
+            print("\nFinishing this step, then saving. Press Ctrl-C again to stop at once.", file=sys.stderr)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+        signal.signal(signal.SIGINT, interrupt)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        for field, value in batch.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise PerceiversError(
+                    f"step {trainer.global_step}: the batch's {field!r} has NaN or infinite values: check the data."
+                )
+        for problem in batch.get("problems", ()):
+            if problem not in self.problems:
+                self.problems[problem] = None
+                print(f"\nSkipped: {problem}", file=sys.stderr)
+        torch.manual_seed(hash((self.config.seed, trainer.current_epoch, batch_idx, trainer.global_rank)))
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not outputs["loss"].isfinite():
+            raise PerceiversError(
+                f"step {trainer.global_step}: the loss is {outputs['loss'].item()}: lower optimization.lr, "
+                f"or set optimization.clip_norm."
+            )
+        size = self.config.batch_size / self.config.accumulate
+        pl_module.log("examples_per_second", size / (time.perf_counter() - self.started), prog_bar=True)
+        if self.interrupted:
+            output = Path(self.config.output)
+            trainer.save_checkpoint(output / "checkpoints" / LAST)
+            print(
+                f"\nStopped after step {trainer.global_step}; everything is saved. Go on with:\n"
+                f"  perceivers fit {shlex.quote(str(output / CONFIG))} --training.resume=true",
+                file=sys.stderr,
+            )
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if self.problems:
+            print(f"{len(self.problems)} samples could not be read and were skipped.", file=sys.stderr)
+
+
+def train(module: Trained, data: L.LightningDataModule, config: Training, monitor: str, written: Mapping[str, Any]) -> Path:
+    """Trains, evaluating after each epoch, and saves the model.
+
+    Args:
+        module: the experiment.
+        data: its batches.
+        config: how to train.
+        monitor: name of the evaluation metric whose largest value is the best.
+        written: the whole config of the run, as it is written to the run's folder.
+
+    Returns:
+        The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best and the
+        last to resume from; `metrics.json`, `metrics.csv` and TensorBoard's files; `config.json`.
+
+    Raises:
+        PerceiversError: the folder holds a run already, or cannot be written to.
+    """
+    output = Path(config.output)
+    last = output / "checkpoints" / LAST
+    if config.resume and not last.is_file():
+        raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
+    if not config.resume and last.exists():
+        raise PerceiversError(
+            f"{output} holds a run already: go on with it by --training.resume=true, or choose another --training.output."
+        )
+    write(output / CONFIG, lambda file: file.write_text(json.dumps(written, indent=2) + "\n"))
+    if config.compile:
+        module.model.compile()
+    trainer = build_trainer(config, module.optimization.clip_norm, monitor)
+    started = time.perf_counter()
+    trainer.fit(module, datamodule=data, ckpt_path=last if config.resume else None, weights_only=True)
+    if trainer.is_global_zero:
+        parameters = sum(parameter.numel() for parameter in module.model.parameters())
+        results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
+        results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
+        module.model.save(output / "model")
+        write(output / "metrics.json", lambda file: file.write_text(json.dumps(results, indent=2) + "\n"))
+    return output
+
+
+def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.Trainer:
+    """Lightning's trainer for a run."""
+    output = Path(config.output)
+    callbacks: list[Callback] = [
+        Steps(config),
+        ModelCheckpoint(output / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
+        LearningRateMonitor("step"),
+        ProgressBar(refresh_rate=10, leave=True),
+    ]
+    if config.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.nodes,
+        precision=config.precision,  # type: ignore[arg-type]  # Lightning checks it
+        max_epochs=config.epochs,
+        accumulate_grad_batches=config.accumulate,
+        gradient_clip_val=clip_norm,
+        callbacks=callbacks,
+        logger=[CSVLogger(output, name=None, version=""), TensorBoardLogger(output, name=None, version="")],
+        log_every_n_steps=10,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+    )

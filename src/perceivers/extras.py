@@ -1,0 +1,18 @@
+"""What comes with which extra of the package, and a clear error where it is missing."""
+
+from importlib.util import find_spec
+
+MODULES = {
+    "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
+    "vision": ("PIL", "datasets", "kornia", "sklearn", "matplotlib"),
+}
+"""Modules that an extra installs and the package imports."""
+
+
+def need(extra: str) -> None:
+    """Raises an ImportError that names `extra` if a module of it is not installed."""
+    missing = [module for module in MODULES[extra] if find_spec(module) is None]
+    if missing:
+        raise ImportError(
+            f"{missing[0]!r} is not installed; it comes with the extra {extra!r}: pip install 'perceivers[{extra}]'"
+        )

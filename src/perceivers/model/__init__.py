@@ -1,0 +1,1 @@
+"""The architecture: attention, positions, and PerceiverIO. Arrays only; imports nothing else of the package."""

@@ -1,0 +1,233 @@
+"""Attention, and the two blocks made of it: cross-attention and self-attention (Perceiver IO, section 3.1, appendix E).
+
+Shape suffixes:
+    B batch, O queries, M inputs, H heads, K channels of one head,
+    Q query channels, C input channels, D latent channels
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perceivers.model.errors import PerceiversError
+
+Gelu = Literal["tanh", "none"]
+"""How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
+
+
+def linear(in_channels: int, out_channels: int) -> nn.Linear:
+    """A linear layer initialised as in the original code: truncated normal of variance 1 / fan-in, zero bias."""
+    layer = nn.Linear(in_channels, out_channels)
+    lecun_normal_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def lecun_normal_(weight: Tensor) -> None:
+    """Fills `weight` from a normal of variance 1 / fan-in, truncated at two standard deviations before scaling."""
+    std = 1 / math.sqrt(weight[0].numel()) / 0.87962566103423978  # std of a unit normal truncated at +-2
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def learned(*shape: int) -> nn.Parameter:
+    """A learned array (latents, positions, queries), truncated normal of std 0.02."""
+    return nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.02, a=-0.04, b=0.04))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries over inputs, each with channels of its own.
+
+    Args:
+        query_channels: Q, channels of the queries and of the output.
+        input_channels: C, channels of the inputs, from which keys and values are made.
+        heads: number of heads; divides `qk_channels` and `v_channels`.
+        qk_channels: channels of queries and keys over all heads; as many as the inputs have, if not given.
+        v_channels: channels of the values over all heads; as many as `qk_channels`, if not given.
+        dropout: probability with which an attention weight is dropped in training.
+
+    Raises:
+        PerceiversError: `heads` does not divide the channels.
+    """
+
+    def __init__(
+        self,
+        query_channels: int,
+        input_channels: int,
+        heads: int = 1,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        qk_channels = input_channels if qk_channels is None else qk_channels
+        v_channels = qk_channels if v_channels is None else v_channels
+        for field, channels in (("qk_channels", qk_channels), ("v_channels", v_channels)):
+            if heads < 1 or channels % heads:
+                raise PerceiversError(
+                    f"{field} = {channels} cannot be split over heads = {heads}: "
+                    f"choose a number of heads that divides {channels}, or set {field} to a multiple of {heads}."
+                )
+        self.heads = heads
+        self.dropout = dropout
+        self.query = linear(query_channels, qk_channels)
+        self.key = linear(input_channels, qk_channels)
+        self.value = linear(input_channels, v_channels)
+        self.output = linear(v_channels, query_channels)
+
+    def forward(
+        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+    ) -> Tensor:
+        """Attends from queries to inputs; [B, O, Q], [B, M, C] -> [B, O, Q].
+
+        Inputs where `mask_BM` is False get no weight. A query that is masked itself, or all of whose inputs are,
+        attends to nothing: its values are zeros (before the output projection, which has a bias).
+        """
+        q_BHOK = self.split(self.query(q_BOQ))
+        k_BHMK, v_BHMK = self.split(self.key(x_BMC)), self.split(self.value(x_BMC))
+        mask_B11M = None if mask_BM is None else attendable(mask_BM)
+        dropout = self.dropout if self.training else 0.0
+        a_BHOK = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMK, mask_B11M, dropout)
+        a_BHOK = wipe(a_BHOK, mask_BM, query_mask_BO)
+        return self.output(a_BHOK.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def weights(
+        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+    ) -> Tensor:
+        """The attention weights that `forward` uses without forming them; -> [B, H, O, M], rows sum to 1 or are 0."""
+        q_BHOK, k_BHMK = self.split(self.query(q_BOQ)), self.split(self.key(x_BMC))
+        score_BHOM = q_BHOK @ k_BHMK.transpose(-1, -2) / math.sqrt(q_BHOK.shape[-1])
+        if mask_BM is not None:
+            score_BHOM = score_BHOM.masked_fill(~attendable(mask_BM), -math.inf)
+        return wipe(score_BHOM.softmax(-1), mask_BM, query_mask_BO)
+
+    def split(self, x_BMC: Tensor) -> Tensor:
+        """Separates the heads; [B, M, H * K] -> [B, H, M, K]."""
+        return x_BMC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def attendable(mask_BM: Tensor) -> Tensor:
+    """The mask in the shape of scores, [B, 1, 1, M]; where all is masked, nothing is (a softmax needs a finite row)."""
+    return (mask_BM | ~mask_BM.any(-1, keepdim=True))[:, None, None, :]
+
+
+def wipe(a_BHOK: Tensor, mask_BM: Tensor | None, query_mask_BO: Tensor | None) -> Tensor:
+    """Sets to zero what belongs to masked queries and to queries all of whose inputs are masked."""
+    if mask_BM is not None:
+        a_BHOK = a_BHOK.masked_fill(~mask_BM.any(-1)[:, None, None, None], 0)
+    if query_mask_BO is not None:
+        a_BHOK = a_BHOK.masked_fill(~query_mask_BO[:, None, :, None], 0)
+    return a_BHOK
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between, `widening` times as wide inside as outside."""
+
+    def __init__(self, channels: int, widening: int = 1, gelu: Gelu = "tanh") -> None:
+        super().__init__()
+        self.gelu = gelu
+        self.hidden = linear(channels, widening * channels)
+        self.output = linear(widening * channels, channels)
+
+    def forward(self, x_BMC: Tensor) -> Tensor:
+        """[B, M, C] -> [B, M, C]."""
+        return self.output(F.gelu(self.hidden(x_BMC), approximate=self.gelu))  # type: ignore[no-any-return]
+
+
+class CrossAttention(nn.Module):
+    """Queries read from inputs: how the model encodes, and how it decodes (appendix E).
+
+    Args:
+        query_residual: add the queries to what they attended to; decoders may leave this out.
+        widening: width of the MLP, in query channels.
+        gelu: which GELU the MLP uses.
+        query_channels, input_channels, heads, qk_channels, v_channels, dropout: as in `Attention`.
+    """
+
+    def __init__(
+        self,
+        query_channels: int,
+        input_channels: int,
+        heads: int = 1,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        widening: int = 1,
+        query_residual: bool = True,
+        dropout: float = 0.0,
+        gelu: Gelu = "tanh",
+    ) -> None:
+        super().__init__()
+        self.query_residual = query_residual
+        self.norm_q = nn.LayerNorm(query_channels)
+        self.norm_x = nn.LayerNorm(input_channels)
+        self.attention = Attention(query_channels, input_channels, heads, qk_channels, v_channels, dropout)
+        self.norm_h = nn.LayerNorm(query_channels)
+        self.mlp = MLP(query_channels, widening, gelu)
+
+    def forward(
+        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+    ) -> Tensor:
+        """Cross-attends queries to inputs; masked inputs get no weight; [B, O, Q], [B, M, C] -> [B, O, Q]."""
+        a_BOQ = self.attention(self.norm_q(q_BOQ), self.norm_x(x_BMC), mask_BM, query_mask_BO)
+        h_BOQ = a_BOQ + q_BOQ if self.query_residual else a_BOQ
+        return h_BOQ + self.mlp(self.norm_h(h_BOQ))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """One layer of the processor: latents read from each other. Arguments as in `CrossAttention`."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int = 1,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        widening: int = 1,
+        dropout: float = 0.0,
+        gelu: Gelu = "tanh",
+    ) -> None:
+        super().__init__()
+        self.norm_z = nn.LayerNorm(channels)
+        self.attention = Attention(channels, channels, heads, qk_channels, v_channels, dropout)
+        self.norm_h = nn.LayerNorm(channels)
+        self.mlp = MLP(channels, widening, gelu)
+
+    def forward(self, z_BND: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        n_BND = self.norm_z(z_BND)
+        h_BND = z_BND + self.attention(n_BND, n_BND)
+        return h_BND + self.mlp(self.norm_h(h_BND))  # type: ignore[no-any-return]
+
+
+@contextmanager
+def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """While open, collects the weights of every attention that runs inside `module`.
+
+        with record_attention(model.encoder) as maps:
+            model.encode({"image": images})
+        maps["cross_attentions.0.attention"][0]  # [B, H, N, M]
+
+    Yields:
+        For each `Attention`, by its name inside `module`, one [B, H, O, M] a call (a shared layer is called often).
+        Memory is that of all the score matrices: record a submodule to have only its own.
+    """
+    maps: dict[str, list[Tensor]] = {}
+
+    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
+        def keep(attention: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            assert isinstance(attention, Attention)
+            with torch.no_grad():
+                maps.setdefault(name, []).append(attention.weights(*arguments))
+
+        return child.register_forward_pre_hook(keep)
+
+    hooks = [hook(name) for name, child in module.named_modules() if isinstance(child, Attention)]
+    try:
+        yield maps
+    finally:
+        for handle in hooks:
+            handle.remove()

@@ -1,0 +1,58 @@
+"""Several modalities as one: arrays of different channels padded to common channels (Perceiver IO, section 3.2, 4.3)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.model.attention import learned
+from perceivers.model.errors import PerceiversError, nearest
+
+
+class Padding(nn.Module):
+    """Pads the arrays of each modality to common channels with a learned vector, which also tells modalities apart.
+
+    A single modality is left as it is.
+
+    Args:
+        channels: the channels of each modality, by name.
+        minimum: the fewest channels of the learned vectors: the widest modality is padded by as many.
+
+    Attributes:
+        common: the channels of every array after padding.
+    """
+
+    def __init__(self, channels: Mapping[str, int], minimum: int) -> None:
+        super().__init__()
+        self.common = max(channels.values()) + (minimum if len(channels) > 1 else 0)
+        self.vectors = nn.ParameterDict(
+            {name: learned(self.common - count) for name, count in channels.items() if self.common > count}
+        )
+
+    def forward(self, name: str, x_BMC: Tensor) -> Tensor:
+        """[B, M, channels of this modality] -> [B, M, common channels]."""
+        if name not in self.vectors:
+            return x_BMC
+        vector_C = self.vectors[name].to(x_BMC.dtype)
+        return torch.cat([x_BMC, vector_C.expand(*x_BMC.shape[:-1], -1)], -1)
+
+
+def concatenate(arrays_BMC: list[Tensor], masks_BM: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """One array of the elements of all, and their mask if any has one."""
+    if all(mask_BM is None for mask_BM in masks_BM):
+        return torch.cat(arrays_BMC, 1), None
+    masks_BM = [
+        torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
+        for x_BMC, mask_BM in zip(arrays_BMC, masks_BM, strict=True)
+    ]
+    return torch.cat(arrays_BMC, 1), torch.cat([mask_BM for mask_BM in masks_BM if mask_BM is not None], 1)
+
+
+def check_names(kind: str, given: Mapping[str, object], known: nn.ModuleDict, all_needed: bool) -> None:
+    """Raises a PerceiversError if `given` names an input or output that is not known, or leaves one out."""
+    for name in given:
+        if name not in known:
+            raise PerceiversError(f"the model has no {kind} {name!r}: {nearest(name, known)}")
+    for name in known:
+        if all_needed and name not in given:
+            raise PerceiversError(f"the {kind} {name!r} is missing: the model takes {', '.join(known)}.")

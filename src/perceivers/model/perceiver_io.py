@@ -1,0 +1,282 @@
+"""Perceiver IO: any arrays in, any arrays out, in time linear in both (Jaegle et al., ICLR 2022, section 3).
+
+    inputs -> encode -> process -> latents -> decode(queries) -> outputs
+
+Shape suffixes:
+    B batch, M inputs, C input channels, N latents, D latent channels,
+    O outputs, P some of the outputs, Q query channels, E output channels
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.attention import CrossAttention, Gelu, SelfAttention, learned, linear
+from perceivers.model.config import Configured
+from perceivers.model.errors import PerceiversError
+from perceivers.model.modalities import Padding, check_names, concatenate
+from perceivers.model.saving import save
+
+MODALITY_CHANNELS = 4
+"""Fewest channels of the vector that marks the modality of an input, where there are several (section 5)."""
+
+QUERY_MODALITY_CHANNELS = 2
+"""The same for queries."""
+
+
+class Encoder(nn.Module):
+    """Encodes an input array into latents and processes them (section 3.1).
+
+    `blocks` times the same block of `depth` self-attention layers; a cross-attention to the inputs stands before the
+    first `cross_attends` of them (1 in Perceiver IO; the first Perceiver repeats it).
+    """
+
+    def __init__(
+        self,
+        latents: int,
+        channels: int,
+        cross_attentions: list[CrossAttention],
+        layers: list[SelfAttention],
+        blocks: int,
+        cross_attends: int,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.latents = learned(latents, channels)
+        self.cross_attentions = nn.ModuleList(cross_attentions)
+        self.layers = nn.ModuleList(layers)
+        self.blocks = blocks
+        self.cross_attends = cross_attends
+        self.checkpointing = checkpointing
+
+    def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+        """[B, M, C] -> [B, N, D]."""
+        run = recompute if self.checkpointing else keep
+        z_BND = self.latents.expand(len(x_BMC), -1, -1)
+        for block in range(self.blocks):
+            if block < self.cross_attends:
+                cross_attention = self.cross_attentions[block % len(self.cross_attentions)]
+                z_BND = run(cross_attention, z_BND, x_BMC, mask_BM)
+            for layer in self.layers:
+                z_BND = run(layer, z_BND)
+        return z_BND
+
+
+def keep(module: nn.Module, *arguments: Tensor | None) -> Tensor:
+    """Runs a module, keeping its activations for the backward pass."""
+    return module(*arguments)  # type: ignore[no-any-return]
+
+
+def recompute(module: nn.Module, *arguments: Tensor | None) -> Tensor:
+    """Runs a module and computes its activations again in the backward pass instead of keeping them."""
+    return checkpoint(module, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+class PerceiverIO(Configured, nn.Module):
+    """Reads any named inputs into a small latent array, processes it, and answers any named queries from it.
+
+    Args:
+        inputs: input adapters by name.
+        outputs: output adapters by name.
+        latents: N, number of latents.
+        channels: D, channels of each.
+        depth: self-attention layers of one block.
+        blocks: how often the block is applied, always with the same weights.
+        heads: heads of the self-attention layers.
+        widening: width of their MLPs, in channels.
+        qk_channels, v_channels: channels of queries and keys, and of values, in encoder and processor;
+            by default those of the keys' input (section 1 of the appendix: C in the encoder, D in the processor).
+        cross_heads, cross_widening: the same for the encoder's cross-attention.
+        cross_attends: before how many of the blocks the inputs are attended to.
+        share_cross_attention: whether all of those use the same weights.
+        decoder_heads, decoder_widening, decoder_qk_channels, decoder_v_channels: the same for the decoder.
+        query_residual: whether the decoder adds the queries to what they read.
+        output_channels: E of a linear layer after the decoder that all outputs share; none, if not given.
+        dropout: probability of dropping an attention weight in training.
+        gelu: "tanh" (the original code's approximation) or "none" (exact).
+        checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
+
+    Raises:
+        PerceiversError: a size that cannot be, naming the field.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, InputAdapter],
+        outputs: Mapping[str, OutputAdapter],
+        latents: int,
+        channels: int,
+        depth: int,
+        blocks: int = 1,
+        heads: int = 8,
+        widening: int = 1,
+        qk_channels: int | None = None,
+        v_channels: int | None = None,
+        cross_heads: int = 1,
+        cross_widening: int = 1,
+        cross_attends: int = 1,
+        share_cross_attention: bool = True,
+        decoder_heads: int = 1,
+        decoder_widening: int = 1,
+        decoder_qk_channels: int | None = None,
+        decoder_v_channels: int | None = None,
+        query_residual: bool = True,
+        output_channels: int | None = None,
+        dropout: float = 0.0,
+        gelu: Gelu = "tanh",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        sizes = {"latents": latents, "channels": channels, "depth": depth, "blocks": blocks, "heads": heads}
+        for field, size in sizes.items():
+            if size < 1:
+                raise PerceiversError(f"{field} = {size} is not allowed: it must be at least 1.")
+        if not 1 <= cross_attends <= blocks:
+            raise PerceiversError(f"cross_attends = {cross_attends} is not allowed: it must be from 1 to {blocks} blocks.")
+        if gelu not in ("tanh", "none"):
+            raise PerceiversError(f"gelu = {gelu!r} is not allowed: it is 'tanh' or 'none'.")
+        if not inputs or not outputs:
+            raise PerceiversError("a model needs at least one input and one output.")
+
+        self.inputs = nn.ModuleDict(inputs)
+        self.input_padding = Padding({name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS)
+        common = self.input_padding.common
+        self.encoder = Encoder(
+            latents,
+            channels,
+            [
+                CrossAttention(
+                    channels, common, cross_heads, qk_channels, v_channels, cross_widening, True, dropout, gelu
+                )
+                for _ in range(1 if share_cross_attention else cross_attends)
+            ],
+            [
+                SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu)
+                for _ in range(depth)
+            ],
+            blocks,
+            cross_attends,
+            checkpointing,
+        )
+
+        self.outputs = nn.ModuleDict(outputs)
+        asking = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
+        if asking:
+            self.query_padding = Padding(asking, QUERY_MODALITY_CHANNELS)
+            self.decoder = CrossAttention(
+                self.query_padding.common,
+                channels,
+                decoder_heads,
+                decoder_qk_channels,
+                decoder_v_channels,
+                decoder_widening,
+                query_residual,
+                dropout,
+                gelu,
+            )
+            decoded = self.query_padding.common
+            self.projection = nn.Identity() if output_channels is None else linear(decoded, output_channels)
+        self.heads = nn.ModuleDict()
+        for name, adapter in outputs.items():
+            if adapter.channels is not None:
+                read = (output_channels or decoded) if name in asking else channels
+                self.heads[name] = linear(read, adapter.channels)
+
+    def encode(self, data: Mapping[str, Any]) -> Encoded:
+        """Reads all inputs into the latents.
+
+        Args:
+            data: for each input, by name, what its adapter takes.
+
+        Returns:
+            z_BND, and the input arrays.
+        """
+        check_names("input", data, self.inputs, all_needed=True)
+        inputs = {name: InputArray(*adapter(data[name])) for name, adapter in self.inputs.items()}
+        dtype = self.encoder.latents.dtype
+        x_BMC, mask_BM = concatenate(
+            [self.input_padding(name, array.x_BMC.to(dtype)) for name, array in inputs.items()],
+            [array.mask_BM for array in inputs.values()],
+        )
+        return Encoded(self.encoder(x_BMC, mask_BM), inputs)
+
+    def decode(
+        self,
+        encoded: Encoded,
+        outputs: Mapping[str, Tensor | None] | None = None,
+        max_memory: int | None = 2**30,
+    ) -> dict[str, Any]:
+        """Reads outputs from the latents: all of them, or some outputs, or some points of each.
+
+        Every output depends on its own query and the latents alone (section 3.2), so that any subset, in any
+        order, gives the entries that the full decode has there.
+
+        Args:
+            encoded: what `encode` returned; it can be decoded as often as wanted.
+            outputs: for each output wanted, by name, integer points [P] or [B, P], or None for all points.
+            max_memory: bound in bytes on what decoding needs at a time beside its results: queries are decoded in
+                chunks that keep within it. None decodes all at once.
+
+        Returns:
+            For each output its predictions: all in the domain's own shape, those of points as [B, P, ...].
+        """
+        outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
+        check_names("output", outputs, self.outputs, all_needed=False)
+        return {name: self.decode_output(name, encoded, points, max_memory) for name, points in outputs.items()}
+
+    def decode_output(self, name: str, encoded: Encoded, points: Tensor | None, max_memory: int | None) -> Any:
+        """Decodes one output, in chunks if memory asks for it."""
+        adapter = self.outputs[name]
+        assert isinstance(adapter, OutputAdapter)
+        if adapter.query_channels is None:
+            return adapter.read(self.head(name, encoded.z_BND.mean(1, keepdim=True)), encoded)
+        count = adapter.count(encoded) if points is None else points.shape[-1]
+        chunk = count if max_memory is None else max(1, max_memory // self.bytes_per_query(encoded.z_BND))
+        if count <= chunk:
+            y_BPE = self.answer(name, encoded, points)
+        else:
+            all_points = torch.arange(count, device=encoded.z_BND.device) if points is None else points
+            y_BPE = torch.cat([self.answer(name, encoded, some) for some in all_points.split(chunk, -1)], 1)
+        return adapter.read(y_BPE, encoded, points)
+
+    def answer(self, name: str, encoded: Encoded, points: Tensor | None) -> Tensor:
+        """Makes the queries of some points and decodes them; -> [B, P, E]."""
+        adapter = self.outputs[name]
+        assert isinstance(adapter, OutputAdapter)
+        z_BND = encoded.z_BND
+        q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
+        q_BPQ = self.query_padding(name, q_BPQ).expand(len(z_BND), -1, -1)
+        y_BPE = self.decoder(q_BPQ, z_BND)
+        return self.head(name, self.projection(y_BPE))
+
+    def head(self, name: str, y_BPE: Tensor) -> Tensor:
+        """The last linear layer of an output, if it has one."""
+        return self.heads[name](y_BPE) if name in self.heads else y_BPE
+
+    def bytes_per_query(self, z_BND: Tensor) -> int:
+        """What decoding one more query of every example takes at its peak, without its result; scores counted in."""
+        batch, latents, _ = z_BND.shape
+        attention = self.decoder.attention
+        query = self.query_padding.common
+        hidden = self.decoder.mlp.hidden.out_features
+        vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features
+        scores = 2 * attention.heads * latents
+        return batch * (vectors + scores) * z_BND.element_size()
+
+    def forward(
+        self,
+        data: Mapping[str, Any],
+        outputs: Mapping[str, Tensor | None] | None = None,
+        max_memory: int | None = 2**30,
+    ) -> dict[str, Any]:
+        """Encodes `data` and decodes `outputs` (all, if not given): see `encode` and `decode`."""
+        return self.decode(self.encode(data), outputs, max_memory)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to a folder from which `perceivers.load` builds it again: its config and its weights."""
+        save(self, path)

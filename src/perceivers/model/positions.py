@@ -1,0 +1,110 @@
+"""Where an element stands: position encodings of any number of dimensions (Perceiver IO, appendix D).
+
+Shape suffixes: B batch, P points, S elements of the whole grid, G dimensions of the grid, F channels of the encoding
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.model.attention import learned
+from perceivers.model.config import Configured
+from perceivers.model.errors import PerceiversError
+
+
+class Positions(Configured, nn.Module):
+    """A position encoding of the elements of a grid, of time, of an image, of a volume.
+
+    Attributes:
+        grid: size of each dimension, as in training.
+        channels: F, channels of the encoding.
+    """
+
+    grid: tuple[int, ...]
+    channels: int
+
+    def forward(
+        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        """Encodes the positions of a grid, or of some points in it.
+
+        Args:
+            grid: size of each dimension; the grid of training, if not given.
+            points: integer indices into the flattened grid, last dimension fastest, [P] or [B, P]; all, if not given.
+            device: where to compute what is not learned.
+
+        Returns:
+            [S, F] for all positions, else [P, F] or [B, P, F].
+        """
+        raise AssertionError("a position encoding defines forward")
+
+
+class FourierPositions(Positions):
+    """Sines and cosines of the position in `bands` frequencies per dimension, and the position itself.
+
+    Positions are scaled to [-1, 1], ends included; frequencies are spaced linearly from 1 to half the resolution.
+    A model with these positions takes grids of other sizes than it was trained on: they span the same [-1, 1].
+
+    Args:
+        grid: size of each dimension in training, which is the resolution that bounds the frequencies.
+        bands: number of frequencies per dimension.
+    """
+
+    def __init__(self, grid: list[int] | tuple[int, ...], bands: int) -> None:
+        super().__init__()
+        if bands < 1:
+            raise PerceiversError(f"bands = {bands} is not allowed: Fourier positions need at least 1.")
+        self.grid = tuple(grid)
+        self.bands = bands
+        self.channels = len(self.grid) * (2 * bands + 1)
+
+    def forward(
+        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        grid = self.grid if grid is None else grid
+        if len(grid) != len(self.grid):
+            raise PerceiversError(f"positions have {len(self.grid)} dimensions, but the data has {len(grid)}: {grid}.")
+        return fourier_features(coordinates(grid, points, device), self.grid, self.bands)
+
+
+def coordinates(grid: tuple[int, ...], points: Tensor | None, device: torch.device | None) -> Tensor:
+    """Positions on `grid` scaled to [-1, 1], ends included; -> [S, G] of all, or [P, G] or [B, P, G] of `points`."""
+    axes = [torch.linspace(-1, 1, size, device=device) for size in grid]
+    if points is None:
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    indices = torch.unravel_index(points, grid)
+    return torch.stack([axis[index] for axis, index in zip(axes, indices, strict=True)], -1)
+
+
+def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:
+    """[position, sines of all dimensions, cosines of all dimensions]; [..., G] -> [..., G * (2 * bands + 1)]."""
+    frequencies = [torch.linspace(1, size / 2, bands, device=position_PG.device) for size in resolution]
+    angle_PGb = math.pi * position_PG[..., None] * torch.stack(frequencies)
+    angle_PF = angle_PGb.flatten(-2)
+    return torch.cat([position_PG, angle_PF.sin(), angle_PF.cos()], -1)
+
+
+class LearnedPositions(Positions):
+    """A learned vector for every element of a grid of fixed size.
+
+    Args:
+        grid: size of each dimension.
+        channels: F, channels of each vector.
+    """
+
+    def __init__(self, grid: list[int] | tuple[int, ...], channels: int) -> None:
+        super().__init__()
+        self.grid = tuple(grid)
+        self.channels = channels
+        self.table_SF = learned(math.prod(self.grid), channels)
+
+    def forward(
+        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        if grid is not None and tuple(grid) != self.grid:
+            raise PerceiversError(
+                f"learned positions exist for a grid of {self.grid} only, but the data has {tuple(grid)}: "
+                f"bring the data to that size, or use Fourier positions."
+            )
+        return self.table_SF if points is None else self.table_SF[points]

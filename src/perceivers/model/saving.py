@@ -1,0 +1,93 @@
+"""Our own format: a folder with `config.json` (what the model is built of) and `model.safetensors` (its weights)."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from perceivers.model.config import Configured, from_tree, to_tree
+from perceivers.model.errors import PerceiversError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FORMAT = "perceivers"
+VERSION = 1
+
+
+def write(path: Path, fill: Callable[[Path], Any]) -> None:
+    """Writes a file whole or not at all: `fill` writes to a temporary name, which is then renamed.
+
+    Raises:
+        PerceiversError: the path cannot be written to.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another output path.") from error
+    try:
+        fill(Path(temporary))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def save(model: nn.Module, path: str | Path) -> None:
+    """Writes a model to a folder; what is there of an earlier one is replaced."""
+    path = Path(path)
+    config = {"format": FORMAT, "version": VERSION, "model": to_tree(model)}
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    write(path / WEIGHTS, lambda file: save_file(tensors, file))
+    write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
+
+
+def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
+    """Builds the model that a folder holds, with its weights, on the CPU and in evaluation mode.
+
+    Args:
+        path: a folder that `save` wrote.
+        classes: the classes that the model may consist of.
+
+    Raises:
+        PerceiversError: a file is missing, truncated, not ours, or of another model.
+    """
+    path = Path(path)
+    for file in (path / CONFIG, path / WEIGHTS):
+        if not file.is_file():
+            raise PerceiversError(f"{path} is not a saved model: it has no {file.name}.")
+    try:
+        config = json.loads((path / CONFIG).read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{path / CONFIG} is not valid JSON ({error}): the file is damaged.") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
+    if config.get("version") != VERSION:
+        raise PerceiversError(
+            f"{path / CONFIG} has version {config.get('version')} of the format, "
+            f"but this release reads version {VERSION}: install the release that wrote it."
+        )
+    model = from_tree(config["model"], classes)
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise PerceiversError(f"{path / WEIGHTS} cannot be read ({error}): it is truncated or damaged.") from error
+    load_weights(model, tensors, path / WEIGHTS)
+    return model.eval()
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Any], source: Path) -> None:
+    """Puts tensors into a model that must have exactly these, of these shapes."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        have = tuple(tensors[name].shape) if name in tensors else "missing"
+        want = tuple(wanted[name].shape) if name in wanted else "no such tensor"
+        if have != want:
+            raise PerceiversError(f"{source} belongs to another model: {name} is {have}, but its config wants {want}.")
+    model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in
