@@ -8,6 +8,7 @@ Shape suffixes:
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import torch
@@ -217,15 +218,15 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """
     maps: dict[str, list[Tensor]] = {}
 
-    def hook(name: str) -> torch.utils.hooks.RemovableHandle:
-        def keep(attention: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            assert isinstance(attention, Attention)
-            with torch.no_grad():
-                maps.setdefault(name, []).append(attention.weights(*arguments))
+    def keep(name: str, attention: Attention, arguments: tuple[Tensor, ...]) -> None:
+        with torch.no_grad():
+            maps.setdefault(name, []).append(attention.weights(*arguments))
 
-        return child.register_forward_pre_hook(keep)
-
-    hooks = [hook(name) for name, child in module.named_modules() if isinstance(child, Attention)]
+    hooks = [
+        child.register_forward_pre_hook(partial(keep, name))
+        for name, child in module.named_modules()
+        if isinstance(child, Attention)
+    ]
     try:
         yield maps
     finally:

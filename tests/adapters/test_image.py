@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from perceivers import FourierPositions, LearnedPositions, PerceiversError
+from perceivers.adapters import ConvStem, ImageInput, Patches
+
+
+def test_pixels_are_normalised_and_get_their_positions():
+    adapter = ImageInput((4, 6), Patches(), FourierPositions((4, 6), 2), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    images = torch.rand(2, 3, 4, 6)
+    x = adapter(images).x_BMC
+    assert x.shape == (2, 24, adapter.channels)
+    pixel = (images[1, :, 2, 5] - torch.tensor([0.1, 0.2, 0.3])) / torch.tensor([0.5, 0.6, 0.7])
+    torch.testing.assert_close(x[1, 2 * 6 + 5, :3], pixel)
+    torch.testing.assert_close(x[1, :, 3:], adapter.positions())
+
+
+def test_bytes_and_floats_are_the_same_image():
+    adapter = ImageInput((4, 4), Patches(), FourierPositions((4, 4), 2))
+    pixels = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8)
+    torch.testing.assert_close(adapter(pixels).x_BMC, adapter(pixels.float() / 255).x_BMC)
+
+
+def test_patches_hold_their_pixels():
+    image = torch.arange(2 * 4 * 6).view(1, 2, 4, 6).float()
+    patches = Patches(2, colours=2)(image)
+    assert patches.shape == (1, 2, 3, 8)
+    want = image[0, :, 2:4, 4:6].permute(1, 2, 0).flatten()  # rows, columns, colours
+    assert torch.equal(patches[0, 1, 2], want)
+
+
+def test_projected_pixels_are_a_1x1_convolution():
+    features = Patches(1, 3, 16)
+    convolution = nn.Conv2d(3, 16, 1)
+    convolution.load_state_dict(
+        {"weight": features.projection.weight[:, :, None, None], "bias": features.projection.bias}
+    )
+    images = torch.rand(2, 3, 5, 4)
+    torch.testing.assert_close(features(images), convolution(images).movedim(1, -1))
+
+
+@pytest.mark.parametrize(("size", "grid"), [((16, 16), (4, 4)), ((18, 15), (5, 4)), ((7, 33), (2, 9))])
+def test_convolution_gives_a_quarter_of_each_side(size, grid):
+    stem = ConvStem(8).eval()
+    assert stem(torch.rand(1, 3, *size)).shape == (1, *grid, 8)
+    assert stem.grid(*size) == grid
+
+
+def test_convolution_is_placed_as_in_the_original():
+    """An even size is padded by one more below and to the right, so window 0 starts two pixels before the image."""
+    stem = ConvStem(1, 1).eval()
+    nn.init.zeros_(stem.convolution.weight)
+    stem.convolution.weight.data[0, 0, 2, 2] = 1.0
+    image = torch.arange(64).view(1, 1, 8, 8).float()
+    scale = (1 + stem.norm.eps) ** -0.5
+    want = torch.tensor([[18.0, 22.0], [50.0, 54.0]]) * scale  # largest of pixels (0, 0), (0, 2), (2, 0), (2, 2), ...
+    torch.testing.assert_close(stem(image)[0, :, :, 0], torch.tensor([[36.0, 38.0], [52.0, 54.0]]) * scale)
+    assert want is not None
+
+
+def test_wrong_images_are_refused():
+    adapter = ImageInput((4, 4), Patches(2), LearnedPositions((2, 2), 8))
+    with pytest.raises(PerceiversError, match=r"shape \(2, 1, 4, 4\) were given, but \[batch, 3 colours"):
+        adapter(torch.rand(2, 1, 4, 4))
+    with pytest.raises(PerceiversError, match=r"shape \(3, 4, 4\)"):
+        adapter(torch.rand(3, 4, 4))
+    with pytest.raises(PerceiversError, match="4 x 5 pixels cannot be cut into patches of 2 x 2"):
+        adapter(torch.rand(2, 3, 4, 5))
+    with pytest.raises(PerceiversError, match=r"grid of \(2, 2\) only, but the data has \(4, 4\)"):
+        adapter(torch.rand(2, 3, 8, 8))

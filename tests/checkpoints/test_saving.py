@@ -1,0 +1,112 @@
+import json
+
+import pytest
+import torch
+
+import perceivers
+from perceivers import PerceiversError
+from perceivers.adapters import ArrayInput, LabelOutput
+
+
+@pytest.fixture
+def model():
+    return perceivers.create_model(
+        "imagenet_conv", image_size=16, classes=3, class_names=["a", "b", "c"], latents=4, channels=16, bands=2,
+        depth=1, blocks=2, heads=2, query_channels=8,
+    )  # fmt: skip
+
+
+def test_a_saved_model_is_the_same_bit_for_bit(model, tmp_path):
+    images = torch.rand(4, 3, 16, 16)
+    model.train()({"image": images})  # moves the batch statistics, which must be saved too
+    model.eval().save(tmp_path / "model")
+    loaded = perceivers.load(tmp_path / "model")
+    assert not loaded.training
+    assert loaded.outputs["label"].names == ["a", "b", "c"]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert torch.equal(loaded({"image": images})["label"], model({"image": images})["label"])
+    loaded.save(tmp_path / "again")
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_precision_is_kept(model, tmp_path):
+    model.bfloat16().save(tmp_path)
+    assert perceivers.load(tmp_path).encoder.latents.dtype == torch.bfloat16
+
+
+def test_own_adapters_are_passed_by_class(tmp_path):
+    class MyInput(ArrayInput):
+        pass
+
+    perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
+    with pytest.raises(PerceiversError, match=r"names the class 'MyInput'.*classes=\[MyInput\]"):
+        perceivers.load(tmp_path)
+    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+
+
+def break_config(change):
+    def edit(folder):
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def truncate(name):
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+        (truncate("model.safetensors"), "model.safetensors cannot be read .* truncated or damaged"),
+        (truncate("config.json"), "config.json is not valid JSON"),
+        (break_config(lambda c: c.pop("format")), "was not written by perceivers"),
+        (break_config(lambda c: c.update(version=2)), "has version 2 of the format"),
+        (break_config(lambda c: c["model"].update(latents=5)), r"belongs to another model: encoder.latents is \(4, 16\)"),
+        (break_config(lambda c: c["model"].update(latent=5)), "no argument 'latent': did you mean 'latents'"),
+        (break_config(lambda c: c["model"].pop("latents")), "needs the argument 'latents'"),
+        (break_config(lambda c: c["model"].update({"class": "Patches"})), "Patches has no argument"),
+        (break_config(lambda c: c["model"].update({"class": "os.system"})), "names the class 'os.system'"),
+    ],
+)
+def test_damaged_models_are_refused(model, tmp_path, damage, message):
+    model.save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(PerceiversError, match=message):
+        perceivers.load(tmp_path)
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"architectures": ["PerceiverForMaskedLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(PerceiversError, match="was not written by perceivers"):
+        perceivers.load(tmp_path)
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(PerceiversError, match="neither a folder here nor a model on the hub"):
+        perceivers.load("nobody/no-such-model")
+
+
+def test_an_unwritable_path_is_refused(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PerceiversError, match="cannot write .*choose another output path"):
+        model.save(tmp_path / "file" / "model")
+
+
+def test_nothing_half_written_remains(model, tmp_path, monkeypatch):
+    def fail(tensors, file):
+        file.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("perceivers.model.saving.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []

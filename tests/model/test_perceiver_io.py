@@ -1,0 +1,256 @@
+import copy
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from perceivers import FourierPositions, InputArray, LearnedPositions, PerceiverIO, PerceiversError
+from perceivers.adapters import ArrayInput, ArrayOutput, LabelInput, LabelOutput
+
+
+def two_modalities(**settings):
+    """Sound on a line and a set of points in; a picture, a line and a label out."""
+    defaults = {"latents": 6, "channels": 16, "depth": 2, "heads": 2}
+    return PerceiverIO(
+        inputs={"sound": ArrayInput(3, FourierPositions((12,), 4)), "points": ArrayInput(5)},
+        outputs={
+            "picture": ArrayOutput(3, FourierPositions((4, 5), 3)),
+            "line": ArrayOutput(2, LearnedPositions((7,), 9)),
+            "label": LabelOutput(10, query_channels=8),
+        },
+        **(defaults | settings),
+    )
+
+
+@pytest.fixture
+def data():
+    return {"sound": torch.randn(2, 12, 3), "points": torch.randn(2, 9, 5)}
+
+
+def test_shapes_of_several_inputs_and_outputs(data):
+    out = two_modalities()(data)
+    assert {name: tuple(value.shape) for name, value in out.items()} == {
+        "picture": (2, 4, 5, 3),
+        "line": (2, 7, 2),
+        "label": (2, 10),
+    }
+
+
+def test_the_model_is_the_papers_formula(data):
+    model = two_modalities(blocks=2, output_channels=11, query_residual=False).double()
+    sound = torch.cat([data["sound"], model.inputs["sound"].positions().expand(2, -1, -1)], -1).double()
+    points = data["points"].double()
+    common = 12 + 4  # the widest modality has 3 + 9 channels
+    assert model.input_padding.common == common
+    padding = model.input_padding.vectors
+    x = torch.cat(
+        [
+            torch.cat([sound, padding["sound"].expand(2, 12, -1)], -1),
+            torch.cat([points, padding["points"].expand(2, 9, -1)], -1),
+        ],
+        1,
+    )
+    z = model.encoder.cross_attentions[0](model.encoder.latents.expand(2, -1, -1), x)
+    for layer in [*model.encoder.layers] * 2:
+        z = layer(z)
+    encoded = model.encode({name: value.double() for name, value in data.items()})
+    torch.testing.assert_close(encoded.z_BND, z)
+    query = torch.cat([model.outputs["label"].query, model.query_padding.vectors["label"].expand(1, 1, -1)], -1)
+    y = model.heads["label"](model.projection(model.decoder(query.expand(2, -1, -1), z)))[:, 0]
+    torch.testing.assert_close(model.decode(encoded, {"label": None})["label"], y)
+
+
+def test_any_subset_and_chunk_size_equals_the_full_decode(data):
+    model = two_modalities().double().eval()
+    encoded = model.encode(data)
+    full = model.decode(encoded)
+    for count in range(1, 4):
+        for names in itertools.combinations(full, count):
+            some = model.decode(encoded, dict.fromkeys(names))
+            assert list(some) == list(names)
+            for name in names:
+                torch.testing.assert_close(some[name], full[name])
+    points = torch.randint(20, (2, 6))
+    flat = full["picture"].flatten(1, 2)
+    for max_memory in [None, 1, 4000, 30000]:
+        whole = model.decode(encoded, max_memory=max_memory)
+        for name in full:
+            torch.testing.assert_close(whole[name], full[name])
+        shared = model.decode(encoded, {"picture": points[0]}, max_memory)["picture"]
+        torch.testing.assert_close(shared, flat[:, points[0]])
+        own = model.decode(encoded, {"picture": points}, max_memory)["picture"]
+        torch.testing.assert_close(own, torch.stack([flat[b, points[b]] for b in range(2)]))
+
+
+def test_decoding_never_encodes_again_and_keeps_its_memory_bound(data):
+    model = two_modalities().eval()
+    encoded = model.encode(data)
+    model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("encoded again"))
+    seen = []
+    model.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[1]))
+    model.decode(encoded, {"picture": None}, max_memory=7 * model.bytes_per_query(encoded.z_BND))
+    assert seen == [7, 7, 6]
+
+
+def test_memory_of_a_query_is_what_decoding_takes():
+    model = PerceiverIO({"a": ArrayInput(4)}, {"b": ArrayOutput(2, FourierPositions((4096,), 32))}, 64, 32, 1, heads=1)
+    encoded = model.eval().encode({"a": torch.randn(2, 8, 4)})
+    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
+        model.decode(encoded, max_memory=None)
+    held = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    bound = 4096 * model.bytes_per_query(encoded.z_BND)
+    assert bound / 4 < peak < bound * 1.1
+
+
+def test_order_of_elements_does_not_matter(data):
+    model = two_modalities().double()
+    shuffled = data["points"][:, torch.randperm(9)]
+    a, b = model(data), model(data | {"points": shuffled})
+    for name in a:
+        torch.testing.assert_close(a[name], b[name])
+
+
+def test_masked_elements_change_nothing(data):
+    model = two_modalities().double()
+    junk = torch.cat([data["points"], torch.full((2, 3, 5), 99.0)], 1)
+    mask = torch.arange(12).expand(2, -1) < 9
+    a, b = model(data), model(data | {"points": InputArray(junk, mask)})
+    for name in a:
+        torch.testing.assert_close(a[name], b[name])
+
+
+def test_fourier_positions_take_other_sizes(data):
+    model = two_modalities()
+    assert model(data | {"sound": torch.randn(2, 31, 3)})["label"].shape == (2, 10)
+
+
+def test_blocks_share_weights(data):
+    one, three = two_modalities(), two_modalities(blocks=3)
+    assert sum(p.numel() for p in one.parameters()) == sum(p.numel() for p in three.parameters())
+    three.load_state_dict(one.state_dict())
+    z = one.encode(data).z_BND
+    for layer in [*one.encoder.layers] * 2:
+        z = layer(z)
+    torch.testing.assert_close(three.encode(data).z_BND, z)
+    deep = two_modalities(depth=6)
+    assert len(deep.encoder.layers) == 3 * len(three.encoder.layers)
+
+
+def test_repeated_cross_attention_of_the_first_perceiver(data):
+    shared = two_modalities(blocks=3, cross_attends=2)
+    apart = two_modalities(blocks=3, cross_attends=2, share_cross_attention=False)
+    assert (len(shared.encoder.cross_attentions), len(apart.encoder.cross_attentions)) == (1, 2)
+    seen = []
+    for cross_attention in apart.encoder.cross_attentions:
+        cross_attention.register_forward_pre_hook(lambda module, _: seen.append(module))
+    apart.encode(data)
+    assert seen == list(apart.encoder.cross_attentions)
+    state = apart.state_dict()
+    for name in list(state):
+        if "cross_attentions.0" in name:
+            state[name.replace("cross_attentions.0", "cross_attentions.1")] = state[name]
+    apart.load_state_dict(state)
+    shared.load_state_dict({name: value for name, value in state.items() if "cross_attentions.1" not in name})
+    torch.testing.assert_close(apart.encode(data).z_BND, shared.encode(data).z_BND)
+    assert not torch.allclose(apart.encode(data).z_BND, two_modalities(blocks=3).encode(data).z_BND)
+
+
+def test_average_decoder_of_the_first_perceiver(data):
+    model = PerceiverIO(
+        {"points": ArrayInput(5)}, {"label": LabelOutput(10, query_channels=None)}, latents=6, channels=16, depth=1
+    )
+    assert not hasattr(model, "decoder")
+    encoded = model.encode({"points": data["points"]})
+    want = encoded.z_BND.mean(1) @ model.heads["label"].weight.T + model.heads["label"].bias
+    torch.testing.assert_close(model.decode(encoded)["label"], want)
+
+
+def test_label_input_is_one_hot():
+    array = LabelInput(4)(torch.tensor([2, 0]))
+    assert array.x_BMC.tolist() == [[[0, 0, 1, 0]], [[1, 0, 0, 0]]]
+
+
+def test_checkpointing_gives_the_same_gradients_in_less_memory(data):
+    plain, checkpointed = two_modalities(depth=4), two_modalities(depth=4, checkpointing=True)
+    checkpointed.load_state_dict(plain.state_dict())
+    saved = {}
+    for name, model in (("plain", plain), ("checkpointed", checkpointed)):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            loss = model(data)["picture"].square().sum()
+        loss.backward()
+        saved[name] = sum(sizes)
+    assert saved["checkpointed"] < 0.6 * saved["plain"]
+    for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_compiles_without_a_graph_break(data):
+    model = two_modalities(depth=1).eval()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for name, value in compiled(data).items():
+            torch.testing.assert_close(value, model(data)[name], atol=1e-5, rtol=1e-5)
+
+
+def test_exports(data):
+    model = two_modalities(depth=1).eval()
+    program = torch.export.export(model, (data,))
+    for name, value in program.module()(data).items():
+        torch.testing.assert_close(value, model(data)[name])
+
+
+def test_runs_in_bfloat16_and_under_autocast(data):
+    model = two_modalities().eval()
+    want = model(data)["picture"]
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(data)["picture"]
+    low = model.bfloat16()({name: value.bfloat16() for name, value in data.items()})["picture"]
+    assert low.dtype == torch.bfloat16
+    for got in (mixed, low):
+        assert (got.float() - want).norm() < 0.03 * want.norm()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"channels": 18, "heads": 4}, "qk_channels = 18 cannot be split over heads = 4"),
+        ({"latents": 0}, "latents = 0 is not allowed: it must be at least 1"),
+        ({"cross_attends": 2}, "cross_attends = 2 is not allowed: it must be from 1 to 1"),
+        ({"gelu": "erf"}, "gelu = 'erf' is not allowed"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(PerceiversError, match=message):
+        two_modalities(**settings)
+
+
+def test_wrong_inputs_are_refused(data):
+    model = two_modalities()
+    with pytest.raises(PerceiversError, match="no input 'sounds': did you mean 'sound'"):
+        model({"sounds": data["sound"]})
+    with pytest.raises(PerceiversError, match="input 'points' is missing"):
+        model({"sound": data["sound"]})
+    with pytest.raises(PerceiversError, match="no output 'labels': did you mean 'label'"):
+        model(data, {"labels": None})
+    with pytest.raises(PerceiversError, match=r"shape \(2, 12, 4\) was given, but .* 3 channels"):
+        model(data | {"sound": torch.randn(2, 12, 4)})
+    with pytest.raises(PerceiversError, match=r"shape \(12, 3\)"):
+        model(data | {"sound": torch.randn(12, 3)})
+    with pytest.raises(PerceiversError, match="at least one input"):
+        PerceiverIO({}, {}, latents=1, channels=8, depth=1)
+
+
+def test_gradients_reach_every_parameter(data):
+    model = two_modalities()
+    sum(value.square().sum() for value in model(data).values()).backward()
+    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None or math.isnan(parameter.grad.sum())]
+    assert missing == []
+    assert isinstance(model.projection, nn.Identity)

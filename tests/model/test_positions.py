@@ -1,0 +1,43 @@
+import math
+
+import pytest
+import torch
+
+from perceivers.model.errors import PerceiversError
+from perceivers.model.positions import FourierPositions, LearnedPositions
+
+
+def test_fourier_features_are_the_papers():
+    positions = FourierPositions((5, 9), bands=3)
+    table = positions()
+    assert table.shape == (45, positions.channels)
+    assert positions.channels == 2 * (2 * 3 + 1)
+    for row, column in [(0, 0), (2, 7), (4, 8)]:
+        place = [-1 + 2 * row / 4, -1 + 2 * column / 8]
+        frequencies = [[1.0, 1.75, 2.5], [1.0, 2.75, 4.5]]  # from 1 to half the resolution
+        angles = [math.pi * f * p for p, axis in zip(place, frequencies, strict=True) for f in axis]
+        want = [*place, *map(math.sin, angles), *map(math.cos, angles)]
+        torch.testing.assert_close(table[row * 9 + column], torch.tensor(want), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(7,), (4, 6), (3, 4, 5)])
+def test_points_are_entries_of_the_whole_grid(shape):
+    for positions in (FourierPositions(shape, 4), LearnedPositions(shape, 6)):
+        points = torch.randint(math.prod(shape), (2, 5))
+        torch.testing.assert_close(positions(points=points), positions()[points])
+        torch.testing.assert_close(positions(points=points[0]), positions()[points[0]])
+
+
+def test_other_grids_span_the_same_range():
+    positions = FourierPositions((4, 4), bands=2)
+    small, large = positions(), positions((7, 7))
+    torch.testing.assert_close(large.view(7, 7, -1)[::2, ::2], small.view(4, 4, -1), atol=1e-6, rtol=0)
+
+
+def test_wrong_grids_are_refused():
+    with pytest.raises(PerceiversError, match=r"grid of \(4, 4\) only, but the data has \(5, 4\)"):
+        LearnedPositions((4, 4), 8)((5, 4))
+    with pytest.raises(PerceiversError, match="2 dimensions, but the data has 1"):
+        FourierPositions((4, 4), 8)((5,))
+    with pytest.raises(PerceiversError, match="bands = 0"):
+        FourierPositions((4, 4), 0)
