@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -23,15 +24,19 @@ KNOWN_FLOPS = {
 def test_sizes_are_the_papers(name):
     preset = PRESETS[name]
     size = measure(lambda: perceivers.create_model(name), preset.inputs)
-    assert size.parameters / preset.paper_parameters == pytest.approx(KNOWN_PARAMETERS.get(name, 1), rel=0.0001 if name in KNOWN_PARAMETERS else 0.005)
-    assert size.flops / preset.paper_flops == pytest.approx(KNOWN_FLOPS.get(name, 1), rel=0.001 if name in KNOWN_FLOPS else 0.02)
+    assert size.parameters / preset.paper_parameters == pytest.approx(
+        KNOWN_PARAMETERS.get(name, 1), rel=0.0001 if name in KNOWN_PARAMETERS else 0.005
+    )
+    assert size.flops / preset.paper_flops == pytest.approx(
+        KNOWN_FLOPS.get(name, 1), rel=0.001 if name in KNOWN_FLOPS else 0.02
+    )
 
 
 def test_why_the_figures_of_configuration_b_differ():
     """The paper's FLOPs are those of 12 layers on 261 input channels, its parameters those of 16 layers."""
     for name, flops in (("imagenet_fourier_b", 213e9), ("imagenet_conv_b", 176e9)):
         channels = {} if "conv" in name else {"feature_channels": None}
-        size = measure(lambda: perceivers.create_model(name, depth=12, **channels), PRESETS[name].inputs)
+        size = measure(partial(perceivers.create_model, name, depth=12, **channels), PRESETS[name].inputs)
         assert size.flops == pytest.approx(flops, rel=0.005)
     plain = measure(lambda: perceivers.create_model("imagenet_fourier_b", feature_channels=None), PRESETS[name].inputs)
     assert plain.parameters == pytest.approx(212e6, rel=0.001)
@@ -39,7 +44,17 @@ def test_why_the_figures_of_configuration_b_differ():
 
 def test_flops_by_hand():
     """One cross-attention and one layer, counted from the formula: a multiply and an add are two."""
-    settings = {"image_size": 4, "bands": 1, "latents": 3, "channels": 8, "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8, "classes": 5}
+    settings = {
+        "image_size": 4,
+        "bands": 1,
+        "latents": 3,
+        "channels": 8,
+        "depth": 1,
+        "blocks": 1,
+        "heads": 1,
+        "query_channels": 8,
+        "classes": 5,
+    }
     size = measure(lambda: perceivers.create_model("imagenet_fourier", **settings), {"image": (3, 4, 4)})
     m, c, n, d = 16, 3 + 2 * 3, 3, 8
     encode = n * d * c + 2 * m * c * c + 2 * n * m * c + n * c * d + 2 * n * d * d

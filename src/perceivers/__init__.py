@@ -5,7 +5,7 @@ from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAd
 from perceivers.model.attention import record_attention
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.positions import FourierPositions, LearnedPositions
+from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
 from perceivers.presets import create_model, list_models
 
 __version__ = "0.1.0"
@@ -20,6 +20,7 @@ __all__ = [
     "PerceiverIO",
     "PerceiversError",
     "create_model",
+    "fourier_features",
     "list_models",
     "load",
     "record_attention",

@@ -3,7 +3,8 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
 def list_models(arguments: argparse.Namespace) -> None:
     from perceivers.presets import PRESETS, create_model, measure
 
-    rows = []
-    for name, preset in PRESETS.items():
-        size = measure(lambda name=name: create_model(name), preset.inputs)
-        rows.append(
+    models = [(name, preset, measure(partial(create_model, name), preset.inputs)) for name, preset in PRESETS.items()]
+    if arguments.json:
+        rows = [
             {
                 "name": name,
                 "experiment": preset.experiment,
@@ -75,29 +75,29 @@ def list_models(arguments: argparse.Namespace) -> None:
                 "flops": size.flops,
                 "paper_flops": int(preset.paper_flops),
             }
-        )
-    if arguments.json:
+            for name, preset, size in models
+        ]
         print(json.dumps(rows, indent=2))
         return
     print_table(
         ["name", "experiment", "in the paper", "parameters", "paper", "FLOPs", "paper"],
         [
             [
-                row["name"],
-                row["experiment"],
-                row["paper_row"],
-                f"{row['parameters'] / 1e6:.1f}M",
-                f"{row['paper_parameters'] / 1e6:.1f}M",
-                f"{row['flops'] / 1e9:.0f}B",
-                f"{row['paper_flops'] / 1e9:.0f}B",
+                name,
+                preset.experiment,
+                preset.row,
+                f"{size.parameters / 1e6:.1f}M",
+                f"{preset.paper_parameters / 1e6:.1f}M",
+                f"{size.flops / 1e9:.0f}B",
+                f"{preset.paper_flops / 1e9:.0f}B",
             ]
-            for row in rows
+            for name, preset, size in models
         ],
     )
     print("\nFLOPs of one forward pass of one example. Where figures differ, docs/image_classification.md says why.")
 
 
-def print_table(header: list[str], rows: Iterable[list[str]]) -> None:
+def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Prints columns side by side, numbers to the right."""
     table = [header, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(header))]
@@ -127,11 +127,14 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
     from perceivers.data.images import ImageData
     from perceivers.experiments.image_classification import evaluate
 
-    results = evaluate(perceivers.load(arguments.model), ImageData(arguments.data).open().evaluation, arguments.batch_size)
+    results = evaluate(
+        perceivers.load(arguments.model), ImageData(arguments.data).open().evaluation, arguments.batch_size
+    )
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
-        print(f"{results['images']} images: top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}, loss {results['loss']:.4f}")
+        accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
+        print(f"{results['images']} images: {accuracy}, loss {results['loss']:.4f}")
 
 
 def classify_images(arguments: argparse.Namespace) -> None:

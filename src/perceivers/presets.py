@@ -1,7 +1,7 @@
 """Every configuration of the paper by name, with the paper's figures; its parameters and FLOPs can be asked for.
 
-    perceivers.list_models()
-    perceivers.create_model("imagenet_fourier", classes=10)
+perceivers.list_models()
+perceivers.create_model("imagenet_fourier", classes=10)
 """
 
 from collections.abc import Callable, Sequence
@@ -124,8 +124,8 @@ class Preset:
 
 def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """A row of the paper's ImageNet table (section 4.4 and appendix)."""
-    image = {"image": (3, 224, 224)}
-    return Preset("image_classification", row, image_classifier, settings, image, paper_parameters, paper_flops)
+    inputs: dict[str, tuple[int, ...]] = {"image": (3, 224, 224)}
+    return Preset("image_classification", row, image_classifier, settings, inputs, paper_parameters, paper_flops)
 
 
 LEARNED = {"feature_channels": 256, "positions": "learned", "query_residual": False}

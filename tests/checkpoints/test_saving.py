@@ -69,7 +69,10 @@ def truncate(name):
         (truncate("config.json"), "config.json is not valid JSON"),
         (break_config(lambda c: c.pop("format")), "was not written by perceivers"),
         (break_config(lambda c: c.update(version=2)), "has version 2 of the format"),
-        (break_config(lambda c: c["model"].update(latents=5)), r"belongs to another model: encoder.latents is \(4, 16\)"),
+        (
+            break_config(lambda c: c["model"].update(latents=5)),
+            r"belongs to another model: encoder.latents is \(4, 16\)",
+        ),
         (break_config(lambda c: c["model"].update(latent=5)), "no argument 'latent': did you mean 'latents'"),
         (break_config(lambda c: c["model"].pop("latents")), "needs the argument 'latents'"),
         (break_config(lambda c: c["model"].update({"class": "Patches"})), "Patches has no argument"),
@@ -97,7 +100,7 @@ def test_an_unknown_name_is_refused():
 
 def test_an_unwritable_path_is_refused(model, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PerceiversError, match="cannot write .*choose another output path"):
+    with pytest.raises(PerceiversError, match=r"cannot write .*choose another output path"):
         model.save(tmp_path / "file" / "model")
 
 

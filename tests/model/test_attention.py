@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from perceivers.model.attention import Attention, CrossAttention, SelfAttention, lecun_normal_, learned, record_attention
+from perceivers.model.attention import (
+    Attention,
+    CrossAttention,
+    SelfAttention,
+    learned,
+    lecun_normal_,
+    record_attention,
+)
 from perceivers.model.errors import PerceiversError
 
 
@@ -16,7 +23,9 @@ def plain_attention(attention, q_OQ, x_MC, mask_M, query_mask_O):
     for o in range(len(q)):
         row = []
         for h in range(attention.heads):
-            scores = [float(q[o, h * qk : (h + 1) * qk] @ k[m, h * qk : (h + 1) * qk]) / math.sqrt(qk) for m in range(len(k))]
+            scores = [
+                float(q[o, h * qk : (h + 1) * qk] @ k[m, h * qk : (h + 1) * qk]) / math.sqrt(qk) for m in range(len(k))
+            ]
             weights = [math.exp(s) if mask_M[m] and query_mask_O[o] else 0.0 for m, s in enumerate(scores)]
             total = sum(weights) or 1.0
             row.append(sum(w / total * v[m, h * vv : (h + 1) * vv] for m, w in enumerate(weights)))
@@ -24,9 +33,7 @@ def plain_attention(attention, q_OQ, x_MC, mask_M, query_mask_O):
     return attention.output(torch.stack(rows))
 
 
-@pytest.mark.parametrize(
-    ("heads", "qk_channels", "v_channels"), [(1, None, None), (3, 6, None), (2, 6, 10), (1, 7, 5)]
-)
+@pytest.mark.parametrize(("heads", "qk_channels", "v_channels"), [(1, None, None), (3, 6, None), (2, 6, 10), (1, 7, 5)])
 def test_attention_equals_the_plain_formula(heads, qk_channels, v_channels):
     attention = Attention(8, 5 if heads == 1 else 6, heads, qk_channels, v_channels).double()
     channels = attention.key.in_features

@@ -251,6 +251,10 @@ def test_wrong_inputs_are_refused(data):
 def test_gradients_reach_every_parameter(data):
     model = two_modalities()
     sum(value.square().sum() for value in model(data).values()).backward()
-    missing = [name for name, parameter in model.named_parameters() if parameter.grad is None or math.isnan(parameter.grad.sum())]
+    missing = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.grad is None or math.isnan(parameter.grad.sum())
+    ]
     assert missing == []
     assert isinstance(model.projection, nn.Identity)

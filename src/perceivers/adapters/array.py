@@ -1,7 +1,6 @@
 """Arrays as they are: for data that needs no adapter of its own. Shape suffixes as in `perceivers.model.adapter`."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,5 +68,6 @@ class ArrayOutput(OutputAdapter):
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         """-> [B, *grid, channels], or [B, P, channels] of some points."""
-        shape: Sequence[int] = self.positions.grid if points is None else (y_BOE.shape[1],)
-        return y_BOE.unflatten(1, tuple(shape))
+        if points is not None:
+            return y_BOE
+        return y_BOE.reshape(len(y_BOE), *self.positions.grid, -1)

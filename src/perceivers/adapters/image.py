@@ -103,6 +103,9 @@ class ImageInput(InputAdapter):
         crop: the part of the resized image that evaluation looks at, in the middle (224 of 256 pixels in the paper).
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         size: Sequence[int],

@@ -37,7 +37,7 @@ class LabelOutput(OutputAdapter):
         super().__init__()
         if names is not None and len(names) != classes:
             raise PerceiversError(f"{len(names)} names were given for classes = {classes}: give one for each.")
-        self.channels = classes
+        self.classes = self.channels = classes
         self.query_channels = query_channels
         self.names = names
         if query_channels is not None:

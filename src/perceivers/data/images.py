@@ -138,7 +138,9 @@ class ImageData:
             splits = datasets.load_dataset(name)
         except Exception as error:  # the library raises many kinds; each means that it cannot be had
             reason = str(error).strip().splitlines()[0]
-            raise PerceiversError(f"data.path = {name} is neither a folder nor a data set of the hub: {reason}") from error
+            raise PerceiversError(
+                f"data.path = {name} is neither a folder nor a data set of the hub: {reason}"
+            ) from error
         training = next((splits[split] for split in TRAINING_NAMES if split in splits), None)
         evaluation = next((splits[split] for split in EVALUATION_NAMES if split in splits), None)
         if training is None:
@@ -182,7 +184,7 @@ class ImageData:
 
 def column(table: Any, kind: type, usual: str, name: str) -> str:
     """The column of a data set that is of this kind, or has the usual name."""
-    found = [field for field, feature in table.features.items() if isinstance(feature, kind)]
+    found: list[str] = [field for field, feature in table.features.items() if isinstance(feature, kind)]
     if not found and usual in table.features:
         found = [usual]
     if len(found) != 1:
@@ -281,14 +283,14 @@ class ImageDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, item: Item) -> dict[str, Any]:
         """An image that cannot be decoded gives a "problem" instead of an image."""
         try:
-            image = self.images.read(item.index, self.colours)
+            image = self.images.read(item.sample, self.colours)
         except PerceiversError as error:
             return {"problem": str(error)}
         if self.area is None:
             view = evaluation_view(image, self.size, self.crop)
         else:
             view = training_view(image, self.size, self.area, torch.Generator().manual_seed(item.seed))
-        return {"image": to_tensor(view), "label": self.images.labels[item.index]}
+        return {"image": to_tensor(view), "label": self.images.labels[item.sample]}
 
 
 def to_tensor(image: Image.Image) -> Tensor:

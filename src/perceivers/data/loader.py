@@ -1,4 +1,4 @@
-"""Batches in an order that depends on the seed and the epoch alone, so that training goes on exactly where it stopped."""
+"""Batches in an order that depends on seed and epoch alone, so that training goes on exactly where it stopped."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from perceivers.model.errors import PerceiversError
 class Item(NamedTuple):
     """Which sample to make, and the seed of whatever is random in making it."""
 
-    index: int
+    sample: int
     seed: int
 
 
@@ -46,16 +46,16 @@ class EpochSampler(Sampler[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         if self.seed is None:
-            yield from (Item(index, 0) for index in range(self.rank, self.count, self.world))
+            yield from (Item(sample, 0) for sample in range(self.rank, self.count, self.world))
             return
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(self.count, generator=generator)
         seeds = torch.randint(2**31, (self.count,), generator=generator)
         mine = slice(self.rank, self.per_process * self.world, self.world)
         pairs = zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)
-        for place, (index, seed) in enumerate(pairs):
+        for place, (sample, seed) in enumerate(pairs):
             if place >= self.skipped:
-                yield Item(index, seed)
+                yield Item(sample, seed)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -103,7 +103,7 @@ class ResumableLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
         )
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class promises a private class
         assert self.batch_size is not None
         self.done = self.order.skipped // self.batch_size
         for batch in super().__iter__():

@@ -58,7 +58,9 @@ class Augment(nn.Module):
         if config.flip:
             steps.append(K.RandomHorizontalFlip())
         if config.layers:
-            steps.append(RandAugment(config.layers, round(config.magnitude * 3)))  # kornia counts to 30, the paper to 10
+            steps.append(
+                RandAugment(config.layers, round(config.magnitude * 3))
+            )  # kornia counts to 30, the paper to 10
         self.steps = nn.Sequential(*steps)
 
     @torch.no_grad()

@@ -63,7 +63,9 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
             raise PerceiversError(f"{path}: there is no field {parents + key!r}: {nearest(key, kinds)}")
         if is_dataclass(kinds[key]):
             if not isinstance(value, dict):
-                raise PerceiversError(f"{path}: {parents + key} = {value!r}, but it has fields: {', '.join(get_type_hints(kinds[key]))}.")
+                raise PerceiversError(
+                    f"{path}: {parents + key} = {value!r}, but it has fields: {', '.join(get_type_hints(kinds[key]))}."
+                )
             check_keys(value, kinds[key], path, f"{parents}{key}.")
 
 
@@ -76,7 +78,9 @@ def read_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PerceiversError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise PerceiversError(f"{path} is not a config: fields such as 'experiment: image_classification' are expected.")
+        raise PerceiversError(
+            f"{path} is not a config: fields such as 'experiment: image_classification' are expected."
+        )
     return values
 
 

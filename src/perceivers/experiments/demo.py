@@ -119,7 +119,7 @@ def report(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
 
 
 def draw(model: PerceiverIO, images_BCYX: Tensor, labels_B: Tensor, predicted_B: Tensor) -> Figure:
-    """Test digits, the wrong ones first; beside some of them where the latents looked that the label's query read most."""
+    """Test digits, wrong ones first; beside some, where those latents looked that the label's query read most."""
     order = (predicted_B == labels_B).int().argsort(stable=True)[:SHOWN].tolist()
     wrong = int((predicted_B != labels_B).sum())
     with torch.inference_mode(), record_attention(model) as maps:
@@ -128,7 +128,7 @@ def draw(model: PerceiverIO, images_BCYX: Tensor, labels_B: Tensor, predicted_B:
     read_BN = maps["decoder.attention"][0].mean(1)[:, 0]
 
     figure = Figure(figsize=(15, 8.6), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[5, 5.4])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[5, 5.4])[0]
     left.suptitle(f"Test digits: {wrong} of {len(labels_B)} wrong, shown first (predicted / true)", fontsize=12)
     for axis, index in zip(left.subplots(SHOWN // 5, 5).flat, order, strict=False):
         predicted, true = int(predicted_B[index]), int(labels_B[index])

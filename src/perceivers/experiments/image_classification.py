@@ -1,4 +1,4 @@
-"""Image classification from pixels (section 4.4; the paper's recipe is in configs/image_classification/imagenet_*.yaml).
+"""Image classification from pixels (section 4.4; configs/image_classification/imagenet_*.yaml are the paper's recipe).
 
 Shape suffixes: B batch, C colours, Y rows, X columns, K classes
 """
@@ -17,7 +17,15 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
-from perceivers.data.images import ImageData, ImageDataset, ImageSplits, LabelledImages, collate, evaluation_view, to_tensor
+from perceivers.data.images import (
+    ImageData,
+    ImageDataset,
+    ImageSplits,
+    LabelledImages,
+    collate,
+    evaluation_view,
+    to_tensor,
+)
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.augmentation import Augment, Augmentation
 from perceivers.experiments.training import Optimization, Trained, Training, check, train
@@ -83,7 +91,7 @@ def class_names(model: PerceiverIO) -> list[str]:
     """What a classifier's classes are called: their numbers, if it does not know."""
     output = model.outputs["label"]
     assert isinstance(output, LabelOutput)
-    return output.names or [str(index) for index in range(output.channels)]
+    return output.names or [str(index) for index in range(output.classes)]
 
 
 class ImageBatches(L.LightningDataModule):

@@ -1,11 +1,13 @@
 """What all experiments share: optimizer, schedule, and a training run that can be interrupted and resumed."""
 
 import json
+import logging
 import math
 import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +73,7 @@ class Optimization:
         if self.name == "lamb":
             # The published update: decay inside the trust ratio, and no bound on the norm of a weight.
             optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False)
-            optimizer.clamp = math.inf
+            optimizer.clamp = math.inf  # type: ignore[attr-defined]
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
         scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, steps))
@@ -94,7 +96,9 @@ def check(field: str, value: object, allowed: bool, expected: str) -> None:
 def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
     """Parameters with weight decay (weights of linear and convolutional layers, unless `decay_all`) and without."""
     decayed = {
-        id(layer.weight) for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        id(layer.weight)
+        for layer in module.modules()
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
     }
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     with_decay = [parameter for parameter in parameters if decay_all or id(parameter) in decayed]
@@ -168,7 +172,7 @@ class Steps(Callback):
     def __init__(self, config: Training) -> None:
         self.config = config
         self.interrupted = False
-        self.problems: dict[str, None] = {}
+        self.problems: set[str] = set()
         self.started = time.perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -179,7 +183,9 @@ class Steps(Callback):
 
         signal.signal(signal.SIGINT, interrupt)
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         for field, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
                 raise PerceiversError(
@@ -187,8 +193,9 @@ class Steps(Callback):
                 )
         for problem in batch.get("problems", ()):
             if problem not in self.problems:
-                self.problems[problem] = None
+                self.problems.add(problem)
                 print(f"\nSkipped: {problem}", file=sys.stderr)
+        # Every step has random numbers of its own, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(hash((self.config.seed, trainer.current_epoch, batch_idx, trainer.global_rank)))
         self.started = time.perf_counter()
 
@@ -202,7 +209,7 @@ class Steps(Callback):
             )
         size = self.config.batch_size / self.config.accumulate
         pl_module.log("examples_per_second", size / (time.perf_counter() - self.started), prog_bar=True)
-        if self.interrupted:
+        if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             output = Path(self.config.output)
             trainer.save_checkpoint(output / "checkpoints" / LAST)
             print(
@@ -215,10 +222,39 @@ class Steps(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if self.problems:
-            print(f"{len(self.problems)} samples could not be read and were skipped.", file=sys.stderr)
+            print(f"\n{len(self.problems)} samples could not be read and were skipped.", file=sys.stderr)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def train(module: Trained, data: L.LightningDataModule, config: Training, monitor: str, written: Mapping[str, Any]) -> Path:
+class ProgressLines(Callback):
+    """Progress as lines, for output that is not a terminal: one every ten seconds and one an evaluation."""
+
+    def __init__(self) -> None:
+        self.printed = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.is_global_zero and time.perf_counter() - self.printed > 10:
+            self.print(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}", ("train", "examples"))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.print(trainer, "evaluated", ("train", "test", "examples"))
+
+    def print(self, trainer: L.Trainer, place: str, kinds: tuple[str, ...]) -> None:
+        """Prints the metrics whose names start with one of `kinds`."""
+        metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith(kinds)}
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {place}  {figures}", flush=True)
+        self.printed = time.perf_counter()
+
+
+def train(
+    module: Trained, data: L.LightningDataModule, config: Training, monitor: str, written: Mapping[str, Any]
+) -> Path:
     """Trains, evaluating after each epoch, and saves the model.
 
     Args:
@@ -241,7 +277,7 @@ def train(module: Trained, data: L.LightningDataModule, config: Training, monito
         raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
     if not config.resume and last.exists():
         raise PerceiversError(
-            f"{output} holds a run already: go on with it by --training.resume=true, or choose another --training.output."
+            f"{output} holds a run already: go on with it by --training.resume=true, or choose another training.output."
         )
     write(output / CONFIG, lambda file: file.write_text(json.dumps(written, indent=2) + "\n"))
     if config.compile:
@@ -266,10 +302,12 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.
         ModelCheckpoint(output / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),
-        ProgressBar(refresh_rate=10, leave=True),
+        ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
     ]
     if config.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -284,4 +322,5 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=sys.stderr.isatty(),
     )

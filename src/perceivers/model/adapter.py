@@ -58,7 +58,7 @@ class OutputAdapter(Configured, nn.Module):
         return 1
 
     def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        """The queries of all outputs, [B or 1, O, Q], or of those at integer `points`, [P] or [B, P] -> [B or 1, P, Q]."""
+        """The queries of all outputs, [B or 1, O, Q]; of those at integer `points` [P] or [B, P], [B or 1, P, Q]."""
         raise AssertionError("an output adapter with query_channels defines queries")
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Any:

@@ -108,7 +108,8 @@ class Attention(nn.Module):
 
     def split(self, x_BMC: Tensor) -> Tensor:
         """Separates the heads; [B, M, H * K] -> [B, H, M, K]."""
-        return x_BMC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        x_BMHK: Tensor = x_BMC.unflatten(-1, (self.heads, -1))
+        return x_BMHK.transpose(1, 2)
 
 
 def attendable(mask_BM: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several modalities as one: arrays of different channels padded to common channels (Perceiver IO, section 3.2, 4.3)."""
+"""Several modalities as one: arrays of different channels padded to common channels (sections 3.2 and 4.3)."""
 
 from collections.abc import Mapping
 

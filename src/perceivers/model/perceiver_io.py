@@ -137,7 +137,9 @@ class PerceiverIO(Configured, nn.Module):
             if size < 1:
                 raise PerceiversError(f"{field} = {size} is not allowed: it must be at least 1.")
         if not 1 <= cross_attends <= blocks:
-            raise PerceiversError(f"cross_attends = {cross_attends} is not allowed: it must be from 1 to {blocks} blocks.")
+            raise PerceiversError(
+                f"cross_attends = {cross_attends} is not allowed: it must be from 1 to {blocks} blocks."
+            )
         if gelu not in ("tanh", "none"):
             raise PerceiversError(f"gelu = {gelu!r} is not allowed: it is 'tanh' or 'none'.")
         if not inputs or not outputs:
@@ -155,10 +157,7 @@ class PerceiverIO(Configured, nn.Module):
                 )
                 for _ in range(1 if share_cross_attention else cross_attends)
             ],
-            [
-                SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu)
-                for _ in range(depth)
-            ],
+            [SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu) for _ in range(depth)],
             blocks,
             cross_attends,
             checkpointing,

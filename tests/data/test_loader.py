@@ -1,0 +1,67 @@
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from perceivers import PerceiversError
+from perceivers.data.loader import EpochSampler, ResumableLoader
+
+
+class Echo(Dataset):
+    def __getitem__(self, item):
+        return item.sample, item.seed
+
+
+def loader(count=23, batch_size=4, seed=3, workers=0, **process):
+    return ResumableLoader(Echo(), count, batch_size, seed, workers, list, **process)
+
+
+def epoch(loader, number):
+    loader.order.set_epoch(number)
+    return list(loader)
+
+
+def test_each_epoch_has_its_own_order_and_only_full_batches():
+    first, second = epoch(loader(), 0), epoch(loader(), 1)
+    assert [len(batch) for batch in first] == [4] * 5
+    assert first != second
+    assert first == epoch(loader(), 0) != epoch(loader(seed=4), 0)
+    indices = [index for batch in first for index, _ in batch]
+    assert len(set(indices)) == 20
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4, 5])
+def test_a_resumed_loader_goes_on_where_it_stopped(stop, workers):
+    want = epoch(loader(), 0) + epoch(loader(), 1)
+    interrupted = loader(workers=workers)
+    batches = iter(interrupted)
+    done = [next(batches) for _ in range(stop)]
+    resumed = loader(workers=workers)
+    resumed.load_state_dict(interrupted.state_dict())
+    assert done + list(resumed) + epoch(resumed, 1) == want
+    assert resumed.state_dict() == {"epoch": 1, "batches": 5}
+
+
+def test_processes_share_an_epoch_without_overlap():
+    parts = [
+        [index for batch in epoch(loader(rank=rank, world=3, batch_size=2), 5) for index, _ in batch]
+        for rank in range(3)
+    ]
+    assert [len(part) for part in parts] == [6, 6, 6]
+    assert len({index for part in parts for index in part}) == 18
+
+
+def test_evaluation_is_in_order_and_complete():
+    assert [item.sample for item in EpochSampler(7, None, 0, 1, 4)] == list(range(7))
+    assert sorted(item.sample for rank in range(2) for item in EpochSampler(7, None, rank, 2, 4)) == list(range(7))
+    assert [len(batch) for batch in loader(7, seed=None)] == [4, 3]
+
+
+def test_too_large_a_batch_is_refused():
+    with pytest.raises(PerceiversError, match="batch_size is larger than the training set of 3"):
+        loader(3)
+
+
+def test_seeds_differ():
+    seeds = torch.tensor([seed for batch in epoch(loader(), 0) for _, seed in batch])
+    assert len(seeds.unique()) == 20

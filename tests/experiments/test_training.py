@@ -1,0 +1,178 @@
+import json
+import math
+import signal
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from perceivers import PerceiverIO, PerceiversError
+from perceivers.adapters import ArrayInput, ArrayOutput
+from perceivers.experiments.demo import digits_run
+from perceivers.experiments.training import Optimization, Trained, Training, parameter_groups, train
+from perceivers.model.positions import LearnedPositions
+
+
+def small_run(output, **training):
+    run = digits_run(str(output))
+    run.model |= {"latents": 4, "channels": 8, "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8, "bands": 2}
+    run.model["dropout"] = 0.1
+    run.training = Training(epochs=2, batch_size=128, output=str(output), **training)
+    return run
+
+
+def steps(folder):
+    """Loss of each step that was logged, from the run's CSV."""
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    columns = lines[0].split(",")
+    rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
+    return {int(row["step"]): float(row["train_loss"]) for row in rows if row["train_loss"]}
+
+
+def state(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def interrupt_at(step, monkeypatch):
+    original = Trained.on_train_batch_start if hasattr(Trained, "on_train_batch_start") else None
+
+    def hook(self, batch, batch_idx):
+        if self.trainer.global_step == step:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Trained, "on_train_batch_start", hook)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "workers": 1, "accumulate": 2}])
+@pytest.mark.parametrize("step", [3, 9])
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
+    """Nine steps an epoch: once in the middle of the first, once at the very end of it (or, accumulated, elsewhere)."""
+    small_run(tmp_path / "whole", **settings).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(SystemExit) as stop:
+            small_run(tmp_path / "parts", **settings).run()
+    assert stop.value.code != 0
+    assert f"perceivers fit {tmp_path / 'parts' / 'config.json'} --training.resume=true" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "model").exists()
+    small_run(tmp_path / "parts", resume=True, **settings).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
+    assert a["test_top1"] == b["test_top1"]
+
+
+def test_a_run_ends_with_everything(tmp_path):
+    small_run(tmp_path).run()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model", "checkpoints", "metrics.json", "metrics.csv", "config.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics) == {"test_top1", "test_top5", "test_loss", "seconds", "parameters", "seed"}
+    with pytest.raises(PerceiversError, match="holds a run already"):
+        small_run(tmp_path).run()
+    with pytest.raises(PerceiversError, match="nothing to resume"):
+        small_run(tmp_path / "other", resume=True).run()
+
+
+def test_an_unwritable_output_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PerceiversError, match=r"cannot write .*config.json"):
+        small_run(tmp_path / "file" / "run").run()
+
+
+class Regression(Trained):
+    def training_step(self, batch, batch_idx):
+        return (self.model({"x": batch["x"]})["y"] - batch["x"]).square().mean() * batch.get("scale", 1)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("test_loss", self.training_step(batch, batch_idx))
+
+
+class Batches(L.LightningDataModule):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = train_dataloader
+
+
+def regression(optimization=None):
+    model = PerceiverIO(
+        {"x": ArrayInput(2)}, {"y": ArrayOutput(2, LearnedPositions((3,), 4))}, latents=2, channels=8, depth=1
+    )
+    return Regression(model, optimization or Optimization())
+
+
+def test_nan_in_a_batch_names_step_and_field(tmp_path):
+    batches = [{"x": torch.randn(2, 3, 2)} for _ in range(4)]
+    batches[2]["x"][1, 1, 0] = math.nan
+    with pytest.raises(PerceiversError, match="step 2: the batch's 'x' has NaN or infinite values"):
+        train(regression(), Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+
+
+def test_a_diverged_loss_is_an_error(tmp_path):
+    batches = [{"x": torch.randn(2, 3, 2), "scale": torch.tensor(10**30)} for _ in range(4)]
+    batches[1]["scale"] = torch.tensor(2**62)
+    module = regression()
+    module.training_step = lambda batch, batch_idx: Regression.training_step(module, batch, batch_idx) * 1e30
+    with pytest.raises(PerceiversError, match=r"the loss is inf: lower optimization.lr"):
+        train(module, Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+
+
+def test_schedules():
+    flat = Optimization(schedule="flat_cosine", flat=0.5)
+    assert [flat.rate(step, 100) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.5, 0])
+    warm = Optimization(schedule="warmup_cosine", warmup_steps=9)
+    assert [warm.rate(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
+
+
+def test_weight_decay_is_for_weights_of_linear_and_convolutional_layers():
+    model = regression().model
+    decayed, free = parameter_groups(model, 0.1, decay_all=False)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert all(names[id(p)].endswith("weight") and "norm" not in names[id(p)] for p in decayed["params"])
+    free_names = {names[id(p)] for p in free["params"]}
+    assert {"encoder.latents", "outputs.y.positions.table_SF", "encoder.layers.0.norm_z.weight"} <= free_names
+    assert all("bias" in n or "norm" in n or "latents" in n or "table" in n for n in free_names)
+    (everything,) = parameter_groups(model, 0.1, decay_all=True)
+    assert len(everything["params"]) == len(names)
+
+
+def test_lamb_is_the_published_update():
+    """You et al. (2020), algorithm 2, without bias correction: the trust ratio scales Adam's step plus the decay."""
+    layer = nn.Linear(30, 20)
+    nn.init.normal_(layer.weight, std=5)  # a norm far above 10, where some implementations cut the ratio
+    optimizer = Optimization("lamb", lr=0.1, weight_decay=0.3).build(layer, 10)["optimizer"]
+    gradient = torch.randn(20, 30)
+    before = layer.weight.detach().clone()
+    layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(20)
+    optimizer.step()
+    adam = 0.1 * gradient / ((0.001 * gradient.square()).sqrt() + 1e-6)
+    update = adam + 0.3 * before
+    want = before - 0.1 * before.norm() / update.norm() * update
+    torch.testing.assert_close(layer.weight.detach(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(batch_size=0), "training.batch_size = 0 is not allowed: it must be at least 1"),
+        (lambda: Training(ema=1.5), "training.ema = 1.5"),
+        (lambda: Optimization(lr=-1), "optimization.lr = -1"),
+        (lambda: Optimization(flat=2), "optimization.flat = 2"),
+        (lambda: Training(batch_size=10, accumulate=3).batch_per_process(2), "must be a multiple of 6"),
+    ],
+)
+def test_values_that_are_not_allowed(make, message):
+    with pytest.raises(PerceiversError, match=message):
+        make()

@@ -1,0 +1,36 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+
+
+def code(path):
+    """The Python blocks of a page, as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.S))
+
+
+def test_a_new_modality_trains_saves_and_loads(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code("docs/new_modality.md"), names)
+    assert sum(names["losses"][-10:]) < 0.3 * sum(names["losses"][:10])
+    assert names["noon"].shape == (2, 2, 1)
+    whole = names["model"].eval().decode(names["encoded"])["day"]
+    torch.testing.assert_close(names["noon"], whole[:, 11:13])
+
+
+def test_the_readme_code_runs():
+    names = {}
+    exec(code("README.md"), names)
+    assert names["predictions"]["label"].shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
