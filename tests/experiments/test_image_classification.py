@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -32,15 +33,10 @@ def test_accuracy_counts():
 def test_evaluate_equals_the_plain_loop():
     model, images = small_classifier(), ImageData("digits").open().evaluation
     result = evaluate(model, images.part(range(50)), batch_size=16)
-    right = sum(
-        int(
-            model({"image": torch.from_numpy(__import__("numpy").array(images.read(i, 1)))[None, None]})[
-                "label"
-            ].argmax()
-        )
-        == images.labels[i]
-        for i in range(50)
-    )
+    right = 0
+    for index in range(50):
+        pixels = torch.from_numpy(np.array(images.read(index, colours=1)))
+        right += int(model({"image": pixels[None, None]})["label"].argmax()) == images.labels[index]
     assert result["top1"] == pytest.approx(right / 50)
     assert result["images"] == 50
 

@@ -36,20 +36,21 @@ def state(folder):
 
 
 def interrupt_at(step, monkeypatch):
-    original = Trained.on_train_batch_start if hasattr(Trained, "on_train_batch_start") else None
+    """Presses Ctrl-C once, before an update."""
+    pressed = []
 
     def hook(self, batch, batch_idx):
-        if self.trainer.global_step == step:
+        if self.trainer.global_step == step and not pressed:
+            pressed.append(step)
             signal.raise_signal(signal.SIGINT)
-        return original(self, batch, batch_idx)
 
     monkeypatch.setattr(Trained, "on_train_batch_start", hook)
 
 
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "workers": 1, "accumulate": 2}])
-@pytest.mark.parametrize("step", [3, 9])
+@pytest.mark.parametrize("step", [3, 8, 9])
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
-    """Nine steps an epoch: once in the middle of the first, once at the very end of it (or, accumulated, elsewhere)."""
+    """Nine updates an epoch: stopped in the first, at its very end (8), and in the second."""
     small_run(tmp_path / "whole", **settings).run()
     with monkeypatch.context() as patch:
         interrupt_at(step, patch)
@@ -88,7 +89,7 @@ def test_an_unwritable_output_is_refused_before_training(tmp_path):
 
 class Regression(Trained):
     def training_step(self, batch, batch_idx):
-        return (self.model({"x": batch["x"]})["y"] - batch["x"]).square().mean() * batch.get("scale", 1)
+        return (self.model({"x": batch["x"]})["y"] - batch["x"]).square().mean()
 
     def validation_step(self, batch, batch_idx):
         self.log("test_loss", self.training_step(batch, batch_idx))
@@ -120,11 +121,9 @@ def test_nan_in_a_batch_names_step_and_field(tmp_path):
 
 
 def test_a_diverged_loss_is_an_error(tmp_path):
-    batches = [{"x": torch.randn(2, 3, 2), "scale": torch.tensor(10**30)} for _ in range(4)]
-    batches[1]["scale"] = torch.tensor(2**62)
+    batches = [{"x": torch.randn(2, 3, 2) * 1e30} for _ in range(4)]
     module = regression()
-    module.training_step = lambda batch, batch_idx: Regression.training_step(module, batch, batch_idx) * 1e30
-    with pytest.raises(PerceiversError, match=r"the loss is inf: lower optimization.lr"):
+    with pytest.raises(PerceiversError, match=r"the loss is (inf|nan): lower optimization.lr"):
         train(module, Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
 
 

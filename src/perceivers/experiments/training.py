@@ -71,8 +71,9 @@ class Optimization:
         groups = parameter_groups(module, self.weight_decay, self.decay_all)
         optimizer: torch.optim.Optimizer
         if self.name == "lamb":
-            # The published update: decay inside the trust ratio, and no bound on the norm of a weight.
-            optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False)
+            # The published update: decay inside the trust ratio, no bound on the norm of a weight, and no correction
+            # of the first moment's bias, which this implementation would apply outside the trust ratio.
+            optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False, adam_debias=True)
             optimizer.clamp = math.inf  # type: ignore[attr-defined]
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
@@ -163,7 +164,10 @@ class Trained(L.LightningModule):
         self.optimization = optimization
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
+        # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
+        return self.optimization.build(self.model, epochs * math.ceil(batches / accumulate))
 
 
 class Steps(Callback):
@@ -209,7 +213,8 @@ class Steps(Callback):
             )
         size = self.config.batch_size / self.config.accumulate
         pl_module.log("examples_per_second", size / (time.perf_counter() - self.started), prog_bar=True)
-        if trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
+        updated = (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
+        if updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             output = Path(self.config.output)
             trainer.save_checkpoint(output / "checkpoints" / LAST)
             print(
