@@ -135,7 +135,8 @@ def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):
 
 def test_a_missing_extra_is_named(capsys, monkeypatch):
     monkeypatch.setattr("perceivers.extras.find_spec", lambda name: None if name == "kornia" else True)
-    monkeypatch.delitem(sys.modules, "perceivers.data.images")
+    for module in ("perceivers.data.images", "perceivers.experiments.image_classification"):
+        monkeypatch.delitem(sys.modules, module)
     error = fails(capsys, "classify-image", "model", "x.png")
     assert "'kornia' is not installed" in error
     assert "pip install 'perceivers[vision]'" in error

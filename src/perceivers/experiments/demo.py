@@ -36,15 +36,16 @@ def digits_run(output: str) -> ImageClassification:
             "bands": 8,
             "latents": 32,
             "channels": 64,
-            "depth": 3,
-            "blocks": 2,
+            "depth": 2,
+            "blocks": 1,
             "heads": 4,
             "query_channels": 64,
+            "dropout": 0.1,
         },
         data=ImageData("digits"),
         augmentation=Augmentation(shift=1),
-        optimization=Optimization("adamw", 2e-3, 0.05, schedule="warmup_cosine", warmup_steps=50, clip_norm=1.0),
-        training=Training(epochs=40, batch_size=32, output=output),
+        optimization=Optimization("adamw", 2e-3, 0.05, warmup_steps=50, beta2=0.98, clip_norm=1.0),
+        training=Training(epochs=100, batch_size=32, output=output),
     )
 
 

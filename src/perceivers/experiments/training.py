@@ -177,7 +177,7 @@ class Steps(Callback):
         self.config = config
         self.interrupted = False
         self.problems: set[str] = set()
-        self.started = time.perf_counter()
+        self.ended = time.perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         def interrupt(number: int, frame: object) -> None:
@@ -186,6 +186,9 @@ class Steps(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         signal.signal(signal.SIGINT, interrupt)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ended = time.perf_counter()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -201,7 +204,6 @@ class Steps(Callback):
                 print(f"\nSkipped: {problem}", file=sys.stderr)
         # Every step has random numbers of its own, so that a resumed run draws what an uninterrupted one does.
         torch.manual_seed(hash((self.config.seed, trainer.current_epoch, batch_idx, trainer.global_rank)))
-        self.started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -211,8 +213,10 @@ class Steps(Callback):
                 f"step {trainer.global_step}: the loss is {outputs['loss'].item()}: lower optimization.lr, "
                 f"or set optimization.clip_norm."
             )
+        now = time.perf_counter()
         size = self.config.batch_size / self.config.accumulate
-        pl_module.log("examples_per_second", size / (time.perf_counter() - self.started), prog_bar=True)
+        pl_module.log("examples_per_second", size / (now - self.ended), prog_bar=True)
+        self.ended = now
         updated = (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
         if updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             output = Path(self.config.output)
