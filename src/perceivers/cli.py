@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import perceivers
 from perceivers.model.errors import PerceiversError
 
@@ -123,13 +125,16 @@ def fit_config(arguments: argparse.Namespace) -> None:
         print(f"\nTrained. The model is in {run / 'model'}, its figures in {run / 'metrics.json'}.")
 
 
+def load(name: str) -> perceivers.PerceiverIO:
+    """A saved model, on the accelerator if there is one."""
+    return perceivers.load(name).to(torch.accelerator.current_accelerator() or "cpu")
+
+
 def evaluate_images(arguments: argparse.Namespace) -> None:
     from perceivers.data.images import ImageData
     from perceivers.experiments.image_classification import evaluate
 
-    results = evaluate(
-        perceivers.load(arguments.model), ImageData(arguments.data).open().evaluation, arguments.batch_size
-    )
+    results = evaluate(load(arguments.model), ImageData(arguments.data).open().evaluation, arguments.batch_size)
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
@@ -140,7 +145,7 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
 def classify_images(arguments: argparse.Namespace) -> None:
     from perceivers.experiments.image_classification import classify
 
-    answers = classify(perceivers.load(arguments.model), arguments.files)
+    answers = classify(load(arguments.model), arguments.files)
     top: list[dict[str, Any]] = [
         {"file": file, "classes": dict(list(answer.items())[: arguments.top])}
         for file, answer in zip(arguments.files, answers, strict=True)

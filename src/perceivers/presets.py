@@ -78,7 +78,7 @@ def image_classifier(
     if positions == "fourier":
         encoding = FourierPositions(grid, bands)
     elif positions == "learned":
-        encoding = LearnedPositions(grid, position_channels)
+        encoding = LearnedPositions(grid, position_channels, projected=True)
     else:
         raise PerceiversError(f"positions = {positions!r} is not allowed: it is 'fourier' or 'learned'.")
     if decoder not in ("query", "average"):

@@ -22,6 +22,12 @@ def test_bytes_and_floats_are_the_same_image():
     torch.testing.assert_close(adapter(pixels).x_BMC, adapter(pixels.float() / 255).x_BMC)
 
 
+def test_whole_numbers_for_mean_and_std_do_not_cut_pixels():
+    adapter = ImageInput((4, 4), Patches(), FourierPositions((4, 4), 2), mean=[0, 0, 0], std=[1, 1, 1])
+    images = torch.rand(2, 3, 4, 4)
+    torch.testing.assert_close(adapter(images).x_BMC[1, 5, :3], images[1, :, 1, 1])
+
+
 def test_patches_hold_their_pixels():
     image = torch.arange(2 * 4 * 6).view(1, 2, 4, 6).float()
     patches = Patches(2, colours=2)(image)

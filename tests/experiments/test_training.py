@@ -1,3 +1,4 @@
+import csv
 import json
 import math
 import signal
@@ -21,14 +22,6 @@ def small_run(output, **training):
     run.model["dropout"] = 0.1
     run.training = Training(epochs=2, batch_size=128, output=str(output), **training)
     return run
-
-
-def steps(folder):
-    """Loss of each step that was logged, from the run's CSV."""
-    lines = (folder / "metrics.csv").read_text().splitlines()
-    columns = lines[0].split(",")
-    rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
-    return {int(row["step"]): float(row["train_loss"]) for row in rows if row["train_loss"]}
 
 
 def state(folder):
@@ -70,8 +63,10 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, c
 def test_a_run_ends_with_everything(tmp_path):
     small_run(tmp_path).run()
     names = {path.name for path in tmp_path.iterdir()}
-    assert {"model", "checkpoints", "metrics.json", "metrics.csv", "config.json"} <= names
-    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert names == {"model", "checkpoints", "metrics.json", "config.json", "csv", "tensorboard"}
+    assert next((tmp_path / "tensorboard").iterdir()).name.startswith("events.out.tfevents")
+    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows if row["test_top1"]] == ["0", "1"]
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics) == {"test_top1", "test_top5", "test_loss", "seconds", "parameters", "seed"}

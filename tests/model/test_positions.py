@@ -22,7 +22,7 @@ def test_fourier_features_are_the_papers():
 
 @pytest.mark.parametrize("shape", [(7,), (4, 6), (3, 4, 5)])
 def test_points_are_entries_of_the_whole_grid(shape):
-    for positions in (FourierPositions(shape, 4), LearnedPositions(shape, 6)):
+    for positions in (FourierPositions(shape, 4), LearnedPositions(shape, 6), LearnedPositions(shape, 6, True)):
         points = torch.randint(math.prod(shape), (2, 5))
         torch.testing.assert_close(positions(points=points), positions()[points])
         torch.testing.assert_close(positions(points=points[0]), positions()[points[0]])
@@ -32,6 +32,12 @@ def test_other_grids_span_the_same_range():
     positions = FourierPositions((4, 4), bands=2)
     small, large = positions(), positions((7, 7))
     torch.testing.assert_close(large.view(7, 7, -1)[::2, ::2], small.view(4, 4, -1), atol=1e-6, rtol=0)
+
+
+def test_projected_positions():
+    positions = LearnedPositions((3,), 4, projected=True)
+    want = positions.table_SF @ positions.projection.weight.T + positions.projection.bias
+    torch.testing.assert_close(positions(), want)
 
 
 def test_wrong_grids_are_refused():

@@ -122,8 +122,8 @@ class ImageInput(InputAdapter):
         self.features = features
         self.positions = positions
         self.channels = features.channels + positions.channels
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None], persistent=False)
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""

@@ -121,40 +121,36 @@ def report(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
 
 def draw(model: PerceiverIO, images_BCYX: Tensor, labels_B: Tensor, predicted_B: Tensor) -> Figure:
     """Test digits, wrong ones first; beside some, where those latents looked that the label's query read most."""
-    order = (predicted_B == labels_B).int().argsort(stable=True)[:SHOWN].tolist()
+    order = (predicted_B == labels_B).int().argsort(stable=True).tolist()
     wrong = int((predicted_B != labels_B).sum())
+    explained = order[: min(wrong, EXPLAINED // 2)] + order[wrong:]
     with torch.inference_mode(), record_attention(model) as maps:
-        model({"image": images_BCYX[order[:EXPLAINED]]})
+        model({"image": images_BCYX[explained[:EXPLAINED]]})
     looked_BNM = maps["encoder.cross_attentions.0.attention"][0].mean(1)
     read_BN = maps["decoder.attention"][0].mean(1)[:, 0]
+
+    def show(axis: Axes, index: int, title: str | None = None) -> None:
+        predicted, true = int(predicted_B[index]), int(labels_B[index])
+        axis.imshow(images_BCYX[index, 0], cmap="gray_r", vmax=400)
+        colour = "crimson" if title is None and predicted != true else "black"
+        axis.set_title(title or f"{predicted} / {true}", fontsize=9, color=colour)
+        axis.axis("off")
 
     figure = Figure(figsize=(15, 8.6), layout="constrained")
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[5, 5.4])[0]
     left.suptitle(f"Test digits: {wrong} of {len(labels_B)} wrong, shown first (predicted / true)", fontsize=12)
     for axis, index in zip(left.subplots(SHOWN // 5, 5).flat, order, strict=False):
-        predicted, true = int(predicted_B[index]), int(labels_B[index])
-        axis.imshow(images_BCYX[index, 0], cmap="gray_r")
-        axis.set_title(f"{predicted} / {true}", fontsize=10, color="black" if predicted == true else "crimson")
-        axis.axis("off")
+        show(axis, index)
 
     right.suptitle(f"Where the {LATENTS} latents looked that the label's query read most", fontsize=12)
     axes = right.subplots(EXPLAINED, LATENTS + 2)
-    height, width = images_BCYX.shape[-2:]
-    for row, index in enumerate(order[:EXPLAINED]):
-        show_digit(axes[row, 0], images_BCYX[index, 0])
-        axes[row, 0].set_title(f"{int(predicted_B[index])} / {int(labels_B[index])}", fontsize=9)
-        for column, latent in enumerate(read_BN[row].topk(LATENTS).indices.tolist()):
-            axis = axes[row, column + 1]
-            show_digit(axis, images_BCYX[index, 0])
-            axis.imshow(looked_BNM[row, latent].view(height, width), cmap="inferno", alpha=0.75)
-            axis.set_title(f"latent {latent}: {read_BN[row, latent]:.0%}", fontsize=8)
-        show_digit(axes[row, -1], images_BCYX[index, 0])
-        axes[row, -1].imshow((read_BN[row] @ looked_BNM[row]).view(height, width), cmap="inferno", alpha=0.75)
-        axes[row, -1].set_title("all, as read", fontsize=8)
+    for row, index in enumerate(explained[:EXPLAINED]):
+        show(axes[row, 0], index)
+        top = read_BN[row].topk(LATENTS).indices.tolist()
+        looks = [(f"latent {latent}: {read_BN[row, latent]:.0%}", looked_BNM[row, latent]) for latent in top]
+        looks.append(("all latents, as read", read_BN[row] @ looked_BNM[row]))
+        for axis, (title, look_M) in zip(axes[row, 1:], looks, strict=True):
+            show(axis, index, title)
+            strength = (look_M / look_M.max()).view(images_BCYX.shape[-2:])
+            axis.imshow(strength, cmap="autumn", alpha=0.9 * strength)
     return figure
-
-
-def show_digit(axis: Axes, pixels_YX: Tensor) -> None:
-    """A digit, dark on white, without axes."""
-    axis.imshow(pixels_YX, cmap="gray_r")
-    axis.axis("off")

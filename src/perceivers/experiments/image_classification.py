@@ -206,10 +206,11 @@ def classify(model: PerceiverIO, files: Sequence[str | Path]) -> list[dict[str, 
     """
     adapter, names = image_input(model), class_names(model)
     images = LabelledImages(names, [0] * len(files), lambda i: open_file(files[i]), lambda i: str(files[i]))
+    device = next(model.parameters()).device
     answers = []
     for index in range(len(files)):
         view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
-        probabilities_K = model({"image": to_tensor(view)[None]})["label"][0].softmax(-1)
+        probabilities_K = model({"image": to_tensor(view)[None].to(device)})["label"][0].softmax(-1)
         order = probabilities_K.argsort(descending=True).tolist()
         answers.append({names[k]: float(probabilities_K[k]) for k in order})
     return answers

@@ -275,7 +275,7 @@ def train(
 
     Returns:
         The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best and the
-        last to resume from; `metrics.json`, `metrics.csv` and TensorBoard's files; `config.json`.
+        last to resume from; `metrics.json`, the final figures; `config.json`; `csv/` and `tensorboard/`, the curves.
 
     Raises:
         PerceiversError: the folder holds a run already, or cannot be written to.
@@ -316,7 +316,8 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.
     if config.ema is not None:
         callbacks.append(EMAWeightAveraging(decay=config.ema))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    for noise in ("does not have many workers", "LeafSpec", "smaller than the logging interval"):
+        warnings.filterwarnings("ignore", f".*{noise}")
     return L.Trainer(
         accelerator=config.accelerator,
         devices=config.devices,
@@ -326,7 +327,7 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.
         accumulate_grad_batches=config.accumulate,
         gradient_clip_val=clip_norm,
         callbacks=callbacks,
-        logger=[CSVLogger(output, name=None, version=""), TensorBoardLogger(output, name=None, version="")],
+        logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
         log_every_n_steps=10,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

@@ -148,37 +148,40 @@ class PerceiverIO(Configured, nn.Module):
         self.inputs = nn.ModuleDict(inputs)
         self.input_padding = Padding({name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS)
         common = self.input_padding.common
-        self.encoder = Encoder(
-            latents,
-            channels,
-            [
-                CrossAttention(
-                    channels, common, cross_heads, qk_channels, v_channels, cross_widening, True, dropout, gelu
-                )
-                for _ in range(1 if share_cross_attention else cross_attends)
-            ],
-            [SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu) for _ in range(depth)],
-            blocks,
-            cross_attends,
-            checkpointing,
-        )
+        cross_attentions = [
+            CrossAttention(
+                channels,
+                common,
+                heads=cross_heads,
+                qk_channels=qk_channels,
+                v_channels=v_channels,
+                widening=cross_widening,
+                dropout=dropout,
+                gelu=gelu,
+            )
+            for _ in range(1 if share_cross_attention else cross_attends)
+        ]
+        layers = [
+            SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu) for _ in range(depth)
+        ]
+        self.encoder = Encoder(latents, channels, cross_attentions, layers, blocks, cross_attends, checkpointing)
 
         self.outputs = nn.ModuleDict(outputs)
         asking = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
         if asking:
             self.query_padding = Padding(asking, QUERY_MODALITY_CHANNELS)
-            self.decoder = CrossAttention(
-                self.query_padding.common,
-                channels,
-                decoder_heads,
-                decoder_qk_channels,
-                decoder_v_channels,
-                decoder_widening,
-                query_residual,
-                dropout,
-                gelu,
-            )
             decoded = self.query_padding.common
+            self.decoder = CrossAttention(
+                decoded,
+                channels,
+                heads=decoder_heads,
+                qk_channels=decoder_qk_channels,
+                v_channels=decoder_v_channels,
+                widening=decoder_widening,
+                query_residual=query_residual,
+                dropout=dropout,
+                gelu=gelu,
+            )
             self.projection = nn.Identity() if output_channels is None else linear(decoded, output_channels)
         self.heads = nn.ModuleDict()
         for name, adapter in outputs.items():

@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from perceivers.model.attention import learned
+from perceivers.model.attention import learned, linear
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
 
@@ -91,13 +91,15 @@ class LearnedPositions(Positions):
     Args:
         grid: size of each dimension.
         channels: F, channels of each vector.
+        projected: pass the vectors through a linear layer, as the released ImageNet model does.
     """
 
-    def __init__(self, grid: list[int] | tuple[int, ...], channels: int) -> None:
+    def __init__(self, grid: list[int] | tuple[int, ...], channels: int, projected: bool = False) -> None:
         super().__init__()
         self.grid = tuple(grid)
         self.channels = channels
         self.table_SF = learned(math.prod(self.grid), channels)
+        self.projection = linear(channels, channels) if projected else nn.Identity()
 
     def forward(
         self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
@@ -107,4 +109,5 @@ class LearnedPositions(Positions):
                 f"learned positions exist for a grid of {self.grid} only, but the data has {tuple(grid)}: "
                 f"bring the data to that size, or use Fourier positions."
             )
-        return self.table_SF if points is None else self.table_SF[points]
+        vectors: Tensor = self.projection(self.table_SF if points is None else self.table_SF[points])
+        return vectors
