@@ -76,6 +76,18 @@ def test_a_run_ends_with_everything(tmp_path):
         small_run(tmp_path / "other", resume=True).run()
 
 
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
+    small_run(tmp_path).run()
+    other = small_run(tmp_path, resume=True)
+    other.model["latents"] = 5
+    with pytest.raises(PerceiversError, match=r"belongs to another model: model.encoder.latents is \(4, 8\)"):
+        other.run()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(PerceiversError, match=r"last.ckpt is truncated or damaged"):
+        small_run(tmp_path, resume=True).run()
+
+
 def test_an_unwritable_output_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(PerceiversError, match=r"cannot write .*config.json"):

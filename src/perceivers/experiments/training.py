@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from perceivers.extras import need
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import write
+from perceivers.model.saving import check_tensors, write
 
 need("train")
 
@@ -163,6 +164,9 @@ class Trained(L.LightningModule):
         self.model = model
         self.optimization = optimization
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_tensors(checkpoint["state_dict"], self, Path(LAST))
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
@@ -284,6 +288,8 @@ def train(
     last = output / "checkpoints" / LAST
     if config.resume and not last.is_file():
         raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
+    if config.resume and not zipfile.is_zipfile(last):
+        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.")
     if not config.resume and last.exists():
         raise PerceiversError(
             f"{output} holds a run already: go on with it by --training.resume=true, or choose another training.output."

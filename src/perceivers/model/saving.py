@@ -3,13 +3,13 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from perceivers.model.config import Configured, from_tree, to_tree
 from perceivers.model.errors import PerceiversError
@@ -78,16 +78,16 @@ def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
         tensors = load_file(path / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise PerceiversError(f"{path / WEIGHTS} cannot be read ({error}): it is truncated or damaged.") from error
-    load_weights(model, tensors, path / WEIGHTS)
+    check_tensors(tensors, model, path / WEIGHTS)
+    model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in
     return model.eval()
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Any], source: Path) -> None:
-    """Puts tensors into a model that must have exactly these, of these shapes."""
+def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
+    """Raises a PerceiversError unless `tensors`, from the file `source`, are those of the model, by name and shape."""
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         have = tuple(tensors[name].shape) if name in tensors else "missing"
         want = tuple(wanted[name].shape) if name in wanted else "no such tensor"
         if have != want:
             raise PerceiversError(f"{source} belongs to another model: {name} is {have}, but its config wants {want}.")
-    model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in
