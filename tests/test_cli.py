@@ -42,8 +42,10 @@ def test_every_config_is_valid_and_its_model_can_be_built(path):
         perceivers.create_model(run.model["preset"], **settings)
 
 
-def test_the_papers_recipe():
-    run = read_config(ROOT / "configs/image_classification/imagenet_fourier.yaml")
+@pytest.mark.parametrize("name", ["imagenet_fourier", "imagenet_learned", "imagenet_conv"])
+def test_the_papers_recipe(name):
+    run = read_config(ROOT / f"configs/image_classification/{name}.yaml")
+    assert run.model == {"preset": name}
     assert (run.training.epochs, run.training.batch_size) == (110, 1024)
     assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
     assert (run.optimization.schedule, run.optimization.flat, run.optimization.clip_norm) == ("flat_cosine", 0.5, 10)
@@ -77,7 +79,7 @@ def test_the_demo_writes_its_files(tmp_path, capsys):
     main(["demo", "--output", str(tmp_path), "--epochs", "1"])
     out = capsys.readouterr().out
     assert "Confusion matrix" in out
-    assert len(re.findall(r"^  perceivers ", out, re.M)) == 3
+    assert len(re.findall(r"^  perceivers (classify-image|models|fit)", out, re.M)) == 3
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert set(metrics) == {"test_accuracy", "seconds", "parameters", "seed"}
     with Image.open(tmp_path / "predictions.png") as picture:
@@ -104,7 +106,17 @@ def test_help_teaches_every_field(capsys):
         ("--training.epochs=0", "training.epochs = 0 is not allowed: it must be at least 1"),
         ("--optimization.name=sgd", "optimization.name"),
         ("--training=3", "training = 3, but it has fields: epochs"),
-        ("--model.heads=3", "qk_channels = 64 cannot be split over heads = 3"),
+        ("--model.heads=3", "channels = 64 cannot be split over heads = 3"),
+        ("--model.latents=many", "image_classifier: latents = 'many' is not allowed: it must be of type int"),
+        ("--model.depth=2.5", "depth = 2.5 is not allowed"),
+        ("--model.widening=0", "widening = 0 is not allowed"),
+        ("--model.std=[0.1, 0.2]", "mean has 1 colours, but std has 2"),
+        ("--model.classes=7", "model.classes = 7 is not allowed: it must be 10, as in the data"),
+        ("--data.path=[x", "is not understood"),
+        ("--optimization.beta2=7", "optimization.beta2 = 7"),
+        ("--training.precision=foo", "training.precision"),
+        ("--training.accelerator=tpu", "cannot be had here"),
+        ("--training.devices=0", "cannot be had here"),
         ("--experiment=images", "experiment is 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),
         ("--training.batch_size=5000", "larger than the training set of 1198 samples"),
@@ -115,6 +127,18 @@ def test_wrong_configs_end_in_one_sentence(tmp_path, capsys, override, message):
     error = fails(capsys, "fit", str(DIGITS), f"--training.output={tmp_path / 'run'}", override)
     assert message in error
     assert not (tmp_path / "run" / "model").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_two_processes_train_together(tmp_path, capsys):
+    """On the CPU: each takes half of every batch; the folder is written once."""
+    command = [sys.executable, "-m", "perceivers", "fit", str(DIGITS), *TINY, f"--training.output={tmp_path / 'run'}"]
+    two = ["--training.accelerator=cpu", "--training.devices=2", "--training.epochs=1"]
+    done = subprocess.run([*command, *two], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    main(["evaluate", str(tmp_path / "run" / "model"), "--data", "digits", "--json"])
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(metrics["test_top1"], abs=1e-6)
 
 
 def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):
@@ -133,24 +157,37 @@ def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):
     )
 
 
-def test_a_missing_extra_is_named(capsys, monkeypatch):
-    monkeypatch.setattr("perceivers.extras.find_spec", lambda name: None if name == "kornia" else True)
-    for module in ("perceivers.data.images", "perceivers.experiments.image_classification"):
-        monkeypatch.delitem(sys.modules, module)
-    error = fails(capsys, "classify-image", "model", "x.png")
-    assert "'kornia' is not installed" in error
-    assert "pip install 'perceivers[vision]'" in error
+WITHOUT_EXTRAS = f"""
+import importlib.util, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {[name for names in MODULES.values() for name in names]!r}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Refuse())
+found = importlib.util.find_spec
+def find_spec(name):
+    try:
+        return found(name)
+    except ModuleNotFoundError:
+        return None
+importlib.util.find_spec = find_spec
+"""
+
+
+@pytest.mark.parametrize(
+    "command", [["fit", str(DIGITS)], ["demo"], ["classify-image", "m", "x.png"], ["evaluate", "m", "--data", "digits"]]
+)
+def test_a_missing_extra_is_named(command):
+    code = WITHOUT_EXTRAS + f"from perceivers.cli import main\nmain({command!r})\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = r"perceivers: '\w+' is not installed; .*: pip install 'perceivers\[\w+\]'\n"
+    assert re.fullmatch(expected, done.stderr), done.stderr
 
 
 def test_the_core_needs_no_extra():
     """The architecture, presets and saved models work where only the core's dependencies are installed."""
-    code = (
-        "import sys\n"
-        "class Refuse:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        f"        if name.split('.')[0] in {[name for names in MODULES.values() for name in names]!r}:\n"
-        "            raise ModuleNotFoundError(name)\n"
-        "sys.meta_path.insert(0, Refuse())\n"
+    code = WITHOUT_EXTRAS + (
         "import perceivers, torch\n"
         "model = perceivers.create_model('imagenet_fourier', image_size=8, latents=2, channels=8, depth=1, heads=1)\n"
         "print(tuple(model({'image': torch.rand(1, 3, 8, 8)})['label'].shape))\n"

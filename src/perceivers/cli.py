@@ -43,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="measure a saved image classifier on labelled images")
     evaluate.add_argument("model", metavar="MODEL", help="folder of a saved model, or its name on the hub")
-    evaluate.add_argument("--data", required=True, help="'digits', a folder, or a data set of the hub")
+    evaluate.add_argument(
+        "--data",
+        required=True,
+        help="'digits', a folder, or a data set of the hub; measured on its evaluation split, or held-out part",
+    )
     evaluate.add_argument("--batch-size", type=int, default=64)
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=evaluate_images)
@@ -127,7 +131,7 @@ def fit_config(arguments: argparse.Namespace) -> None:
 
 def load(name: str) -> perceivers.PerceiverIO:
     """A saved model, on the accelerator if there is one."""
-    return perceivers.load(name).to(torch.accelerator.current_accelerator() or "cpu")
+    return perceivers.load(name).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
 
 def evaluate_images(arguments: argparse.Namespace) -> None:
@@ -139,7 +143,7 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
         print(json.dumps(results, indent=2))
     else:
         accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
-        print(f"{results['images']} images: {accuracy}, loss {results['loss']:.4f}")
+        print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
 
 
 def classify_images(arguments: argparse.Namespace) -> None:
@@ -174,9 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.overrides = overrides
     try:
         arguments.run(arguments)
-    except (PerceiversError, ImportError) as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise  # a bug: what extras bring is asked for by perceivers.extras.need
+    except PerceiversError as error:
         print(f"perceivers: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -2,17 +2,19 @@
 
 from importlib.util import find_spec
 
+from perceivers.model.errors import PerceiversError
+
 MODULES = {
-    "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
+    "train": ("lightning", "jsonargparse", "yaml", "torchmetrics", "pytorch_optimizer", "tensorboard"),
     "vision": ("PIL", "datasets", "kornia", "sklearn", "matplotlib"),
 }
 """Modules that an extra installs and the package imports."""
 
 
 def need(extra: str) -> None:
-    """Raises an ImportError that names `extra` if a module of it is not installed."""
+    """Raises a PerceiversError that names `extra` if a module of it is not installed."""
     missing = [module for module in MODULES[extra] if find_spec(module) is None]
     if missing:
-        raise ImportError(
+        raise PerceiversError(
             f"{missing[0]!r} is not installed; it comes with the extra {extra!r}: pip install 'perceivers[{extra}]'"
         )

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import perceivers
-from perceivers import PerceiversError
-from perceivers.adapters import ArrayInput, LabelOutput
+from perceivers import LearnedPositions, PerceiversError
+from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
 
 
 @pytest.fixture
@@ -32,9 +32,22 @@ def test_a_saved_model_is_the_same_bit_for_bit(model, tmp_path):
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_precision_is_kept(model, tmp_path):
-    model.bfloat16().save(tmp_path)
-    assert perceivers.load(tmp_path).encoder.latents.dtype == torch.bfloat16
+@pytest.mark.parametrize("name", ["imagenet_fourier", "imagenet_learned", "imagenet_conv"])
+def test_a_bfloat16_model_is_the_same_bit_for_bit(name, tmp_path):
+    sizes = {"image_size": 16, "latents": 4, "channels": 16, "bands": 2, "depth": 1, "heads": 2, "query_channels": 8}
+    model = perceivers.create_model(name, **sizes).bfloat16().eval()
+    model.save(tmp_path)
+    loaded, images = perceivers.load(tmp_path), torch.rand(2, 3, 16, 16)
+    assert loaded.encoder.latents.dtype == torch.bfloat16
+    assert torch.equal(loaded({"image": images})["label"], model({"image": images})["label"])
+
+
+def test_shared_parts_are_refused(tmp_path):
+    positions = LearnedPositions((3,), 4)
+    inputs, outputs = {"x": ArrayInput(2, positions)}, {"y": ArrayOutput(2, positions)}
+    model = perceivers.PerceiverIO(inputs, outputs, latents=2, channels=8, depth=1)
+    with pytest.raises(PerceiversError, match=r"outputs.y.positions.table_SF and inputs.x.positions.table_SF are one"):
+        model.save(tmp_path)
 
 
 def test_own_adapters_are_passed_by_class(tmp_path):
@@ -75,6 +88,11 @@ def truncate(name):
         ),
         (break_config(lambda c: c["model"].update(latent=5)), "no argument 'latent': did you mean 'latents'"),
         (break_config(lambda c: c["model"].pop("latents")), "needs the argument 'latents'"),
+        (
+            break_config(lambda c: c["model"].update(latents="4")),
+            "latents = '4' is not allowed: .* of type int",
+        ),
+        (break_config(lambda c: c.pop("model")), "has no 'model'"),
         (break_config(lambda c: c["model"].update({"class": "Patches"})), "Patches has no argument"),
         (break_config(lambda c: c["model"].update({"class": "os.system"})), "names the class 'os.system'"),
     ],

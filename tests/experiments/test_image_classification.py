@@ -22,8 +22,8 @@ def small_classifier(**settings):
 def test_accuracy_counts():
     logits = torch.tensor([[3.0, 2, 1, 0, -1, -2], [0, 1, 2, 3, 4, 5], [9, 0, 0, 0, 0, 1]])
     accuracy = Accuracy(6)
-    accuracy.update(logits[:2], {"label": torch.tensor([0, 0]), "problems": []})
-    accuracy.update(logits[2:], {"label": torch.tensor([5]), "problems": []})
+    accuracy.update(logits[:2], torch.tensor([0, 0]))
+    accuracy.update(logits[2:], torch.tensor([5]))
     result = accuracy.compute()
     assert result["top1"] == pytest.approx(1 / 3)
     assert result["top5"] == pytest.approx(2 / 3)
@@ -70,6 +70,9 @@ def test_bad_files_and_models(tmp_path):
     broken = folder.training if "/a/" in folder.training.describe(0) else folder.evaluation
     with pytest.raises(PerceiversError, match=r"a/1.png cannot be decoded"):
         evaluate(two, broken)
+    named = perceivers.create_model("imagenet_fourier", **SMALL, classes=2, class_names=["a", "c"])
+    with pytest.raises(PerceiversError, match="the data has the class 'b' where the model knows 'c'"):
+        evaluate(named, broken)
 
 
 def test_images_that_cannot_be_read_are_skipped_in_training(tmp_path, capsys):
@@ -100,7 +103,7 @@ def test_mixup_mixes_images_and_labels_alike():
     got, targets = Augment(Augmentation(mixup=0.8), (8, 8), 4)(images, torch.arange(4))
     torch.testing.assert_close(targets.sum(-1), torch.ones(4))
     torch.testing.assert_close(got[:, 0, 0, 0], targets @ torch.arange(4.0) * 60 / 255)
-    assert (targets.max(-1).values < 1).any()
+    assert len(targets.max(-1).values.unique()) > 2  # every image has a ratio of its own
 
 
 def test_cutmix_labels_by_area():
@@ -113,6 +116,24 @@ def test_cutmix_labels_by_area():
         torch.testing.assert_close(got.mean((1, 2, 3)), targets @ torch.arange(4.0) * 60 / 255)
         mixed += int((targets.max(-1).values < 1).any())
     assert mixed
+
+
+def test_with_both_each_gets_half_of_a_batch():
+    images = torch.arange(6, dtype=torch.uint8).mul(50).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    got, targets = Augment(Augmentation(mixup=1.0, cutmix=1.0), (8, 8), 6)(images, torch.arange(6))
+    assert (targets[:3, 3:] == 0).all()
+    assert (targets[3:, :3] == 0).all()
+    assert all(len(image.unique()) == 1 for image in got[:3])
+    assert any(len(image.unique()) == 2 for image in got[3:])
+
+
+def test_inverted_images_are_negatives():
+    images = torch.randint(256, (16, 1, 4, 4), dtype=torch.uint8)
+    got, _ = Augment(Augmentation(invert=True), (4, 4), 2)(images, torch.zeros(16, dtype=torch.long))
+    plain = [torch.allclose(a, b) for a, b in zip(got, images / 255, strict=True)]
+    negative = [torch.allclose(a, 1 - b) for a, b in zip(got, images / 255, strict=True)]
+    assert all(a != b for a, b in zip(plain, negative, strict=True))
+    assert 0 < sum(negative) < 16
 
 
 def test_crops_flips_and_randaugment_keep_size_and_range():

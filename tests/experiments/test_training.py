@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
+import perceivers
 from perceivers import PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput
 from perceivers.experiments.demo import digits_run
@@ -40,10 +41,19 @@ def interrupt_at(step, monkeypatch):
     monkeypatch.setattr(Trained, "on_train_batch_start", hook)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9, "workers": 1, "accumulate": 2}])
-@pytest.mark.parametrize("step", [3, 8, 9])
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (3, {}),
+        (8, {}),
+        (17, {}),
+        (9, {"ema": 0.9}),
+        (17, {"ema": 0.9}),
+        (3, {"ema": 0.9, "workers": 1, "accumulate": 2}),
+    ],
+)
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
-    """Nine updates an epoch: stopped in the first, at its very end (8), and in the second."""
+    """Two epochs of nine updates: stopped in an epoch, at the end of the first, and at the very end."""
     small_run(tmp_path / "whole", **settings).run()
     with monkeypatch.context() as patch:
         interrupt_at(step, patch)
@@ -58,6 +68,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, c
         assert torch.equal(whole[name], parts[name]), name
     a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
     assert a["test_top1"] == b["test_top1"]
+    models = [perceivers.load(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_a_run_ends_with_everything(tmp_path):
@@ -72,6 +84,8 @@ def test_a_run_ends_with_everything(tmp_path):
     assert set(metrics) == {"test_top1", "test_top5", "test_loss", "seconds", "parameters", "seed"}
     with pytest.raises(PerceiversError, match="holds a run already"):
         small_run(tmp_path).run()
+    with pytest.raises(PerceiversError, match=r"is finished: set training.epochs to more than 2"):
+        small_run(tmp_path, resume=True).run()
     with pytest.raises(PerceiversError, match="nothing to resume"):
         small_run(tmp_path / "other", resume=True).run()
 
@@ -79,7 +93,7 @@ def test_a_run_ends_with_everything(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     small_run(tmp_path).run()
     other = small_run(tmp_path, resume=True)
-    other.model["latents"] = 5
+    other.model["latents"], other.training.epochs = 5, 3
     with pytest.raises(PerceiversError, match=r"belongs to another model: model.encoder.latents is \(4, 8\)"):
         other.run()
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -90,7 +104,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
 
 def test_an_unwritable_output_is_refused_before_training(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(PerceiversError, match=r"cannot write .*config.json"):
+    with pytest.raises(PerceiversError, match=r"cannot write to .*choose another output path"):
         small_run(tmp_path / "file" / "run").run()
 
 
@@ -141,16 +155,21 @@ def test_schedules():
     assert [warm.rate(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
 
 
-def test_weight_decay_is_for_weights_of_linear_and_convolutional_layers():
+def test_what_decays():
     model = regression().model
-    decayed, free = parameter_groups(model, 0.1, decay_all=False)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
-    assert all(names[id(p)].endswith("weight") and "norm" not in names[id(p)] for p in decayed["params"])
-    free_names = {names[id(p)] for p in free["params"]}
-    assert {"encoder.latents", "outputs.y.positions.table_SF", "encoder.layers.0.norm_z.weight"} <= free_names
-    assert all("bias" in n or "norm" in n or "latents" in n or "table" in n for n in free_names)
-    (everything,) = parameter_groups(model, 0.1, decay_all=True)
+
+    def decayed(decay):
+        with_decay, without = parameter_groups(model, 0.1, decay)
+        assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
+        assert len(with_decay["params"]) + len(without["params"]) == len(names)
+        return {names[id(parameter)] for parameter in with_decay["params"]}
+
+    weights, arrays = decayed("weights"), decayed("arrays")
+    assert all(name.endswith("weight") and "norm" not in name for name in weights)
+    assert arrays - weights == {"encoder.latents", "outputs.y.positions.table_SF"}
+    assert len(weights) == 3 * 4 + 3 * 2 + 1  # attention and MLP of three blocks, and the head
+    (everything,) = parameter_groups(model, 0.1, "all")
     assert len(everything["params"]) == len(names)
 
 

@@ -1,9 +1,10 @@
 import copy
-import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from perceivers import FourierPositions, InputArray, LearnedPositions, PerceiverIO, PerceiversError
@@ -62,26 +63,29 @@ def test_the_model_is_the_papers_formula(data):
     torch.testing.assert_close(model.decode(encoded, {"label": None})["label"], y)
 
 
-def test_any_subset_and_chunk_size_equals_the_full_decode(data):
-    model = two_modalities().double().eval()
-    encoded = model.encode(data)
-    full = model.decode(encoded)
-    for count in range(1, 4):
-        for names in itertools.combinations(full, count):
-            some = model.decode(encoded, dict.fromkeys(names))
-            assert list(some) == list(names)
-            for name in names:
-                torch.testing.assert_close(some[name], full[name])
-    points = torch.randint(20, (2, 6))
-    flat = full["picture"].flatten(1, 2)
-    for max_memory in [None, 1, 4000, 30000]:
-        whole = model.decode(encoded, max_memory=max_memory)
-        for name in full:
-            torch.testing.assert_close(whole[name], full[name])
-        shared = model.decode(encoded, {"picture": points[0]}, max_memory)["picture"]
-        torch.testing.assert_close(shared, flat[:, points[0]])
-        own = model.decode(encoded, {"picture": points}, max_memory)["picture"]
-        torch.testing.assert_close(own, torch.stack([flat[b, points[b]] for b in range(2)]))
+MODEL = two_modalities().double().eval()
+ENCODED = MODEL.encode({"sound": torch.randn(2, 12, 3), "points": torch.randn(2, 9, 5)})
+FULL = MODEL.decode(ENCODED, max_memory=None)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sets(st.sampled_from(["picture", "line", "label"]), min_size=1), st.sampled_from([None, 1, 4000, 30000]))
+def test_any_outputs_and_chunk_size_equal_the_full_decode(names, max_memory):
+    some = MODEL.decode(ENCODED, dict.fromkeys(names), max_memory)
+    assert some.keys() == names
+    for name in names:
+        torch.testing.assert_close(some[name], FULL[name])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**30), st.integers(1, 9), st.sampled_from([None, 1, 4000, 30000]))
+def test_any_points_equal_those_of_the_full_decode(seed, count, max_memory):
+    points = torch.randint(20, (2, count), generator=torch.Generator().manual_seed(seed))
+    flat = FULL["picture"].flatten(1, 2)
+    own = MODEL.decode(ENCODED, {"picture": points}, max_memory)["picture"]
+    torch.testing.assert_close(own, torch.stack([flat[b, points[b]] for b in range(2)]))
+    shared = MODEL.decode(ENCODED, {"picture": points[0]}, max_memory)["picture"]
+    torch.testing.assert_close(shared, flat[:, points[0]])
 
 
 def test_decoding_never_encodes_again_and_keeps_its_memory_bound(data):
@@ -114,6 +118,11 @@ def test_order_of_elements_does_not_matter(data):
     a, b = model(data), model(data | {"points": shuffled})
     for name in a:
         torch.testing.assert_close(a[name], b[name])
+    x_BMC = model.inputs["sound"](data["sound"].double()).x_BMC  # elements that carry their positions
+    x_BMC = model.input_padding("sound", x_BMC)
+    order = torch.randperm(12)
+    torch.testing.assert_close(model.encoder(x_BMC[:, order]), model.encoder(x_BMC))
+    assert not torch.allclose(model(data | {"sound": data["sound"][:, order]})["label"], a["label"])
 
 
 def test_masked_elements_change_nothing(data):
@@ -193,18 +202,25 @@ def test_checkpointing_gives_the_same_gradients_in_less_memory(data):
 
 
 def test_compiles_without_a_graph_break(data):
-    model = two_modalities(depth=1).eval()
-    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
-    with torch.no_grad():
-        for name, value in compiled(data).items():
-            torch.testing.assert_close(value, model(data)[name], atol=1e-5, rtol=1e-5)
+    model = two_modalities(depth=1, checkpointing=True)
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    data = data | {"points": InputArray(data["points"], torch.rand(2, 9) < 0.7)}
+    outputs = {"picture": torch.tensor([3, 7]), "label": None}
+    for run in (model, compiled):
+        sum(value.square().sum() for value in run(data, outputs).values()).backward()
+    for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_exports(data):
+def test_exports_for_any_batch_and_length(data):
     model = two_modalities(depth=1).eval()
-    program = torch.export.export(model, (data,))
-    for name, value in program.module()(data).items():
-        torch.testing.assert_close(value, model(data)[name])
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=2, max=512)
+    shapes = {"sound": {0: batch}, "points": {0: batch, 1: length}}
+    program = torch.export.export(model, (data, None, None), dynamic_shapes=(shapes, None, None))
+    other = {"sound": torch.randn(5, 12, 3), "points": torch.randn(5, 31, 5)}
+    for name, value in program.module()(other, None, None).items():
+        torch.testing.assert_close(value, model(other)[name])
 
 
 def test_runs_in_bfloat16_and_under_autocast(data):
@@ -221,7 +237,7 @@ def test_runs_in_bfloat16_and_under_autocast(data):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"channels": 18, "heads": 4}, "qk_channels = 18 cannot be split over heads = 4"),
+        ({"channels": 18, "heads": 4}, "channels = 18 cannot be split over heads = 4"),
         ({"latents": 0}, "latents = 0 is not allowed: it must be at least 1"),
         ({"cross_attends": 2}, "cross_attends = 2 is not allowed: it must be from 1 to 1"),
         ({"gelu": "erf"}, "gelu = 'erf' is not allowed"),
@@ -232,8 +248,17 @@ def test_sizes_that_cannot_be_are_refused(settings, message):
         two_modalities(**settings)
 
 
+def test_names_that_torch_uses_are_refused():
+    with pytest.raises(PerceiversError, match="'values' cannot be the name of an input or output"):
+        PerceiverIO({"values": ArrayInput(2)}, {"y": LabelOutput(2)}, latents=1, channels=8, depth=1)
+
+
 def test_wrong_inputs_are_refused(data):
     model = two_modalities()
+    with pytest.raises(PerceiversError, match="points of output 'picture' go from 3 to 20, but it has points 0 to 19"):
+        model(data, {"picture": torch.tensor([3, 20])})
+    with pytest.raises(PerceiversError, match=r"mask of input 'points' has shape \(2, 1\), but its array has \(2, 9\)"):
+        model(data | {"points": InputArray(data["points"], torch.ones(2, 1, dtype=torch.bool))})
     with pytest.raises(PerceiversError, match="no input 'sounds': did you mean 'sound'"):
         model({"sounds": data["sound"]})
     with pytest.raises(PerceiversError, match="input 'points' is missing"):

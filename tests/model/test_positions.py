@@ -28,6 +28,15 @@ def test_points_are_entries_of_the_whole_grid(shape):
         torch.testing.assert_close(positions(points=points[0]), positions()[points[0]])
 
 
+def test_positions_are_exact_whatever_the_default_precision():
+    want = FourierPositions((224,), 64)()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(FourierPositions((224,), 64)(), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_other_grids_span_the_same_range():
     positions = FourierPositions((4, 4), bands=2)
     small, large = positions(), positions((7, 7))

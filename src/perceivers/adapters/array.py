@@ -42,7 +42,7 @@ class ArrayInput(InputAdapter):
 def with_positions(x_BMC: Tensor, positions: Positions, grid: tuple[int, ...]) -> Tensor:
     """Concatenates the positions of a grid to its elements; [B, M, C] -> [B, M, C + F]."""
     position_MF = positions(grid, device=x_BMC.device).to(x_BMC.dtype)
-    return torch.cat([x_BMC, position_MF.expand(len(x_BMC), -1, -1)], -1)
+    return torch.cat([x_BMC, position_MF.expand(x_BMC.shape[0], -1, -1)], -1)
 
 
 class ArrayOutput(OutputAdapter):
@@ -70,4 +70,4 @@ class ArrayOutput(OutputAdapter):
         """-> [B, *grid, channels], or [B, P, channels] of some points."""
         if points is not None:
             return y_BOE
-        return y_BOE.reshape(len(y_BOE), *self.positions.grid, -1)
+        return y_BOE.unflatten(1, self.positions.grid)  # type: ignore[no-any-return]

@@ -36,7 +36,7 @@ class Patches(Configured, nn.Module):
         self.size = size
         values = colours * size**2
         self.channels = values if channels is None else channels
-        self.projection = nn.Identity() if channels is None else linear(values, channels)
+        self.projection = None if channels is None else linear(values, channels)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
         """[B, colours, Y * size, X * size] -> [B, Y, X, F]."""
@@ -47,7 +47,8 @@ class Patches(Configured, nn.Module):
                 f"resize it to multiples of {self.size}."
             )
         patches = images_BCYX.unflatten(-1, (-1, self.size)).unflatten(-3, (-1, self.size))  # B C Y size X size
-        return self.projection(patches.permute(0, 2, 4, 3, 5, 1).flatten(3))  # type: ignore[no-any-return]
+        values: Tensor = patches.permute(0, 2, 4, 3, 5, 1).flatten(3)
+        return values if self.projection is None else self.projection(values.to(self.projection.weight.dtype))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of features that an image of this size gives."""
@@ -74,6 +75,7 @@ class ConvStem(Configured, nn.Module):
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
         """[B, colours, 4 Y, 4 X] -> [B, Y, X, F]; sizes are rounded up."""
+        images_BCYX = images_BCYX.to(self.convolution.weight.dtype)
         x_BFYX = self.norm(self.convolution(pad_same(images_BCYX, 7, 2))).relu()
         return self.pool(pad_same(x_BFYX, 3, 2)).movedim(1, -1)  # type: ignore[no-any-return]
 
@@ -116,14 +118,16 @@ class ImageInput(InputAdapter):
         crop: float = 1.0,
     ) -> None:
         super().__init__()
+        if len(mean) != len(std):
+            raise PerceiversError(f"mean has {len(mean)} colours, but std has {len(std)}: give one number for each.")
         self.size = (size[0], size[1])
         self.crop = crop
         self.colours = len(mean)
         self.features = features
         self.positions = positions
         self.channels = features.channels + positions.channels
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None], persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""
@@ -132,7 +136,7 @@ class ImageInput(InputAdapter):
                 f"images of shape {tuple(data.shape)} were given, "
                 f"but [batch, {self.colours} colours, height, width] is expected."
             )
-        images = data.to(self.mean.dtype) / 255 if data.dtype == torch.uint8 else data.to(self.mean.dtype)
-        features_BYXF = self.features((images - self.mean) / self.std)
+        images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
+        features_BYXF = self.features((images - self.mean.float()) / self.std.float())
         grid = tuple(features_BYXF.shape[1:3])
         return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid))

@@ -5,69 +5,123 @@ Shape suffixes: B batch, C colours, Y rows, X columns
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from perceivers.data.loader import Item
-from perceivers.extras import need
 from perceivers.model.errors import PerceiversError, nearest
-
-need("vision")
-
-from PIL import Image, UnidentifiedImageError  # noqa: E402  after the check that the extra is there
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
 
 
+class Source(Protocol):
+    """Where images come from, one at a time, by index."""
+
+    def open(self, index: int) -> Any:
+        """A file's path or content, as PIL opens it, or an image."""
+
+    def describe(self, index: int) -> str:
+        """Names the image in a message: its file, or its row."""
+
+
 @dataclass(frozen=True)
 class LabelledImages:
-    """Images with class labels, read one at a time.
+    """Images with class labels.
 
     Attributes:
         classes: names of the classes.
         labels: class index of each image.
-        open: the file or bytes of an image, by index, as something PIL opens, or the pixels themselves.
-        describe: names an image for a message, by index: its file, or its row.
+        source: where the images come from.
+        indices: their indices there.
     """
 
     classes: list[str]
     labels: Sequence[int]
-    open: Callable[[int], Any]
-    describe: Callable[[int], str]
+    source: Source
+    indices: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def describe(self, index: int) -> str:
+        """Names an image in a message."""
+        return self.source.describe(self.indices[index])
+
     def read(self, index: int, colours: int) -> Image.Image:
-        """Decodes an image to grey (1 colour) or RGB (3).
+        """Decodes an image to grey (1 colour) or RGB (3); transparent parts become white, 16 bits 8.
 
         Raises:
             PerceiversError: it cannot be decoded; names it.
         """
-        source = self.open(index)
         try:
+            source = self.source.open(self.indices[index])
             image = source if isinstance(source, Image.Image) else Image.open(source)
-            return image.convert("L" if colours == 1 else "RGB")
+            image.load()
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise PerceiversError(f"{self.describe(index)} cannot be decoded as an image.") from error
+        if image.mode.startswith("I"):
+            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("L" if colours == 1 else "RGB")
 
     def part(self, indices: Sequence[int]) -> "LabelledImages":
         """Some of the images."""
-        return LabelledImages(
-            self.classes,
-            [self.labels[i] for i in indices],
-            lambda i: self.open(indices[i]),
-            lambda i: self.describe(indices[i]),
-        )
+        labels, places = [self.labels[i] for i in indices], [self.indices[i] for i in indices]
+        return LabelledImages(self.classes, labels, self.source, places)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files."""
+
+    paths: list[Path]
+
+    def open(self, index: int) -> Path:
+        return self.paths[index]
+
+    def describe(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded images in a column of a Hugging Face data set."""
+
+    table: Any
+    column: str
+    name: str
+
+    def open(self, index: int) -> Any:
+        entry = self.table[index][self.column]
+        return entry["path"] if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+
+    def describe(self, index: int) -> str:
+        return f"row {index} of {self.name}"
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Grey images in an array [images, Y, X] of bytes."""
+
+    pixels: np.ndarray[Any, Any]
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.pixels[index])
+
+    def describe(self, index: int) -> str:
+        return f"digit {index}"
 
 
 @dataclass(frozen=True)
@@ -137,10 +191,13 @@ class ImageData:
         try:
             splits = datasets.load_dataset(name)
         except Exception as error:  # the library raises many kinds; each means that it cannot be had
-            reason = str(error).strip().splitlines()[0]
-            raise PerceiversError(
-                f"data.path = {name} is neither a folder nor a data set of the hub: {reason}"
-            ) from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            kind = (
+                "cannot be read as a data set"
+                if Path(name).exists()
+                else "is neither a folder nor a data set of the hub"
+            )
+            raise PerceiversError(f"data.path = {name} {kind}: {reason}") from error
         training = next((splits[split] for split in TRAINING_NAMES if split in splits), None)
         evaluation = next((splits[split] for split in EVALUATION_NAMES if split in splits), None)
         if training is None:
@@ -149,10 +206,10 @@ class ImageData:
         images = self.rows(training, f"{name} (train)")
         if evaluation is None:
             return self.hold_out(images)
-        return ImageSplits(images, self.rows(evaluation, f"{name} ({evaluation.split})"))
+        return ImageSplits(images, self.rows(evaluation, f"{name} ({evaluation.split})", images.classes))
 
-    def rows(self, table: Any, name: str) -> LabelledImages:
-        """The rows of one split."""
+    def rows(self, table: Any, name: str, classes: list[str] | None = None) -> LabelledImages:
+        """The rows of one split; `classes` are those of the training split, if that is another."""
         import datasets
 
         image = self.image_column or column(table, datasets.Image, "image", name)
@@ -160,20 +217,19 @@ class ImageData:
         for field, value in (("image_column", image), ("label_column", label)):
             if value not in table.features:
                 raise PerceiversError(f"data.{field}: {name} has no column {value!r}: {nearest(value, table.features)}")
-        labels = np.asarray(table[label])
         feature = table.features[label]
+        labels: list[Any] = list(table[label])
         if isinstance(feature, datasets.ClassLabel):
-            classes = list(feature.names)
+            names = list(feature.names)
         else:
-            values, labels = np.unique(labels, return_inverse=True)
-            classes = [str(value) for value in values]
-        encoded = table.cast_column(image, datasets.Image(decode=False))
-
-        def source(index: int) -> Any:
-            entry = encoded[index][image]
-            return io.BytesIO(entry["bytes"]) if entry["bytes"] is not None else entry["path"]
-
-        return LabelledImages(classes, labels.tolist(), source, lambda i: f"row {i} of {name}")
+            labels = [str(value) for value in labels]
+            names = sorted(set(labels)) if classes is None else classes
+            unknown = set(labels) - set(names)
+            if unknown:
+                raise PerceiversError(f"{name} has the class {min(unknown)!r}, which the training images do not have.")
+            labels = [names.index(value) for value in labels]
+        rows = Rows(table.cast_column(image, datasets.Image(decode=False)), image, name)
+        return LabelledImages(names, labels, rows, range(len(labels)))
 
     def hold_out(self, images: LabelledImages) -> ImageSplits:
         """Divides images at random, always the same way."""
@@ -200,20 +256,21 @@ def image_folder(root: Path, classes: list[str] | None = None) -> LabelledImages
     Raises:
         PerceiversError: there are no images, or a class that is not among `classes`.
     """
-    found = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-    names = found if classes is None else classes
+    found = {
+        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+        for folder in sorted(root.iterdir())
+        if folder.is_dir()
+    }
+    found = {name: files for name, files in found.items() if files}
+    if not found:
+        raise PerceiversError(f"{root} has no images: a folder of images for each class is expected in it.")
+    names = list(found) if classes is None else classes
     unknown = [name for name in found if name not in names]
     if unknown:
         raise PerceiversError(f"{root / unknown[0]} is a class that the training images do not have.")
-    files = [
-        (file, names.index(name))
-        for name in found
-        for file in sorted((root / name).rglob("*"))
-        if file.suffix.lower() in SUFFIXES
-    ]
-    if not files:
-        raise PerceiversError(f"{root} has no images: a folder of images for each class is expected in it.")
-    return LabelledImages(names, [label for _, label in files], lambda i: files[i][0], lambda i: str(files[i][0]))
+    files = [file for paths in found.values() for file in paths]
+    labels = [names.index(name) for name, paths in found.items() for _ in paths]
+    return LabelledImages(names, labels, Files(files), range(len(files)))
 
 
 def digits() -> ImageSplits:
@@ -221,13 +278,8 @@ def digits() -> ImageSplits:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    pixels = (bunch.images / 16 * 255).round().astype(np.uint8)
-    images = LabelledImages(
-        [str(name) for name in bunch.target_names],
-        bunch.target.tolist(),
-        lambda i: Image.fromarray(pixels[i]),
-        lambda i: f"digit {i}",
-    )
+    pixels = Pixels((bunch.images / 16 * 255).round().astype(np.uint8))
+    images = LabelledImages([str(name) for name in bunch.target_names], bunch.target.tolist(), pixels, range(1797))
     return ImageData(held_out=1 / 3).hold_out(images)
 
 
@@ -302,13 +354,12 @@ def to_tensor(image: Image.Image) -> Tensor:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """-> "image" bytes [B, C, Y, X], "label" [B], and the "problems" of those left out.
 
-    Raises:
-        PerceiversError: no sample of the batch could be decoded.
+    A batch of which nothing could be decoded has "problems" alone.
     """
     good = [sample for sample in samples if "image" in sample]
     problems = [sample["problem"] for sample in samples if "problem" in sample]
     if not good:
-        raise PerceiversError(f"no image of a batch of {len(samples)} could be decoded; the first: {problems[0]}")
+        return {"problems": problems}
     return {
         "image": torch.stack([sample["image"] for sample in good]),
         "label": torch.tensor([sample["label"] for sample in good]),

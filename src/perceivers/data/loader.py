@@ -88,7 +88,7 @@ class ResumableLoader(DataLoader[Any]):
         world: int = 1,
     ) -> None:
         self.order = EpochSampler(count, seed, rank, world, batch_size)
-        if not len(self.order):
+        if seed is not None and not len(self.order):
             raise PerceiversError(
                 f"training.batch_size is larger than the training set of {count} samples: choose a smaller one."
             )

@@ -31,7 +31,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ImageClassificatio
         key, equals, value = override.removeprefix("--").partition("=")
         if not override.startswith("--") or not equals:
             raise PerceiversError(f"{override!r} is not understood: write --field.of.config=value.")
-        put(values, key.split("."), yaml.safe_load(value))
+        try:
+            put(values, key.split("."), yaml.safe_load(value))
+        except (yaml.YAMLError, TypeError) as error:
+            raise PerceiversError(f"{override!r} is not understood: quote the value, or set single fields.") from error
     experiment = EXPERIMENTS[experiment_name(values, path)]
     check_keys(values, experiment, path)
     parser = build_parser(experiment)

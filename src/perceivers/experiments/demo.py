@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from perceivers.checkpoints import load
 from perceivers.data.images import ImageData, ImageDataset, LabelledImages
 from perceivers.data.loader import Item
 from perceivers.experiments.augmentation import Augmentation
+from perceivers.experiments.configuration import read_file
 from perceivers.experiments.image_classification import ImageClassification, class_names, image_input
-from perceivers.experiments.training import Optimization, Training
+from perceivers.experiments.training import Optimization, Training, program
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
@@ -43,9 +45,9 @@ def digits_run(output: str) -> ImageClassification:
             "dropout": 0.1,
         },
         data=ImageData("digits"),
-        augmentation=Augmentation(shift=1),
+        augmentation=Augmentation(shift=1, invert=True),
         optimization=Optimization("adamw", 2e-3, 0.05, warmup_steps=50, beta2=0.98, clip_norm=1.0),
-        training=Training(epochs=100, batch_size=32, output=output),
+        training=Training(epochs=100, batch_size=32, devices=1, output=output),
     )
 
 
@@ -55,18 +57,21 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
     An earlier demo there is replaced.
     """
     run = digits_run(str(output))
-    run.training.epochs = epochs or run.training.epochs
-    test = run.data.open().evaluation
-    shutil.rmtree(output / "checkpoints", ignore_errors=True)
+    if epochs is not None:
+        run.training = replace(run.training, epochs=epochs)
+    splits = run.data.open()
+    if (output / "config.json").is_file() and read_file(output / "config.json").get("model") == run.model:
+        shutil.rmtree(output)
     print(
         "A Perceiver IO learns to read handwritten digits. It gets 64 pixels in no order, each with Fourier features\n"
         "of its position, reads them into 32 latents, and one learned query asks the latents for the label.\n"
-        f"Training on 1,198 digits for {run.training.epochs} epochs; 599 others are kept for the test.\n"
+        f"Training on {len(splits.training):,} digits for {run.training.epochs} epochs; "
+        f"{len(splits.evaluation)} others are kept for the test.\n"
     )
     run.run()
 
     model = load(output / "model")
-    images_BCYX, labels_B = test_tensors(model, test)
+    images_BCYX, labels_B = test_tensors(model, splits.evaluation)
     with torch.inference_mode():
         predicted_B = model({"image": images_BCYX})["label"].argmax(-1)
     metrics = json.loads((output / "metrics.json").read_text())
@@ -112,9 +117,9 @@ def report(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
             *rows,
             f"\nPicture of predictions and attention: {output / 'predictions.png'}",
             "\nTry next:",
-            f"  perceivers classify-image {output / 'model'} YOUR_DIGIT.png",
-            "  perceivers models",
-            "  perceivers fit configs/image_classification/cifar10.yaml --data.path=FOLDER",
+            f"  {program()} classify-image {output / 'model'} YOUR_DIGIT.png",
+            f"  {program()} models",
+            f"  {program()} fit configs/image_classification/cifar10.yaml --data.path=FOLDER",
         ]
     )
 

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
 from perceivers.data.images import (
+    Files,
     ImageData,
     ImageDataset,
     ImageSplits,
@@ -63,10 +64,14 @@ class ImageClassification:
     def run(self) -> Path:
         """Trains; -> the run's folder."""
         L.seed_everything(self.training.seed, verbose=False)
-        splits = self.data.open()
         settings = {name: value for name, value in self.model.items() if name != "preset"}
-        classes = {"classes": len(splits.training.classes), "class_names": splits.training.classes}
-        model = create_model(self.model["preset"], **(settings | classes))
+        with torch.device("meta"):  # a wrong setting shows before any data is read
+            create_model(self.model["preset"], **settings)
+        splits = self.data.open()
+        names = splits.training.classes
+        classes = settings.get("classes", len(names))
+        check("model.classes", classes, classes == len(names), f"{len(names)}, as in the data, or left out")
+        model = create_model(self.model["preset"], **(settings | {"classes": len(names), "class_names": names}))
         module = ImageClassifier(model, self.optimization, self.augmentation, self.label_smoothing)
         written = {"experiment": "image_classification", **asdict(self)}
         return train(module, ImageBatches(splits, image_input(model), self), self.training, "test_top1", written)
@@ -134,7 +139,9 @@ class ImageClassifier(Trained):
         self.label_smoothing = label_smoothing
         self.accuracy = Accuracy(classes)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        if "image" not in batch:
+            return None  # nothing of it could be decoded
         images_BCYX, targets_BK = self.augment(batch["image"], batch["label"])
         logits_BK = self.model({"image": images_BCYX})["label"]
         loss = F.cross_entropy(logits_BK, targets_BK, label_smoothing=self.label_smoothing)
@@ -142,12 +149,19 @@ class ImageClassifier(Trained):
         return loss
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.accuracy.update(self.model({"image": batch["image"]})["label"], batch)
+        check_complete(batch)
+        self.accuracy.update(self.model({"image": batch["image"]})["label"], batch["label"])
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.accuracy.compute().items():
             self.log(f"test_{name}", value, prog_bar=True)
         self.accuracy.reset()
+
+
+def check_complete(batch: dict[str, Any]) -> None:
+    """Raises a PerceiversError if an image of an evaluation batch could not be decoded."""
+    if batch["problems"]:
+        raise PerceiversError(batch["problems"][0])
 
 
 class Accuracy(torch.nn.Module):
@@ -159,14 +173,12 @@ class Accuracy(torch.nn.Module):
         self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro")
         self.loss = MeanMetric()
 
-    def update(self, logits_BK: Tensor, batch: dict[str, Any]) -> None:
-        """Adds a batch, all of whose images must have been decoded."""
-        if batch["problems"]:
-            raise PerceiversError(batch["problems"][0])
+    def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """Adds a batch."""
         logits_BK = logits_BK.float()
-        self.top1.update(logits_BK, batch["label"])
-        self.top5.update(logits_BK, batch["label"])
-        self.loss.update(F.cross_entropy(logits_BK, batch["label"]), len(logits_BK))
+        self.top1.update(logits_BK, labels_B)
+        self.top5.update(logits_BK, labels_B)
+        self.loss.update(F.cross_entropy(logits_BK, labels_B), len(logits_BK))
 
     def compute(self) -> dict[str, Tensor]:
         """-> top1 and top5 in [0, 1], and loss in nats."""
@@ -188,12 +200,17 @@ def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64, w
     adapter, names = image_input(model), class_names(model)
     if len(images.classes) != len(names):
         raise PerceiversError(f"the data has {len(images.classes)} classes, but the model knows {len(names)}.")
+    output = model.outputs["label"]
+    assert isinstance(output, LabelOutput)
+    for theirs, ours in zip(images.classes, output.names or images.classes, strict=True):
+        if theirs != ours:
+            raise PerceiversError(f"the data has the class {theirs!r} where the model knows {ours!r}.")
     device = next(model.parameters()).device
     dataset = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
     accuracy = Accuracy(len(names)).to(device)
     for batch in ResumableLoader(dataset, len(images), batch_size, None, workers, collate):
-        on_device = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        accuracy.update(model({"image": on_device["image"]})["label"], on_device)
+        check_complete(batch)
+        accuracy.update(model({"image": batch["image"].to(device)})["label"], batch["label"].to(device))
     return {name: float(value) for name, value in accuracy.compute().items()} | {"images": len(images)}
 
 
@@ -205,7 +222,10 @@ def classify(model: PerceiverIO, files: Sequence[str | Path]) -> list[dict[str, 
         PerceiversError: a file is missing or cannot be decoded.
     """
     adapter, names = image_input(model), class_names(model)
-    images = LabelledImages(names, [0] * len(files), lambda i: open_file(files[i]), lambda i: str(files[i]))
+    missing = [file for file in files if not Path(file).is_file()]
+    if missing:
+        raise PerceiversError(f"there is no file {missing[0]}.")
+    images = LabelledImages(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
     device = next(model.parameters()).device
     answers = []
     for index in range(len(files)):
@@ -214,10 +234,3 @@ def classify(model: PerceiverIO, files: Sequence[str | Path]) -> list[dict[str, 
         order = probabilities_K.argsort(descending=True).tolist()
         answers.append({names[k]: float(probabilities_K[k]) for k in order})
     return answers
-
-
-def open_file(path: str | Path) -> Path:
-    """The path of a file that must be there."""
-    if not Path(path).is_file():
-        raise PerceiversError(f"there is no file {path}.")
-    return Path(path)

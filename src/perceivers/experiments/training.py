@@ -3,33 +3,30 @@
 import json
 import logging
 import math
+import pickle
 import shlex
 import signal
 import sys
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import lightning as L
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pytorch_optimizer import Lamb
 from torch import Tensor, nn
 
-from perceivers.extras import need
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import check_tensors, write
-
-need("train")
-
-import lightning as L  # noqa: E402  after the check that the extra is there
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint  # noqa: E402
-from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar  # noqa: E402
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
-from lightning.pytorch.utilities.types import OptimizerLRScheduler  # noqa: E402
-from pytorch_optimizer import Lamb  # noqa: E402
+from perceivers.model.saving import check_tensors, describe, write
 
 CONFIG, LAST = "config.json", "last.ckpt"
 
@@ -41,8 +38,9 @@ class Optimization:
     Attributes:
         name: "lamb" as in the paper, or "adamw".
         lr: peak learning rate.
-        weight_decay: decay of the weights of linear and convolutional layers.
-        decay_all: decay biases, norms, latents, positions and queries as well.
+        weight_decay: how much of the weights decays, times the learning rate.
+        decay: what decays: "weights" of linear and convolutional layers; "arrays", these and the learned latents,
+            positions and queries; or "all", biases and norms as well.
         schedule: "flat_cosine" (flat, then cosine to 0) or "warmup_cosine" (linear from 0, then cosine to 0).
         flat: part of the steps of "flat_cosine" before the cosine starts.
         warmup_steps: steps of "warmup_cosine" before the cosine starts.
@@ -53,7 +51,7 @@ class Optimization:
     name: Literal["lamb", "adamw"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.1
-    decay_all: bool = False
+    decay: Literal["weights", "arrays", "all"] = "weights"
     schedule: Literal["flat_cosine", "warmup_cosine"] = "warmup_cosine"
     flat: float = 0.5
     warmup_steps: int = 0
@@ -63,13 +61,14 @@ class Optimization:
     def __post_init__(self) -> None:
         check("optimization.lr", self.lr, self.lr > 0, "larger than 0")
         check("optimization.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        check("optimization.beta2", self.beta2, 0 <= self.beta2 < 1, "from 0 to less than 1")
         check("optimization.flat", self.flat, 0 <= self.flat <= 1, "from 0 to 1")
         check("optimization.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
         check("optimization.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "larger than 0")
 
     def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
         """The optimizer and its schedule over `steps` steps, as Lightning wants them."""
-        groups = parameter_groups(module, self.weight_decay, self.decay_all)
+        groups = parameter_groups(module, self.weight_decay, self.decay)
         optimizer: torch.optim.Optimizer
         if self.name == "lamb":
             # The published update: decay inside the trust ratio, no bound on the norm of a weight, and no correction
@@ -95,16 +94,18 @@ def check(field: str, value: object, allowed: bool, expected: str) -> None:
         raise PerceiversError(f"{field} = {value} is not allowed: it must be {expected}.")
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """Parameters with weight decay (weights of linear and convolutional layers, unless `decay_all`) and without."""
-    decayed = {
-        id(layer.weight)
-        for layer in module.modules()
-        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-    }
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    with_decay = [parameter for parameter in parameters if decay_all or id(parameter) in decayed]
-    without = [parameter for parameter in parameters if not (decay_all or id(parameter) in decayed)]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay: Literal["weights", "arrays", "all"]
+) -> list[dict[str, Any]]:
+    """Parameters with weight decay and without; see `Optimization.decay`."""
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            is_weight = name == "weight" and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            is_array = name not in ("weight", "bias")
+            decays = decay == "all" or is_weight or (decay == "arrays" and is_array)
+            (with_decay if decays else without).append(parameter)
     groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -117,7 +118,7 @@ class Training:
         epochs: passes over the training data.
         batch_size: examples of one update, over all devices and accumulated steps.
         accumulate: steps whose gradients one update adds up.
-        precision: of the arithmetic: "32-true", "bf16-mixed", "bf16-true" or another of Lightning's.
+        precision: of the arithmetic, as in Lightning.
         accelerator: what to train on: "auto", "cpu", "gpu" or "mps".
         devices: how many of them on each node, or "auto" for all.
         nodes: number of machines.
@@ -132,7 +133,7 @@ class Training:
     epochs: int = 10
     batch_size: int = 64
     accumulate: int = 1
-    precision: str = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     accelerator: str = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
@@ -146,6 +147,7 @@ class Training:
     def __post_init__(self) -> None:
         for field in ("epochs", "batch_size", "accumulate", "nodes"):
             check(f"training.{field}", getattr(self, field), getattr(self, field) >= 1, "at least 1")
+        check("training.seed", self.seed, self.seed >= 0, "at least 0")
         check("training.workers", self.workers, self.workers >= 0, "at least 0")
         check("training.ema", self.ema, self.ema is None or 0 < self.ema < 1, "between 0 and 1")
 
@@ -177,8 +179,9 @@ class Trained(L.LightningModule):
 class Steps(Callback):
     """Looks after the steps of a run: their random numbers, their input, their speed, and an interruption."""
 
-    def __init__(self, config: Training) -> None:
+    def __init__(self, config: Training, written: Mapping[str, Any]) -> None:
         self.config = config
+        self.written = written
         self.interrupted = False
         self.problems: set[str] = set()
         self.ended = time.perf_counter()
@@ -190,6 +193,11 @@ class Steps(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
         signal.signal(signal.SIGINT, interrupt)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            text = json.dumps(self.written, indent=2) + "\n"
+            write(Path(self.config.output, CONFIG), lambda file: file.write_text(text))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.ended = time.perf_counter()
@@ -212,7 +220,7 @@ class Steps(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not outputs["loss"].isfinite():
+        if outputs is not None and not outputs["loss"].isfinite():
             raise PerceiversError(
                 f"step {trainer.global_step}: the loss is {outputs['loss'].item()}: lower optimization.lr, "
                 f"or set optimization.clip_norm."
@@ -225,11 +233,12 @@ class Steps(Callback):
         if updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             output = Path(self.config.output)
             trainer.save_checkpoint(output / "checkpoints" / LAST)
-            print(
-                f"\nStopped after step {trainer.global_step}; everything is saved. Go on with:\n"
-                f"  perceivers fit {shlex.quote(str(output / CONFIG))} --training.resume=true",
-                file=sys.stderr,
-            )
+            if trainer.is_global_zero:
+                print(
+                    f"\nStopped after step {trainer.global_step}; everything is saved. Go on with:\n"
+                    f"  {program()} fit {shlex.quote(str(output / CONFIG))} --training.resume=true",
+                    file=sys.stderr,
+                )
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -239,6 +248,14 @@ class Steps(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def program() -> str:
+    """The command as it was called, to be repeated in what the user is told to type."""
+    path = Path(sys.argv[0])
+    if path.name != "perceivers":
+        return "perceivers"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 class ProgressLines(Callback):
@@ -286,57 +303,92 @@ def train(
     """
     output = Path(config.output)
     last = output / "checkpoints" / LAST
-    if config.resume and not last.is_file():
-        raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
-    if config.resume and not zipfile.is_zipfile(last):
-        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.")
-    if not config.resume and last.exists():
-        raise PerceiversError(
-            f"{output} holds a run already: go on with it by --training.resume=true, or choose another training.output."
-        )
-    write(output / CONFIG, lambda file: file.write_text(json.dumps(written, indent=2) + "\n"))
+    check_output(config, last)
+    describe(module.model)  # before training, not after it, is the time to learn that a model cannot be saved
     if config.compile:
         module.model.compile()
-    trainer = build_trainer(config, module.optimization.clip_norm, monitor)
+    trainer = build_trainer(config, module.optimization.clip_norm, monitor, written)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=last if config.resume else None, weights_only=True)
+    if not any(name.startswith("test") for name in trainer.callback_metrics):
+        trainer.validate(module, datamodule=data, verbose=False)  # it was stopped between the last step and evaluation
     if trainer.is_global_zero:
         parameters = sum(parameter.numel() for parameter in module.model.parameters())
         results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
         results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
         module.model.save(output / "model")
         write(output / "metrics.json", lambda file: file.write_text(json.dumps(results, indent=2) + "\n"))
+    trainer.strategy.barrier()  # other processes may read what this one wrote
     return output
 
 
-def build_trainer(config: Training, clip_norm: float | None, monitor: str) -> L.Trainer:
-    """Lightning's trainer for a run."""
+def check_output(config: Training, last: Path) -> None:
+    """Raises a PerceiversError if the run's folder cannot be written to, or does not fit `config.resume`."""
+    try:
+        last.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PerceiversError(
+            f"cannot write to {config.output}: {error.strerror}; choose another output path."
+        ) from error
+    requeued = any(Path(config.output).glob("hpc_ckpt_*"))  # SLURM starts the same command again; Lightning resumes it
+    if not config.resume:
+        if last.exists() and not requeued:
+            raise PerceiversError(
+                f"{config.output} holds a run already: go on with it by --training.resume=true, "
+                f"or choose another training.output."
+            )
+        return
+    if not last.is_file():
+        raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
+    try:
+        checkpoint = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.") from error
+    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    if done >= config.epochs:
+        raise PerceiversError(
+            f"the run in {config.output} is finished: set training.epochs to more than {done} to go on."
+        )
+
+
+def build_trainer(config: Training, clip_norm: float | None, monitor: str, written: Mapping[str, Any]) -> L.Trainer:
+    """Lightning's trainer for a run.
+
+    Raises:
+        PerceiversError: there are no such devices.
+    """
     output = Path(config.output)
+    # The average comes first: it must have seen a step before Steps may save it.
+    average: list[Callback] = [] if config.ema is None else [EMAWeightAveraging(decay=config.ema)]
     callbacks: list[Callback] = [
-        Steps(config),
+        *average,
+        Steps(config, written),
         ModelCheckpoint(output / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
     ]
-    if config.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for noise in ("does not have many workers", "LeafSpec", "smaller than the logging interval"):
         warnings.filterwarnings("ignore", f".*{noise}")
-    return L.Trainer(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.nodes,
-        precision=config.precision,  # type: ignore[arg-type]  # Lightning checks it
-        max_epochs=config.epochs,
-        accumulate_grad_batches=config.accumulate,
-        gradient_clip_val=clip_norm,
-        callbacks=callbacks,
-        logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
-        log_every_n_steps=10,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-    )
+    try:
+        return L.Trainer(
+            default_root_dir=output,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            precision=config.precision,
+            max_epochs=config.epochs,
+            accumulate_grad_batches=config.accumulate,
+            gradient_clip_val=clip_norm,
+            callbacks=callbacks,
+            logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
+            log_every_n_steps=10,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=sys.stderr.isatty(),
+        )
+    except (MisconfigurationException, RuntimeError, ValueError) as error:
+        devices = f"training.accelerator={config.accelerator}, training.devices={config.devices}"
+        raise PerceiversError(f"{devices} cannot be had here: {' '.join(str(error).split())}") from error

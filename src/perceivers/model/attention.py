@@ -99,9 +99,12 @@ class Attention(nn.Module):
     def weights(
         self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
     ) -> Tensor:
-        """The attention weights that `forward` uses without forming them; -> [B, H, O, M], rows sum to 1 or are 0."""
+        """The attention weights that `forward` uses without forming them, in float32.
+
+        -> [B, H, O, M]; rows sum to 1, or are 0 where all is masked.
+        """
         q_BHOK, k_BHMK = self.split(self.query(q_BOQ)), self.split(self.key(x_BMC))
-        score_BHOM = q_BHOK @ k_BHMK.transpose(-1, -2) / math.sqrt(q_BHOK.shape[-1])
+        score_BHOM = q_BHOK.float() @ k_BHMK.float().transpose(-1, -2) / math.sqrt(q_BHOK.shape[-1])
         if mask_BM is not None:
             score_BHOM = score_BHOM.masked_fill(~attendable(mask_BM), -math.inf)
         return wipe(score_BHOM.softmax(-1), mask_BM, query_mask_BO)
@@ -215,7 +218,8 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     Yields:
         For each `Attention`, by its name inside `module`, one [B, H, O, M] a call (a shared layer is called often).
-        Memory is that of all the score matrices: record a submodule to have only its own.
+        Memory is that of all the score matrices: record a submodule to have only its own. A compiled module runs
+        without its hooks: record it before it is compiled.
     """
     maps: dict[str, list[Tensor]] = {}
 

@@ -1,8 +1,9 @@
 """Modules that remember the arguments they were built with, so that a saved model can be built again."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from perceivers.model.errors import PerceiversError, nearest
 
@@ -82,4 +83,28 @@ def call(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise PerceiversError(f"{function.__name__} needs the argument {name!r}.")
+    kinds = get_type_hints(function if inspect.isfunction(function) else function.__init__)
+    for name, value in arguments.items():
+        if not fits(value, kinds.get(name, Any)):
+            wanted = str(getattr(kinds[name], "__name__", kinds[name])).replace("typing.", "")
+            raise PerceiversError(
+                f"{function.__name__}: {name} = {value!r} is not allowed: it must be of type {wanted}."
+            )
     return function(**arguments)
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is what an annotation says; annotations that a config does not use fit everything."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return any(fits(value, part) for part in parts)
+    if origin is Literal:
+        return value in parts
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(fits(item, parts[0]) for item in value)
+    if origin is None and isinstance(kind, type):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (
+            (number and (kind is float or isinstance(value, int))) if kind in (int, float) else isinstance(value, kind)
+        )
+    return True

@@ -48,6 +48,13 @@ def concatenate(arrays_BMC: list[Tensor], masks_BM: list[Tensor | None]) -> tupl
     return torch.cat(arrays_BMC, 1), torch.cat([mask_BM for mask_BM in masks_BM if mask_BM is not None], 1)
 
 
+def check_new_names(names: Mapping[str, object]) -> None:
+    """Raises a PerceiversError for a name that torch cannot give to a submodule."""
+    for name in names:
+        if not name or "." in name or hasattr(nn.ModuleDict, name) or hasattr(nn.ModuleDict(), name):
+            raise PerceiversError(f"{name!r} cannot be the name of an input or output: torch uses it; choose another.")
+
+
 def check_names(kind: str, given: Mapping[str, object], known: nn.ModuleDict, all_needed: bool) -> None:
     """Raises a PerceiversError if `given` names an input or output that is not known, or leaves one out."""
     for name in given:

@@ -19,7 +19,7 @@ from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAd
 from perceivers.model.attention import CrossAttention, Gelu, SelfAttention, learned, linear
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
-from perceivers.model.modalities import Padding, check_names, concatenate
+from perceivers.model.modalities import Padding, check_names, check_new_names, concatenate
 from perceivers.model.saving import save
 
 MODALITY_CHANNELS = 4
@@ -57,7 +57,7 @@ class Encoder(nn.Module):
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """[B, M, C] -> [B, N, D]."""
         run = recompute if self.checkpointing else keep
-        z_BND = self.latents.expand(len(x_BMC), -1, -1)
+        z_BND = self.latents.expand(x_BMC.shape[0], -1, -1)
         for block in range(self.blocks):
             if block < self.cross_attends:
                 cross_attention = self.cross_attentions[block % len(self.cross_attentions)]
@@ -75,6 +75,22 @@ def keep(module: nn.Module, *arguments: Tensor | None) -> Tensor:
 def recompute(module: nn.Module, *arguments: Tensor | None) -> Tensor:
     """Runs a module and computes its activations again in the backward pass instead of keeping them."""
     return checkpoint(module, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def check_sizes(**sizes: int) -> None:
+    """Raises a PerceiversError for a size below 1."""
+    for field, size in sizes.items():
+        if size < 1:
+            raise PerceiversError(f"{field} = {size} is not allowed: it must be at least 1.")
+
+
+def check_points(name: str, points: Tensor, total: int) -> None:
+    """Raises a PerceiversError for points that the output does not have."""
+    if points.numel() and not 0 <= int(points.min()) <= int(points.max()) < total:
+        raise PerceiversError(
+            f"points of output {name!r} go from {int(points.min())} to {int(points.max())}, "
+            f"but it has points 0 to {total - 1}."
+        )
 
 
 class PerceiverIO(Configured, nn.Module):
@@ -132,10 +148,24 @@ class PerceiverIO(Configured, nn.Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"latents": latents, "channels": channels, "depth": depth, "blocks": blocks, "heads": heads}
-        for field, size in sizes.items():
-            if size < 1:
-                raise PerceiversError(f"{field} = {size} is not allowed: it must be at least 1.")
+        check_sizes(
+            latents=latents,
+            channels=channels,
+            depth=depth,
+            blocks=blocks,
+            heads=heads,
+            widening=widening,
+            cross_heads=cross_heads,
+            cross_widening=cross_widening,
+            decoder_heads=decoder_heads,
+            decoder_widening=decoder_widening,
+        )
+        if qk_channels is None and channels % heads:
+            raise PerceiversError(
+                f"channels = {channels} cannot be split over heads = {heads}: choose heads that divide them."
+            )
+        if not 0 <= dropout < 1:
+            raise PerceiversError(f"dropout = {dropout} is not allowed: it must be from 0 to less than 1.")
         if not 1 <= cross_attends <= blocks:
             raise PerceiversError(
                 f"cross_attends = {cross_attends} is not allowed: it must be from 1 to {blocks} blocks."
@@ -144,6 +174,8 @@ class PerceiverIO(Configured, nn.Module):
             raise PerceiversError(f"gelu = {gelu!r} is not allowed: it is 'tanh' or 'none'.")
         if not inputs or not outputs:
             raise PerceiversError("a model needs at least one input and one output.")
+        check_new_names(inputs)
+        check_new_names(outputs)
 
         self.inputs = nn.ModuleDict(inputs)
         self.input_padding = Padding({name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS)
@@ -200,6 +232,12 @@ class PerceiverIO(Configured, nn.Module):
         """
         check_names("input", data, self.inputs, all_needed=True)
         inputs = {name: InputArray(*adapter(data[name])) for name, adapter in self.inputs.items()}
+        for name, (x_BMC, mask_BM) in inputs.items():
+            if mask_BM is not None and mask_BM.shape != x_BMC.shape[:2]:
+                raise PerceiversError(
+                    f"the mask of input {name!r} has shape {tuple(mask_BM.shape)}, "
+                    f"but its array has {tuple(x_BMC.shape[:2])} (batch, elements)."
+                )
         dtype = self.encoder.latents.dtype
         x_BMC, mask_BM = concatenate(
             [self.input_padding(name, array.x_BMC.to(dtype)) for name, array in inputs.items()],
@@ -222,7 +260,8 @@ class PerceiverIO(Configured, nn.Module):
             encoded: what `encode` returned; it can be decoded as often as wanted.
             outputs: for each output wanted, by name, integer points [P] or [B, P], or None for all points.
             max_memory: bound in bytes on what decoding needs at a time beside its results: queries are decoded in
-                chunks that keep within it. None decodes all at once.
+                chunks that keep within it. None decodes all at once. While gradients are recorded it bounds nothing,
+                since every chunk's activations are kept: decode fewer points instead.
 
         Returns:
             For each output its predictions: all in the domain's own shape, those of points as [B, P, ...].
@@ -237,7 +276,10 @@ class PerceiverIO(Configured, nn.Module):
         assert isinstance(adapter, OutputAdapter)
         if adapter.query_channels is None:
             return adapter.read(self.head(name, encoded.z_BND.mean(1, keepdim=True)), encoded)
-        count = adapter.count(encoded) if points is None else points.shape[-1]
+        total = adapter.count(encoded)
+        if points is not None and points.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_points(name, points, total)  # on an accelerator this would wait for it
+        count = total if points is None else points.shape[-1]
         chunk = count if max_memory is None else max(1, max_memory // self.bytes_per_query(encoded.z_BND))
         if count <= chunk:
             y_BPE = self.answer(name, encoded, points)
@@ -252,7 +294,7 @@ class PerceiverIO(Configured, nn.Module):
         assert isinstance(adapter, OutputAdapter)
         z_BND = encoded.z_BND
         q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
-        q_BPQ = self.query_padding(name, q_BPQ).expand(len(z_BND), -1, -1)
+        q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
         y_BPE = self.decoder(q_BPQ, z_BND)
         return self.head(name, self.projection(y_BPE))
 
@@ -266,7 +308,8 @@ class PerceiverIO(Configured, nn.Module):
         attention = self.decoder.attention
         query = self.query_padding.common
         hidden = self.decoder.mlp.hidden.out_features
-        vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features
+        read = getattr(self.projection, "out_features", 0)
+        vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features + read
         scores = 2 * attention.heads * latents
         return batch * (vectors + scores) * z_BND.element_size()
 

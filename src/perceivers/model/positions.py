@@ -70,7 +70,7 @@ class FourierPositions(Positions):
 
 def coordinates(grid: tuple[int, ...], points: Tensor | None, device: torch.device | None) -> Tensor:
     """Positions on `grid` scaled to [-1, 1], ends included; -> [S, G] of all, or [P, G] or [B, P, G] of `points`."""
-    axes = [torch.linspace(-1, 1, size, device=device) for size in grid]
+    axes = [torch.linspace(-1, 1, size, device=device, dtype=torch.float32) for size in grid]
     if points is None:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
     indices = torch.unravel_index(points, grid)
@@ -79,7 +79,9 @@ def coordinates(grid: tuple[int, ...], points: Tensor | None, device: torch.devi
 
 def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:
     """[position, sines of all dimensions, cosines of all dimensions]; [..., G] -> [..., G * (2 * bands + 1)]."""
-    frequencies = [torch.linspace(1, size / 2, bands, device=position_PG.device) for size in resolution]
+    frequencies = [
+        torch.linspace(1, size / 2, bands, device=position_PG.device, dtype=torch.float32) for size in resolution
+    ]
     angle_PGb = math.pi * position_PG[..., None] * torch.stack(frequencies)
     angle_PF = angle_PGb.flatten(-2)
     return torch.cat([position_PG, angle_PF.sin(), angle_PF.cos()], -1)

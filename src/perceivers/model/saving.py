@@ -42,10 +42,24 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
 def save(model: nn.Module, path: str | Path) -> None:
     """Writes a model to a folder; what is there of an earlier one is replaced."""
     path = Path(path)
-    config = {"format": FORMAT, "version": VERSION, "model": to_tree(model)}
+    config = describe(model)
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write(path / WEIGHTS, lambda file: save_file(tensors, file))
     write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The config that is saved with a model.
+
+    Raises:
+        PerceiversError: the model cannot be built again from its arguments, or two of its parts share weights.
+    """
+    owners: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        first = owners.setdefault(id(parameter), name)
+        if first != name:
+            raise PerceiversError(f"{name} and {first} are one array: build a module of its own for each place.")
+    return {"format": FORMAT, "version": VERSION, "model": to_tree(model)}
 
 
 def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
@@ -73,6 +87,8 @@ def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
             f"{path / CONFIG} has version {config.get('version')} of the format, "
             f"but this release reads version {VERSION}: install the release that wrote it."
         )
+    if "model" not in config:
+        raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
     model = from_tree(config["model"], classes)
     try:
         tensors = load_file(path / WEIGHTS)
