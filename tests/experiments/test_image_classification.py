@@ -127,15 +127,6 @@ def test_with_both_each_gets_half_of_a_batch():
     assert any(len(image.unique()) == 2 for image in got[3:])
 
 
-def test_inverted_images_are_negatives():
-    images = torch.randint(256, (16, 1, 4, 4), dtype=torch.uint8)
-    got, _ = Augment(Augmentation(invert=True), (4, 4), 2)(images, torch.zeros(16, dtype=torch.long))
-    plain = [torch.allclose(a, b) for a, b in zip(got, images / 255, strict=True)]
-    negative = [torch.allclose(a, 1 - b) for a, b in zip(got, images / 255, strict=True)]
-    assert all(a != b for a, b in zip(plain, negative, strict=True))
-    assert 0 < sum(negative) < 16
-
-
 def test_crops_flips_and_randaugment_keep_size_and_range():
     images = torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8)
     config = Augmentation(shift=2, flip=True, layers=4, magnitude=5, cutmix=1.0, mixup=0.2)

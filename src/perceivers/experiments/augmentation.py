@@ -25,7 +25,6 @@ class Augmentation:
         area: bounds of the part of an image's area that is cut out and resized; None takes the evaluation's view.
         shift: pixels by which an image is shifted at most, to each side.
         flip: mirror half of the images.
-        invert: show half of the images as negatives.
         layers: operations of RandAugment applied one after another.
         magnitude: their strength, from 0 to 10.
         cutmix: parameter of the beta distribution of CutMix's area; 0 for no CutMix.
@@ -35,7 +34,6 @@ class Augmentation:
     area: tuple[float, float] | None = None
     shift: int = 0
     flip: bool = False
-    invert: bool = False
     layers: int = 0
     magnitude: float = 5.0
     cutmix: float = 0.0
@@ -61,8 +59,6 @@ class Augment(nn.Module):
             steps.append(K.RandomCrop(size, padding=config.shift))
         if config.flip:
             steps.append(K.RandomHorizontalFlip())
-        if config.invert:
-            steps.append(K.RandomInvert(p=0.5))
         self.steps = nn.Sequential(*steps)
         # kornia counts magnitudes to 30, the paper to 10
         self.randaugment = RandAugment(config.layers, round(config.magnitude * 3)) if config.layers else None

@@ -42,10 +42,9 @@ def digits_run(output: str) -> ImageClassification:
             "blocks": 1,
             "heads": 4,
             "query_channels": 64,
-            "dropout": 0.1,
         },
         data=ImageData("digits"),
-        augmentation=Augmentation(shift=1, invert=True),
+        augmentation=Augmentation(shift=1),
         optimization=Optimization("adamw", 2e-3, 0.05, warmup_steps=50, beta2=0.98, clip_norm=1.0),
         training=Training(epochs=100, batch_size=32, devices=1, output=output),
     )
@@ -60,7 +59,7 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
     if epochs is not None:
         run.training = replace(run.training, epochs=epochs)
     splits = run.data.open()
-    if (output / "config.json").is_file() and read_file(output / "config.json").get("model") == run.model:
+    if is_demo(output, run):
         shutil.rmtree(output)
     print(
         "A Perceiver IO learns to read handwritten digits. It gets 64 pixels in no order, each with Fourier features\n"
@@ -86,6 +85,13 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
     write(output / "predictions.png", lambda file: picture.savefig(file, format="png", dpi=110))
     print(report(metrics, confusion(labels_B, predicted_B, len(class_names(model))), output))
     return metrics
+
+
+def is_demo(output: Path, run: ImageClassification) -> bool:
+    """Whether a folder is a demo's, finished or interrupted, and so may be replaced."""
+    metrics, config = output / "metrics.json", output / "config.json"
+    finished = metrics.is_file() and "test_accuracy" in read_file(metrics)
+    return finished or (config.is_file() and read_file(config).get("model") == run.model)
 
 
 def test_tensors(model: PerceiverIO, images: LabelledImages) -> tuple[Tensor, Tensor]:
@@ -117,7 +123,7 @@ def report(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
             *rows,
             f"\nPicture of predictions and attention: {output / 'predictions.png'}",
             "\nTry next:",
-            f"  {program()} classify-image {output / 'model'} YOUR_DIGIT.png",
+            f"  {program()} classify-image {output / 'model'} YOUR_DIGIT.png    # white on black",
             f"  {program()} models",
             f"  {program()} fit configs/image_classification/cifar10.yaml --data.path=FOLDER",
         ]
@@ -136,7 +142,7 @@ def draw(model: PerceiverIO, images_BCYX: Tensor, labels_B: Tensor, predicted_B:
 
     def show(axis: Axes, index: int, title: str | None = None) -> None:
         predicted, true = int(predicted_B[index]), int(labels_B[index])
-        axis.imshow(images_BCYX[index, 0], cmap="gray_r", vmax=400)
+        axis.imshow(images_BCYX[index, 0], cmap="gray", vmax=320)
         colour = "crimson" if title is None and predicted != true else "black"
         axis.set_title(title or f"{predicted} / {true}", fontsize=9, color=colour)
         axis.axis("off")
