@@ -115,7 +115,7 @@ def test_help_teaches_every_field(capsys):
         ("--data.path=[x", "is not understood"),
         ("--optimization.beta2=7", "optimization.beta2 = 7"),
         ("--training.precision=foo", "training.precision"),
-        ("--training.accelerator=tpu", "cannot be had here"),
+        ("--training.accelerator=tpu", "training.accelerator"),
         ("--training.devices=0", "cannot be had here"),
         ("--experiment=images", "experiment is 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),

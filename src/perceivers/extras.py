@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from perceivers.model.errors import PerceiversError
 
 MODULES = {
-    "train": ("lightning", "jsonargparse", "yaml", "torchmetrics", "pytorch_optimizer", "tensorboard"),
+    "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
     "vision": ("PIL", "datasets", "kornia", "sklearn", "matplotlib"),
 }
 """Modules that an extra installs and the package imports."""

@@ -119,7 +119,7 @@ class Training:
         batch_size: examples of one update, over all devices and accumulated steps.
         accumulate: steps whose gradients one update adds up.
         precision: of the arithmetic, as in Lightning.
-        accelerator: what to train on: "auto", "cpu", "gpu" or "mps".
+        accelerator: what to train on.
         devices: how many of them on each node, or "auto" for all.
         nodes: number of machines.
         ema: decay of an average of the weights, which is then evaluated and saved; none, if not given.
@@ -134,7 +134,7 @@ class Training:
     batch_size: int = 64
     accumulate: int = 1
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
     nodes: int = 1
     ema: float | None = None
