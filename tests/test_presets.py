@@ -63,6 +63,14 @@ def test_flops_by_hand():
     assert size.flops == 2 * (encode + process + decode)
 
 
+def test_the_released_decoder_has_a_query_residual_except_with_learned_positions():
+    with torch.device("meta"):
+        models = {name: perceivers.create_model(name) for name in perceivers.list_models()}
+    residuals = {name: model.decoder.query_residual for name, model in models.items() if "perceiver" not in name}
+    assert residuals == {name: "learned" not in name for name in residuals}
+    assert not any(hasattr(model, "decoder") for name, model in models.items() if "perceiver" in name)
+
+
 def test_unknown_names_and_settings():
     with pytest.raises(PerceiversError, match="no model 'imagenet_furier': did you mean 'imagenet_fourier'"):
         perceivers.create_model("imagenet_furier")

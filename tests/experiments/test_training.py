@@ -90,6 +90,17 @@ def test_a_run_ends_with_everything(tmp_path):
         small_run(tmp_path / "other", resume=True).run()
 
 
+def test_ema_saves_the_average_of_the_weights(tmp_path):
+    small_run(tmp_path / "plain").run()
+    small_run(tmp_path / "average", ema=0.99).run()
+    latents = {name: perceivers.load(tmp_path / name / "model").encoder.latents for name in ("plain", "average")}
+    torch.manual_seed(0)
+    run = small_run(tmp_path / "start")
+    start = perceivers.create_model(run.model.pop("preset"), **run.model, classes=10).encoder.latents
+    moved = {name: (array - start).norm() for name, array in latents.items()}
+    assert 0 < moved["average"] < 0.5 * moved["plain"]
+
+
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     small_run(tmp_path).run()
     other = small_run(tmp_path, resume=True)

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import pickle
 import shlex
 import signal
@@ -17,8 +18,13 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.callbacks import TQDMProgressBar as ProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_optimizer import Lamb
@@ -187,7 +193,11 @@ class Steps(Callback):
         self.ended = time.perf_counter()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        owner = os.getpid()
+
         def interrupt(number: int, frame: object) -> None:
+            if os.getpid() != owner:
+                return  # a process that loads data for this one
             self.interrupted = True
             print("\nFinishing this step, then saving. Press Ctrl-C again to stop at once.", file=sys.stderr)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -256,6 +266,17 @@ def program() -> str:
     if path.name != "perceivers":
         return "perceivers"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Progress as a bar, on a terminal."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)  # the logger's, of no use here
+        return metrics
 
 
 class ProgressLines(Callback):
@@ -369,7 +390,7 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str, writt
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
     ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in ("does not have many workers", "LeafSpec", "smaller than the logging interval"):
+    for noise in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "is not empty"):
         warnings.filterwarnings("ignore", f".*{noise}")
     try:
         return L.Trainer(
