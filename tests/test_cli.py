@@ -117,6 +117,7 @@ def test_help_teaches_every_field(capsys):
         ("--training.precision=foo", "training.precision"),
         ("--training.accelerator=tpu", "training.accelerator"),
         ("--training.devices=0", "cannot be had here"),
+        ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for grey images"),
         ("--experiment=images", "experiment is 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),
         ("--training.batch_size=5000", "larger than the training set of 1198 samples"),

@@ -135,7 +135,10 @@ class ImageClassifier(Trained):
     ) -> None:
         super().__init__(model, optimization)
         classes = len(class_names(model))
-        self.augment = Augment(augmentation, image_input(model).size, classes)
+        images = image_input(model)
+        can = augmentation.layers == 0 or images.colours == 3
+        check("augmentation.layers", augmentation.layers, can, "0 for grey images, since RandAugment changes colours")
+        self.augment = Augment(augmentation, images.size, classes)
         self.label_smoothing = label_smoothing
         self.accuracy = Accuracy(classes)
 
