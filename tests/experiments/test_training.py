@@ -13,7 +13,8 @@ import perceivers
 from perceivers import PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput
 from perceivers.experiments.demo import digits_run
-from perceivers.experiments.training import Optimization, Trained, Training, parameter_groups, train
+from perceivers.experiments.optimization import Optimization, parameter_groups
+from perceivers.experiments.training import Trained, Training, train
 from perceivers.model.positions import LearnedPositions
 
 

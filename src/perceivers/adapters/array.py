@@ -70,4 +70,4 @@ class ArrayOutput(OutputAdapter):
         """-> [B, *grid, channels], or [B, P, channels] of some points."""
         if points is not None:
             return y_BOE
-        return y_BOE.unflatten(1, self.positions.grid)  # type: ignore[no-any-return]
+        return y_BOE.unflatten(1, self.positions.grid)

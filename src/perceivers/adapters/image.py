@@ -77,7 +77,7 @@ class ConvStem(Configured, nn.Module):
         """[B, colours, 4 Y, 4 X] -> [B, Y, X, F]; sizes are rounded up."""
         images_BCYX = images_BCYX.to(self.convolution.weight.dtype)
         x_BFYX = self.norm(self.convolution(pad_same(images_BCYX, 7, 2))).relu()
-        return self.pool(pad_same(x_BFYX, 3, 2)).movedim(1, -1)  # type: ignore[no-any-return]
+        return self.pool(pad_same(x_BFYX, 3, 2)).movedim(1, -1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of features that an image of this size gives."""

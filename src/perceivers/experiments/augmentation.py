@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor, nn
 
-from perceivers.experiments.training import check
+from perceivers.experiments.optimization import check
 
 RANDAUGMENT_GROUP = 16
 """So many images of a batch get the same operations of RandAugment."""

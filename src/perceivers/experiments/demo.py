@@ -17,7 +17,8 @@ from perceivers.data.loader import Item
 from perceivers.experiments.augmentation import Augmentation
 from perceivers.experiments.configuration import read_file
 from perceivers.experiments.image_classification import ImageClassification, class_names, image_input
-from perceivers.experiments.training import Optimization, Training, program
+from perceivers.experiments.optimization import Optimization
+from perceivers.experiments.training import Training, program
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write

@@ -29,7 +29,8 @@ from perceivers.data.images import (
 )
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.augmentation import Augment, Augmentation
-from perceivers.experiments.training import Optimization, Trained, Training, check, train
+from perceivers.experiments.optimization import Optimization, check
+from perceivers.experiments.training import Trained, Training, train
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model

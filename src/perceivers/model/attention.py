@@ -94,7 +94,7 @@ class Attention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         a_BHOK = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMK, mask_B11M, dropout)
         a_BHOK = wipe(a_BHOK, mask_BM, query_mask_BO)
-        return self.output(a_BHOK.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        return self.output(a_BHOK.transpose(1, 2).flatten(2))
 
     def weights(
         self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
@@ -111,8 +111,7 @@ class Attention(nn.Module):
 
     def split(self, x_BMC: Tensor) -> Tensor:
         """Separates the heads; [B, M, H * K] -> [B, H, M, K]."""
-        x_BMHK: Tensor = x_BMC.unflatten(-1, (self.heads, -1))
-        return x_BMHK.transpose(1, 2)
+        return x_BMC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
 def attendable(mask_BM: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BMC: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, C]."""
-        return self.output(F.gelu(self.hidden(x_BMC), approximate=self.gelu))  # type: ignore[no-any-return]
+        return self.output(F.gelu(self.hidden(x_BMC), approximate=self.gelu))
 
 
 class CrossAttention(nn.Module):
@@ -179,7 +178,7 @@ class CrossAttention(nn.Module):
         """Cross-attends queries to inputs; masked inputs get no weight; [B, O, Q], [B, M, C] -> [B, O, Q]."""
         a_BOQ = self.attention(self.norm_q(q_BOQ), self.norm_x(x_BMC), mask_BM, query_mask_BO)
         h_BOQ = a_BOQ + q_BOQ if self.query_residual else a_BOQ
-        return h_BOQ + self.mlp(self.norm_h(h_BOQ))  # type: ignore[no-any-return]
+        return h_BOQ + self.mlp(self.norm_h(h_BOQ))
 
 
 class SelfAttention(nn.Module):
@@ -205,7 +204,7 @@ class SelfAttention(nn.Module):
         """[B, N, D] -> [B, N, D]."""
         n_BND = self.norm_z(z_BND)
         h_BND = z_BND + self.attention(n_BND, n_BND)
-        return h_BND + self.mlp(self.norm_h(h_BND))  # type: ignore[no-any-return]
+        return h_BND + self.mlp(self.norm_h(h_BND))
 
 
 @contextmanager

@@ -69,12 +69,12 @@ class Encoder(nn.Module):
 
 def keep(module: nn.Module, *arguments: Tensor | None) -> Tensor:
     """Runs a module, keeping its activations for the backward pass."""
-    return module(*arguments)  # type: ignore[no-any-return]
+    return module(*arguments)
 
 
 def recompute(module: nn.Module, *arguments: Tensor | None) -> Tensor:
     """Runs a module and computes its activations again in the backward pass instead of keeping them."""
-    return checkpoint(module, *arguments, use_reentrant=False)  # type: ignore[no-any-return]
+    return checkpoint(module, *arguments, use_reentrant=False)
 
 
 def check_sizes(**sizes: int) -> None:

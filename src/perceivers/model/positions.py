@@ -111,5 +111,4 @@ class LearnedPositions(Positions):
                 f"learned positions exist for a grid of {self.grid} only, but the data has {tuple(grid)}: "
                 f"bring the data to that size, or use Fourier positions."
             )
-        vectors: Tensor = self.projection(self.table_SF if points is None else self.table_SF[points])
-        return vectors
+        return self.projection(self.table_SF if points is None else self.table_SF[points])
