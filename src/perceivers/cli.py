@@ -69,7 +69,10 @@ def build_parser() -> argparse.ArgumentParser:
 def list_models(arguments: argparse.Namespace) -> None:
     from perceivers.presets import PRESETS, create_model, measure
 
-    models = [(name, preset, measure(partial(create_model, name), preset.inputs)) for name, preset in PRESETS.items()]
+    models = [
+        (name, preset, measure(partial(create_model, name), preset.inputs, preset.outputs))
+        for name, preset in PRESETS.items()
+    ]
     if arguments.json:
         rows = [
             {

@@ -4,101 +4,18 @@ perceivers.list_models()
 perceivers.create_model("imagenet_fourier", classes=10)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
-from perceivers.adapters.label import LabelOutput
-from perceivers.model.attention import Gelu
 from perceivers.model.config import call
 from perceivers.model.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
-
-
-def image_classifier(
-    *,
-    preprocessing: Literal["patches", "conv"] = "patches",
-    patch_size: int = 1,
-    feature_channels: int | None = None,
-    positions: Literal["fourier", "learned"] = "fourier",
-    bands: int = 64,
-    position_channels: int = 256,
-    image_size: int | Sequence[int] = 224,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    crop: float = 224 / 256,
-    classes: int = 1000,
-    class_names: list[str] | None = None,
-    latents: int = 512,
-    channels: int = 1024,
-    depth: int = 6,
-    blocks: int = 8,
-    heads: int = 8,
-    widening: int = 1,
-    cross_attends: int = 1,
-    share_cross_attention: bool = True,
-    decoder: Literal["query", "average"] = "query",
-    query_channels: int = 1024,
-    query_residual: bool = True,
-    dropout: float = 0.0,
-    gelu: Gelu = "tanh",
-    checkpointing: bool = False,
-) -> PerceiverIO:
-    """Image classification (section 6; table 6 of the appendix). The defaults are the paper's 2D Fourier model.
-
-    Input "image": [B, len(mean), height, width] in [0, 1]; output "label": logits [B, classes].
-
-    Args:
-        preprocessing: "patches" (of one pixel by default, so pixels) or "conv" (7x7 convolution and pooling).
-        patch_size: side of a patch in pixels.
-        feature_channels: channels to which patches are projected (not at all, if not given) or the convolution gives.
-        positions: "fourier" with `bands` frequencies per dimension, or "learned" with `position_channels`.
-        image_size: side, or height and width, of the training images in pixels.
-        mean, std, crop: as in `ImageInput`.
-        classes, class_names: as in `LabelOutput`.
-        decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
-        query_channels: channels of the label's query.
-        The others are those of `PerceiverIO`.
-    """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    features: Patches | ConvStem
-    if preprocessing == "patches":
-        features = Patches(patch_size, len(mean), feature_channels)
-    elif preprocessing == "conv":
-        features = ConvStem(feature_channels or 64, len(mean))
-    else:
-        raise PerceiversError(f"preprocessing = {preprocessing!r} is not allowed: it is 'patches' or 'conv'.")
-    encoding: Positions
-    grid = features.grid(height, width)
-    if positions == "fourier":
-        encoding = FourierPositions(grid, bands)
-    elif positions == "learned":
-        encoding = LearnedPositions(grid, position_channels, projected=True)
-    else:
-        raise PerceiversError(f"positions = {positions!r} is not allowed: it is 'fourier' or 'learned'.")
-    if decoder not in ("query", "average"):
-        raise PerceiversError(f"decoder = {decoder!r} is not allowed: it is 'query' or 'average'.")
-    return PerceiverIO(
-        inputs={"image": ImageInput((height, width), features, encoding, mean, std, crop)},
-        outputs={"label": LabelOutput(classes, query_channels if decoder == "query" else None, class_names)},
-        latents=latents,
-        channels=channels,
-        depth=depth,
-        blocks=blocks,
-        heads=heads,
-        widening=widening,
-        cross_attends=cross_attends,
-        share_cross_attention=share_cross_attention,
-        query_residual=query_residual,
-        dropout=dropout,
-        gelu=gelu,
-        checkpointing=checkpointing,
-    )
+from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 
 
 @dataclass(frozen=True)
@@ -109,7 +26,8 @@ class Preset:
         experiment: the paper's experiment.
         row: what the paper calls it.
         build: makes the model from `settings`, any of which can be overridden.
-        inputs: what one forward pass is measured on, without the batch: shape by input name.
+        inputs: what one forward pass is measured on, by input name: one example, on the meta device.
+        outputs: what it decodes, as in `PerceiverIO.decode`.
         paper_parameters, paper_flops: the paper's figures, FLOPs of one example.
     """
 
@@ -117,15 +35,36 @@ class Preset:
     row: str
     build: Callable[..., PerceiverIO]
     settings: dict[str, Any]
-    inputs: dict[str, tuple[int, ...]]
+    inputs: dict[str, Tensor]
     paper_parameters: float
     paper_flops: float
+    outputs: dict[str, Tensor | None] | None = None
+
+
+def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An input of one example, without data."""
+    return torch.empty(1, *shape, dtype=dtype, device="meta")
 
 
 def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """A row of the paper's ImageNet table (section 4.4 and appendix)."""
-    inputs: dict[str, tuple[int, ...]] = {"image": (3, 224, 224)}
+    inputs = {"image": example(3, 224, 224)}
     return Preset("image_classification", row, image_classifier, settings, inputs, paper_parameters, paper_flops)
+
+
+def language(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+    """A row of the paper's language table (section 4.1)."""
+    inputs = {"text": example(settings.get("length", 2048), dtype=torch.long)}
+    return Preset("language", row, language_model, settings, inputs, paper_parameters, paper_flops)
+
+
+def kinetics(row: str, **settings: Any) -> Preset:
+    """A row of the paper's autoencoding table (section 4.3); decoded is what a training step decodes."""
+    label = example(dtype=torch.long)
+    inputs = {"video": example(16, 3, 224, 224), "audio": example(16 * 1920), "label": label}
+    points = torch.empty(512, dtype=torch.long, device="meta")
+    outputs = {"video": points, "audio": points, "label": None}
+    return Preset("autoencoding", row, autoencoder, settings, inputs, 20.0e6, 310e9, outputs)
 
 
 LEARNED = {"feature_channels": 256, "positions": "learned", "query_residual": False}
@@ -142,6 +81,15 @@ PRESETS = {
     "imagenet_fourier_perceiver": imagenet("Perceiver, 2D Fourier", 42.1e6, 404e9, **FIRST),
     "imagenet_learned_perceiver": imagenet("Perceiver, learned positions", 55.9e6, 404e9, **(LEARNED | FIRST)),
     "imagenet_conv_perceiver": imagenet("Perceiver, conv", 42.1e6, 367e9, **CONV, **FIRST),
+    "language_bytes": language("Perceiver IO, bytes", 201e6, 113e9),
+    "language_bytes_plus": language("Perceiver IO++, bytes", 425e6, 241e9, depth=40, channels=1536, v_channels=1536),
+    "language_sentencepiece": language("Perceiver IO Base", 223e6, 119e9, vocabulary=32000, length=512),
+    "optical_flow": Preset(
+        "optical_flow", "Perceiver IO", optical_flow, {}, {"frames": example(2, 3, 368, 496)}, 27.9e6, 987e9
+    ),
+    "autoencoder_88x": kinetics("88x compression", latents=784),
+    "autoencoder_176x": kinetics("176x compression", latents=392),
+    "autoencoder_352x": kinetics("352x compression", latents=196),
 }
 
 
@@ -183,16 +131,19 @@ class Size:
     flops: int
 
 
-def measure(model: Callable[[], PerceiverIO], inputs: dict[str, tuple[int, ...]]) -> Size:
+def measure(
+    model: Callable[[], PerceiverIO],
+    inputs: Mapping[str, Tensor],
+    outputs: Mapping[str, Tensor | None] | None = None,
+) -> Size:
     """Counts parameters, and FLOPs of a forward pass of one example, without computing either (on the meta device).
 
     Args:
         model: builds the model.
-        inputs: shape of each input, without the batch.
+        inputs, outputs: what is encoded and decoded, as in `PerceiverIO.forward`; tensors on the meta device.
     """
     with torch.device("meta"):
         meta_model = model().eval().requires_grad_(False)
-        data = {name: torch.empty(1, *shape) for name, shape in inputs.items()}
         with FlopCounterMode(display=False) as counter:
-            meta_model(data, max_memory=None)
+            meta_model(inputs, outputs, max_memory=None)
     return Size(sum(parameter.numel() for parameter in meta_model.parameters()), counter.get_total_flops())

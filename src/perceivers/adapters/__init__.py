@@ -1,7 +1,27 @@
 """How domains enter and leave the architecture: one file a modality."""
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
+from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.adapters.video import VideoInput, VideoOutput
 
-__all__ = ["ArrayInput", "ArrayOutput", "ConvStem", "ImageInput", "LabelInput", "LabelOutput", "Patches"]
+__all__ = [
+    "ArrayInput",
+    "ArrayOutput",
+    "AudioInput",
+    "AudioOutput",
+    "ConvStem",
+    "FlowOutput",
+    "FramePairInput",
+    "ImageInput",
+    "LabelInput",
+    "LabelOutput",
+    "Patches",
+    "TextInput",
+    "TextOutput",
+    "VideoInput",
+    "VideoOutput",
+]

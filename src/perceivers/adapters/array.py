@@ -26,7 +26,7 @@ class ArrayInput(InputAdapter):
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes vectors [B, *grid, channels], or `InputArray(vectors, mask)` with a mask of shape [B, *grid]."""
-        vectors, mask = data if isinstance(data, InputArray) else InputArray(data)
+        vectors, mask, _ = data if isinstance(data, InputArray) else InputArray(data)
         rank = 1 if self.positions is None else len(self.positions.grid)
         if vectors.dim() != rank + 2 or vectors.shape[-1] != self.data_channels:
             raise PerceiversError(
@@ -36,7 +36,7 @@ class ArrayInput(InputAdapter):
         x_BMC = vectors.flatten(1, -2)
         if self.positions is not None:
             x_BMC = with_positions(x_BMC, self.positions, tuple(vectors.shape[1:-1]))
-        return InputArray(x_BMC, None if mask is None else mask.flatten(1))
+        return InputArray(x_BMC, None if mask is None else mask.flatten(1), tuple(vectors.shape[1:-1]))
 
 
 def with_positions(x_BMC: Tensor, positions: Positions, grid: tuple[int, ...]) -> Tensor:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, Y rows, X columns, F channels of the features; others a
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,59 +30,74 @@ class Patches(Configured, nn.Module):
         size: side of a patch in pixels.
         colours: channels of the image.
         channels: F; the plain values of the patch, `colours * size ** 2`, if not given.
+        overlapping: take the patch around every pixel, zeros beyond the border, instead of patches side by side.
     """
 
-    def __init__(self, size: int = 1, colours: int = 3, channels: int | None = None) -> None:
+    def __init__(self, size: int = 1, colours: int = 3, channels: int | None = None, overlapping: bool = False) -> None:
         super().__init__()
         self.size = size
+        self.overlapping = overlapping
         values = colours * size**2
         self.channels = values if channels is None else channels
         self.projection = None if channels is None else linear(values, channels)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
-        """[B, colours, Y * size, X * size] -> [B, Y, X, F]."""
+        """[B, colours, Y * size, X * size] -> [B, Y, X, F]; overlapping, [B, colours, Y, X] -> [B, Y, X, F]."""
         height, width = images_BCYX.shape[-2:]
+        if self.overlapping:
+            before, after = (self.size - 1) // 2, self.size // 2
+            padded = nn.functional.pad(images_BCYX, (before, after, before, after))
+            patches = padded.unfold(-2, self.size, 1).unfold(-2, self.size, 1)  # B C Y X size size
+            return self.project(patches.permute(0, 2, 3, 4, 5, 1).flatten(3))
         if height % self.size or width % self.size:
             raise PerceiversError(
                 f"an image of {height} x {width} pixels cannot be cut into patches of {self.size} x {self.size}: "
                 f"resize it to multiples of {self.size}."
             )
         patches = images_BCYX.unflatten(-1, (-1, self.size)).unflatten(-3, (-1, self.size))  # B C Y size X size
-        values: Tensor = patches.permute(0, 2, 4, 3, 5, 1).flatten(3)
+        return self.project(patches.permute(0, 2, 4, 3, 5, 1).flatten(3))
+
+    def project(self, values: Tensor) -> Tensor:
+        """Projects the values of patches, if there is a projection."""
         return values if self.projection is None else self.projection(values.to(self.projection.weight.dtype))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of features that an image of this size gives."""
-        return height // self.size, width // self.size
+        return (height, width) if self.overlapping else (height // self.size, width // self.size)
 
 
 class ConvStem(Configured, nn.Module):
     """A 7x7 convolution of stride 2, batch normalisation, ReLU, and 3x3 max pooling of stride 2: a quarter each side.
 
-    Padded as in the original (TensorFlow's "SAME"): for even sizes by one more below and to the right.
-
     Args:
         channels: F.
         colours: channels of the image.
+        padding: "same" as in the original (TensorFlow's: for even sizes by one more below and to the right), or
+            "port" as in the `transformers` port, which pads evenly and does not pad before pooling: its features stand
+            half a pixel elsewhere, and there is a row and a column less (55 instead of 56 for 224 pixels).
     """
 
-    def __init__(self, channels: int = 64, colours: int = 3) -> None:
+    def __init__(self, channels: int = 64, colours: int = 3, padding: Literal["same", "port"] = "same") -> None:
         super().__init__()
         self.channels = channels
+        self.padding = padding
         self.convolution = nn.Conv2d(colours, channels, 7, stride=2, bias=False)
         lecun_normal_(self.convolution.weight)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
-        """[B, colours, 4 Y, 4 X] -> [B, Y, X, F]; sizes are rounded up."""
+        """[B, colours, height, width] -> [B, Y, X, F], see `grid`."""
+        same = self.padding == "same"
         images_BCYX = images_BCYX.to(self.convolution.weight.dtype)
-        x_BFYX = self.norm(self.convolution(pad_same(images_BCYX, 7, 2))).relu()
-        return self.pool(pad_same(x_BFYX, 3, 2)).movedim(1, -1)
+        images_BCYX = pad_same(images_BCYX, 7, 2) if same else nn.functional.pad(images_BCYX, (3, 3, 3, 3))
+        x_BFYX = self.norm(self.convolution(images_BCYX)).relu()
+        return self.pool(pad_same(x_BFYX, 3, 2) if same else x_BFYX).movedim(1, -1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of features that an image of this size gives."""
-        return -(-height // 4), -(-width // 4)
+        """Rows and columns of features that an image of this size gives: a quarter, rounded up ("same")."""
+        more = 1 if self.padding == "same" else -1
+        return ((height + 1) // 2 + more) // 2, ((width + 1) // 2 + more) // 2
 
 
 def pad_same(x_BFYX: Tensor, kernel: int, stride: int) -> Tensor:
@@ -139,4 +155,4 @@ class ImageInput(InputAdapter):
         images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
         features_BYXF = self.features((images - self.mean.float()) / self.std.float())
         grid = tuple(features_BYXF.shape[1:3])
-        return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid))
+        return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid), grid=grid)

@@ -5,6 +5,7 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -13,10 +14,14 @@ from perceivers.model.config import Configured
 
 
 class InputArray(NamedTuple):
-    """An input array: elements, and which of them are real (None: all; False: padding, gets no weight)."""
+    """An input array: elements, which of them are real (None: all; False: padding, gets no weight), and how they lie.
+
+    The grid, if they lie on one, is the size of each dimension; it lets an output take the shape of an input.
+    """
 
     x_BMC: Tensor
     mask_BM: Tensor | None = None
+    grid: tuple[int, ...] | None = None
 
 
 class Encoded(NamedTuple):
@@ -53,6 +58,9 @@ class OutputAdapter(Configured, nn.Module):
     query_channels: int | None
     channels: int | None
 
+    def connect(self, inputs: Mapping[str, InputAdapter]) -> None:
+        """Called when the model is built, for outputs that need something of an input: its channels, its weights."""
+
     def count(self, encoded: Encoded) -> int:
         """Number O of outputs there are."""
         return 1
@@ -60,6 +68,10 @@ class OutputAdapter(Configured, nn.Module):
     def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         """The queries of all outputs, [B or 1, O, Q]; of those at integer `points` [P] or [B, P], [B or 1, P, Q]."""
         raise AssertionError("an output adapter with query_channels defines queries")
+
+    def mask(self, encoded: Encoded, points: Tensor | None = None) -> Tensor | None:
+        """Which queries are real, [B, O] or [B, P]: the others read nothing from the latents. None: all are."""
+        return None
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Any:
         """Decoded vectors -> predictions: all in the domain's own shape, those of `points` as [B, P, ...]."""

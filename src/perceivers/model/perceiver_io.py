@@ -7,7 +7,7 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAd
 from perceivers.model.attention import CrossAttention, Gelu, SelfAttention, learned, linear
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
-from perceivers.model.modalities import Padding, check_names, check_new_names, concatenate
+from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
 from perceivers.model.saving import save
 
 MODALITY_CHANNELS = 4
@@ -112,6 +112,7 @@ class PerceiverIO(Configured, nn.Module):
         share_cross_attention: whether all of those use the same weights.
         decoder_heads, decoder_widening, decoder_qk_channels, decoder_v_channels: the same for the decoder.
         query_residual: whether the decoder adds the queries to what they read.
+        maskable: inputs whose elements can be masked in `encode`: each gets a learned mask vector (section 5).
         output_channels: E of a linear layer after the decoder that all outputs share; none, if not given.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "none" (exact).
@@ -142,6 +143,7 @@ class PerceiverIO(Configured, nn.Module):
         decoder_qk_channels: int | None = None,
         decoder_v_channels: int | None = None,
         query_residual: bool = True,
+        maskable: Sequence[str] = (),
         output_channels: int | None = None,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
@@ -178,7 +180,10 @@ class PerceiverIO(Configured, nn.Module):
         check_new_names(outputs)
 
         self.inputs = nn.ModuleDict(inputs)
-        self.input_padding = Padding({name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS)
+        check_names("input", dict.fromkeys(maskable), self.inputs, all_needed=False)
+        self.input_padding = Padding(
+            {name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS, maskable
+        )
         common = self.input_padding.common
         cross_attentions = [
             CrossAttention(
@@ -199,6 +204,8 @@ class PerceiverIO(Configured, nn.Module):
         self.encoder = Encoder(latents, channels, cross_attentions, layers, blocks, cross_attends, checkpointing)
 
         self.outputs = nn.ModuleDict(outputs)
+        for adapter in outputs.values():
+            adapter.connect(inputs)
         asking = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
         if asking:
             self.query_padding = Padding(asking, QUERY_MODALITY_CHANNELS)
@@ -221,26 +228,30 @@ class PerceiverIO(Configured, nn.Module):
                 read = (output_channels or decoded) if name in asking else channels
                 self.heads[name] = linear(read, adapter.channels)
 
-    def encode(self, data: Mapping[str, Any]) -> Encoded:
+    def encode(self, data: Mapping[str, Any], masked: Mapping[str, Tensor] | None = None) -> Encoded:
         """Reads all inputs into the latents.
 
         Args:
             data: for each input, by name, what its adapter takes.
+            masked: for inputs that are `maskable`, elements that the model must not see, which it is to tell from the
+                rest: True where the modality's mask vector takes their place; [B, M], or a shape that expands to it.
 
         Returns:
             z_BND, and the input arrays.
         """
         check_names("input", data, self.inputs, all_needed=True)
         inputs = {name: InputArray(*adapter(data[name])) for name, adapter in self.inputs.items()}
-        for name, (x_BMC, mask_BM) in inputs.items():
+        for name, (x_BMC, mask_BM, _) in inputs.items():
             if mask_BM is not None and mask_BM.shape != x_BMC.shape[:2]:
                 raise PerceiversError(
                     f"the mask of input {name!r} has shape {tuple(mask_BM.shape)}, "
                     f"but its array has {tuple(x_BMC.shape[:2])} (batch, elements)."
                 )
         dtype = self.encoder.latents.dtype
+        masked = {} if masked is None else masked
+        check_masked(masked, self.input_padding)
         x_BMC, mask_BM = concatenate(
-            [self.input_padding(name, array.x_BMC.to(dtype)) for name, array in inputs.items()],
+            [self.input_padding(name, array.x_BMC.to(dtype), masked.get(name)) for name, array in inputs.items()],
             [array.mask_BM for array in inputs.values()],
         )
         return Encoded(self.encoder(x_BMC, mask_BM), inputs)
@@ -295,7 +306,7 @@ class PerceiverIO(Configured, nn.Module):
         z_BND = encoded.z_BND
         q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
         q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
-        y_BPE = self.decoder(q_BPQ, z_BND)
+        y_BPE = self.decoder(q_BPQ, z_BND, None, adapter.mask(encoded, points))
         return self.head(name, self.projection(y_BPE))
 
     def head(self, name: str, y_BPE: Tensor) -> Tensor:
@@ -317,10 +328,11 @@ class PerceiverIO(Configured, nn.Module):
         self,
         data: Mapping[str, Any],
         outputs: Mapping[str, Tensor | None] | None = None,
+        masked: Mapping[str, Tensor] | None = None,
         max_memory: int | None = 2**30,
     ) -> dict[str, Any]:
         """Encodes `data` and decodes `outputs` (all, if not given): see `encode` and `decode`."""
-        return self.decode(self.encode(data), outputs, max_memory)
+        return self.decode(self.encode(data, masked), outputs, max_memory)
 
     def save(self, path: str | Path) -> None:
         """Writes the model to a folder from which `perceivers.load` builds it again: its config and its weights."""

@@ -4,6 +4,7 @@ Shape suffixes: B batch, P points, S elements of the whole grid, G dimensions of
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -43,20 +44,33 @@ class Positions(Configured, nn.Module):
 class FourierPositions(Positions):
     """Sines and cosines of the position in `bands` frequencies per dimension, and the position itself.
 
-    Positions are scaled to [-1, 1], ends included; frequencies are spaced linearly from 1 to half the resolution.
+    Positions are scaled to [-1, 1]; frequencies are spaced linearly from 1 to half the resolution.
     A model with these positions takes grids of other sizes than it was trained on: they span the same [-1, 1].
 
     Args:
-        grid: size of each dimension in training, which is the resolution that bounds the frequencies.
+        grid: size of each dimension in training.
         bands: number of frequencies per dimension.
+        resolution: bounds the frequencies of each dimension; the grid, if not given.
+        endpoint: whether the last position of n is 1; otherwise it is 1 - 2 / n, as in the queries of the released
+            video autoencoder, which was trained on subsets of its outputs and computes their positions so.
     """
 
-    def __init__(self, grid: list[int] | tuple[int, ...], bands: int) -> None:
+    def __init__(
+        self,
+        grid: Sequence[int],
+        bands: int,
+        resolution: Sequence[int] | None = None,
+        endpoint: bool = True,
+    ) -> None:
         super().__init__()
         if bands < 1:
             raise PerceiversError(f"bands = {bands} is not allowed: Fourier positions need at least 1.")
         self.grid = tuple(grid)
         self.bands = bands
+        self.resolution = self.grid if resolution is None else tuple(resolution)
+        self.endpoint = endpoint
+        if len(self.resolution) != len(self.grid):
+            raise PerceiversError(f"resolution = {self.resolution} must have a number for each of grid = {self.grid}.")
         self.channels = len(self.grid) * (2 * bands + 1)
 
     def forward(
@@ -65,12 +79,14 @@ class FourierPositions(Positions):
         grid = self.grid if grid is None else grid
         if len(grid) != len(self.grid):
             raise PerceiversError(f"positions have {len(self.grid)} dimensions, but the data has {len(grid)}: {grid}.")
-        return fourier_features(coordinates(grid, points, device), self.grid, self.bands)
+        return fourier_features(coordinates(grid, points, self.endpoint, device), self.resolution, self.bands)
 
 
-def coordinates(grid: tuple[int, ...], points: Tensor | None, device: torch.device | None) -> Tensor:
-    """Positions on `grid` scaled to [-1, 1], ends included; -> [S, G] of all, or [P, G] or [B, P, G] of `points`."""
-    axes = [torch.linspace(-1, 1, size, device=device, dtype=torch.float32) for size in grid]
+def coordinates(grid: tuple[int, ...], points: Tensor | None, endpoint: bool, device: torch.device | None) -> Tensor:
+    """Positions on `grid` scaled to [-1, 1]; -> [S, G] of all, or [P, G] or [B, P, G] of `points`."""
+    axes = [
+        torch.linspace(-1, 1 if endpoint else 1 - 2 / size, size, device=device, dtype=torch.float32) for size in grid
+    ]
     if points is None:
         return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
     indices = torch.unravel_index(points, grid)
@@ -96,7 +112,7 @@ class LearnedPositions(Positions):
         projected: pass the vectors through a linear layer, as the released ImageNet model does.
     """
 
-    def __init__(self, grid: list[int] | tuple[int, ...], channels: int, projected: bool = False) -> None:
+    def __init__(self, grid: Sequence[int], channels: int, projected: bool = False) -> None:
         super().__init__()
         self.grid = tuple(grid)
         self.channels = channels

@@ -1,0 +1,67 @@
+"""Video in and out: patches of space and time, and single pixels (section 4.3, tables 5 and 6).
+
+Shape suffixes: B batch, C colours, T frames, Y rows, X columns; others as in `perceivers.model.adapter`
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from perceivers.adapters.array import ArrayOutput, with_positions
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray
+from perceivers.model.errors import PerceiversError
+from perceivers.model.positions import Positions
+
+
+class VideoInput(InputAdapter):
+    """Frames cut into patches that span time and space, each with its position.
+
+    Args:
+        patch: frames, rows and columns of a patch.
+        positions: encodes the places of the patches.
+        colours: C.
+    """
+
+    def __init__(self, patch: Sequence[int], positions: Positions, colours: int = 3) -> None:
+        super().__init__()
+        self.patch = (patch[0], patch[1], patch[2])
+        self.positions = positions
+        self.colours = colours
+        self.channels = colours * patch[0] * patch[1] * patch[2] + positions.channels
+
+    def forward(self, data: Tensor) -> InputArray:
+        """Takes frames [B, T, C, Y, X] in [0, 1], or bytes in 0 ... 255."""
+        if data.dim() != 5 or data.shape[2] != self.colours:
+            raise PerceiversError(
+                f"video of shape {tuple(data.shape)} was given, "
+                f"but [batch, frames, {self.colours} colours, height, width] is expected."
+            )
+        time, height, width = self.patch
+        if data.shape[1] % time or data.shape[3] % height or data.shape[4] % width:
+            raise PerceiversError(
+                f"a video of {data.shape[1]} frames of {data.shape[3]} x {data.shape[4]} pixels cannot be cut into "
+                f"patches of {time} x {height} x {width}: cut or resize it to multiples of these."
+            )
+        video = data.float() / 255 if data.dtype == torch.uint8 else data.float()
+        patches = video.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(1, (-1, time))
+        patches = patches.permute(0, 1, 4, 6, 2, 5, 7, 3)  # B T Y X, and within a patch: time, height, width, C
+        grid = tuple(patches.shape[1:4])
+        return InputArray(with_positions(patches.flatten(4).flatten(1, 3), self.positions, grid), grid=grid)
+
+
+class VideoOutput(ArrayOutput):
+    """The colours of every pixel of every frame, asked for with its position.
+
+    Args:
+        positions: the queries, and by their grid the number of frames, rows and columns.
+        colours: C.
+    """
+
+    def __init__(self, positions: Positions, colours: int = 3) -> None:
+        super().__init__(colours, positions)
+
+    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+        """-> [B, T, C, Y, X], or [B, P, C] of some pixels."""
+        video: Tensor = super().read(y_BOE, encoded, points)
+        return video if points is not None else video.movedim(-1, 2)

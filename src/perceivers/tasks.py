@@ -1,0 +1,288 @@
+"""The models of the paper's tasks: which inputs, outputs and sizes make a Perceiver IO for each.
+
+Every function returns a `PerceiverIO`; its defaults are the paper's model. Nothing here computes anything.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.flow import FlowOutput, FramePairInput
+from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
+from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.adapters.video import VideoInput, VideoOutput
+from perceivers.model.attention import Gelu
+from perceivers.model.errors import PerceiversError
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
+
+
+def image_classifier(
+    *,
+    preprocessing: Literal["patches", "conv"] = "patches",
+    patch_size: int = 1,
+    feature_channels: int | None = None,
+    padding: Literal["same", "port"] = "same",
+    positions: Literal["fourier", "learned"] = "fourier",
+    bands: int = 64,
+    position_channels: int = 256,
+    image_size: int | Sequence[int] = 224,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+    crop: float = 224 / 256,
+    classes: int = 1000,
+    class_names: list[str] | None = None,
+    latents: int = 512,
+    channels: int = 1024,
+    depth: int = 6,
+    blocks: int = 8,
+    heads: int = 8,
+    widening: int = 1,
+    cross_attends: int = 1,
+    share_cross_attention: bool = True,
+    decoder: Literal["query", "average"] = "query",
+    query_channels: int = 1024,
+    query_residual: bool = True,
+    dropout: float = 0.0,
+    gelu: Gelu = "tanh",
+    checkpointing: bool = False,
+) -> PerceiverIO:
+    """Image classification (section 6; table 6 of the appendix). The defaults are the paper's 2D Fourier model.
+
+    Input "image": [B, len(mean), height, width] in [0, 1]; output "label": logits [B, classes].
+
+    Args:
+        preprocessing: "patches" (of one pixel by default, so pixels) or "conv" (7x7 convolution and pooling).
+        patch_size: side of a patch in pixels.
+        feature_channels: channels to which patches are projected (not at all, if not given) or the convolution gives.
+        padding: of the convolution, as in `ConvStem`.
+        positions: "fourier" with `bands` frequencies per dimension, or "learned" with `position_channels`.
+        image_size: side, or height and width, of the training images in pixels.
+        mean, std, crop: as in `ImageInput`.
+        classes, class_names: as in `LabelOutput`.
+        decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
+        query_channels: channels of the label's query.
+        The others are those of `PerceiverIO`.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    features: Patches | ConvStem
+    if preprocessing == "patches":
+        features = Patches(patch_size, len(mean), feature_channels)
+    elif preprocessing == "conv":
+        features = ConvStem(feature_channels or 64, len(mean), padding)
+    else:
+        raise PerceiversError(f"preprocessing = {preprocessing!r} is not allowed: it is 'patches' or 'conv'.")
+    encoding: Positions
+    grid = features.grid(height, width)
+    if positions == "fourier":
+        stride = {"patches": patch_size, "conv": 4}[preprocessing]
+        encoding = FourierPositions(grid, bands, resolution=(-(-height // stride), -(-width // stride)))
+    elif positions == "learned":
+        encoding = LearnedPositions(grid, position_channels, projected=True)
+    else:
+        raise PerceiversError(f"positions = {positions!r} is not allowed: it is 'fourier' or 'learned'.")
+    if decoder not in ("query", "average"):
+        raise PerceiversError(f"decoder = {decoder!r} is not allowed: it is 'query' or 'average'.")
+    return PerceiverIO(
+        inputs={"image": ImageInput((height, width), features, encoding, mean, std, crop)},
+        outputs={"label": LabelOutput(classes, query_channels if decoder == "query" else None, class_names)},
+        latents=latents,
+        channels=channels,
+        depth=depth,
+        blocks=blocks,
+        heads=heads,
+        widening=widening,
+        cross_attends=cross_attends,
+        share_cross_attention=share_cross_attention,
+        query_residual=query_residual,
+        dropout=dropout,
+        gelu=gelu,
+        checkpointing=checkpointing,
+    )
+
+
+def language_model(
+    *,
+    vocabulary: int = 262,
+    length: int = 2048,
+    embedding_channels: int = 768,
+    latents: int = 256,
+    channels: int = 1280,
+    depth: int = 26,
+    blocks: int = 1,
+    heads: int = 8,
+    widening: int = 1,
+    qk_channels: int | None = 256,
+    v_channels: int | None = 1280,
+    cross_heads: int = 8,
+    cross_widening: int = 1,
+    decoder_heads: int = 8,
+    decoder_qk_channels: int | None = 256,
+    decoder_v_channels: int | None = 768,
+    dropout: float = 0.0,
+    gelu: Gelu = "tanh",
+    checkpointing: bool = False,
+) -> PerceiverIO:
+    """Masked language modelling (section 4.1; section 3 of the appendix). The defaults are the paper's byte model.
+
+    Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
+
+    Args:
+        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.data.text`) and 256.
+        length: the most tokens of a text.
+        embedding_channels: channels of a token, of its position and of the queries.
+        The others are those of `PerceiverIO`.
+    """
+    return PerceiverIO(
+        inputs={"text": TextInput(vocabulary, length, embedding_channels)},
+        outputs={"text": TextOutput("text")},
+        latents=latents,
+        channels=channels,
+        depth=depth,
+        blocks=blocks,
+        heads=heads,
+        widening=widening,
+        qk_channels=qk_channels,
+        v_channels=v_channels,
+        cross_heads=cross_heads,
+        cross_widening=cross_widening,
+        decoder_heads=decoder_heads,
+        decoder_qk_channels=decoder_qk_channels,
+        decoder_v_channels=decoder_v_channels,
+        query_residual=False,
+        dropout=dropout,
+        gelu=gelu,
+        checkpointing=checkpointing,
+    )
+
+
+def optical_flow(
+    *,
+    image_size: Sequence[int] = (368, 496),
+    patch_size: int = 3,
+    feature_channels: int = 64,
+    bands: int = 64,
+    scale: float = 0.2,
+    latents: int = 2048,
+    channels: int = 512,
+    depth: int = 24,
+    blocks: int = 1,
+    heads: int = 16,
+    widening: int = 1,
+    qk_channels: int | None = None,
+    v_channels: int | None = None,
+    cross_heads: int = 1,
+    cross_widening: int = 1,
+    dropout: float = 0.0,
+    gelu: Gelu = "tanh",
+    checkpointing: bool = False,
+) -> PerceiverIO:
+    """Optical flow at full resolution, frames concatenated (section 4.2). The defaults are the released model.
+
+    Input "frames": [B, 2, 3, height, width] in [0, 1]; output "flow": [B, 2, height, width] in pixels, to the right
+    and down.
+
+    Args:
+        image_size: height and width of the frames in training, in pixels.
+        patch_size, feature_channels: side of the patch around a pixel, and the channels both frames' are projected to.
+        bands: frequencies of the Fourier positions in each dimension.
+        scale: pixels of flow for a 1 of the last layer.
+        The others are those of `PerceiverIO`.
+    """
+    positions = FourierPositions(image_size, bands)
+    return PerceiverIO(
+        inputs={"frames": FramePairInput(image_size, positions, patch_size, feature_channels)},
+        outputs={"flow": FlowOutput("frames", scale)},
+        latents=latents,
+        channels=channels,
+        depth=depth,
+        blocks=blocks,
+        heads=heads,
+        widening=widening,
+        qk_channels=qk_channels,
+        v_channels=v_channels,
+        cross_heads=cross_heads,
+        cross_widening=cross_widening,
+        query_residual=False,
+        dropout=dropout,
+        gelu=gelu,
+        checkpointing=checkpointing,
+    )
+
+
+def autoencoder(
+    *,
+    frames: int = 16,
+    image_size: Sequence[int] = (224, 224),
+    patch_size: int = 4,
+    video_bands: int = 32,
+    samples_per_frame: int = 1920,
+    samples_per_patch: int = 16,
+    audio_bands: int = 192,
+    classes: int = 700,
+    class_names: list[str] | None = None,
+    label_query_channels: int = 1024,
+    output_channels: int = 512,
+    latents: int = 784,
+    channels: int = 512,
+    depth: int = 8,
+    blocks: int = 1,
+    heads: int = 8,
+    widening: int = 1,
+    qk_channels: int | None = None,
+    v_channels: int | None = None,
+    cross_heads: int = 1,
+    cross_widening: int = 1,
+    dropout: float = 0.0,
+    gelu: Gelu = "tanh",
+    checkpointing: bool = False,
+) -> PerceiverIO:
+    """Autoencoding of video, sound and label (section 4.3). The defaults are the paper's model of 88x compression.
+
+    Inputs and outputs "video": [B, frames, 3, height, width] in [0, 1]; "audio": [B, frames * samples_per_frame] in
+    [-1, 1]; "label": class index [B] in, logits [B, classes] out. All three inputs are maskable: with the label masked
+    the model is a classifier.
+
+    Args:
+        frames, image_size: of a clip, in pixels.
+        patch_size: side of the video's input patches, in pixels; it must divide the image size.
+        video_bands, audio_bands: frequencies of the Fourier positions in each dimension.
+        samples_per_frame, samples_per_patch: of the sound, and of one of its elements.
+        classes, class_names: as in `LabelOutput`.
+        label_query_channels: channels of the label's query.
+        output_channels: of the linear layer behind the decoder that all outputs share.
+        The others are those of `PerceiverIO`.
+    """
+    height, width = image_size
+    samples = frames * samples_per_frame
+    grid = (frames, height // patch_size, width // patch_size)
+    patches = (samples // samples_per_patch,)
+    return PerceiverIO(
+        inputs={
+            "video": VideoInput((1, patch_size, patch_size), FourierPositions(grid, video_bands)),
+            "audio": AudioInput(samples_per_patch, FourierPositions(patches, audio_bands, (samples,))),
+            "label": LabelInput(classes),
+        },
+        outputs={
+            "video": VideoOutput(FourierPositions((frames, height, width), video_bands, grid, endpoint=False)),
+            "audio": AudioOutput(samples_per_patch, FourierPositions(patches, audio_bands, (samples,), endpoint=False)),
+            "label": LabelOutput(classes, label_query_channels, class_names),
+        },
+        latents=latents,
+        channels=channels,
+        depth=depth,
+        blocks=blocks,
+        heads=heads,
+        widening=widening,
+        qk_channels=qk_channels,
+        v_channels=v_channels,
+        cross_heads=cross_heads,
+        cross_widening=cross_widening,
+        query_residual=False,
+        maskable=["video", "audio", "label"],
+        output_channels=output_channels,
+        dropout=dropout,
+        gelu=gelu,
+        checkpointing=checkpointing,
+    )
