@@ -21,3 +21,12 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}")
     return folder
+
+
+@pytest.fixture
+def shared_fixtures():
+    """Reference outputs of the original code beside the checkout; not part of the project."""
+    folder = SHARED / "fixtures"
+    if not folder.is_dir():
+        pytest.skip(f"needs the reference outputs in {folder}")
+    return folder

@@ -140,7 +140,8 @@ def measure(
 
     Args:
         model: builds the model.
-        inputs, outputs: what is encoded and decoded, as in `PerceiverIO.forward`; tensors on the meta device.
+        inputs: what is encoded, by input name, on the meta device.
+        outputs: what is decoded, as in `PerceiverIO.decode`.
     """
     with torch.device("meta"):
         meta_model = model().eval().requires_grad_(False)

@@ -39,6 +39,10 @@ def image_classifier(
     blocks: int = 8,
     heads: int = 8,
     widening: int = 1,
+    qk_channels: int | None = None,
+    v_channels: int | None = None,
+    cross_heads: int = 1,
+    cross_widening: int = 1,
     cross_attends: int = 1,
     share_cross_attention: bool = True,
     decoder: Literal["query", "average"] = "query",
@@ -76,8 +80,8 @@ def image_classifier(
     encoding: Positions
     grid = features.grid(height, width)
     if positions == "fourier":
-        stride = {"patches": patch_size, "conv": 4}[preprocessing]
-        encoding = FourierPositions(grid, bands, resolution=(-(-height // stride), -(-width // stride)))
+        port = preprocessing == "conv" and padding == "port"  # its grid is smaller than what bounds its frequencies
+        encoding = FourierPositions(grid, bands, ConvStem().grid(height, width) if port else None)
     elif positions == "learned":
         encoding = LearnedPositions(grid, position_channels, projected=True)
     else:
@@ -93,6 +97,10 @@ def image_classifier(
         blocks=blocks,
         heads=heads,
         widening=widening,
+        qk_channels=qk_channels,
+        v_channels=v_channels,
+        cross_heads=cross_heads,
+        cross_widening=cross_widening,
         cross_attends=cross_attends,
         share_cross_attention=share_cross_attention,
         query_residual=query_residual,

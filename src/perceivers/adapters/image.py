@@ -121,9 +121,6 @@ class ImageInput(InputAdapter):
         crop: the part of the resized image that evaluation looks at, in the middle (224 of 256 pixels in the paper).
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         size: Sequence[int],
@@ -142,8 +139,7 @@ class ImageInput(InputAdapter):
         self.features = features
         self.positions = positions
         self.channels = features.channels + positions.channels
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32)[:, None, None])
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32)[:, None, None])
+        self.normalization = (tuple(mean), tuple(std))
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""
@@ -153,6 +149,7 @@ class ImageInput(InputAdapter):
                 f"but [batch, {self.colours} colours, height, width] is expected."
             )
         images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
-        features_BYXF = self.features((images - self.mean.float()) / self.std.float())
+        mean, std = torch.tensor(self.normalization, dtype=torch.float32, device=data.device)[..., None, None]
+        features_BYXF = self.features((images - mean) / std)
         grid = tuple(features_BYXF.shape[1:3])
         return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid), grid=grid)

@@ -1,17 +1,20 @@
-"""`perceivers.load`: a model from a folder or from the Hugging Face hub."""
+"""`perceivers.load`: a model from a file, from a folder or from the Hugging Face hub, in any of the formats we read."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from perceivers import adapters
+from perceivers.checkpoints import haiku, transformers
+from perceivers.checkpoints.foreign import build
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions
-from perceivers.model.saving import CONFIG, WEIGHTS, read
+from perceivers.model.saving import CONFIG, FORMAT, WEIGHTS, read, read_config
 
 CLASSES: tuple[type[Configured], ...] = (
     PerceiverIO,
@@ -21,29 +24,47 @@ CLASSES: tuple[type[Configured], ...] = (
 )
 
 
-def load(source: str | Path, classes: Sequence[type[Configured]] = ()) -> PerceiverIO:
-    """Loads a saved model, on the CPU and in evaluation mode.
+def load(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO:
+    """Loads a model, on the CPU and in evaluation mode. What `source` is, is seen from its content.
 
     Args:
-        source: a folder that `model.save` or a training run wrote, or the name of such a repository on the hub.
+        source: a folder that `model.save` or a training run wrote; a folder in the format of `transformers`; the name
+            of a repository with either on the hub; or a file of the original code (`.pystate`, `.pickle`).
         classes: your own adapters, if the model has any.
+        settings: of the two foreign formats, settings to change, or those that a file does not tell, such as
+            `heads=4`: arguments of the model's function in `perceivers.tasks`.
 
     Raises:
-        PerceiversError: there is nothing of that name, or a file is missing, truncated, not ours, or of another model.
+        PerceiversError: there is nothing of that name, or a file is missing, truncated, in none of these formats,
+            or of another model.
     """
-    folder = Path(source)
-    if not folder.exists():
-        folder = download(str(source))
-    model = read(folder, (*CLASSES, *classes))
+    path = Path(source)
+    if path.is_file():
+        return build(haiku.read(path, settings), settings)
+    if not path.exists():
+        path = download(str(source))
+    config = read_config(path)
+    if config.get("format") != FORMAT and "model_type" in config:
+        return build(transformers.read(path, config), settings)
+    if settings:
+        raise PerceiversError(f"{path} tells all its settings: {', '.join(settings)} cannot be given.")
+    model = read(path, (*CLASSES, *classes))
     if not isinstance(model, PerceiverIO):
-        raise PerceiversError(f"{folder / CONFIG} describes a {type(model).__name__}, not a PerceiverIO.")
+        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a PerceiverIO.")
     return model
 
 
 def download(name: str) -> Path:
     """Fetches a saved model from the hub into the local cache."""
     try:
-        return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS]))
+        folder = Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, transformers.PREPROCESSOR]))
+        if not (folder / WEIGHTS).exists():
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=[CONFIG, transformers.PICKLED_WEIGHTS, transformers.PREPROCESSOR]
+                )
+            )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PerceiversError(f"{name} is neither a folder here nor a model on the hub ({reason}).") from error
+        raise PerceiversError(f"{name} is neither a folder or file here nor a model on the hub ({reason}).") from error
+    return folder

@@ -8,11 +8,11 @@ Shape suffixes: T frames, C colours, Y rows, X columns, S samples
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,10 @@ from perceivers.model.saving import write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 """Suffixes of files that can be written, and what av calls them."""
+QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
+"""Encoders and their options for little visible loss; the second is for builds of av without the first."""
 BT709 = 1  # the colours that players assume; the code is the same for matrix, primaries and transfer
+MILLISECOND = Fraction(1, 1000)  # tick of the coarsest clock that rounds; those of AVI and GIF are coarser, but exact
 LEAD = Fraction(1, 10)  # seconds of sound to decode before the wanted, since decoders begin with a wrong packet or two
 JUMP = 0.02  # seconds: a smaller difference of timestamps is rounding, a larger one a gap in the sound
 MISSING = 0.1  # seconds of sound that may be missing at the end
@@ -96,13 +99,16 @@ def read_clip(
         stream = video_stream(container, path)
         first = next(timed(container, stream), None)
         if first is None:
-            raise PerceiversError(f"{path} has no frames that can be decoded, with their times: it is damaged or raw.")
-        origin, tick, usual = moment(first), stream.time_base or 0, 1 / frame_rate(stream)
+            raise PerceiversError(
+                f"{path} has no frames with times that can be decoded: it is damaged, or a stream without a container."
+            )
+        origin, usual = moment(first), 1 / frame_rate(stream)
+        slack = min((stream.time_base or 0) / Fraction(2), MILLISECOND / 2)  # files round moments to ticks of a clock
     begin = origin + Fraction(start)
-    moments = [begin + k / Fraction(rate) + Fraction(tick) / 2 for k in range(frames)]  # files round theirs to ticks
+    moments = [begin + slack + k / Fraction(rate) for k in range(frames)]
     views: list[Tensor] = []
     end = origin
-    for frame, end in spans(decode(path, "video", begin, origin), usual):
+    for frame, end in spans(frames_from(path, "video", begin, origin), usual):
         shown = bisect_left(moments, end) - len(views)
         if shown > 0:
             views += [to_tensor(evaluation_view(Image.fromarray(pixels(frame)), shape, 1.0))] * shown
@@ -123,13 +129,12 @@ def read_frames(path: str | Path) -> Frames:
         PerceiversError: the file does not exist, cannot be read or has no video; if only a later part of it is
             damaged, when the frames come there.
     """
-
     with opened(path) as container:
         stream = video_stream(container, path)
-        return Frames(decoded(path), frame_rate(stream), stream.frames or None)
+        return Frames(every_frame(path), frame_rate(stream), stream.frames or None)
 
 
-def decoded(path: str | Path) -> Iterator[Tensor]:
+def every_frame(path: str | Path) -> Iterator[Tensor]:
     """The frames of `read_frames`."""
     with opened(path) as container:
         for frame in container.decode(video_stream(container, path)):
@@ -153,9 +158,12 @@ def write_video(
         sample_rate: samples a second of the sound.
 
     Raises:
-        PerceiversError: another suffix, no frames, frames of different sizes, or the path cannot be written to.
+        PerceiversError: another suffix, a rate of 0, no frames, frames of different sizes, or the path cannot be
+            written to.
     """
     path = Path(path)
+    if not 0 < rate < math.inf:
+        raise PerceiversError(f"rate = {rate} is not allowed for {path}: it is more than 0 frames a second.")
     suffix = path.suffix.lower()
     if suffix not in CONTAINERS:
         raise PerceiversError(f"{path} is no name for a video: it has to end in {', '.join(CONTAINERS)}.")
@@ -163,7 +171,7 @@ def write_video(
     def fill(file: Path) -> None:
         try:
             with av.open(file, "w", format=CONTAINERS[suffix]) as container:
-                encode(container, frames, Fraction(rate).limit_denominator(1001), audio, sample_rate, path)
+                encode(container, iter(frames), Fraction(rate).limit_denominator(1001), audio, sample_rate, path)
         except av.FFmpegError as error:
             raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another path or rate.") from error
 
@@ -209,15 +217,15 @@ def timed(container: InputContainer, stream: av.VideoStream | av.AudioStream) ->
     return (frame for frame in container.decode(stream) if frame.pts is not None)
 
 
-def decode(path: str | Path, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
-    """The frames from one at or before a moment on; from the first of the file, if that is later; none if there are."""
-    for earlier in (0, 10, None) if begin > origin else (None,):  # seconds: what a seek finds can be late
+def frames_from(path: str | Path, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
+    """The frames from one at or before a moment on; from the first of the file, if that is later."""
+    for earlier in (0, 10, None) if begin > origin else (None,):  # seconds: a seek can land later than it was told
         with opened(path) as container:
             if kind == "audio" and not container.streams.audio:
                 return
             stream = video_stream(container, path) if kind == "video" else container.streams.audio[0]
             if earlier is not None:
-                with suppress(av.FFmpegError):  # remains at the beginning
+                with suppress(av.FFmpegError):  # then it stays at the beginning
                     container.seek(round((begin - earlier) / (stream.time_base or 1)), stream=stream)
             frames = timed(container, stream)
             first = next(frames, None)
@@ -238,7 +246,7 @@ def spans(frames: Iterator[av.VideoFrame], usual: Fraction) -> Iterator[tuple[av
 
 def pixels(frame: av.VideoFrame) -> np.ndarray[Any, Any]:
     """-> upright RGB bytes [Y, X, 3]."""
-    pixels_YXC = frame.to_ndarray(format="rgb24", src_color_range=frame.color_range, threads=1)
+    pixels_YXC = frame.to_ndarray(format="rgb24", threads=1)
     return np.ascontiguousarray(np.rot90(pixels_YXC, round(frame.rotation / 90)))
 
 
@@ -254,11 +262,11 @@ def too_short(what: str, length: float, start: float, wanted: float) -> Perceive
 def read_sound(
     path: str | Path, begin: Fraction, origin: Fraction, count: int, sample_rate: int
 ) -> tuple[Tensor | None, float]:
-    """Sound [S] from a moment on, silence where there is none, and after how many seconds it ends; None without any."""
+    """Sound [S] from a moment on, silence where there is none, and the seconds until its end; None without any."""
     sound_S = np.zeros(count, dtype=np.float32)
     resampler = av.AudioResampler("fltp", rate=sample_rate)
     place: int | None = None
-    for frame in chain(decode(path, "audio", begin - LEAD, origin), [None]):
+    for frame in chain(frames_from(path, "audio", begin - LEAD, origin), [None]):
         for chunk in filter(None, resampler.resample(frame)):  # it can answer [None] to the None that ends the sound
             wave_S = chunk.to_ndarray().mean(axis=0)  # its own mix of stereo to mono is louder than its parts
             stated = round((moment(chunk) - begin) * sample_rate)
@@ -281,28 +289,48 @@ def encode(
     sample_rate: int,
     path: Path,
 ) -> None:
-    """Fills a container, the sound in step with the pictures, so that neither waits for the other when it is played."""
+    """Fills a container, the sound in step with the pictures, since players read both at once."""
     first = next(frames, None)
     if first is None:
         raise PerceiversError(f"There are no frames to write to {path}.")
+    codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     height, width = first.shape[-2:]
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     picture = container.add_stream(codec, rate, options=QUALITY[codec])
     picture.width, picture.height, picture.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    context = picture.codec_context
-    context.colorspace = context.color_primaries = context.color_trc = BT709
-    wave_S = None if audio is None else audio.detach().cpu().float().clamp(-1, 1).numpy()
-    if wave_S is not None:
+    picture.colorspace = picture.color_primaries = picture.color_trc = BT709
+    pieces: Sequence[Tensor] = []
+    if audio is not None:
         sound = container.add_stream("aac", sample_rate, layout="mono")
+        pieces = audio.detach().cpu().float().clamp(-1, 1).split(math.ceil(sample_rate / rate))
     done = 0
-    for index, frame in enumerate(chain([first], frames)):
-        if frame.shape != first.shape:
-            raise PerceiversError(
-                f"Frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
-            )
-        container.mux(picture.encode(to_frame(frame, index, rate)))
-        if wave_S is not None:
-            until = round((index + 1) / rate * sample_rate)
-            container.mux(sound.encode(to_sound(wave_S[done:until], done, sample_rate)))
-            done = until
-    ...
+    for index, (frame, piece_S) in enumerate(zip_longest(chain([first], frames), pieces)):
+        if frame is not None:
+            if frame.shape != first.shape:
+                raise PerceiversError(
+                    f"Frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
+                )
+            container.mux(picture.encode(picture_frame(frame, index, rate)))
+        if piece_S is not None:
+            container.mux(sound.encode(sound_frame(piece_S, done, sample_rate)))
+            done += len(piece_S)
+    container.mux(picture.encode(None))
+    if audio is not None:
+        container.mux(sound.encode(None))
+
+
+def picture_frame(frame_CYX: Tensor, index: int, rate: Fraction) -> av.VideoFrame:
+    """A frame for the encoder, which wants even sizes."""
+    pixels_YXC = frame_CYX.cpu().permute(1, 2, 0).numpy()
+    height, width, _ = pixels_YXC.shape
+    pixels_YXC = np.pad(pixels_YXC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_YXC), "rgb24")
+    frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, threads=1)
+    frame.pts, frame.time_base = index, 1 / rate
+    return frame
+
+
+def sound_frame(wave_S: Tensor, done: int, sample_rate: int) -> av.AudioFrame:
+    """Samples for the encoder, the first of them number `done`."""
+    frame = av.AudioFrame.from_ndarray(wave_S[None].numpy(), "fltp", "mono")
+    frame.sample_rate, frame.pts, frame.time_base = sample_rate, done, Fraction(1, sample_rate)
+    return frame

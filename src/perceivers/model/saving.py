@@ -62,6 +62,38 @@ def describe(model: nn.Module) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "model": to_tree(model)}
 
 
+def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
+    """The config in the folder of a saved model, a JSON object.
+
+    Raises:
+        PerceiversError: there is none, or it is not a JSON object.
+    """
+    file = folder / name
+    if not file.is_file():
+        raise PerceiversError(f"{folder} is not a saved model: it has no {name}.")
+    try:
+        config = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{file} is not valid JSON ({error}): the file is damaged.") from error
+    if not isinstance(config, dict):
+        raise PerceiversError(f"{file} holds a {type(config).__name__} instead of an object: the file is damaged.")
+    return config
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The arrays of a safetensors file, by name.
+
+    Raises:
+        PerceiversError: there is no such file, or it cannot be read.
+    """
+    if not file.is_file():
+        raise PerceiversError(f"{file.parent} is not a saved model: it has no {file.name}.")
+    try:
+        return load_file(file)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise PerceiversError(f"{file} cannot be read ({error}): it is truncated or damaged.") from error
+
+
 def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
     """Builds the model that a folder holds, with its weights, on the CPU and in evaluation mode.
 
@@ -73,14 +105,8 @@ def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
         PerceiversError: a file is missing, truncated, not ours, or of another model.
     """
     path = Path(path)
-    for file in (path / CONFIG, path / WEIGHTS):
-        if not file.is_file():
-            raise PerceiversError(f"{path} is not a saved model: it has no {file.name}.")
-    try:
-        config = json.loads((path / CONFIG).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PerceiversError(f"{path / CONFIG} is not valid JSON ({error}): the file is damaged.") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
+    config = read_config(path)
+    if config.get("format") != FORMAT:
         raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
     if config.get("version") != VERSION:
         raise PerceiversError(
@@ -90,10 +116,7 @@ def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
     model = from_tree(config["model"], classes)
-    try:
-        tensors = load_file(path / WEIGHTS)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise PerceiversError(f"{path / WEIGHTS} cannot be read ({error}): it is truncated or damaged.") from error
+    tensors = read_tensors(path / WEIGHTS)
     check_tensors(tensors, model, path / WEIGHTS)
     model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in
     return model.eval()
