@@ -372,7 +372,7 @@ def their_shape(name: str, array: Tensor) -> Tensor:
 def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
     """Says where two descriptions of models first differ, but for what does not change what they answer."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("class") == theirs.get("class"):
-        for name in sorted((ours.keys() | theirs.keys()) - {"checkpointing"}):
+        for name in sorted((ours.keys() | theirs.keys()) - {"checkpointing", "crop"}):
             difference = first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
             if difference:
                 return difference
