@@ -4,11 +4,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 import perceivers
 from perceivers.model.errors import PerceiversError
@@ -21,6 +20,10 @@ examples:
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers evaluate runs/demo/model --data digits
   perceivers classify-image runs/demo/model picture.png
+  perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
+  perceivers flow MODEL frame1.png frame2.png --out flow.flo --picture flow.png
+  perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
+  perceivers convert language_perceiver_io_bytes.pickle language --to transformers
 """
 
 
@@ -41,23 +44,64 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("-h", "--help", action="store_true", dest="teach")
     fit.set_defaults(run=fit_config)
 
-    evaluate = commands.add_parser("evaluate", help="measure a saved image classifier on labelled images")
-    evaluate.add_argument("model", metavar="MODEL", help="folder of a saved model, or its name on the hub")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("model", metavar="MODEL", help="a saved model, in any format (see docs/checkpoints.md)")
+    common.add_argument("--device", help="where to compute, such as cuda:1; the accelerator if there is one")
+    common.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="as saved, if not given")
+    printed = argparse.ArgumentParser(add_help=False)
+    printed.add_argument("--json", action="store_true", help="print JSON")
+
+    fill = commands.add_parser("fill-mask", help="fill in masked bytes of a text", parents=[common, printed])
+    fill.add_argument(
+        "text", metavar="TEXT", nargs="?", help="with [MASK] for a byte, [MASK*9] for nine; '-' reads standard input"
+    )
+    fill.add_argument("--file", help="read the text from a file instead")
+    fill.add_argument("--top", type=int, default=5, help="how many candidates to print for each byte (5)")
+    fill.set_defaults(run=fill_masks)
+
+    classify = commands.add_parser("classify-image", help="say what is in image files", parents=[common, printed])
+    classify.add_argument("files", metavar="FILE", nargs="+")
+    classify.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, in order")
+    classify.add_argument("--top", type=int, default=5, help="how many classes to print for each file (5)")
+    classify.set_defaults(run=classify_images)
+
+    flow = commands.add_parser("flow", help="optical flow of two frames, or of a video", parents=[common])
+    flow.add_argument("frames", metavar="FRAME", nargs="+", help="two image files of the same size, or one video")
+    flow.add_argument("--out", required=True, help=".flo, .png (KITTI), .npy for two frames; .mp4 for a video")
+    flow.add_argument("--picture", help="also draw the flow of two frames in colours, to this file")
+    flow.add_argument("--largest", type=float, help="pixels of flow that have full colour; the longest, if not given")
+    flow.add_argument("--overlap", type=int, default=20, help="fewest pixels by which tiles overlap (20)")
+    flow.add_argument("--batch-size", type=int, default=1, help="tiles computed at a time (1)")
+    flow.set_defaults(run=compute_flow)
+
+    code = commands.add_parser(
+        "autoencode", help="a clip with sound through the latents and back", parents=[common, printed]
+    )
+    code.add_argument("clip", metavar="CLIP", help="a video file")
+    code.add_argument("--out", required=True, help="the video to write, original beside reconstruction")
+    code.add_argument("--start", type=float, default=0.0, help="seconds into the file (0)")
+    code.add_argument("--top", type=int, default=5, help="how many classes to print (5)")
+    code.set_defaults(run=autoencode_clip)
+
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a saved image classifier on labelled images", parents=[common, printed]
+    )
     evaluate.add_argument(
         "--data",
         required=True,
         help="'digits', a folder, or a data set of the hub; measured on its evaluation split, or held-out part",
     )
     evaluate.add_argument("--batch-size", type=int, default=64)
-    evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=evaluate_images)
 
-    classify = commands.add_parser("classify-image", help="say what is in image files")
-    classify.add_argument("model", metavar="MODEL", help="folder of a saved model, or its name on the hub")
-    classify.add_argument("files", metavar="FILE", nargs="+")
-    classify.add_argument("--top", type=int, default=5, help="how many classes to print for each file (5)")
-    classify.add_argument("--json", action="store_true", help="print JSON")
-    classify.set_defaults(run=classify_images)
+    convert = commands.add_parser("convert", help="write a model in another format")
+    convert.add_argument("source", metavar="SRC", help="a saved model, in any format")
+    convert.add_argument("target", metavar="DST", help="the folder to write")
+    convert.add_argument("--to", required=True, choices=["perceivers", "transformers"])
+    convert.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting that the source does not tell"
+    )
+    convert.set_defaults(run=convert_model)
 
     demo = commands.add_parser("demo", help="train a small Perceiver IO on handwritten digits and show what it does")
     demo.add_argument("--output", default="runs/demo", help="folder to write to (runs/demo)")
@@ -132,27 +176,36 @@ def fit_config(arguments: argparse.Namespace) -> None:
         print(f"\nTrained. The model is in {run / 'model'}, its figures in {run / 'metrics.json'}.")
 
 
-def load(name: str) -> perceivers.PerceiverIO:
-    """A saved model, on the accelerator if there is one."""
-    return perceivers.load(name).to(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+def fill_masks(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.fill_mask import fill_mask
 
-
-def evaluate_images(arguments: argparse.Namespace) -> None:
-    from perceivers.data.images import ImageData
-    from perceivers.experiments.image_classification import evaluate
-
-    results = evaluate(load(arguments.model), ImageData(arguments.data).open().evaluation, arguments.batch_size)
+    filled = fill_mask(arguments.model, read_text(arguments), arguments.top, arguments.device, arguments.dtype)
     if arguments.json:
-        print(json.dumps(results, indent=2))
-    else:
-        accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
-        print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+        print(json.dumps(asdict(filled), indent=2))
+        return
+    print(filled.text)
+    for place, candidates in zip(filled.masked, filled.candidates, strict=True):
+        best = "  ".join(f"'{byte}' {probability:.1%}" for byte, probability in candidates.items())
+        print(f"  byte {place}: {best}")
+
+
+def read_text(arguments: argparse.Namespace) -> str:
+    """The text of fill-mask, from the command line, a file or standard input."""
+    if (arguments.file is None) == (arguments.text is None):
+        raise PerceiversError("fill-mask needs one text: as an argument, with --file, or '-' for standard input.")
+    if arguments.text is not None and arguments.text != "-":
+        return arguments.text
+    try:
+        return sys.stdin.read() if arguments.file is None else Path(arguments.file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{arguments.file or 'standard input'} cannot be read as text ({error}).") from error
 
 
 def classify_images(arguments: argparse.Namespace) -> None:
-    from perceivers.experiments.image_classification import classify
+    from perceivers.inference.classify_image import classify_image
 
-    answers = classify(load(arguments.model), arguments.files)
+    classes = None if arguments.classes is None else read_lines(Path(arguments.classes))
+    answers = classify_image(arguments.model, arguments.files, classes, arguments.device, arguments.dtype)
     top: list[dict[str, Any]] = [
         {"file": file, "classes": dict(list(answer.items())[: arguments.top])}
         for file, answer in zip(arguments.files, answers, strict=True)
@@ -162,8 +215,113 @@ def classify_images(arguments: argparse.Namespace) -> None:
         return
     for answer in top:
         print(answer["file"])
-        for name, probability in answer["classes"].items():
-            print(f"  {probability:7.2%}  {name}")
+        print_classes(answer["classes"])
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{path} cannot be read as lines of text ({error}).") from error
+
+
+def print_classes(classes: dict[str, float]) -> None:
+    """Prints classes with their probabilities."""
+    for name, probability in classes.items():
+        print(f"  {probability:7.2%}  {name}")
+
+
+def compute_flow(arguments: argparse.Namespace) -> None:
+    from perceivers.data.flow import check_flow_path, check_picture_path, write_flow, write_picture
+    from perceivers.inference.flow import flow, flow_video
+    from perceivers.inference.prepare import check_folder
+
+    outputs = [path for path in (arguments.out, arguments.picture) if path is not None]
+    for path in outputs:
+        check_folder(path)
+    shared = {name: getattr(arguments, name) for name in ("overlap", "batch_size", "device", "dtype")}
+    if len(arguments.frames) == 1:
+        if arguments.picture is not None:
+            raise PerceiversError("--picture is for two frames: the flow of a video is drawn to --out.")
+        (video,) = arguments.frames
+        pairs = flow_video(arguments.model, video, arguments.out, largest=arguments.largest, progress=True, **shared)
+        print(f"{arguments.out}: the flow of {pairs} pairs of frames, in colours.")
+        return
+    if len(arguments.frames) != 2:
+        raise PerceiversError(f"flow needs two frames or one video, but {len(arguments.frames)} files were given.")
+    check_flow_path(arguments.out)
+    if arguments.picture is not None:
+        check_picture_path(arguments.picture)
+    frame1, frame2 = arguments.frames
+    flow_2YX = flow(arguments.model, frame1, frame2, progress=True, **shared)
+    write_flow(arguments.out, flow_2YX)
+    if arguments.picture is not None:
+        write_picture(arguments.picture, flow_2YX, largest=arguments.largest)
+    lengths = flow_2YX.norm(dim=0)
+    print(
+        f"{' and '.join(outputs)}: flow of {flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels, "
+        f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most."
+    )
+
+
+def autoencode_clip(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.autoencode import autoencode
+
+    result = autoencode(
+        arguments.model,
+        arguments.clip,
+        arguments.out,
+        arguments.start,
+        arguments.device,
+        arguments.dtype,
+        progress=True,
+    )
+    classes = dict(list(result.classes.items())[: arguments.top])
+    if arguments.json:
+        figures = {"video_psnr": result.video_psnr, "audio_psnr": result.audio_psnr, "classes": classes}
+        print(json.dumps({"out": arguments.out} | figures, indent=2))
+        return
+    sound = "no sound" if result.audio_psnr is None else f"sound {result.audio_psnr:.2f} dB"
+    print(f"{arguments.out}: PSNR of the video {result.video_psnr:.2f} dB, {sound}.")
+    print_classes(classes)
+
+
+def evaluate_images(arguments: argparse.Namespace) -> None:
+    from perceivers.data.images import ImageData
+    from perceivers.experiments.image_classification import evaluate
+    from perceivers.inference.prepare import prepare
+
+    model = prepare(arguments.model, arguments.device, arguments.dtype)
+    results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
+        print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+
+
+def convert_model(arguments: argparse.Namespace) -> None:
+    from perceivers.checkpoints.transformers import save
+
+    settings = {}
+    for setting in arguments.set:
+        name, equals, value = setting.partition("=")
+        try:
+            settings[name] = json.loads(value)
+        except json.JSONDecodeError:
+            settings[name] = value
+        if not equals:
+            raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
+    target = Path(arguments.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PerceiversError(f"{target} exists already: choose a new folder.")
+    model = perceivers.load(arguments.source, **settings)
+    if arguments.to == "transformers":
+        save(model, target)
+    else:
+        model.save(target)
+    print(f"{target} holds the model in the format of {arguments.to}.")
 
 
 def run_demo(arguments: argparse.Namespace) -> None:

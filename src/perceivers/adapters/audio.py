@@ -47,6 +47,7 @@ class AudioOutput(ArrayOutput):
 
     def __init__(self, patch: int, positions: Positions) -> None:
         super().__init__(patch, positions)
+        self.patch = patch
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         """-> samples [B, S], or [B, P, patch] of some patches."""

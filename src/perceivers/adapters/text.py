@@ -3,7 +3,7 @@
 Shape suffixes: B batch, M tokens, V vocabulary; others as in `perceivers.model.adapter`
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,22 @@ from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAd
 from perceivers.model.attention import learned
 from perceivers.model.errors import PerceiversError
 from perceivers.model.positions import LearnedPositions
+
+PAD, BOS, EOS, MASK, CLS, SEP = range(6)
+"""Tokens of the byte vocabulary that are no bytes."""
+
+FIRST_BYTE, BYTE_VOCABULARY = 6, 6 + 256
+"""The token of byte 0, and the number of tokens."""
+
+
+def to_tokens(text: str) -> list[int]:
+    """The bytes of a text in UTF-8 as tokens; none are added."""
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+def to_text(tokens: Sequence[int]) -> str:
+    """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
+    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
 
 
 class TextInput(InputAdapter):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy._core.multiarray import _reconstruct, scalar
+from numpy._core.numeric import _frombuffer  # type: ignore[attr-defined]
 
 from perceivers.model.errors import PerceiversError
 
@@ -53,8 +54,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "scalar"): scalar,
+    ("numpy._core.numeric", "_frombuffer"): _frombuffer,
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy.core.multiarray", "scalar"): scalar,
+    ("numpy.core.numeric", "_frombuffer"): _frombuffer,
 }
 """What a pickle may name, and what it gets for it."""
 

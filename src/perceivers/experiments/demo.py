@@ -16,9 +16,10 @@ from perceivers.data.images import ImageData, ImageDataset, LabelledImages
 from perceivers.data.loader import Item
 from perceivers.experiments.augmentation import Augmentation
 from perceivers.experiments.configuration import read_file
-from perceivers.experiments.image_classification import ImageClassification, class_names, image_input
+from perceivers.experiments.image_classification import ImageClassification
 from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Training, program
+from perceivers.inference.classify_image import class_names, image_input
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write

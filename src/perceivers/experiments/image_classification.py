@@ -3,7 +3,6 @@
 Shape suffixes: B batch, C colours, Y rows, X columns, K classes
 """
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,17 @@ from torchmetrics.classification import MulticlassAccuracy
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
 from perceivers.data.images import (
-    Files,
     ImageData,
     ImageDataset,
     ImageSplits,
     LabelledImages,
     collate,
-    evaluation_view,
-    to_tensor,
 )
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.augmentation import Augment, Augmentation
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
+from perceivers.inference.classify_image import class_names, image_input
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model
@@ -76,28 +73,6 @@ class ImageClassification:
         module = ImageClassifier(model, self.optimization, self.augmentation, self.label_smoothing)
         written = {"experiment": "image_classification", **asdict(self)}
         return train(module, ImageBatches(splits, image_input(model), self), self.training, "test_top1", written)
-
-
-def image_input(model: PerceiverIO) -> ImageInput:
-    """The adapter of a classifier's images.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
-    adapters = list(model.inputs.values())
-    if len(adapters) != 1 or not isinstance(adapters[0], ImageInput) or list(model.outputs) != ["label"]:
-        raise PerceiversError(
-            f"this model is no image classifier: it reads {', '.join(model.inputs)} "
-            f"and predicts {', '.join(model.outputs)}, instead of an image and its label."
-        )
-    return adapters[0]
-
-
-def class_names(model: PerceiverIO) -> list[str]:
-    """What a classifier's classes are called: their numbers, if it does not know."""
-    output = model.outputs["label"]
-    assert isinstance(output, LabelOutput)
-    return output.names or [str(index) for index in range(output.classes)]
 
 
 class ImageBatches(L.LightningDataModule):
@@ -216,25 +191,3 @@ def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64, w
         check_complete(batch)
         accuracy.update(model({"image": batch["image"].to(device)})["label"], batch["label"].to(device))
     return {name: float(value) for name, value in accuracy.compute().items()} | {"images": len(images)}
-
-
-@torch.inference_mode()
-def classify(model: PerceiverIO, files: Sequence[str | Path]) -> list[dict[str, float]]:
-    """Probabilities of the classes for each image file, most probable first.
-
-    Raises:
-        PerceiversError: a file is missing or cannot be decoded.
-    """
-    adapter, names = image_input(model), class_names(model)
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing:
-        raise PerceiversError(f"there is no file {missing[0]}.")
-    images = LabelledImages(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
-    device = next(model.parameters()).device
-    answers = []
-    for index in range(len(files)):
-        view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
-        probabilities_K = model({"image": to_tensor(view)[None].to(device)})["label"][0].softmax(-1)
-        order = probabilities_K.argsort(descending=True).tolist()
-        answers.append({names[k]: float(probabilities_K[k]) for k in order})
-    return answers

@@ -1,0 +1,169 @@
+"""Optical flow between frames of any size: `perceivers flow`.
+
+The model sees frames of the size that it was trained on. Larger ones are cut into tiles of this size, whose flows are
+averaged where they overlap (section 4.2 and appendix H of the paper).
+
+Shape suffixes: T tiles, Y rows, X columns
+"""
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from perceivers.adapters.flow import FlowOutput, FramePairInput
+from perceivers.data.flow import flow_picture, read_frame
+from perceivers.data.video import read_frames, write_video
+from perceivers.inference.prepare import device_of, only, prepare
+from perceivers.model.errors import PerceiversError
+from perceivers.model.perceiver_io import PerceiverIO
+
+OVERLAP = 20
+"""Fewest pixels by which neighbouring tiles overlap, as released."""
+
+log = logging.getLogger(__name__)
+
+
+@torch.inference_mode()
+def flow(
+    model: PerceiverIO | str | Path,
+    frame1: Tensor | str | Path,
+    frame2: Tensor | str | Path,
+    overlap: int = OVERLAP,
+    batch_size: int = 1,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = False,
+) -> Tensor:
+    """How far the content of each pixel of a frame moves until the next.
+
+    Args:
+        model, device, dtype: as in `perceivers.inference.prepare`.
+        frame1, frame2: image files, or tensors [3, Y, X] of bytes in 0 ... 255 or floats in [0, 1].
+        overlap: fewest pixels by which neighbouring tiles overlap.
+        batch_size: tiles computed at a time.
+        progress: show a bar.
+
+    Returns:
+        float32 [2, Y, X], on the CPU: pixels to the right, and down.
+
+    Raises:
+        PerceiversError: a file cannot be read, the frames differ in size, or the model is of another kind.
+    """
+    model = prepare(model, device, dtype)
+    name, adapter = only(model.inputs, FramePairInput, "flow")
+    output, _ = only(model.outputs, FlowOutput, "flow")
+    frames = [frame if isinstance(frame, Tensor) else read_frame(frame) for frame in (frame1, frame2)]
+    sizes = [tuple(frame.shape[-2:]) for frame in frames]
+    if sizes[0] != sizes[1]:
+        raise PerceiversError(
+            f"the frames differ in size: {describe(frame1)} has {sizes[0][1]} x {sizes[0][0]} pixels, "
+            f"{describe(frame2)} has {sizes[1][1]} x {sizes[1][0]}; flow needs two of the same size."
+        )
+    pair = pad_to(torch.stack(frames), adapter.size)
+    height, width = pair.shape[-2:]
+    corners = [
+        (y, x) for y in starts(height, adapter.size[0], overlap) for x in starts(width, adapter.size[1], overlap)
+    ]
+    weight_YX = tile_weights(*adapter.size)
+    total_2YX, weights_YX = torch.zeros(2, height, width), torch.zeros(height, width)
+    groups = [corners[start : start + batch_size] for start in range(0, len(corners), batch_size)]
+    for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
+        places = [(..., slice(y, y + adapter.size[0]), slice(x, x + adapter.size[1])) for y, x in group]
+        tiles = torch.stack([pair[place] for place in places]).to(device_of(model))
+        flow_T2YX = model({name: tiles})[output].float().cpu()
+        for place, flow_2YX in zip(places, flow_T2YX, strict=True):
+            total_2YX[place] += weight_YX * flow_2YX
+            weights_YX[place] += weight_YX
+    return (total_2YX / weights_YX)[:, : sizes[0][0], : sizes[0][1]]
+
+
+def describe(frame: Tensor | str | Path) -> str:
+    """What to call a frame in an error."""
+    return "a tensor" if isinstance(frame, Tensor) else str(frame)
+
+
+def pad_to(pair: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Frames at least as large as a tile: smaller ones are continued to the right and below by their last pixels."""
+    height, width = pair.shape[-2:]
+    below, right = max(tile[0] - height, 0), max(tile[1] - width, 0)
+    if not below and not right:
+        return pair
+    log.warning(
+        "The frames have %d x %d pixels, fewer than the %d x %d that the model was trained on: they are padded.",
+        width, height, tile[1], tile[0],
+    )  # fmt: skip
+    return F.pad(pair.float(), (0, right, 0, below), mode="replicate").to(pair.dtype)
+
+
+def starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin so that they are evenly spaced, reach both borders, and overlap by `overlap` at least."""
+    if not 0 <= overlap < tile:
+        raise PerceiversError(
+            f"overlap = {overlap} is not allowed: it must be from 0 to less than a tile's {tile} pixels."
+        )
+    count = max(1, math.ceil((size - overlap) / (tile - overlap)))
+    return [round(index * (size - tile) / max(count - 1, 1)) for index in range(count)]
+
+
+def tile_weights(height: int, width: int) -> Tensor:
+    """Weights [Y, X] of a tile's pixels where tiles overlap: the distance to the nearest edge, 1 at the edge."""
+    y = torch.arange(height)
+    x = torch.arange(width)
+    near_Y = torch.minimum(y + 1, height - y)
+    near_X = torch.minimum(x + 1, width - x)
+    return torch.minimum(near_Y[:, None], near_X[None]).float()
+
+
+def flow_video(
+    model: PerceiverIO | str | Path,
+    video: str | Path,
+    out: str | Path,
+    overlap: int = OVERLAP,
+    batch_size: int = 1,
+    largest: float | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = False,
+) -> int:
+    """Draws the flow of a video: from every frame to the next, in colours, as a video.
+
+    Args:
+        model, overlap, batch_size, device, dtype, progress: as in `flow`.
+        video: any file with video that PyAV reads.
+        out: the video to write.
+        largest: pixels of flow that have full colour; those of the first pair's longest flow, if not given.
+
+    Returns:
+        The number of pairs.
+
+    Raises:
+        PerceiversError: the video cannot be read or has fewer than two frames, or `out` cannot be written.
+    """
+    model = prepare(model, device, dtype)
+    source = read_frames(video)
+    pairs = 0
+
+    def pictures() -> Iterator[Tensor]:
+        nonlocal largest, pairs
+        before = None
+        count = None if source.count is None else source.count - 1
+        with tqdm(total=count, desc="frames", disable=None if progress else True) as bar:
+            for frame in source.frames:
+                if before is not None:
+                    flow_2YX = flow(model, before, frame, overlap, batch_size)
+                    largest = float(flow_2YX.norm(dim=0).max()) if largest is None else largest
+                    pairs += 1
+                    yield flow_picture(flow_2YX, largest)
+                    bar.update()
+                before = frame
+        if not pairs:
+            raise PerceiversError(f"{video} has fewer than two frames: flow needs two.")
+
+    write_video(out, pictures(), source.rate)
+    return pairs

@@ -1,0 +1,65 @@
+"""What every command does first: a model, where it is to run, and the part of it that the task needs."""
+
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from perceivers.checkpoints import load
+from perceivers.model.errors import PerceiversError, nearest
+from perceivers.model.perceiver_io import PerceiverIO
+
+T = TypeVar("T", bound=nn.Module)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def prepare(model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None) -> PerceiverIO:
+    """A model ready to answer.
+
+    Args:
+        model: a model, or anything that `perceivers.load` takes.
+        device: where it is to run, such as "cpu" or "cuda:1"; if not given, a model that has to be loaded runs on the
+            accelerator if there is one, and any other where it is.
+        dtype: "float32", "bfloat16" or "float16"; as it is, if not given.
+
+    Raises:
+        PerceiversError: the model cannot be loaded, or there is no such device or dtype.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise PerceiversError(f"dtype = {dtype!r} is not allowed: {nearest(dtype, DTYPES)}")
+    if not isinstance(model, PerceiverIO):
+        model = load(model)
+        device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise PerceiversError(f"device = {device!r} cannot be used here ({reason}): try 'cpu'.") from error
+    return model.eval()
+
+
+def device_of(model: PerceiverIO) -> torch.device:
+    """Where a model is."""
+    return model.encoder.latents.device
+
+
+def only(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
+    """Name and adapter of the one input or output of a kind.
+
+    Raises:
+        PerceiversError: there is not exactly one, so that the model cannot do the task.
+    """
+    found = [(name, part) for name, part in parts.items() if isinstance(part, kind)]
+    if len(found) != 1:
+        have = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in parts.items())
+        raise PerceiversError(f"this model cannot do {task}, which needs one {kind.__name__}: it has {have}.")
+    return found[0]
+
+
+def check_folder(path: str | Path) -> None:
+    """Raises a PerceiversError, before any work is done, if the folder of a file to be written does not exist."""
+    folder = Path(path).absolute().parent
+    if not folder.is_dir():
+        raise PerceiversError(f"cannot write {path}: there is no folder {folder}; make it, or choose another path.")
