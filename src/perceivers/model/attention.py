@@ -2,11 +2,11 @@
 
 Shape suffixes:
     B batch, O queries, M inputs, H heads, K channels of one head,
-    Q query channels, C input channels, D latent channels
+    Q query channels, C input channels, D latent channels, W channels of an MLP's hidden layer, E output channels
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal
@@ -150,7 +150,11 @@ class MLP(nn.Module):
 
     def forward(self, x_BMC: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, C]."""
-        return self.output(F.gelu(self.hidden(x_BMC), approximate=self.gelu))
+        return self.output(self.activate(x_BMC))
+
+    def activate(self, x_BMC: Tensor) -> Tensor:
+        """The hidden layer; [B, M, C] -> [B, M, W]."""
+        return F.gelu(self.hidden(x_BMC), approximate=self.gelu)
 
 
 class CrossAttention(nn.Module):
@@ -184,12 +188,45 @@ class CrossAttention(nn.Module):
         self.mlp = MLP(query_channels, widening, gelu)
 
     def forward(
-        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+        self,
+        q_BOQ: Tensor,
+        x_BMC: Tensor,
+        mask_BM: Tensor | None = None,
+        query_mask_BO: Tensor | None = None,
+        last: Sequence[nn.Module] = (),
     ) -> Tensor:
-        """Cross-attends queries to inputs; masked inputs get no weight; [B, O, Q], [B, M, C] -> [B, O, Q]."""
+        """Cross-attends queries to inputs; masked inputs get no weight; [B, O, Q], [B, M, C] -> [B, O, Q].
+
+        Layers of `last` are applied to the result, one after another.
+        """
         a_BOQ = self.attention(self.norm_q(q_BOQ), self.norm_x(x_BMC), mask_BM, query_mask_BO)
         h_BOQ = a_BOQ + q_BOQ if self.query_residual else a_BOQ
-        return h_BOQ + self.mlp(self.norm_h(h_BOQ))
+        return sum_then_linear(h_BOQ, self.mlp.activate(self.norm_h(h_BOQ)), [self.mlp.output, *last])
+
+
+FEW_CHANNELS = 1 / 8
+"""What part of the queries' channels an output may have for `sum_then_linear` to multiply weights first."""
+
+
+def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+    """Adds the first of the layers, of the hidden layer, to `h`, and applies the others to the sum; -> [B, O, E].
+
+    All of it is linear. For an output of few channels and many points, such as the colours of every pixel, it takes a
+    fraction of the work to multiply the weights of the layers with each other first.
+    """
+    output, *last = layers
+    plain = [layer for layer in last if type(layer) is nn.Linear]  # not one that adapts or quantises its weight
+    few = plain and plain[-1].out_features <= FEW_CHANNELS * h_BOQ.shape[-1]
+    if not few or len(plain) < len(last) or type(output) is not nn.Linear:
+        y_BOE = h_BOQ + output(hidden_BOW)
+        for layer in last:
+            y_BOE = layer(y_BOE)
+        return y_BOE
+    weight: Tensor = plain[-1].weight
+    bias: Tensor = plain[-1].bias
+    for layer in reversed(plain[:-1]):
+        weight, bias = weight @ layer.weight, weight @ layer.bias + bias
+    return F.linear(h_BOQ, weight, bias) + F.linear(hidden_BOW, weight @ output.weight, weight @ output.bias)
 
 
 class SelfAttention(nn.Module):

@@ -286,7 +286,7 @@ class PerceiverIO(Configured, nn.Module):
         adapter = self.outputs[name]
         assert isinstance(adapter, OutputAdapter)
         if adapter.query_channels is None:
-            return adapter.read(self.head(name, encoded.z_BND.mean(1, keepdim=True)), encoded)
+            return adapter.read(self.head(name)(encoded.z_BND.mean(1, keepdim=True)), encoded)
         total = adapter.count(encoded)
         if points is not None and points.device.type == "cpu" and not torch.compiler.is_compiling():
             check_points(name, points, total)  # on an accelerator this would wait for it
@@ -306,12 +306,12 @@ class PerceiverIO(Configured, nn.Module):
         z_BND = encoded.z_BND
         q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
         q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
-        y_BPE = self.decoder(q_BPQ, z_BND, None, adapter.mask(encoded, points))
-        return self.head(name, self.projection(y_BPE))
+        last = [layer for layer in (self.projection, self.head(name)) if not isinstance(layer, nn.Identity)]
+        return self.decoder(q_BPQ, z_BND, None, adapter.mask(encoded, points), last)
 
-    def head(self, name: str, y_BPE: Tensor) -> Tensor:
+    def head(self, name: str) -> nn.Module:
         """The last linear layer of an output, if it has one."""
-        return self.heads[name](y_BPE) if name in self.heads else y_BPE
+        return self.heads[name] if name in self.heads else nn.Identity()
 
     def bytes_per_query(self, z_BND: Tensor) -> int:
         """What decoding one more query of every example takes at its peak, without its result; scores counted in."""
