@@ -1,14 +1,17 @@
-# make demo: install and train on handwritten digits.  make test: the tests.  make check: lint, types, structure.
+# make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size.  make check: lint, types, structure.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check
+.PHONY: demo test test-slow check
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
 
 test: .venv/installed
 	$(BIN)/pytest
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m slow
 
 check: .venv/installed
 	$(BIN)/ruff check .
