@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -15,6 +16,7 @@ from perceivers.cli import main
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.demo import digits_run
 from perceivers.extras import MODULES
+from tests.inference.tiny import language
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/image_classification/digits.yaml"
@@ -36,8 +38,6 @@ def fails(capsys, *argv):
 def test_every_config_is_valid_and_its_model_can_be_built(path):
     run = read_config(path)
     settings = {name: value for name, value in run.model.items() if name != "preset"}
-    import torch
-
     with torch.device("meta"):
         perceivers.create_model(run.model["preset"], **settings)
 
@@ -150,7 +150,7 @@ def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):
     assert "is not a config" in fails(capsys, "fit", str(tmp_path / "list.yaml"))
     (tmp_path / "file").write_text("")
     assert "choose another output path" in fails(capsys, "fit", str(DIGITS), f"--training.output={tmp_path}/file/run")
-    assert "neither a folder here nor a model" in fails(capsys, "classify-image", "no/model", "x.png")
+    assert "neither a folder or file here nor a model" in fails(capsys, "classify-image", "no/model", "x.png")
     colour = perceivers.create_model("imagenet_fourier", image_size=8, latents=2, channels=8, depth=1, heads=1)
     colour.save(tmp_path / "colour")
     assert "the data has 10 classes, but the model knows 1000" in fails(
@@ -176,7 +176,14 @@ importlib.util.find_spec = find_spec
 
 
 @pytest.mark.parametrize(
-    "command", [["fit", str(DIGITS)], ["demo"], ["classify-image", "m", "x.png"], ["evaluate", "m", "--data", "digits"]]
+    "command",
+    [
+        ["fit", str(DIGITS)],
+        ["demo"],
+        ["classify-image", "m", "x.png"],
+        ["evaluate", "m", "--data", "digits"],
+        ["flow", "m", "x.png", "y.png", "--out", "x.flo"],
+    ],
 )
 def test_a_missing_extra_is_named(command):
     code = WITHOUT_EXTRAS + f"from perceivers.cli import main\nmain({command!r})\n"
@@ -187,19 +194,172 @@ def test_a_missing_extra_is_named(command):
 
 
 def test_the_core_needs_no_extra():
-    """The architecture, presets and saved models work where only the core's dependencies are installed."""
+    """The architecture, presets, saved models and text work where only the core's dependencies are installed."""
     code = WITHOUT_EXTRAS + (
+        "from perceivers.inference.fill_mask import fill_mask\n"
         "import perceivers, torch\n"
         "model = perceivers.create_model('imagenet_fourier', image_size=8, latents=2, channels=8, depth=1, heads=1)\n"
         "print(tuple(model({'image': torch.rand(1, 3, 8, 8)})['label'].shape))\n"
+        "sizes = dict(length=8, latents=2, channels=8, depth=1, qk_channels=8, v_channels=8, decoder_v_channels=8)\n"
+        "print(fill_mask(perceivers.create_model('language_bytes', embedding_channels=8, **sizes), 'a[MASK]').masked)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "(1, 1000)", done.stderr
+    assert done.stdout == "(1, 1000)\n[1]\n", done.stderr
 
 
 def test_as_a_module():
     done = subprocess.run([sys.executable, "-m", "perceivers", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == perceivers.__version__
+
+
+COMMANDS = ["models", "fit", "fill-mask", "classify-image", "flow", "autoencode", "evaluate", "convert", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_each_command(capsys, command):
+    if command == "fit":  # its help goes on with a config
+        main(["fit", "--help"])
+    else:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: perceivers {command} ")
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    assert re.findall(r"^    ([a-z-]+)\b", out, re.M) == COMMANDS
+    assert set(COMMANDS) >= set(re.findall(r"^  perceivers ([a-z-]+)", out, re.M))
+
+
+def test_models_lists_every_preset(capsys, monkeypatch):
+    from perceivers import presets
+
+    few = {name: presets.PRESETS[name] for name in ("imagenet_fourier", "language_bytes")}
+    monkeypatch.setattr(presets, "PRESETS", few)
+    main(["models", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(few)
+    main(["models"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["name", "experiment", "in", "the", "paper", "parameters", "paper", "FLOPs", "paper"]
+    for row, line in zip(rows, lines[1:3], strict=True):
+        figures = [f"{row['parameters'] / 1e6:.1f}M", f"{row['paper_parameters'] / 1e6:.1f}M"]
+        figures += [f"{row['flops'] / 1e9:.0f}B", f"{row['paper_flops'] / 1e9:.0f}B"]
+        assert line.split() == [row["name"], row["experiment"], *row["paper_row"].split(), *figures]
+
+
+@pytest.mark.parametrize("lines", [1, 5000])
+def test_a_reader_that_has_read_enough_is_no_error(lines):
+    """Whether the pipe breaks while something is printed or, of a short output, at the end."""
+    code = (
+        "import sys, perceivers.cli\n"
+        f"perceivers.cli.list_models = lambda arguments: [print('a line') for _ in range({lines})]\n"
+        "sys.stdin.read()  # until the other end is closed\n"
+        "perceivers.cli.main(['models'])\n"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141  # as of a program that the signal ends
+
+
+def test_evaluate_takes_some_images_at_a_time(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "model", "--data", "digits", "--batch-size", "0"])
+    assert stop.value.code == 2
+    assert "argument --batch-size: 0 is not allowed: it must be at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def original(shared_fixtures):
+    """A small flow model in the original's format, and the settings that its file does not tell."""
+    folder = shared_fixtures / "deepmind" / "optical_flow"
+    return folder, ["--set", "heads=4", "--set", "image_size=(24, 32)"]
+
+
+def test_convert_the_originals_file(original, tmp_path, capsys):
+    folder, settings = original
+    target = tmp_path / "new" / "model"
+    main(["convert", str(folder / "checkpoint.pystate"), str(target), "--to", "perceivers", *settings])
+    assert capsys.readouterr().out == f"{target} holds the model in the format of perceivers.\n"
+    model = perceivers.load(target)
+    frames = (torch.from_numpy(np.load(folder / "inputs.npz")["images"]).movedim(-1, 2) + 1) / 2
+    expected = torch.from_numpy(np.load(folder / "outputs.npz")["flow"]).movedim(-1, 1)
+    with torch.no_grad():
+        answer = model({"frames": frames})["flow"]
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+def test_convert_to_transformers_and_back(tmp_path, capsys):
+    import transformers
+
+    ours, theirs, back = (tmp_path / name for name in ("ours", "theirs", "back"))
+    model = language(decoder_heads=8, decoder_qk_channels=256, heads=4)
+    model.save(ours)
+    theirs.mkdir()  # an empty folder will do
+    main(["convert", str(ours), str(theirs), "--to", "transformers"])
+    assert capsys.readouterr().out == f"{theirs} holds the model in the format of transformers.\n"
+    tokens = torch.randint(262, (2, 48))  # theirs pads to the full length
+    peer = transformers.PerceiverForMaskedLM.from_pretrained(theirs).eval()
+    with torch.no_grad():
+        expected = peer(inputs=tokens, attention_mask=torch.ones_like(tokens)).logits
+        torch.testing.assert_close(model({"text": tokens})["text"], expected, rtol=1e-4, atol=1e-4)
+    main(["convert", str(theirs), str(back), "--to", "perceivers"])
+    for name in ("config.json", "model.safetensors"):
+        assert (back / name).read_bytes() == (ours / name).read_bytes()
+    main(["convert", str(theirs), str(tmp_path / "other"), "--to", "perceivers", "--set", "gelu=none"])
+    assert perceivers.load(tmp_path / "other").config["gelu"] == "none"
+
+
+def test_convert_writes_nothing_that_the_format_cannot_hold(original, tmp_path, capsys):
+    folder, settings = original
+    command = ["convert", str(folder / "checkpoint.pystate"), str(tmp_path / "model"), "--to", "transformers"]
+    error = fails(capsys, *command, *settings)
+    assert "transformers has no such model: inputs.frames.positions.bands is 6, but 64" in error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ([], "checkpoint.pystate is not of the published size, and its arrays do not tell heads, image_size"),
+        (["heads"], "--set heads is not allowed: write NAME=VALUE, such as --set heads=8"),
+        (["source=a"], "--set source=a is not allowed"),
+        (["classes=5"], "--set classes=5 is not allowed"),
+        (["heads=4", "image_size=wide"], "image_size = 'wide' is not allowed: it must be of type"),
+        (["heads=null", "image_size=[24, 32]"], "heads = None is not allowed: it must be of type int"),
+        (["heads=4", "image_size=[24, 32]", "head=5"], "no argument 'head': did you mean 'heads'"),
+        (["heads=5", "image_size=24,32"], "cannot be split over heads = 5"),
+    ],
+)
+def test_settings_that_convert_refuses(original, tmp_path, capsys, settings, message):
+    folder, _ = original
+    told = [argument for setting in settings for argument in ("--set", setting)]
+    target = str(tmp_path / "model")
+    error = fails(capsys, "convert", str(folder / "checkpoint.pystate"), target, "--to", "perceivers", *told)
+    assert message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
+    language().save(tmp_path / "model")
+    (tmp_path / "file").write_text("mine")
+    for target in ("model", "file"):
+        command = ["convert", str(tmp_path / "model"), str(tmp_path / target), "--to", "perceivers"]
+        assert f"{target} exists already: choose a new folder" in fails(capsys, *command)
+    assert (tmp_path / "file").read_text() == "mine"
+    command = ["convert", str(tmp_path / "model"), str(tmp_path / "file" / "in"), "--to", "perceivers"]
+    assert "Not a directory; choose another output path" in fails(capsys, *command)
+    command = ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--to", "perceivers"]
+    assert "neither a folder or file here nor a model on the hub" in fails(capsys, *command)
+    command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "heads=4"]
+    assert "tells all its settings: heads cannot be given" in fails(capsys, *command)
+    assert not (tmp_path / "new").exists()
 
 
 def test_configs_say_what_they_are_for():

@@ -1,9 +1,12 @@
 """The command `perceivers`: reads arguments, calls the library, prints what it returns."""
 
 import argparse
+import ast
 import json
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -62,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     classify = commands.add_parser("classify-image", help="say what is in image files", parents=[common, printed])
     classify.add_argument("files", metavar="FILE", nargs="+")
     classify.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, in order")
-    classify.add_argument("--top", type=int, default=5, help="how many classes to print for each file (5)")
+    classify.add_argument("--top", type=positive, default=5, help="how many classes to print for each file (5)")
     classify.set_defaults(run=classify_images)
 
     flow = commands.add_parser("flow", help="optical flow of two frames, or of a video", parents=[common])
@@ -80,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     code.add_argument("clip", metavar="CLIP", help="a video file")
     code.add_argument("--out", required=True, help="the video to write, original beside reconstruction")
     code.add_argument("--start", type=float, default=0.0, help="seconds into the file (0)")
-    code.add_argument("--top", type=int, default=5, help="how many classes to print (5)")
+    code.add_argument("--top", type=positive, default=5, help="how many classes to print (5)")
     code.set_defaults(run=autoencode_clip)
 
     evaluate = commands.add_parser(
@@ -91,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
         required=True,
         help="'digits', a folder, or a data set of the hub; measured on its evaluation split, or held-out part",
     )
-    evaluate.add_argument("--batch-size", type=int, default=64)
+    evaluate.add_argument("--batch-size", type=positive, default=64)
     evaluate.set_defaults(run=evaluate_images)
 
     convert = commands.add_parser("convert", help="write a model in another format")
@@ -108,6 +111,14 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=None, help="passes over the training digits")
     demo.set_defaults(run=run_demo)
     return parser
+
+
+def positive(text: str) -> int:
+    """An argument that is at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not allowed: it must be at least 1")
+    return number
 
 
 def list_models(arguments: argparse.Namespace) -> None:
@@ -196,7 +207,8 @@ def read_text(arguments: argparse.Namespace) -> str:
     if arguments.text is not None and arguments.text != "-":
         return arguments.text
     try:
-        return sys.stdin.read() if arguments.file is None else Path(arguments.file).read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if arguments.file is None else Path(arguments.file).read_bytes()
+        return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise PerceiversError(f"{arguments.file or 'standard input'} cannot be read as text ({error}).") from error
 
@@ -233,7 +245,7 @@ def print_classes(classes: dict[str, float]) -> None:
 
 
 def compute_flow(arguments: argparse.Namespace) -> None:
-    from perceivers.data.flow import check_flow_path, check_picture_path, write_flow, write_picture
+    from perceivers.data.flow import check_flow_path, check_largest, check_picture_path, write_flow, write_picture
     from perceivers.inference.flow import flow, flow_video
     from perceivers.inference.prepare import check_folder
 
@@ -253,6 +265,7 @@ def compute_flow(arguments: argparse.Namespace) -> None:
     check_flow_path(arguments.out)
     if arguments.picture is not None:
         check_picture_path(arguments.picture)
+    check_largest(arguments.largest)
     frame1, frame2 = arguments.frames
     flow_2YX = flow(arguments.model, frame1, frame2, progress=True, **shared)
     write_flow(arguments.out, flow_2YX)
@@ -307,12 +320,11 @@ def convert_model(arguments: argparse.Namespace) -> None:
     settings = {}
     for setting in arguments.set:
         name, equals, value = setting.partition("=")
-        try:
-            settings[name] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[name] = value
         if not equals:
             raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
+        if name in ("source", "classes"):  # other arguments of `load`
+            raise PerceiversError(f"--set {setting} is not allowed: {name} is nothing that a file does not tell.")
+        settings[name] = parse(value)
     target = Path(arguments.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PerceiversError(f"{target} exists already: choose a new folder.")
@@ -322,6 +334,14 @@ def convert_model(arguments: argparse.Namespace) -> None:
     else:
         model.save(target)
     print(f"{target} holds the model in the format of {arguments.to}.")
+
+
+def parse(value: str) -> Any:
+    """A value as JSON or Python writes it; any other is text."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError):
+            return read(value)
+    return value
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
@@ -339,8 +359,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.overrides = overrides
     try:
         arguments.run(arguments)
+        sys.stdout.flush()
     except PerceiversError as error:
         print(f"perceivers: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever reads what is printed has read enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+        sys.exit(141)

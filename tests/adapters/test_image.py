@@ -74,3 +74,36 @@ def test_wrong_images_are_refused():
         adapter(torch.rand(2, 3, 4, 5))
     with pytest.raises(PerceiversError, match=r"grid of \(2, 2\) only, but the data has \(4, 4\)"):
         adapter(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_overlapping_patches_are_those_around_every_pixel(size):
+    image = torch.rand(2, 2, 4, 5)
+    features = Patches(size, colours=2, overlapping=True)
+    patches = features(image)
+    assert patches.shape == (2, *features.grid(4, 5), 2 * size**2) == (2, 4, 5, 2 * size**2)
+    before = (size - 1) // 2  # of an even size one more stands behind
+    for row in range(4):
+        for column in range(5):
+            values = []
+            for y in range(row - before, row - before + size):
+                for x in range(column - before, column - before + size):
+                    inside = 0 <= y < 4 and 0 <= x < 5
+                    values += [image[1, colour, y, x].item() if inside else 0.0 for colour in range(2)]
+            torch.testing.assert_close(patches[1, row, column], torch.tensor(values))
+
+
+@pytest.mark.parametrize("padding", ["same", "port"])
+def test_the_grid_of_a_convolution_is_that_of_its_output(padding):
+    stem = ConvStem(2, 1, padding).eval()
+    for height, width in [*zip(range(31, 41), range(40, 30, -1), strict=True), (224, 33)]:
+        assert stem(torch.rand(1, 1, height, width)).shape == (1, *stem.grid(height, width), 2)
+    assert stem.grid(224, 224) == {"same": (56, 56), "port": (55, 55)}[padding]
+
+
+def test_a_convolution_of_the_port_is_padded_evenly():
+    stem = ConvStem(3, 2, "port").eval()
+    image = torch.rand(1, 2, 17, 20)
+    convolved = nn.functional.conv2d(image, stem.convolution.weight, stride=2, padding=3)
+    want = nn.functional.max_pool2d(stem.norm(convolved).relu(), 3, 2)
+    torch.testing.assert_close(stem(image), want.movedim(1, -1))

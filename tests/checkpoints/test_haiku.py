@@ -1,6 +1,5 @@
 """The published models in the original's format: the same answers as the original code, on its own small instances."""
 
-
 import numpy as np
 import pytest
 import torch

@@ -6,10 +6,9 @@ from PIL import Image
 
 import perceivers
 from perceivers import PerceiversError
-from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.data.images import ImageData
 from perceivers.experiments.augmentation import Augment, Augmentation
-from perceivers.experiments.image_classification import Accuracy, ImageClassification, classify, evaluate
+from perceivers.experiments.image_classification import Accuracy, ImageClassification, evaluate
 
 SMALL = {"image_size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "bands": 2, "latents": 4, "channels": 8,
          "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8}  # fmt: skip
@@ -41,24 +40,7 @@ def test_evaluate_equals_the_plain_loop():
     assert result["images"] == 50
 
 
-def test_classify_gives_sorted_probabilities_of_named_classes(tmp_path):
-    Image.new("RGB", (31, 17), (200, 10, 10)).save(tmp_path / "a.png")
-    names = [f"class {k}" for k in range(10)]
-    (answer,) = classify(small_classifier(class_names=names), [tmp_path / "a.png"])
-    assert set(answer) == set(names)
-    assert sum(answer.values()) == pytest.approx(1)
-    assert list(answer.values()) == sorted(answer.values(), reverse=True)
-
-
-def test_bad_files_and_models(tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
-    with pytest.raises(PerceiversError, match=r"broken.png cannot be decoded"):
-        classify(small_classifier(), [tmp_path / "broken.png"])
-    with pytest.raises(PerceiversError, match="there is no file"):
-        classify(small_classifier(), [tmp_path / "missing.png"])
-    other = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1)
-    with pytest.raises(PerceiversError, match="no image classifier: it reads x and predicts y"):
-        classify(other, [tmp_path / "broken.png"])
+def test_evaluation_needs_the_models_classes_and_images_that_can_be_read(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
         Image.new("L", (8, 8)).save(tmp_path / "data" / name / "1.png")

@@ -11,6 +11,7 @@ from perceivers.model.attention import (
     learned,
     lecun_normal_,
     record_attention,
+    truncated_normal_,
 )
 from perceivers.model.errors import PerceiversError
 
@@ -138,3 +139,28 @@ def test_initialisation():
     assert array.std() == pytest.approx(0.02 * 0.8796, rel=0.01)
     assert array.abs().max() <= 0.04
     assert (Attention(8, 6).output.bias == 0).all()
+
+
+@pytest.mark.parametrize("std", [1.0, 0.02])
+def test_truncated_normal_is_a_normal_cut_at_two_standard_deviations(std):
+    array = truncated_normal_(torch.empty(1000, 1000), std)
+    assert array.abs().max() <= 2 * std
+    assert array.abs().max() > 1.999 * std
+    assert array.mean() == pytest.approx(0, abs=5e-3 * std)
+    assert array.var() == pytest.approx(0.7737413 * std**2, rel=5e-3)
+    normal = torch.distributions.Normal(0, std)
+    ordered = array.flatten().sort().values
+    for bound in (-1.9, -1, -0.3, 0.5, 1.5):
+        share = torch.searchsorted(ordered, bound * std).item() / array.numel()
+        low, high, at = (normal.cdf(torch.tensor(x * std)).item() for x in (-2, 2, bound))
+        assert share == pytest.approx((at - low) / (high - low), abs=2e-3)
+
+
+def test_truncated_normal_fills_in_place_whatever_the_layout_and_no_gradient_is_recorded():
+    array = torch.zeros(50, 40).T
+    assert truncated_normal_(array, 1.0) is array
+    assert (array != 0).all()
+    parameter = nn.Parameter(torch.zeros(50))
+    truncated_normal_(parameter, 1.0)
+    assert parameter.is_leaf
+    assert parameter.grad_fn is None

@@ -283,3 +283,89 @@ def test_gradients_reach_every_parameter(data):
     ]
     assert missing == []
     assert isinstance(model.projection, nn.Identity)
+
+
+def random_weights(model):
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("name", ["sound", "points"])
+def test_what_a_masked_element_was_does_not_matter(data, name):
+    model = random_weights(two_modalities(maskable=["sound", "points"]))
+    elements = data[name].shape[1]
+    masked = torch.rand(2, elements) < 0.5
+    masked[:, 0], masked[:, 1] = True, False
+    other = data | {name: torch.where(masked[..., None], 99.0, data[name])}
+    seen = data | {name: torch.where(masked[..., None], data[name], 99.0)}
+    z_BND = model.encode(data, {name: masked}).z_BND
+    assert torch.equal(model.encode(other, {name: masked}).z_BND, z_BND)
+    assert not torch.allclose(model.encode(data).z_BND, z_BND)
+    assert not torch.allclose(model.encode(seen, {name: masked}).z_BND, z_BND)
+
+
+def test_a_masked_element_is_the_mask_vector_of_its_modality(data):
+    model = random_weights(two_modalities(maskable=["points"]))
+    masked = torch.tensor([[True] + [False] * 8, [False] * 8 + [True]])
+    arrays = {name: model.input_padding(name, adapter(data[name]).x_BMC) for name, adapter in model.inputs.items()}
+    points = arrays["points"].clone()
+    points[0, 0] = points[1, 8] = model.input_padding.masks["points"]
+    want = model.encoder(torch.cat([arrays["sound"], points], 1).double())
+    torch.testing.assert_close(model.encode(data, {"points": masked}).z_BND, want)
+
+
+def test_masking_all_of_an_input_forgets_it_and_a_mask_may_expand(data):
+    model = random_weights(two_modalities(maskable=["points"]))
+    everything = torch.ones(2, 9, dtype=torch.bool)
+    z_BND = model.encode(data, {"points": everything}).z_BND
+    other = data | {"points": torch.randn(2, 9, 5)}
+    assert torch.equal(model.encode(other, {"points": everything}).z_BND, z_BND)
+    for shape in ((2, 1), (1, 9), (1, 1)):
+        expanded = model.encode(other, {"points": torch.ones(shape, dtype=torch.bool)}).z_BND
+        assert torch.equal(expanded, z_BND)
+    one = model.encode(data, {"points": torch.tensor([[True], [False]])}).z_BND
+    torch.testing.assert_close(one[0], z_BND[0])
+    torch.testing.assert_close(one[1], model.encode(data).z_BND[1])
+
+
+def test_masking_nothing_changes_nothing(data):
+    model = random_weights(two_modalities(maskable=["points"]))
+    nothing = torch.zeros(2, 9, dtype=torch.bool)
+    assert torch.equal(model.encode(data, {"points": nothing}).z_BND, model.encode(data).z_BND)
+
+
+def test_inputs_that_cannot_be_masked_are_refused(data):
+    model, masked = two_modalities(maskable=["points"]), torch.ones(2, 1, dtype=torch.bool)
+    with pytest.raises(
+        PerceiversError, match=r"'sound' cannot be masked: build the model with it in maskable \(points\)"
+    ):
+        model.encode(data, {"sound": masked})
+    with pytest.raises(PerceiversError, match=r"'points' cannot be masked: .* maskable \(none\)"):
+        two_modalities().encode(data, {"points": masked})
+    with pytest.raises(PerceiversError, match="no input 'point': did you mean 'points'"):
+        two_modalities(maskable=["point"])
+
+
+def test_a_masked_query_reads_nothing_from_the_latents(data):
+    class Some(ArrayOutput):
+        def mask(self, encoded, points=None):
+            real = torch.tensor([[True, False, True, True], [False, True, True, False]])
+            return real if points is None else real.gather(1, points.expand(2, -1))
+
+    inputs, outputs = {"points": ArrayInput(5)}, {"some": Some(3, FourierPositions((4,), 2))}
+    model = random_weights(PerceiverIO(inputs, outputs, 6, 16, 1, heads=2, query_residual=False))
+    encoded = model.encode({"points": data["points"]})
+    read = []
+    model.decoder.attention.register_forward_hook(lambda attention, arguments, result: read.append(result))
+    full = model.decode(encoded)["some"]
+    attention, q_OQ = model.decoder.attention, model.outputs["some"].positions().double()
+    q_BOQ, z_BND = model.decoder.norm_q(q_OQ).expand(2, -1, -1), model.decoder.norm_x(encoded.z_BND)
+    real = model.outputs["some"].mask(encoded)
+    unmasked = attention(q_BOQ, z_BND)
+    torch.testing.assert_close(read[0], torch.where(real[..., None], unmasked, attention.output.bias))
+    assert not torch.allclose(unmasked, attention.output.bias.expand_as(unmasked))
+    for points in (torch.tensor([1, 3, 0]), torch.tensor([[1, 2], [0, 3]])):
+        want = full.take_along_dim(points.expand(2, -1)[..., None], 1)
+        torch.testing.assert_close(model.decode(encoded, {"some": points})["some"], want)
+        torch.testing.assert_close(model.decode(encoded, {"some": points}, max_memory=1)["some"], want)

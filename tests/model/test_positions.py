@@ -56,3 +56,29 @@ def test_wrong_grids_are_refused():
         FourierPositions((4, 4), 8)((5,))
     with pytest.raises(PerceiversError, match="bands = 0"):
         FourierPositions((4, 4), 0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 16])
+def test_without_the_endpoint_position_i_of_n_is_2_i_over_n_from_minus_one(size):
+    want = torch.tensor([-1 + 2 * i / size for i in range(size)])
+    torch.testing.assert_close(FourierPositions((size,), 2, endpoint=False)()[:, 0], want)
+    two = FourierPositions((3, size), 2, endpoint=False)()
+    torch.testing.assert_close(two.view(3, size, -1)[0, :, 1], want)
+    torch.testing.assert_close(two.view(3, size, -1)[:, 0, 0], torch.tensor([-1.0, -1 / 3, 1 / 3]))
+
+
+def test_the_resolution_bounds_the_frequencies():
+    positions = FourierPositions((5, 4), bands=3, resolution=(20, 6))
+    place = positions()[4 * 1 + 3, :2]
+    assert place.tolist() == [-0.5, 1.0]
+    angles = math.pi * place[:, None] * torch.tensor([[1, 5.5, 10], [1, 2, 3]])
+    torch.testing.assert_close(positions()[7, 2:8], angles.flatten().sin(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(positions()[7, 8:], angles.flatten().cos(), atol=1e-5, rtol=0)
+    same = FourierPositions((5, 4), bands=3, resolution=(5, 4))
+    assert torch.equal(same(), FourierPositions((5, 4), bands=3)())
+
+
+@pytest.mark.parametrize("resolution", [(8,), (8, 8, 8)])
+def test_a_resolution_of_other_dimensions_is_refused(resolution):
+    with pytest.raises(PerceiversError, match=r"resolution = .* must have a number for each of grid = \(4, 4\)"):
+        FourierPositions((4, 4), 2, resolution)

@@ -74,7 +74,7 @@ def build(foreign: Foreign, overrides: Mapping[str, Any]) -> PerceiverIO:
 
 def without_ones(shape: torch.Size) -> tuple[int, ...]:
     """A shape but for its dimensions of size 1, in which the formats differ."""
-    return tuple(size for size in shape if size > 1)
+    return tuple(size for size in shape if size != 1)
 
 
 def pixels_first(weight: Tensor) -> Tensor:

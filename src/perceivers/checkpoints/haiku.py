@@ -116,10 +116,10 @@ def leaf_name(leaf: str, norm: bool) -> str:
 
 def to_torch(array: Any, leaf: str, path: Path) -> Tensor:
     """A copy as a tensor; the weights of linear layers, [in, out], and of convolutions, [Y, X, in, out], are turned."""
-    if not isinstance(array, np.ndarray | np.generic) or array.dtype == object:
+    if not isinstance(array, np.ndarray | np.generic) or array.dtype.kind not in "biuf":
         raise PerceiversError(f"{path} has something else than an array of numbers for {leaf!r}: it is damaged.")
-    tensor = torch.tensor(array)
-    if leaf == "w":
+    tensor = torch.tensor(array.astype(array.dtype.newbyteorder("=")))
+    if leaf == "w" and tensor.dim() in (2, 4):
         return tensor.T.contiguous() if tensor.dim() == 2 else tensor.permute(3, 2, 0, 1).contiguous()
     return tensor
 
@@ -128,7 +128,7 @@ class Shapes:
     """Sizes of a model, read from the shapes of its arrays (by our names).
 
     Raises:
-        PerceiversError: an array whose shape is needed is missing.
+        PerceiversError: an array whose shape is needed is missing, or its shape tells no sizes.
     """
 
     def __init__(self, path: Path, arrays: Mapping[str, Tensor], modules: Mapping[str, str]) -> None:
@@ -139,7 +139,15 @@ class Shapes:
         theirs = rename(name, self.modules)
         if theirs not in self.arrays:
             raise PerceiversError(f"{self.path} has no array {theirs!r}: it is incomplete or of another model.")
-        return self.arrays[theirs].shape
+        shape = self.arrays[theirs].shape
+        if len(shape) < 2 or not all(shape):
+            raise PerceiversError(f"{self.path}: the array {theirs!r} has shape {tuple(shape)}: it is damaged.")
+        return shape
+
+    def table(self, name: str) -> tuple[int, int]:
+        """Rows and columns of an array."""
+        *rows, columns = self(name)
+        return math.prod(rows), columns
 
     def out(self, layer: str) -> int:
         """Channels that a linear layer gives."""
@@ -155,7 +163,7 @@ class Shapes:
 
     def trunk(self) -> Settings:
         """Sizes of encoder and processor."""
-        latents, channels = self("encoder.latents")
+        latents, channels = self.table("encoder.latents")
         stem = f"{self.modules['encoder']}/~/self_attention"
         layers = {name.removeprefix(stem).split("/")[0] for name in self.arrays if name.startswith(stem)}
         cross, own = "encoder.cross_attentions.0", "encoder.layers.0"
@@ -178,7 +186,7 @@ def image_settings(shapes: Shapes) -> Settings:
     settings: Settings = {"classes": shapes.out("heads.label"), "query_channels": shapes("outputs.label.query")[-1]}
     inputs = shapes.into("encoder.cross_attentions.0.attention.key")
     if shapes.modules is LEARNED:
-        size, channels = shapes("inputs.image.positions.table_SF")
+        size, channels = shapes.table("inputs.image.positions.table_SF")
         return settings | {
             "feature_channels": shapes.out("inputs.image.features.projection"),
             "positions": "learned",
@@ -195,7 +203,7 @@ def image_settings(shapes: Shapes) -> Settings:
 
 def language_settings(shapes: Shapes) -> Settings:
     """Settings of a language model."""
-    vocabulary, channels = shapes("inputs.text.embedding.weight")
+    vocabulary, channels = shapes.table("inputs.text.embedding.weight")
     return {
         "vocabulary": vocabulary,
         "length": shapes("inputs.text.positions.table_SF")[0],
@@ -207,7 +215,7 @@ def language_settings(shapes: Shapes) -> Settings:
 
 def flow_settings(shapes: Shapes) -> Settings:
     """Settings of an optical flow model."""
-    features, values = shapes("inputs.frames.image.features.projection.weight")
+    features, values = shapes.table("inputs.frames.image.features.projection.weight")
     positions = shapes.into("encoder.cross_attentions.0.attention.key") - features
     return {
         "patch_size": math.isqrt(values // 6),
@@ -224,7 +232,7 @@ def autoencoder_settings(shapes: Shapes) -> Settings:
     audio = queries - shapes("query_padding.vectors.audio")[-1]
     pixels = (inputs - shapes("input_padding.vectors.video")[-1] - video) // 3
     return {
-        "patch_size": math.isqrt(pixels),
+        "patch_size": math.isqrt(max(pixels, 1)),
         "video_bands": shapes.bands(video, 3),
         "samples_per_patch": shapes.out("heads.audio"),
         "audio_bands": shapes.bands(audio, 1),
@@ -315,9 +323,11 @@ def read(path: Path, given: Mapping[str, Any]) -> Foreign:
     contents = read_pickle(path)
     trees = [contents["params"], contents.get("state", {})] if "params" in contents else [contents]
     arrays: dict[str, Tensor] = {}
+    if not all(isinstance(tree, dict) for tree in trees):
+        raise PerceiversError(f"{path} has no mappings as its params and state: it was not written by Haiku.")
     for tree in trees:
         for module, leaves in tree.items():
-            if not isinstance(leaves, dict):
+            if not isinstance(module, str) or not isinstance(leaves, dict):
                 raise PerceiversError(f"{path} has {module!r} without arrays in it: it was not written by Haiku.")
             for leaf, array in leaves.items():
                 if leaf != "hidden" and not (leaf == "counter" and module.endswith("var_ema")):  # of batch norm

@@ -5,7 +5,6 @@ is written by the same rules: whatever the config, read back, does not describe 
 """
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -15,12 +14,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from perceivers.adapters.audio import AudioInput
-from perceivers.adapters.flow import FramePairInput
+from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput
-from perceivers.adapters.label import LabelOutput
-from perceivers.adapters.text import TextInput
-from perceivers.adapters.video import VideoOutput
+from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.checkpoints.foreign import FLOW_PROJECTION, LAYER, Foreign, frames_first
 from perceivers.model.config import call, to_tree
 from perceivers.model.errors import PerceiversError
@@ -199,7 +198,12 @@ def read(folder: Path, config: Mapping[str, Any]) -> Foreign:
         raise PerceiversError(
             f"{folder / CONFIG} has the architecture {architecture!r}, which is not one of {', '.join(TASKS)}."
         )
-    settings = read_settings(architecture, config, folder)
+    try:
+        settings = read_settings(architecture, config, folder)
+    except PerceiversError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise PerceiversError(f"{folder / CONFIG} has a field of the wrong type ({error!r}): it is damaged.") from error
     if (folder / PREPROCESSOR).is_file() and architecture in (FOURIER, LEARNED, CONV):
         settings |= read_preprocessing(read_config(folder, PREPROCESSOR), folder)
     file = folder / WEIGHTS
@@ -215,8 +219,8 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
     """The arrays of a `.bin`, by name; torch reads it by an allow-list of its own."""
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # a damaged pickle may raise anything
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PerceiversError(f"{file} cannot be read ({reason}): it is damaged or holds more than arrays.") from error
     if not isinstance(contents, dict) or not all(isinstance(array, Tensor) for array in contents.values()):
         raise PerceiversError(f"{file} does not hold the arrays of a model by their names.")
@@ -301,7 +305,7 @@ def read_preprocessing(config: Mapping[str, Any], folder: Path) -> dict[str, Any
             **({"std": list(config["image_std"])} if "image_std" in config else {}),
             **({"crop": config["size"]["height"] / config["crop_size"]["height"]} if "crop_size" in config else {}),
         }
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         raise PerceiversError(
             f"{folder / PREPROCESSOR} does not say image_mean, image_std, size and crop_size as expected ({error!r}): "
             f"the file is damaged."
@@ -340,18 +344,25 @@ def save(model: PerceiverIO, folder: str | Path) -> None:
 
 def find_architecture(model: PerceiverIO) -> str:
     """Which of their classes has inputs and outputs of these kinds."""
-    inputs, outputs = list(model.inputs), list(model.outputs)
-    if (inputs, outputs) == (["text"], ["text"]):
+    kinds = [{name: type(adapter) for name, adapter in part.items()} for part in (model.inputs, model.outputs)]
+    if kinds == [{"text": TextInput}, {"text": TextOutput}]:
         return LANGUAGE
-    if (inputs, outputs) == (["frames"], ["flow"]):
+    if kinds == [{"frames": FramePairInput}, {"flow": FlowOutput}]:
         return FLOW
-    if sorted(inputs) == sorted(outputs) == ["audio", "label", "video"]:
+    if kinds == [
+        {"video": VideoInput, "audio": AudioInput, "label": LabelInput},
+        {"video": VideoOutput, "audio": AudioOutput, "label": LabelOutput},
+    ]:
         return AUTOENCODER
-    images = model.inputs["image"] if (inputs, outputs) == (["image"], ["label"]) else None
-    if not isinstance(images, ImageInput):
+    if kinds != [{"image": ImageInput}, {"label": LabelOutput}]:
         raise PerceiversError(
-            f"transformers has no such model, from {', '.join(inputs)} to {', '.join(outputs)}: it has those of the "
-            f"published models, whose inputs and outputs are named as in perceivers.tasks."
+            f"transformers has no such model, from {', '.join(model.inputs)} to {', '.join(model.outputs)}: it has "
+            f"those of the published models, whose inputs and outputs are those of perceivers.tasks."
+        )
+    images = cast(ImageInput, model.inputs["image"])
+    if images.colours != 3:
+        raise PerceiversError(
+            f"transformers has no such model: inputs.image has {images.colours} colours, but 3 in its."
         )
     if isinstance(images.features, ConvStem):
         return CONV

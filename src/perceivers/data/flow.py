@@ -201,9 +201,14 @@ def full_colour(flow_2YX: Tensor, largest: float | None) -> float:
     """`largest`, or the length of the longest vector if not given; 1 if nothing moves."""
     if largest is None:
         return torch.hypot(*flow_2YX.double().nan_to_num()).max().item() or 1.0
-    if not 0 < largest < math.inf:
-        raise PerceiversError(f"largest = {largest} is not allowed: it is a length in pixels, above 0.")
+    check_largest(largest)
     return largest
+
+
+def check_largest(largest: float | None) -> None:
+    """Raises a PerceiversError unless it is a length that can have full colour, or not given."""
+    if largest is not None and not 0 < largest < math.inf:
+        raise PerceiversError(f"largest = {largest} is not allowed: it is a length in pixels, above 0.")
 
 
 def masked(flow: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -141,6 +141,12 @@ def every_frame(path: str | Path) -> Iterator[Tensor]:
             yield to_tensor(Image.fromarray(pixels(frame)))
 
 
+def check_video_path(path: str | Path) -> None:
+    """Raises a PerceiversError unless a video can be written to a file of this suffix."""
+    if Path(path).suffix.lower() not in CONTAINERS:
+        raise PerceiversError(f"{path} is no name for a video: it has to end in {', '.join(CONTAINERS)}.")
+
+
 def write_video(
     path: str | Path,
     frames: Iterable[Tensor],
@@ -164,13 +170,11 @@ def write_video(
     path = Path(path)
     if not 0 < rate < math.inf:
         raise PerceiversError(f"rate = {rate} is not allowed for {path}: it is more than 0 frames a second.")
-    suffix = path.suffix.lower()
-    if suffix not in CONTAINERS:
-        raise PerceiversError(f"{path} is no name for a video: it has to end in {', '.join(CONTAINERS)}.")
+    check_video_path(path)
 
     def fill(file: Path) -> None:
         try:
-            with av.open(file, "w", format=CONTAINERS[suffix]) as container:
+            with av.open(file, "w", format=CONTAINERS[path.suffix.lower()]) as container:
                 encode(container, iter(frames), Fraction(rate).limit_denominator(1001), audio, sample_rate, path)
         except av.FFmpegError as error:
             raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another path or rate.") from error

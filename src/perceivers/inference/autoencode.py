@@ -14,7 +14,8 @@ from tqdm import tqdm
 from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
-from perceivers.data.video import read_clip, write_video
+from perceivers.data.video import check_video_path, read_clip, write_video
+from perceivers.inference.classify_image import class_names, rank
 from perceivers.inference.prepare import check_folder, device_of, only, prepare
 from perceivers.model.perceiver_io import PerceiverIO
 
@@ -43,7 +44,7 @@ class Autoencoded:
     audio_psnr: float | None
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def autoencode(
     model: PerceiverIO | str | Path,
     clip: str | Path,
@@ -67,6 +68,7 @@ def autoencode(
             another kind.
     """
     if out is not None:
+        check_video_path(out)
         check_folder(out)
     model = prepare(model, device, dtype)
     video_in, audio_in, label_in = (
@@ -74,7 +76,7 @@ def autoencode(
     )
     video_out, pixels = only(model.outputs, VideoOutput, "autoencode")
     audio_out, sound = only(model.outputs, AudioOutput, "autoencode")
-    label_out, label = only(model.outputs, LabelOutput, "autoencode")
+    label_out, _ = only(model.outputs, LabelOutput, "autoencode")
     frames, height, width = pixels.positions.grid
     samples = sound.patch * sound.positions.grid[0]
     sample_rate = samples * RATE // frames
@@ -101,9 +103,7 @@ def autoencode(
     ]
     video = torch.stack(decoded).unflatten(1, (height, width)).movedim(-1, 1).clamp(0, 1)
     audio = answers[audio_out][0].float().cpu().clamp(-1, 1)
-    probability_K = answers[label_out][0].float().softmax(-1).cpu()
-    names = label.names or [str(index) for index in range(label.classes)]
-    classes = {names[k]: float(probability_K[k]) for k in probability_K.argsort(descending=True).tolist()}
+    classes = rank(answers[label_out][0], class_names(model, label_out))
     if out is not None:
         both = torch.cat([original, video], -1).mul(255).round().byte()
         write_video(out, both, RATE, audio, sample_rate)

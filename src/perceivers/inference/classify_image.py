@@ -1,9 +1,11 @@
 """What is in image files: `perceivers classify-image`."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
@@ -28,14 +30,14 @@ def image_input(model: PerceiverIO) -> ImageInput:
     return adapters[0]
 
 
-def class_names(model: PerceiverIO) -> list[str]:
-    """What the classes of a model's label are called: their numbers, if it does not know."""
-    output = model.outputs["label"]
+def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
+    """What the classes of a model's label, the output of that name, are called: their numbers, if it does not know."""
+    output = model.outputs[name]
     assert isinstance(output, LabelOutput)
     return output.names or [str(index) for index in range(output.classes)]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def classify_image(
     model: PerceiverIO | str | Path,
     files: Sequence[str | Path],
@@ -43,7 +45,7 @@ def classify_image(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[dict[str, float]]:
-    """Probabilities of the classes for each image file, most probable first.
+    """Probabilities of the classes for each image file, as `rank` names and sorts them.
 
     Args:
         model, device, dtype: as in `perceivers.inference.prepare`.
@@ -67,7 +69,13 @@ def classify_image(
     for index in range(len(files)):
         view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
         logits_K = model({"image": to_tensor(view)[None].to(device_of(model))})["label"][0]
-        probabilities_K = logits_K.float().softmax(-1)
-        order = probabilities_K.argsort(descending=True).tolist()
-        answers.append({names[k]: float(probabilities_K[k]) for k in order})
+        answers.append(rank(logits_K, names))
     return answers
+
+
+def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Probabilities of the classes, most probable first; names that several classes share are told apart by number."""
+    count = Counter(names)
+    unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    probability_K, class_K = logits_K.float().softmax(-1).sort(descending=True)
+    return {unique[k]: value for k, value in zip(class_K.tolist(), probability_K.tolist(), strict=True)}

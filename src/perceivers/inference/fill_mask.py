@@ -30,7 +30,7 @@ class Filled:
     candidates: list[dict[str, float]]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def fill_mask(
     model: PerceiverIO | str | Path, text: str, top: int = 5, device: str | None = None, dtype: str | None = None
 ) -> Filled:
@@ -55,9 +55,7 @@ def fill_mask(
         )
     if not 1 <= top <= BYTE_VOCABULARY - FIRST_BYTE:
         raise PerceiversError(f"top = {top} is not allowed: it must be from 1 to 256.")
-    tokens = mask(text)
-    if len(tokens) > language.length:
-        raise PerceiversError(f"the text has {len(tokens)} bytes, but the model reads at most {language.length}.")
+    tokens = mask(text, language.length)
     masked = [place for place, token in enumerate(tokens) if token == MASK]
     token_BM = torch.tensor([tokens], device=device_of(model))
     place_P = torch.tensor(masked, device=device_of(model))
@@ -73,19 +71,25 @@ def fill_mask(
     return Filled(to_text(tokens), masked, candidates)
 
 
-def mask(text: str) -> list[int]:
-    """The tokens of a text with marks."""
-    tokens: list[int] = []
-    end = 0
-    for match in MARK.finditer(text):
-        count = int(match[1] or 1)
-        if count < 1:
-            raise PerceiversError(f"{match[0]} masks nothing: write [MASK] for one byte, [MASK*9] for nine.")
-        tokens += to_tokens(text[end : match.start()]) + [MASK] * count
-        end = match.end()
-    if not tokens:
+def mask(text: str, length: int) -> list[int]:
+    """The tokens of a text with marks, `length` at most; they are counted before any mask is made."""
+    parts = MARK.split(text)
+    try:
+        known = [to_tokens(part) for part in parts[::2]]
+    except UnicodeEncodeError as error:
+        raise PerceiversError(f"the text cannot be written in UTF-8 ({error.reason}).") from error
+    counts = [1 if count is None else int(count) for count in parts[1::2]]
+    if not counts:
         raise PerceiversError("the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine.")
-    return tokens + to_tokens(text[end:])
+    if 0 in counts:
+        raise PerceiversError("[MASK*0] masks nothing: write [MASK] for one byte, [MASK*9] for nine.")
+    size = sum(map(len, known)) + sum(counts)
+    if size > length:
+        raise PerceiversError(f"the text has {size} bytes, but the model reads at most {length}.")
+    tokens = known[0]
+    for count, part in zip(counts, known[1:], strict=True):
+        tokens += [MASK] * count + part
+    return tokens
 
 
 def spell(byte: int) -> str:

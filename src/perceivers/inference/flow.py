@@ -17,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perceivers.adapters.flow import FlowOutput, FramePairInput
-from perceivers.data.flow import flow_picture, read_frame
-from perceivers.data.video import read_frames, write_video
-from perceivers.inference.prepare import device_of, only, prepare
+from perceivers.data.flow import check_largest, flow_picture, read_frame
+from perceivers.data.video import check_video_path, read_frames, write_video
+from perceivers.inference.prepare import check_folder, device_of, only, prepare
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 
@@ -29,7 +29,6 @@ OVERLAP = 20
 log = logging.getLogger(__name__)
 
 
-@torch.inference_mode()
 def flow(
     model: PerceiverIO | str | Path,
     frame1: Tensor | str | Path,
@@ -56,16 +55,51 @@ def flow(
         PerceiversError: a file cannot be read, the frames differ in size, or the model is of another kind.
     """
     model = prepare(model, device, dtype)
+    _, adapter = only(model.inputs, FramePairInput, "flow")
+    frames = [read(frame) for frame in (frame1, frame2)]
+    (_, height, width), (_, height2, width2) = (frame.shape for frame in frames)
+    if (height, width) != (height2, width2):
+        raise PerceiversError(
+            f"the frames differ in size: {describe(frame1)} has {width} x {height} pixels, "
+            f"{describe(frame2)} has {width2} x {height2}; flow needs two of the same size."
+        )
+    notice_padding(height, width, adapter.size)
+    return tiled(model, torch.stack(frames), overlap, batch_size, progress)
+
+
+def read(frame: Tensor | str | Path) -> Tensor:
+    """-> [3, Y, X] in [0, 1]."""
+    frame_CYX = frame if isinstance(frame, Tensor) else read_frame(frame)
+    if frame_CYX.dim() != 3 or frame_CYX.shape[0] != 3:
+        raise PerceiversError(
+            f"a frame of shape {tuple(frame_CYX.shape)} was given, but [3 colours, height, width] is expected."
+        )
+    return frame_CYX / 255 if frame_CYX.dtype == torch.uint8 else frame_CYX
+
+
+def describe(frame: Tensor | str | Path) -> str:
+    """What to call a frame in an error."""
+    return "a tensor" if isinstance(frame, Tensor) else str(frame)
+
+
+def notice_padding(height: int, width: int, tile: tuple[int, int]) -> None:
+    """Tells the user of frames smaller than a tile."""
+    if height < tile[0] or width < tile[1]:
+        log.warning(
+            "The frames have %d x %d pixels, fewer than the %d x %d that the model was trained on: they are padded.",
+            width, height, tile[1], tile[0],
+        )  # fmt: skip
+
+
+@torch.no_grad()
+def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progress: bool) -> Tensor:
+    """The flow [2, Y, X] between two frames [2, 3, Y, X] in [0, 1], which are cut into tiles; see `flow`."""
+    if batch_size < 1:
+        raise PerceiversError(f"batch_size = {batch_size} is not allowed: it must be at least 1.")
     name, adapter = only(model.inputs, FramePairInput, "flow")
     output, _ = only(model.outputs, FlowOutput, "flow")
-    frames = [frame if isinstance(frame, Tensor) else read_frame(frame) for frame in (frame1, frame2)]
-    sizes = [tuple(frame.shape[-2:]) for frame in frames]
-    if sizes[0] != sizes[1]:
-        raise PerceiversError(
-            f"the frames differ in size: {describe(frame1)} has {sizes[0][1]} x {sizes[0][0]} pixels, "
-            f"{describe(frame2)} has {sizes[1][1]} x {sizes[1][0]}; flow needs two of the same size."
-        )
-    pair = pad_to(torch.stack(frames), adapter.size)
+    rows, columns = pair.shape[-2:]
+    pair = pad_to(pair, adapter.size)
     height, width = pair.shape[-2:]
     corners = [
         (y, x) for y in starts(height, adapter.size[0], overlap) for x in starts(width, adapter.size[1], overlap)
@@ -80,25 +114,14 @@ def flow(
         for place, flow_2YX in zip(places, flow_T2YX, strict=True):
             total_2YX[place] += weight_YX * flow_2YX
             weights_YX[place] += weight_YX
-    return (total_2YX / weights_YX)[:, : sizes[0][0], : sizes[0][1]]
-
-
-def describe(frame: Tensor | str | Path) -> str:
-    """What to call a frame in an error."""
-    return "a tensor" if isinstance(frame, Tensor) else str(frame)
+    return (total_2YX / weights_YX)[:, :rows, :columns]
 
 
 def pad_to(pair: Tensor, tile: tuple[int, int]) -> Tensor:
     """Frames at least as large as a tile: smaller ones are continued to the right and below by their last pixels."""
     height, width = pair.shape[-2:]
     below, right = max(tile[0] - height, 0), max(tile[1] - width, 0)
-    if not below and not right:
-        return pair
-    log.warning(
-        "The frames have %d x %d pixels, fewer than the %d x %d that the model was trained on: they are padded.",
-        width, height, tile[1], tile[0],
-    )  # fmt: skip
-    return F.pad(pair.float(), (0, right, 0, below), mode="replicate").to(pair.dtype)
+    return F.pad(pair, (0, right, 0, below), mode="replicate") if below or right else pair
 
 
 def starts(size: int, tile: int, overlap: int) -> list[int]:
@@ -145,7 +168,11 @@ def flow_video(
     Raises:
         PerceiversError: the video cannot be read or has fewer than two frames, or `out` cannot be written.
     """
+    check_video_path(out)
+    check_folder(out)
+    check_largest(largest)
     model = prepare(model, device, dtype)
+    _, adapter = only(model.inputs, FramePairInput, "flow")
     source = read_frames(video)
     pairs = 0
 
@@ -154,9 +181,11 @@ def flow_video(
         before = None
         count = None if source.count is None else source.count - 1
         with tqdm(total=count, desc="frames", disable=None if progress else True) as bar:
-            for frame in source.frames:
-                if before is not None:
-                    flow_2YX = flow(model, before, frame, overlap, batch_size)
+            for frame in map(read, source.frames):
+                if before is None:
+                    notice_padding(frame.shape[1], frame.shape[2], adapter.size)
+                else:
+                    flow_2YX = tiled(model, torch.stack([before, frame]), overlap, batch_size, progress=False)
                     largest = float(flow_2YX.norm(dim=0).max()) if largest is None else largest
                     pairs += 1
                     yield flow_picture(flow_2YX, largest)

@@ -34,7 +34,7 @@ def prepare(model: PerceiverIO | str | Path, device: str | None = None, dtype: s
         device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise PerceiversError(f"device = {device!r} cannot be used here ({reason}): try 'cpu'.") from error
     return model.eval()
@@ -59,7 +59,9 @@ def only(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
 
 
 def check_folder(path: str | Path) -> None:
-    """Raises a PerceiversError, before any work is done, if the folder of a file to be written does not exist."""
+    """Raises a PerceiversError, before any work is done, if a file to be written has no folder or is one itself."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise PerceiversError(f"cannot write {path}: there is no folder {folder}; make it, or choose another path.")
+    if Path(path).is_dir():
+        raise PerceiversError(f"cannot write {path}: it is a folder; give the path of a file in it.")

@@ -1,0 +1,47 @@
+"""A tiny model for each task, with random weights that leave no part without effect."""
+
+import torch
+
+from perceivers import PerceiverIO
+from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
+
+TRUNK = {"latents": 6, "channels": 16, "depth": 1, "heads": 2}
+TILE = (22, 28)
+
+
+def shaken(model: PerceiverIO) -> PerceiverIO:
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def language(**settings):
+    channels = {"embedding_channels": 16, "qk_channels": 8, "v_channels": 16}
+    decoder = {"decoder_heads": 2, "decoder_qk_channels": 8, "decoder_v_channels": 16}
+    return shaken(language_model(**({"length": 48, "cross_heads": 2} | TRUNK | channels | decoder | settings)))
+
+
+def optical(**settings):
+    return shaken(optical_flow(**({"image_size": TILE, "feature_channels": 8, "bands": 3} | TRUNK | settings)))
+
+
+def constant_flow(right, down):
+    """Answers the same everywhere, whatever it sees."""
+    model = optical()
+    model.heads["flow"].weight.data.zero_()
+    model.heads["flow"].bias.data = torch.tensor([right, down]) / model.outputs["flow"].scale
+    return model
+
+
+def classifier(**settings):
+    sizes = {"image_size": 12, "bands": 3, "query_channels": 16, "classes": 10, "blocks": 2}
+    return shaken(image_classifier(**(sizes | TRUNK | settings)))
+
+
+def coder(**settings):
+    clip = {"frames": 4, "image_size": (16, 16), "samples_per_frame": 320, "video_bands": 3, "audio_bands": 4}
+    channels = {"classes": 7, "label_query_channels": 16, "output_channels": 20}
+    return shaken(autoencoder(**(clip | channels | TRUNK | settings)))
+
+
+MODELS = {"fill-mask": language, "flow": optical, "autoencode": coder, "classify-image": classifier}
