@@ -315,7 +315,7 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
 
 
 def convert_model(arguments: argparse.Namespace) -> None:
-    from perceivers.checkpoints.transformers import save
+    from perceivers.checkpoints.export import to_transformers
 
     settings = {}
     for setting in arguments.set:
@@ -330,7 +330,7 @@ def convert_model(arguments: argparse.Namespace) -> None:
         raise PerceiversError(f"{target} exists already: choose a new folder.")
     model = perceivers.load(arguments.source, **settings)
     if arguments.to == "transformers":
-        save(model, target)
+        to_transformers(model, target)
     else:
         model.save(target)
     print(f"{target} holds the model in the format of {arguments.to}.")

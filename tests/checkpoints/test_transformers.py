@@ -12,6 +12,7 @@ import perceivers
 from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
 from perceivers.checkpoints import transformers as port
+from perceivers.checkpoints.export import to_transformers
 from perceivers.model.config import to_tree
 from perceivers.model.errors import PerceiversError
 from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
@@ -135,7 +136,7 @@ def test_transformers_reads_what_we_wrote(architecture, tmp_path):
     ours = perceivers.load(tmp_path / "theirs")
     ours.save(tmp_path / "ours")
     ours = perceivers.load(tmp_path / "ours")
-    port.save(ours, tmp_path / "back")
+    to_transformers(ours, tmp_path / "back")
     theirs, report = getattr(transformers, architecture).from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not any(report.values())
     assert_parity(*ask_both(architecture, theirs.eval(), ours))
@@ -176,7 +177,7 @@ def assert_reads_back(model, folder):
 )
 def test_a_classifier_without_query_residual_answers_the_same_there(architecture, settings, tmp_path):
     ours = classifier(query_residual=False, **settings)
-    port.save(ours, tmp_path)
+    to_transformers(ours, tmp_path)
     theirs = getattr(transformers, architecture).from_pretrained(tmp_path).eval()
     answers = ask_both(architecture, theirs, ours)
     assert_parity(*answers)
@@ -190,7 +191,7 @@ def test_a_classifier_without_query_residual_answers_the_same_there(architecture
 def test_writing_does_not_change_the_model(tmp_path):
     ours = classifier(query_residual=False)
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
-    port.save(ours, tmp_path)
+    to_transformers(ours, tmp_path)
     assert not ours.decoder.query_residual
     assert ours.config["query_residual"] is False
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
@@ -202,7 +203,7 @@ def test_gelu_class_names_and_preprocessing_survive(gelu, tmp_path):
     ours = classifier(
         gelu=gelu, class_names=names, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop=224 / 280, dropout=0.2, widening=2
     )
-    port.save(ours, tmp_path)
+    to_transformers(ours, tmp_path)
     assert_reads_back(ours, tmp_path)
     theirs = transformers.PerceiverForImageClassificationFourier.from_pretrained(tmp_path).eval()
     assert [theirs.config.id2label[index] for index in range(3)] == names
@@ -233,7 +234,7 @@ def tiny_autoencoder(**changes):
 @pytest.mark.parametrize("gelu", ["tanh", "none"])
 def test_models_of_other_tasks_read_back(build, gelu, tmp_path):
     model = build(gelu=gelu)
-    port.save(model, tmp_path)
+    to_transformers(model, tmp_path)
     assert_reads_back(model, tmp_path)
 
 
@@ -268,7 +269,7 @@ def custom(**names):
 )
 def test_what_transformers_has_no_class_for_is_refused_and_nothing_is_written(build, message, tmp_path):
     with pytest.raises(PerceiversError, match=f"transformers has {message}"):
-        port.save(build(), tmp_path / "folder")
+        to_transformers(build(), tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -276,5 +277,5 @@ def test_an_autoencoder_of_other_adapters_is_refused(tmp_path):
     inputs = {name: ArrayInput(3) for name in ("video", "audio", "label")}
     outputs = {name: LabelOutput(2, 8) for name in inputs}
     with pytest.raises(PerceiversError, match="no such model, from video, audio, label to video, audio, label"):
-        port.save(perceivers.PerceiverIO(inputs, outputs, 4, 16, 1), tmp_path / "folder")
+        to_transformers(perceivers.PerceiverIO(inputs, outputs, 4, 16, 1), tmp_path / "folder")
     assert list(tmp_path.iterdir()) == []
