@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import subprocess
 import sys
@@ -260,8 +261,9 @@ def test_a_reader_that_has_read_enough_is_no_error(lines):
         "sys.stdin.read()  # until the other end is closed\n"
         "perceivers.cli.main(['models'])\n"
     )
-    command = [sys.executable, "-c", code]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", code], env=buffered, **pipes) as process:
         process.stdout.close()
         process.stdin.close()
         assert process.stderr.read() == b""

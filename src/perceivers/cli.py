@@ -158,7 +158,7 @@ def list_models(arguments: argparse.Namespace) -> None:
             for name, preset, size in models
         ],
     )
-    print("\nFLOPs of one forward pass of one example. Where figures differ, docs/image_classification.md says why.")
+    print("\nFLOPs of one forward pass of one example. docs/ says where and why figures differ.")
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -87,9 +87,9 @@ PRESETS = {
     "optical_flow": Preset(
         "optical_flow", "Perceiver IO", optical_flow, {}, {"frames": example(2, 3, 368, 496)}, 27.9e6, 987e9
     ),
-    "autoencoder_88x": kinetics("88x compression", latents=784),
-    "autoencoder_176x": kinetics("176x compression", latents=392),
-    "autoencoder_352x": kinetics("352x compression", latents=196),
+    "autoencoder_88x": kinetics("compression 88x", latents=784),
+    "autoencoder_176x": kinetics("compression 176x", latents=392),
+    "autoencoder_352x": kinetics("compression 352x", latents=196),
 }
 
 
