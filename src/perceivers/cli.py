@@ -208,7 +208,7 @@ def read_text(arguments: argparse.Namespace) -> str:
         return arguments.text
     try:
         content = sys.stdin.buffer.read() if arguments.file is None else Path(arguments.file).read_bytes()
-        return content.decode()
+        return content.decode().removesuffix("\n")  # the last line's end, which editors and shells add
     except (OSError, UnicodeDecodeError) as error:
         raise PerceiversError(f"{arguments.file or 'standard input'} cannot be read as text ({error}).") from error
 

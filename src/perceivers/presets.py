@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from perceivers.model.attention import compute_as_written
 from perceivers.model.config import call
 from perceivers.model.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
@@ -138,6 +139,8 @@ def measure(
 ) -> Size:
     """Counts parameters, and FLOPs of a forward pass of one example, without computing either (on the meta device).
 
+    FLOPs are those of the formulas as written, as the paper counts them, not what rearranging saves.
+
     Args:
         model: builds the model.
         inputs: what is encoded, by input name, on the meta device.
@@ -145,6 +148,7 @@ def measure(
     """
     with torch.device("meta"):
         meta_model = model().eval().requires_grad_(False)
+        compute_as_written(meta_model)
         with FlopCounterMode(display=False) as counter:
             meta_model(inputs, outputs, max_memory=None)
     return Size(sum(parameter.numel() for parameter in meta_model.parameters()), counter.get_total_flops())

@@ -3,14 +3,17 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.model.attention import (
     Attention,
     CrossAttention,
     SelfAttention,
+    compute_as_written,
     learned,
     lecun_normal_,
     record_attention,
+    sum_then_linear,
     truncated_normal_,
 )
 from perceivers.model.errors import PerceiversError
@@ -164,3 +167,76 @@ def test_truncated_normal_fills_in_place_whatever_the_layout_and_no_gradient_is_
     truncated_normal_(parameter, 1.0)
     assert parameter.is_leaf
     assert parameter.grad_fn is None
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("long", "query_channels", "input_channels"), [("inputs", 24, 12), ("queries", 12, 24)])
+def test_a_rearranged_single_head_is_the_formula(long, query_channels, input_channels, masked):
+    qk_channels, v_channels = 16, 20
+    attention = Attention(query_channels, input_channels, 1, qk_channels, v_channels, long=long)
+    for parameter in attention.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    assert attention.saves
+    q_BOQ, x_BMC = torch.randn(3, 7, query_channels), torch.randn(3, 9, input_channels)
+    mask_BM = torch.tensor([[True] * 9, [True] * 4 + [False] * 5, [False] * 9]) if masked else None
+    query_mask_BO = torch.arange(7) < torch.tensor([[7], [5], [0]]) if masked else None
+    key, value, query = attention.key(x_BMC), attention.value(x_BMC), attention.query(q_BOQ)
+    score = query @ key.transpose(1, 2) / qk_channels**0.5
+    if masked:
+        score = score.masked_fill(~mask_BM[:, None], -torch.inf)
+    weight = score.softmax(-1).nan_to_num()
+    if masked:
+        weight = weight * query_mask_BO[..., None]
+    expected = attention.output(weight @ value)
+    with torch.no_grad():
+        torch.testing.assert_close(attention(q_BOQ, x_BMC, mask_BM, query_mask_BO), expected, atol=1e-5, rtol=1e-5)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        attention(q_BOQ, x_BMC)
+    with FlopCounterMode(display=False) as as_written, torch.no_grad():
+        compute_as_written(attention)
+        attention(q_BOQ, x_BMC)
+    assert counter.get_total_flops() != as_written.get_total_flops()
+
+
+def test_gradients_of_a_rearranged_encoder_are_the_formulas():
+    attention = Attention(24, 12, 1, 16, 20, long="inputs")
+    q_BOQ, x_BMC = torch.randn(2, 3, 24), torch.randn(2, 9, 12, requires_grad=True)
+    gradients = []
+    for rearrange in (True, False):
+        attention.rearrange = rearrange
+        x_BMC.grad = None
+        attention.zero_grad()
+        attention(q_BOQ, x_BMC).square().sum().backward()
+        gradients.append([x_BMC.grad.clone(), *(parameter.grad.clone() for parameter in attention.parameters())])
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_long_inputs_are_never_projected():
+    attention = Attention(16, 12, 1, 16, 16, long="inputs")
+    attention.key.register_forward_hook(lambda *_: pytest.fail("projected all inputs"))
+    attention(torch.randn(1, 4, 16), torch.randn(1, 1000, 12))
+
+
+@pytest.mark.parametrize("rearrange", [True, False])
+def test_a_sum_then_linear_layers_is_what_it_says(rearrange):
+    layers = [torch.nn.Linear(20, 64), torch.nn.Linear(64, 32), torch.nn.Linear(32, 3)]
+    h_BOQ, hidden_BOW = torch.randn(2, 5, 64), torch.randn(2, 5, 20)
+    expected = layers[2](layers[1](h_BOQ + layers[0](hidden_BOW)))
+    torch.testing.assert_close(sum_then_linear(h_BOQ, hidden_BOW, layers, rearrange), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_that_was_replaced_is_called():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    layers = [torch.nn.Linear(20, 64), Doubled(64, 3)]
+    h_BOQ, hidden_BOW = torch.randn(2, 5, 64), torch.randn(2, 5, 20)
+    expected = layers[1](h_BOQ + layers[0](hidden_BOW))
+    torch.testing.assert_close(sum_then_linear(h_BOQ, hidden_BOW, layers, True), expected)
+    attention = Attention(16, 12, 1, 16, 16, long="inputs")
+    attention.value = Doubled(12, 16)
+    q_BOQ, x_BMC = torch.randn(1, 4, 16), torch.randn(1, 9, 12)
+    answer = attention(q_BOQ, x_BMC)
+    compute_as_written(attention)
+    torch.testing.assert_close(answer, attention(q_BOQ, x_BMC))

@@ -61,10 +61,17 @@ class Attention(nn.Module):
         qk_channels: channels of queries and keys over all heads; as many as the inputs have, if not given.
         v_channels: channels of the values over all heads; as many as `qk_channels`, if not given.
         dropout: probability with which an attention weight is dropped in training.
+        long: which of the two arrays is usually the longer one, if one is; with a single head `rearranged` then saves
+            its projections.
+
+    Attributes:
+        rearrange: whether it may compute in another order than the formula has.
 
     Raises:
         PerceiversError: `heads` does not divide the channels.
     """
+
+    rearrange = True
 
     def __init__(
         self,
@@ -74,6 +81,7 @@ class Attention(nn.Module):
         qk_channels: int | None = None,
         v_channels: int | None = None,
         dropout: float = 0.0,
+        long: Literal["queries", "inputs"] | None = None,
     ) -> None:
         super().__init__()
         qk_channels = input_channels if qk_channels is None else qk_channels
@@ -86,6 +94,11 @@ class Attention(nn.Module):
                 )
         self.heads = heads
         self.dropout = dropout
+        narrow = min(qk_channels, v_channels)
+        self.saves = heads == 1 and (
+            (long == "inputs" and input_channels <= narrow) or (long == "queries" and query_channels < narrow)
+        )
+        self.long = long
         self.query = linear(query_channels, qk_channels)
         self.key = linear(input_channels, qk_channels)
         self.value = linear(input_channels, v_channels)
@@ -99,13 +112,45 @@ class Attention(nn.Module):
         Inputs where `mask_BM` is False get no weight. A query that is masked itself, or all of whose inputs are,
         attends to nothing: its values are zeros (before the output projection, which has a bias).
         """
+        dropout = self.dropout if self.training else 0.0
+        layers = (self.query, self.key, self.value, self.output)
+        plain = all(type(layer) is nn.Linear for layer in layers)  # not one that adapts or quantises its weight
+        unfused = self.long == "queries" and torch.is_grad_enabled()  # fused kernels give a bias of scores no gradient
+        if self.saves and self.rearrange and plain and not dropout and not unfused:
+            return self.rearranged(q_BOQ, x_BMC, mask_BM, query_mask_BO)
         q_BHOK = self.split(self.query(q_BOQ))
         k_BHMK, v_BHMK = self.split(self.key(x_BMC)), self.split(self.value(x_BMC))
         mask_B11M = None if mask_BM is None else attendable(mask_BM)
-        dropout = self.dropout if self.training else 0.0
         a_BHOK = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMK, mask_B11M, dropout)
         a_BHOK = wipe(a_BHOK, mask_BM, query_mask_BO)
         return self.output(a_BHOK.transpose(1, 2).flatten(2))
+
+    def rearranged(self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None, query_mask_BO: Tensor | None) -> Tensor:
+        """`forward` with one head, in an order in which the longer array is never projected.
+
+        A score is q W_q (x W_k)^T. Products being associative, both weights can be applied to the shorter array; the
+        same holds for values and output. This saves work and, above all, the memory of projections of the longer array.
+        """
+        scale = 1 / math.sqrt(self.query.out_features)
+        if self.long == "inputs":
+            # The bias of the keys adds the same to all scores of a query, which changes no weight; times 0 it is in the
+            # graph, so that it gets its gradient. Weights sum to 1, so the bias of the values comes out as it is.
+            q_B1OC = (self.query(q_BOQ) @ self.key.weight + 0 * self.key.bias.sum())[:, None]
+            x_B1MC = x_BMC[:, None]
+            mask_B11M = None if mask_BM is None else attendable(mask_BM)
+            a_B1OC = F.scaled_dot_product_attention(q_B1OC, x_B1MC, x_B1MC, mask_B11M, scale=scale)
+            a_B1OK = wipe(self.value(a_B1OC), mask_BM, query_mask_BO)
+            return self.output(a_B1OK[:, 0])
+        k_BMK = self.key(x_BMC)
+        k_BMQ = k_BMK @ self.query.weight
+        v_BMQ = F.linear(self.value(x_BMC), self.output.weight)
+        bias_B11M = (scale * k_BMK @ self.query.bias)[:, None, None]
+        if mask_BM is not None:
+            bias_B11M = bias_B11M.masked_fill(~attendable(mask_BM), -math.inf)
+        a_B1OQ = F.scaled_dot_product_attention(
+            q_BOQ[:, None], k_BMQ[:, None], v_BMQ[:, None], bias_B11M.to(q_BOQ.dtype), scale=scale
+        )
+        return wipe(a_B1OQ, mask_BM, query_mask_BO)[:, 0] + self.output.bias
 
     def weights(
         self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
@@ -164,8 +209,10 @@ class CrossAttention(nn.Module):
         query_residual: add the queries to what they attended to; decoders may leave this out.
         widening: width of the MLP, in query channels.
         gelu: which GELU the MLP uses.
-        query_channels, input_channels, heads, qk_channels, v_channels, dropout: as in `Attention`.
+        query_channels, input_channels, heads, qk_channels, v_channels, dropout, long: as in `Attention`.
     """
+
+    rearrange = True
 
     def __init__(
         self,
@@ -178,12 +225,13 @@ class CrossAttention(nn.Module):
         query_residual: bool = True,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
+        long: Literal["queries", "inputs"] | None = None,
     ) -> None:
         super().__init__()
         self.query_residual = query_residual
         self.norm_q = nn.LayerNorm(query_channels)
         self.norm_x = nn.LayerNorm(input_channels)
-        self.attention = Attention(query_channels, input_channels, heads, qk_channels, v_channels, dropout)
+        self.attention = Attention(query_channels, input_channels, heads, qk_channels, v_channels, dropout, long)
         self.norm_h = nn.LayerNorm(query_channels)
         self.mlp = MLP(query_channels, widening, gelu)
 
@@ -201,14 +249,15 @@ class CrossAttention(nn.Module):
         """
         a_BOQ = self.attention(self.norm_q(q_BOQ), self.norm_x(x_BMC), mask_BM, query_mask_BO)
         h_BOQ = a_BOQ + q_BOQ if self.query_residual else a_BOQ
-        return sum_then_linear(h_BOQ, self.mlp.activate(self.norm_h(h_BOQ)), [self.mlp.output, *last])
+        layers = [self.mlp.output, *last]
+        return sum_then_linear(h_BOQ, self.mlp.activate(self.norm_h(h_BOQ)), layers, self.rearrange)
 
 
 FEW_CHANNELS = 1 / 8
 """What part of the queries' channels an output may have for `sum_then_linear` to multiply weights first."""
 
 
-def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Module]) -> Tensor:
+def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Module], rearrange: bool) -> Tensor:
     """Adds the first of the layers, of the hidden layer, to `h`, and applies the others to the sum; -> [B, O, E].
 
     All of it is linear. For an output of few channels and many points, such as the colours of every pixel, it takes a
@@ -217,7 +266,7 @@ def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Modul
     output, *last = layers
     plain = [layer for layer in last if type(layer) is nn.Linear]  # not one that adapts or quantises its weight
     few = plain and plain[-1].out_features <= FEW_CHANNELS * h_BOQ.shape[-1]
-    if not few or len(plain) < len(last) or type(output) is not nn.Linear:
+    if not rearrange or not few or len(plain) < len(last) or type(output) is not nn.Linear:
         y_BOE = h_BOQ + output(hidden_BOW)
         for layer in last:
             y_BOE = layer(y_BOE)
@@ -227,6 +276,13 @@ def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Modul
     for layer in reversed(plain[:-1]):
         weight, bias = weight @ layer.weight, weight @ layer.bias + bias
     return F.linear(h_BOQ, weight, bias) + F.linear(hidden_BOW, weight @ output.weight, weight @ output.bias)
+
+
+def compute_as_written(module: nn.Module) -> None:
+    """Lets every attention inside compute its formula as written, not in an order that saves work: to compare with."""
+    for part in module.modules():
+        if isinstance(part, Attention | CrossAttention):
+            part.rearrange = False
 
 
 class SelfAttention(nn.Module):

@@ -195,6 +195,7 @@ class PerceiverIO(Configured, nn.Module):
                 widening=cross_widening,
                 dropout=dropout,
                 gelu=gelu,
+                long="inputs",
             )
             for _ in range(1 if share_cross_attention else cross_attends)
         ]
@@ -220,6 +221,7 @@ class PerceiverIO(Configured, nn.Module):
                 query_residual=query_residual,
                 dropout=dropout,
                 gelu=gelu,
+                long="queries",
             )
             self.projection = nn.Identity() if output_channels is None else linear(decoded, output_channels)
         self.heads = nn.ModuleDict()
