@@ -156,9 +156,10 @@ def test_the_command_prints_the_text_and_the_candidates(saved, capsys):
 
 def test_the_command_reads_arguments_files_and_standard_input_alike(saved, tmp_path, capsys, monkeypatch):
     model, folder = saved
-    text = "zwölf\r\n[MASK*3]!\n"
-    (tmp_path / "text").write_bytes(text.encode())
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode()), encoding="latin-1"))
+    text = "zwölf\r\n[MASK*3]!"
+    content = f"{text}\n".encode()  # as editors and shells end it
+    (tmp_path / "text").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
     filled = fill_mask(model, text, top=3)
     assert filled.masked == [8, 9, 10]
     expected = {"text": filled.text, "masked": filled.masked, "candidates": filled.candidates}
