@@ -114,7 +114,7 @@ def test_language(made, shared_data, capsys):
     capsys.readouterr()
     main(["fill-mask", str(folder), text, "--top", "256", "--json"])
     answer = json.loads(capsys.readouterr().out)
-    tokens = torch.tensor([mask(text)])
+    tokens = torch.tensor([mask(text, 2048)])
     padded = torch.nn.functional.pad(tokens, (0, 2048 - tokens.shape[1]))
     real = (torch.arange(2048) < tokens.shape[1]).long()[None]
     expected = theirs(inputs=padded, attention_mask=real).logits[0, answer["masked"], 6:].softmax(-1)
@@ -166,7 +166,7 @@ def test_optical_flow(made, shared_data, tmp_path):
         alone = (..., slice(0, height - 368), slice(0, 264))
         if name == "sintel":
             pair = torch.stack([read_frame(frame) for frame in frames])[None, ..., :368, :496]
-            padded = torch.nn.functional.pad(2 * pair / 255 - 1, (1, 1, 1, 1))
+            padded = torch.nn.functional.pad(2 * pair.float() / 255 - 1, (1, 1, 1, 1))
             patches = torch.cat([padded[..., y : y + 368, x : x + 496] for y in range(3) for x in range(3)], 2)
             expected = 20 * theirs(inputs=patches).logits[0].movedim(-1, 0)
             assert_parity(flow[alone], expected[alone])
