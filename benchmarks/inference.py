@@ -47,12 +47,16 @@ REPEATS = {"fill-mask": 10, "flow": 1, "autoencode": 1}
 
 
 def make(task: str, folder: Path) -> None:
-    """Writes a model with random weights as `transformers` does."""
+    """Writes a model as `transformers` does, with random weights large enough for answers to vary."""
     import transformers
 
     name, config = SIZES[task]
     torch.manual_seed(0)
-    getattr(transformers, name)(transformers.PerceiverConfig(**config)).save_pretrained(folder)
+    model = getattr(transformers, name)(transformers.PerceiverConfig(**config))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+    model.save_pretrained(folder)
 
 
 def text() -> torch.Tensor:

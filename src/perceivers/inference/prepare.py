@@ -16,7 +16,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def prepare(model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None) -> PerceiverIO:
-    """A model ready to answer.
+    """A model ready to answer, in evaluation mode. A model that is given as an object is itself moved and changed.
 
     Args:
         model: a model, or anything that `perceivers.load` takes.

@@ -262,7 +262,7 @@ class PerceiverIO(Configured, nn.Module):
         self,
         encoded: Encoded,
         outputs: Mapping[str, Tensor | None] | None = None,
-        max_memory: int | None = 2**30,
+        max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
         """Reads outputs from the latents: all of them, or some outputs, or some points of each.
 
@@ -331,7 +331,7 @@ class PerceiverIO(Configured, nn.Module):
         data: Mapping[str, Any],
         outputs: Mapping[str, Tensor | None] | None = None,
         masked: Mapping[str, Tensor] | None = None,
-        max_memory: int | None = 2**30,
+        max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
         """Encodes `data` and decodes `outputs` (all, if not given): see `encode` and `decode`."""
         return self.decode(self.encode(data, masked), outputs, max_memory)
