@@ -1,6 +1,6 @@
 """Inference beside `transformers`: the same weights, the same input, the same precision, one run.
 
-    .venv/bin/python benchmarks/inference.py                 # all three, about 15 minutes on two cores
+    .venv/bin/python benchmarks/inference.py                 # all three, about 9 minutes on two cores
     .venv/bin/python benchmarks/inference.py flow --rounds 1
 
 Every measurement is a process of its own, ours and theirs in turn, so that each has its own peak of memory. Weights are
