@@ -10,13 +10,11 @@ from perceivers.model.attention import (
     CrossAttention,
     SelfAttention,
     compute_as_written,
-    learned,
-    lecun_normal_,
     record_attention,
     sum_then_linear,
-    truncated_normal_,
 )
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import Linear
 
 
 def plain_attention(attention, q_OQ, x_MC, mask_M, query_mask_O):
@@ -133,42 +131,6 @@ def test_heads_must_divide_channels():
         Attention(8, 6, heads=2, v_channels=9)
 
 
-def test_initialisation():
-    weight = torch.empty(2000, 400)
-    lecun_normal_(weight)
-    assert weight.std() == pytest.approx(1 / math.sqrt(400), rel=0.01)
-    assert weight.abs().max() <= 2 / math.sqrt(400) / 0.8796
-    array = learned(1000, 100).detach()
-    assert array.std() == pytest.approx(0.02 * 0.8796, rel=0.01)
-    assert array.abs().max() <= 0.04
-    assert (Attention(8, 6).output.bias == 0).all()
-
-
-@pytest.mark.parametrize("std", [1.0, 0.02])
-def test_truncated_normal_is_a_normal_cut_at_two_standard_deviations(std):
-    array = truncated_normal_(torch.empty(1000, 1000), std)
-    assert array.abs().max() <= 2 * std
-    assert array.abs().max() > 1.999 * std
-    assert array.mean() == pytest.approx(0, abs=5e-3 * std)
-    assert array.var() == pytest.approx(0.7737413 * std**2, rel=5e-3)
-    normal = torch.distributions.Normal(0, std)
-    ordered = array.flatten().sort().values
-    for bound in (-1.9, -1, -0.3, 0.5, 1.5):
-        share = torch.searchsorted(ordered, bound * std).item() / array.numel()
-        low, high, at = (normal.cdf(torch.tensor(x * std)).item() for x in (-2, 2, bound))
-        assert share == pytest.approx((at - low) / (high - low), abs=2e-3)
-
-
-def test_truncated_normal_fills_in_place_whatever_the_layout_and_no_gradient_is_recorded():
-    array = torch.zeros(50, 40).T
-    assert truncated_normal_(array, 1.0) is array
-    assert (array != 0).all()
-    parameter = nn.Parameter(torch.zeros(50))
-    truncated_normal_(parameter, 1.0)
-    assert parameter.is_leaf
-    assert parameter.grad_fn is None
-
-
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("long", "query_channels", "input_channels"), [("inputs", 24, 12), ("queries", 12, 24)])
 def test_a_rearranged_single_head_is_the_formula(long, query_channels, input_channels, masked):
@@ -219,18 +181,18 @@ def test_long_inputs_are_never_projected():
 
 @pytest.mark.parametrize("rearrange", [True, False])
 def test_a_sum_then_linear_layers_is_what_it_says(rearrange):
-    layers = [torch.nn.Linear(20, 64), torch.nn.Linear(64, 32), torch.nn.Linear(32, 3)]
+    layers = [Linear(20, 64), Linear(64, 32), Linear(32, 3)]
     h_BOQ, hidden_BOW = torch.randn(2, 5, 64), torch.randn(2, 5, 20)
     expected = layers[2](layers[1](h_BOQ + layers[0](hidden_BOW)))
     torch.testing.assert_close(sum_then_linear(h_BOQ, hidden_BOW, layers, rearrange), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_layer_that_was_replaced_is_called():
-    class Doubled(torch.nn.Linear):
+    class Doubled(Linear):
         def forward(self, x):
             return 2 * super().forward(x)
 
-    layers = [torch.nn.Linear(20, 64), Doubled(64, 3)]
+    layers = [Linear(20, 64), Doubled(64, 3)]
     h_BOQ, hidden_BOW = torch.randn(2, 5, 64), torch.randn(2, 5, 20)
     expected = layers[1](h_BOQ + layers[0](hidden_BOW))
     torch.testing.assert_close(sum_then_linear(h_BOQ, hidden_BOW, layers, True), expected)

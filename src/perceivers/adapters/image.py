@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from perceivers.adapters.array import with_positions
 from perceivers.model.adapter import InputAdapter, InputArray
-from perceivers.model.attention import lecun_normal_, linear
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import Linear, lecun_normal_
 from perceivers.model.positions import Positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -39,7 +39,7 @@ class Patches(Configured, nn.Module):
         self.overlapping = overlapping
         values = colours * size**2
         self.channels = values if channels is None else channels
-        self.projection = None if channels is None else linear(values, channels)
+        self.projection = None if channels is None else Linear(values, channels)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
         """[B, colours, Y * size, X * size] -> [B, Y, X, F]; overlapping, [B, colours, Y, X] -> [B, Y, X, F]."""

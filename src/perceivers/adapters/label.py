@@ -4,8 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.attention import learned
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import learned
 
 
 class LabelInput(InputAdapter):

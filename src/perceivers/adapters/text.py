@@ -6,12 +6,11 @@ Shape suffixes: B batch, M tokens, V vocabulary; others as in `perceivers.model.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.attention import learned
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import learned, project
 from perceivers.model.positions import LearnedPositions
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -107,4 +106,4 @@ class TextOutput(OutputAdapter):
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         """-> logits [B, M, V], or [B, P, V] of some places."""
-        return F.linear(y_BOE, self.text[0].embedding.weight, self.bias)
+        return project(y_BOE, self.text[0].embedding.weight, self.bias)

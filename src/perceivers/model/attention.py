@@ -1,54 +1,43 @@
 """Attention, and the two blocks made of it: cross-attention and self-attention (Perceiver IO, section 3.1, appendix E).
 
 Shape suffixes:
-    B batch, O queries, M inputs, H heads, K channels of one head,
+    B batch, O queries, M inputs, H heads, K channels of a head of queries and keys, V of values,
     Q query channels, C input channels, D latent channels, W channels of an MLP's hidden layer, E output channels
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceivers.model.attend import attend, known
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import Linear, project
 
 Gelu = Literal["tanh", "none"]
 """How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
 
 
-def linear(in_channels: int, out_channels: int) -> nn.Linear:
-    """A linear layer initialised as in the original code: truncated normal of variance 1 / fan-in, zero bias."""
-    layer = nn.Linear(in_channels, out_channels)
-    lecun_normal_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer
+class Remembered(NamedTuple):
+    """What queries need of the inputs: computed once, for however many queries there will be.
 
-
-def lecun_normal_(weight: Tensor) -> None:
-    """Fills `weight` from a normal of variance 1 / fan-in, truncated at two standard deviations before scaling."""
-    std = 1 / math.sqrt(weight[0].numel()) / 0.87962566103423978  # std of a unit normal truncated at +-2
-    truncated_normal_(weight, std)
-
-
-def learned(*shape: int) -> nn.Parameter:
-    """A learned array (latents, positions, queries), truncated normal of std 0.02."""
-    return nn.Parameter(truncated_normal_(torch.empty(shape), std=0.02))
-
-
-@torch.no_grad()
-def truncated_normal_(array: Tensor, std: float) -> Tensor:
-    """Fills `array` from a normal truncated at two of its standard deviations, by the inverse of its distribution.
-
-    A large model is made in seconds so; `torch.nn.init.trunc_normal_`, which draws again what falls outside, takes 18
-    times as long.
+    Attributes:
+        k_BHMK, v_BHMV: keys and values.
+        mask_BM: which inputs are real; None: all are.
+        bias_BM: what is added to all scores of an input.
+        projected: which side of the attention all weights are applied to, or None for each to its own.
     """
-    bound = math.erf(math.sqrt(2))
-    return array.uniform_(-bound, bound).erfinv_().mul_(math.sqrt(2) * std).clamp_(-2 * std, 2 * std)
+
+    k_BHMK: Tensor
+    v_BHMV: Tensor
+    mask_BM: Tensor | None = None
+    bias_BM: Tensor | None = None
+    projected: Literal["queries", "inputs"] | None = None
 
 
 class Attention(nn.Module):
@@ -61,8 +50,7 @@ class Attention(nn.Module):
         qk_channels: channels of queries and keys over all heads; as many as the inputs have, if not given.
         v_channels: channels of the values over all heads; as many as `qk_channels`, if not given.
         dropout: probability with which an attention weight is dropped in training.
-        long: which of the two arrays is usually the longer one, if one is; with a single head `rearranged` then saves
-            its projections.
+        long: which of the two arrays is usually the longer one, if one is; with a single head it is not projected.
 
     Attributes:
         rearrange: whether it may compute in another order than the formula has.
@@ -99,89 +87,107 @@ class Attention(nn.Module):
             (long == "inputs" and input_channels <= narrow) or (long == "queries" and query_channels < narrow)
         )
         self.long = long
-        self.query = linear(query_channels, qk_channels)
-        self.key = linear(input_channels, qk_channels)
-        self.value = linear(input_channels, v_channels)
-        self.output = linear(v_channels, query_channels)
+        self.scale = math.sqrt(heads / qk_channels)
+        self.query = Linear(query_channels, qk_channels)
+        self.key = Linear(input_channels, qk_channels)
+        self.value = Linear(input_channels, v_channels)
+        self.output = Linear(v_channels, query_channels)
 
     def forward(
-        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+        self,
+        q_BOQ: Tensor,
+        x_BMC: Tensor | Remembered,
+        mask_BM: Tensor | None = None,
+        query_mask_BO: Tensor | None = None,
     ) -> Tensor:
-        """Attends from queries to inputs; [B, O, Q], [B, M, C] -> [B, O, Q].
+        """Attends from queries to inputs, or to what was remembered of them; [B, O, Q], [B, M, C] -> [B, O, Q].
 
-        Inputs where `mask_BM` is False get no weight. A query that is masked itself, or all of whose inputs are,
-        attends to nothing: its values are zeros (before the output projection, which has a bias).
+        Inputs where `mask_BM` is False get no weight; a query all of whose inputs are masked reads zeros (before the
+        output projection, which has a bias), and so does a query where `query_mask_BO` is False.
         """
+        seen = x_BMC if isinstance(x_BMC, Remembered) else self.remember(x_BMC, mask_BM)
+        q_BHOK = self.ask(q_BOQ, seen, query_mask_BO)
         dropout = self.dropout if self.training else 0.0
-        layers = (self.query, self.key, self.value, self.output)
-        plain = all(type(layer) is nn.Linear for layer in layers)  # not one that adapts or quantises its weight
-        unfused = self.long == "queries" and torch.is_grad_enabled()  # fused kernels give a bias of scores no gradient
-        if self.saves and self.rearrange and plain and not dropout and not unfused:
-            return self.rearranged(q_BOQ, x_BMC, mask_BM, query_mask_BO)
-        q_BHOK = self.split(self.query(q_BOQ))
-        k_BHMK, v_BHMK = self.split(self.key(x_BMC)), self.split(self.value(x_BMC))
-        mask_B11M = None if mask_BM is None else attendable(mask_BM)
-        a_BHOK = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMK, mask_B11M, dropout)
-        a_BHOK = wipe(a_BHOK, mask_BM, query_mask_BO)
-        return self.output(a_BHOK.transpose(1, 2).flatten(2))
+        a_BHOV = attend(q_BHOK, seen.k_BHMK, seen.v_BHMV, seen.mask_BM, seen.bias_BM, dropout, self.scale)
+        a_BOV = a_BHOV.transpose(1, 2).flatten(2)
+        if seen.projected == "queries":  # weights sum to 1, so that the bias of the values comes out as it is
+            a_BOV = self.value(a_BOV)
+            if seen.mask_BM is not None:
+                a_BOV = a_BOV.masked_fill(~seen.mask_BM.any(-1)[:, None, None], 0)
+        if query_mask_BO is not None:
+            a_BOV = a_BOV.masked_fill(~query_mask_BO[..., None], 0)
+        if seen.projected == "inputs":
+            return a_BOV + self.output.bias
+        return on_real(self.output, a_BOV, query_mask_BO)
 
-    def rearranged(self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None, query_mask_BO: Tensor | None) -> Tensor:
-        """`forward` with one head, in an order in which the longer array is never projected.
+    def remember(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Remembered:
+        """Keys and values of inputs.
 
-        A score is q W_q (x W_k)^T. Products being associative, both weights can be applied to the shorter array; the
-        same holds for values and output. This saves work and, above all, the memory of projections of the longer array.
+        With one head, all weights are applied to the shorter side. A score is q W_q (x W_k)^T: products being
+        associative, both weights can be applied to the queries or both to the inputs, and so can those of values and
+        output. This saves work and, above all, the memory of projections of the longer array.
         """
-        scale = 1 / math.sqrt(self.query.out_features)
+        layers = (self.query, self.key, self.value, self.output)
+        plain = all(type(layer) is Linear for layer in layers)  # not one that adapts or quantises its weight
+        if not (self.saves and self.rearrange and plain) or (self.dropout and self.training):
+            k_BMK, v_BMV = on_real(self.key, x_BMC, mask_BM), on_real(self.value, x_BMC, mask_BM)
+            return Remembered(self.split(k_BMK), self.split(v_BMV), mask_BM)
         if self.long == "inputs":
-            # The bias of the keys adds the same to all scores of a query, which changes no weight; times 0 it is in the
-            # graph, so that it gets its gradient. Weights sum to 1, so the bias of the values comes out as it is.
-            q_B1OC = (self.query(q_BOQ) @ self.key.weight + 0 * self.key.bias.sum())[:, None]
-            x_B1MC = x_BMC[:, None]
-            mask_B11M = None if mask_BM is None else attendable(mask_BM)
-            a_B1OC = F.scaled_dot_product_attention(q_B1OC, x_B1MC, x_B1MC, mask_B11M, scale=scale)
-            a_B1OK = wipe(self.value(a_B1OC), mask_BM, query_mask_BO)
-            return self.output(a_B1OK[:, 0])
+            return Remembered(x_BMC[:, None], x_BMC[:, None], mask_BM, None, "queries")
         k_BMK = self.key(x_BMC)
         k_BMQ = k_BMK @ self.query.weight
-        v_BMQ = F.linear(self.value(x_BMC), self.output.weight)
-        bias_B11M = (scale * k_BMK @ self.query.bias)[:, None, None]
-        if mask_BM is not None:
-            bias_B11M = bias_B11M.masked_fill(~attendable(mask_BM), -math.inf)
-        a_B1OQ = F.scaled_dot_product_attention(
-            q_BOQ[:, None], k_BMQ[:, None], v_BMQ[:, None], bias_B11M.to(q_BOQ.dtype), scale=scale
-        )
-        return wipe(a_B1OQ, mask_BM, query_mask_BO)[:, 0] + self.output.bias
+        v_BMQ = project(self.value(x_BMC), self.output.weight)
+        bias_BM = self.scale * k_BMK @ self.query.bias
+        return Remembered(k_BMQ[:, None], v_BMQ[:, None], mask_BM, bias_BM, "inputs")
+
+    def ask(self, q_BOQ: Tensor, seen: Remembered, query_mask_BO: Tensor | None = None) -> Tensor:
+        """What keys are compared with; -> [B, H, O, K]."""
+        if seen.projected == "inputs":
+            return q_BOQ[:, None]
+        q_BOK = on_real(self.query, q_BOQ, query_mask_BO)
+        if seen.projected == "queries":
+            # The bias of the keys adds the same to all scores of a query, which changes no weight; times 0 it is in
+            # the graph, so that it gets its gradient.
+            return (q_BOK @ self.key.weight + 0 * self.key.bias.sum())[:, None]
+        return self.split(q_BOK)
 
     def weights(
-        self, q_BOQ: Tensor, x_BMC: Tensor, mask_BM: Tensor | None = None, query_mask_BO: Tensor | None = None
+        self,
+        q_BOQ: Tensor,
+        x_BMC: Tensor | Remembered,
+        mask_BM: Tensor | None = None,
+        query_mask_BO: Tensor | None = None,
     ) -> Tensor:
         """The attention weights that `forward` uses without forming them, in float32.
 
         -> [B, H, O, M]; rows sum to 1, or are 0 where all is masked.
         """
-        q_BHOK, k_BHMK = self.split(self.query(q_BOQ)), self.split(self.key(x_BMC))
-        score_BHOM = q_BHOK.float() @ k_BHMK.float().transpose(-1, -2) / math.sqrt(q_BHOK.shape[-1])
-        if mask_BM is not None:
-            score_BHOM = score_BHOM.masked_fill(~attendable(mask_BM), -math.inf)
-        return wipe(score_BHOM.softmax(-1), mask_BM, query_mask_BO)
+        seen = x_BMC if isinstance(x_BMC, Remembered) else self.remember(x_BMC, mask_BM)
+        q_BHOK = self.ask(q_BOQ, seen)
+        score_BHOM = self.scale * q_BHOK.float() @ seen.k_BHMK.float().mT
+        if seen.bias_BM is not None:
+            score_BHOM = score_BHOM + seen.bias_BM[:, None, None].float()
+        if seen.mask_BM is not None:
+            score_BHOM = score_BHOM.masked_fill(~seen.mask_BM[:, None, None], -math.inf)
+        weight_BHOM = score_BHOM.softmax(-1).nan_to_num()  # of an example without real inputs
+        return weight_BHOM if query_mask_BO is None else weight_BHOM * query_mask_BO[:, None, :, None]
 
     def split(self, x_BMC: Tensor) -> Tensor:
         """Separates the heads; [B, M, H * K] -> [B, H, M, K]."""
         return x_BMC.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
-def attendable(mask_BM: Tensor) -> Tensor:
-    """The mask in the shape of scores, [B, 1, 1, M]; where all is masked, nothing is (a softmax needs a finite row)."""
-    return (mask_BM | ~mask_BM.any(-1, keepdim=True))[:, None, None, :]
+def on_real(layer: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
+    """Applies what works on every vector for itself; [B, M, C] -> [B, M, E].
 
-
-def wipe(a_BHOK: Tensor, mask_BM: Tensor | None, query_mask_BO: Tensor | None) -> Tensor:
-    """Sets to zero what belongs to masked queries and to queries all of whose inputs are masked."""
-    if mask_BM is not None:
-        a_BHOK = a_BHOK.masked_fill(~mask_BM.any(-1)[:, None, None, None], 0)
-    if query_mask_BO is not None:
-        a_BHOK = a_BHOK.masked_fill(~query_mask_BO[:, None, :, None], 0)
-    return a_BHOK
+    It does so to the vectors that are real and to one of the others, which are all alike or will not be read.
+    """
+    if mask_BM is None or not known(mask_BM):
+        return layer(x_BMC)
+    mask_BM = mask_BM.expand(x_BMC.shape[:2])
+    other = mask_BM.flatten().int().argmin()
+    one_E = layer(x_BMC.flatten(0, 1)[other][None])[0]
+    return one_E.expand(*mask_BM.shape, -1).index_put((mask_BM,), layer(x_BMC[mask_BM]))
 
 
 class MLP(nn.Module):
@@ -190,8 +196,8 @@ class MLP(nn.Module):
     def __init__(self, channels: int, widening: int = 1, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = linear(channels, widening * channels)
-        self.output = linear(widening * channels, channels)
+        self.hidden = Linear(channels, widening * channels)
+        self.output = Linear(widening * channels, channels)
 
     def forward(self, x_BMC: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, C]."""
@@ -238,17 +244,28 @@ class CrossAttention(nn.Module):
     def forward(
         self,
         q_BOQ: Tensor,
-        x_BMC: Tensor,
+        x_BMC: Tensor | Remembered,
         mask_BM: Tensor | None = None,
         query_mask_BO: Tensor | None = None,
         last: Sequence[nn.Module] = (),
     ) -> Tensor:
-        """Cross-attends queries to inputs; masked inputs get no weight; [B, O, Q], [B, M, C] -> [B, O, Q].
+        """Cross-attends queries to inputs, or to what was remembered of them; [B, O, Q], [B, M, C] -> [B, O, Q].
 
-        Layers of `last` are applied to the result, one after another.
+        Masked inputs get no weight; masked queries read nothing. Layers of `last` are applied to the result, one after
+        another.
         """
-        a_BOQ = self.attention(self.norm_q(q_BOQ), self.norm_x(x_BMC), mask_BM, query_mask_BO)
+        seen = x_BMC if isinstance(x_BMC, Remembered) else self.remember(x_BMC, mask_BM)
+        a_BOQ = self.attention(self.norm_q(q_BOQ), seen, None, query_mask_BO)
         h_BOQ = a_BOQ + q_BOQ if self.query_residual else a_BOQ
+        alike = None if self.query_residual else query_mask_BO  # what read nothing has nothing that tells it apart
+        return on_real(partial(self.finish, last), h_BOQ, alike)
+
+    def remember(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Remembered:
+        """What queries need of inputs; see `Attention.remember`."""
+        return self.attention.remember(self.norm_x(x_BMC), mask_BM)
+
+    def finish(self, last: Sequence[nn.Module], h_BOQ: Tensor) -> Tensor:
+        """The MLP, its residual, and the layers after it."""
         layers = [self.mlp.output, *last]
         return sum_then_linear(h_BOQ, self.mlp.activate(self.norm_h(h_BOQ)), layers, self.rearrange)
 
@@ -264,9 +281,9 @@ def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Modul
     fraction of the work to multiply the weights of the layers with each other first.
     """
     output, *last = layers
-    plain = [layer for layer in last if type(layer) is nn.Linear]  # not one that adapts or quantises its weight
+    plain = [layer for layer in last if type(layer) is Linear]  # not one that adapts or quantises its weight
     few = plain and plain[-1].out_features <= FEW_CHANNELS * h_BOQ.shape[-1]
-    if not rearrange or not few or len(plain) < len(last) or type(output) is not nn.Linear:
+    if not rearrange or not few or len(plain) < len(last) or type(output) is not Linear:
         y_BOE = h_BOQ + output(hidden_BOW)
         for layer in last:
             y_BOE = layer(y_BOE)
@@ -275,7 +292,7 @@ def sum_then_linear(h_BOQ: Tensor, hidden_BOW: Tensor, layers: Sequence[nn.Modul
     bias: Tensor = plain[-1].bias
     for layer in reversed(plain[:-1]):
         weight, bias = weight @ layer.weight, weight @ layer.bias + bias
-    return F.linear(h_BOQ, weight, bias) + F.linear(hidden_BOW, weight @ output.weight, weight @ output.bias)
+    return project(h_BOQ, weight, bias) + project(hidden_BOW, weight @ output.weight, weight @ output.bias)
 
 
 def compute_as_written(module: nn.Module) -> None:

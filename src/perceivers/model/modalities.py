@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from perceivers.model.attention import learned
 from perceivers.model.errors import PerceiversError, nearest
+from perceivers.model.linear import learned
 
 
 class Padding(nn.Module):

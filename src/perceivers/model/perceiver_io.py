@@ -7,7 +7,7 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.attention import CrossAttention, Gelu, SelfAttention, learned, linear
+from perceivers.model.attend import known
+from perceivers.model.attention import CrossAttention, Gelu, Remembered, SelfAttention
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import Linear, learned
 from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
 from perceivers.model.saving import save
 
@@ -67,14 +69,19 @@ class Encoder(nn.Module):
         return z_BND
 
 
-def keep(module: nn.Module, *arguments: Tensor | None) -> Tensor:
-    """Runs a module, keeping its activations for the backward pass."""
-    return module(*arguments)
+def keep(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Calls a module or function, keeping its activations for the backward pass."""
+    return function(*arguments)
 
 
-def recompute(module: nn.Module, *arguments: Tensor | None) -> Tensor:
-    """Runs a module and computes its activations again in the backward pass instead of keeping them."""
-    return checkpoint(module, *arguments, use_reentrant=False)
+def recompute(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Calls a module or function and computes its activations again in the backward pass instead of keeping them."""
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+def needed(mask_BM: Tensor | None) -> Tensor | None:
+    """The mask, if it hides anything."""
+    return None if mask_BM is None or (known(mask_BM) and mask_BM.all()) else mask_BM
 
 
 def check_sizes(**sizes: int) -> None:
@@ -223,12 +230,12 @@ class PerceiverIO(Configured, nn.Module):
                 gelu=gelu,
                 long="queries",
             )
-            self.projection = nn.Identity() if output_channels is None else linear(decoded, output_channels)
+            self.projection = nn.Identity() if output_channels is None else Linear(decoded, output_channels)
         self.heads = nn.ModuleDict()
         for name, adapter in outputs.items():
             if adapter.channels is not None:
                 read = (output_channels or decoded) if name in asking else channels
-                self.heads[name] = linear(read, adapter.channels)
+                self.heads[name] = Linear(read, adapter.channels)
 
     def encode(self, data: Mapping[str, Any], masked: Mapping[str, Tensor] | None = None) -> Encoded:
         """Reads all inputs into the latents.
@@ -252,6 +259,7 @@ class PerceiverIO(Configured, nn.Module):
         dtype = self.encoder.latents.dtype
         masked = {} if masked is None else masked
         check_masked(masked, self.input_padding)
+        inputs = {name: array._replace(mask_BM=needed(array.mask_BM)) for name, array in inputs.items()}
         x_BMC, mask_BM = concatenate(
             [self.input_padding(name, array.x_BMC.to(dtype), masked.get(name)) for name, array in inputs.items()],
             [array.mask_BM for array in inputs.values()],
@@ -273,21 +281,25 @@ class PerceiverIO(Configured, nn.Module):
             encoded: what `encode` returned; it can be decoded as often as wanted.
             outputs: for each output wanted, by name, integer points [P] or [B, P], or None for all points.
             max_memory: bound in bytes on what decoding needs at a time beside its results: queries are decoded in
-                chunks that keep within it. None decodes all at once. While gradients are recorded it bounds nothing,
-                since every chunk's activations are kept: decode fewer points instead.
+                chunks that keep within it. While gradients are recorded, what a chunk needs is computed again in the
+                backward pass, so that a loss of all outputs keeps within it too. None decodes all at once.
 
         Returns:
             For each output its predictions: all in the domain's own shape, those of points as [B, P, ...].
         """
         outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
         check_names("output", outputs, self.outputs, all_needed=False)
-        return {name: self.decode_output(name, encoded, points, max_memory) for name, points in outputs.items()}
+        asking = any(self.outputs[name].query_channels is not None for name in outputs)
+        seen = self.decoder.remember(encoded.z_BND) if asking else None
+        return {name: self.decode_output(name, encoded, seen, points, max_memory) for name, points in outputs.items()}
 
-    def decode_output(self, name: str, encoded: Encoded, points: Tensor | None, max_memory: int | None) -> Any:
-        """Decodes one output, in chunks if memory asks for it."""
+    def decode_output(
+        self, name: str, encoded: Encoded, seen: Remembered | None, points: Tensor | None, max_memory: int | None
+    ) -> Any:
+        """Decodes one output from what the decoder has seen of the latents, in chunks if memory asks for it."""
         adapter = self.outputs[name]
         assert isinstance(adapter, OutputAdapter)
-        if adapter.query_channels is None:
+        if adapter.query_channels is None or seen is None:
             return adapter.read(self.head(name)(encoded.z_BND.mean(1, keepdim=True)), encoded)
         total = adapter.count(encoded)
         if points is not None and points.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -295,13 +307,15 @@ class PerceiverIO(Configured, nn.Module):
         count = total if points is None else points.shape[-1]
         chunk = count if max_memory is None else max(1, max_memory // self.bytes_per_query(encoded.z_BND))
         if count <= chunk:
-            y_BPE = self.answer(name, encoded, points)
+            y_BPE = self.answer(name, encoded, seen, points)
         else:
             all_points = torch.arange(count, device=encoded.z_BND.device) if points is None else points
-            y_BPE = torch.cat([self.answer(name, encoded, some) for some in all_points.split(chunk, -1)], 1)
+            run = recompute if torch.is_grad_enabled() else keep
+            chunks = [run(self.answer, name, encoded, seen, some) for some in all_points.split(chunk, -1)]
+            y_BPE = torch.cat(chunks, 1)
         return adapter.read(y_BPE, encoded, points)
 
-    def answer(self, name: str, encoded: Encoded, points: Tensor | None) -> Tensor:
+    def answer(self, name: str, encoded: Encoded, seen: Remembered, points: Tensor | None) -> Tensor:
         """Makes the queries of some points and decodes them; -> [B, P, E]."""
         adapter = self.outputs[name]
         assert isinstance(adapter, OutputAdapter)
@@ -309,22 +323,22 @@ class PerceiverIO(Configured, nn.Module):
         q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
         q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
         last = [layer for layer in (self.projection, self.head(name)) if not isinstance(layer, nn.Identity)]
-        return self.decoder(q_BPQ, z_BND, None, adapter.mask(encoded, points), last)
+        return self.decoder(q_BPQ, seen, None, needed(adapter.mask(encoded, points)), last)
 
     def head(self, name: str) -> nn.Module:
         """The last linear layer of an output, if it has one."""
         return self.heads[name] if name in self.heads else nn.Identity()
 
     def bytes_per_query(self, z_BND: Tensor) -> int:
-        """What decoding one more query of every example takes at its peak, without its result; scores counted in."""
+        """What decoding one more query of every example takes at its peak, without its result."""
         batch, latents, _ = z_BND.shape
         attention = self.decoder.attention
         query = self.query_padding.common
         hidden = self.decoder.mlp.hidden.out_features
         read = getattr(self.projection, "out_features", 0)
         vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features + read
-        scores = 2 * attention.heads * latents
-        return batch * (vectors + scores) * z_BND.element_size()
+        kept = 2 * attention.heads * latents if attention.dropout and self.training else 0  # scores
+        return batch * (vectors + kept) * z_BND.element_size()
 
     def forward(
         self,

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from perceivers.model.attention import learned, linear
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import Linear, learned
 
 
 class Positions(Configured, nn.Module):
@@ -42,7 +42,7 @@ class Positions(Configured, nn.Module):
 
 
 class FourierPositions(Positions):
-    """Sines and cosines of the position in `bands` frequencies per dimension, and the position itself.
+    """The position, sines of all dimensions and their cosines, in `bands` frequencies per dimension.
 
     Positions are scaled to [-1, 1]; frequencies are spaced linearly from 1 to half the resolution.
     A model with these positions takes grids of other sizes than it was trained on: they span the same [-1, 1].
@@ -79,18 +79,30 @@ class FourierPositions(Positions):
         grid = self.grid if grid is None else grid
         if len(grid) != len(self.grid):
             raise PerceiversError(f"positions have {len(self.grid)} dimensions, but the data has {len(grid)}: {grid}.")
-        return fourier_features(coordinates(grid, points, self.endpoint, device), self.resolution, self.bands)
+        axes = [
+            axis_features(size, resolution, self.bands, self.endpoint, device)
+            for size, resolution in zip(grid, self.resolution, strict=True)
+        ]
+        if points is None:
+            spread = [
+                axis.view(-1, *[1] * (len(grid) - 1 - place), axis.shape[-1]).expand(*grid, -1)
+                for place, axis in enumerate(axes)
+            ]
+        else:
+            spread = [axis[index] for axis, index in zip(axes, torch.unravel_index(points, grid), strict=True)]
+        parts = [part.split([1, self.bands, self.bands], -1) for part in spread]
+        features = torch.cat([one for kind in zip(*parts, strict=True) for one in kind], -1)
+        return features.flatten(0, -2) if points is None else features
 
 
-def coordinates(grid: tuple[int, ...], points: Tensor | None, endpoint: bool, device: torch.device | None) -> Tensor:
-    """Positions on `grid` scaled to [-1, 1]; -> [S, G] of all, or [P, G] or [B, P, G] of `points`."""
-    axes = [
-        torch.linspace(-1, 1 if endpoint else 1 - 2 / size, size, device=device, dtype=torch.float32) for size in grid
-    ]
-    if points is None:
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
-    indices = torch.unravel_index(points, grid)
-    return torch.stack([axis[index] for axis, index in zip(axes, indices, strict=True)], -1)
+def axis_features(size: int, resolution: int, bands: int, endpoint: bool, device: torch.device | None) -> Tensor:
+    """Fourier features of the places along one dimension, from -1 to 1; -> [size, 2 * bands + 1].
+
+    A dimension has few places, however many points the grid has: every sine is computed once.
+    """
+    last = 1 if endpoint else 1 - 2 / size
+    position_S = torch.linspace(-1, last, size, device=device, dtype=torch.float32)
+    return fourier_features(position_S[:, None], (resolution,), bands)
 
 
 def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:
@@ -117,7 +129,7 @@ class LearnedPositions(Positions):
         self.grid = tuple(grid)
         self.channels = channels
         self.table_SF = learned(math.prod(self.grid), channels)
-        self.projection = linear(channels, channels) if projected else nn.Identity()
+        self.projection = Linear(channels, channels) if projected else nn.Identity()
 
     def forward(
         self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None

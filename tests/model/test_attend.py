@@ -1,0 +1,134 @@
+import math
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from perceivers.model import attend as module
+from perceivers.model.attend import Attend, attend, fused, pieces
+
+LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def formula(q, k, v, mask=None, bias=None, scale=None):
+    """softmax(scale q k^T + bias) v, as it stands in the paper, in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    score = q @ k.mT * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        score = score + bias.double()[:, None, None]
+    if mask is not None:
+        score = score.masked_fill(~mask[:, None, None], -math.inf)
+    return score.softmax(-1).nan_to_num() @ v
+
+
+def arrays(dtype, heads=2, queries=7, inputs=9, qk=4, v=6):
+    """Queries, keys and values as they come from a projection that was split into heads."""
+    sizes = (queries, qk), (inputs, qk), (inputs, v)
+    made = [torch.randn(3, count, heads, size).to(dtype).transpose(1, 2) for count, size in sizes]
+    return [array.detach().requires_grad_() for array in made]
+
+
+MASK = torch.arange(9) < torch.tensor([[9], [4], [0]])
+
+
+@pytest.fixture(params=["one piece", "many pieces"])
+def in_pieces(request, monkeypatch):
+    if request.param == "many pieces":
+        monkeypatch.setattr(module, "SCORES_ON_CPU", 2 * 9 * 4)
+        monkeypatch.setattr(module, "FEW_QUERIES", 3)
+
+
+@pytest.mark.parametrize("scattered", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("heads", "qk", "v"), [(2, 4, 6), (2, 4, 4), (1, 5, 5)])
+@pytest.mark.parametrize("dtype", list(LOOSE))
+@pytest.mark.usefixtures("in_pieces")
+def test_values_and_gradients_are_the_formulas(dtype, heads, qk, v, masked, biased, scattered):
+    q, k, values = arrays(dtype, heads, qk=qk, v=v)
+    mask = (MASK[:, torch.randperm(9)] if scattered else MASK) if masked else None
+    bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
+    inputs = [array for array in (q, k, values, bias) if array is not None]
+    want = formula(q, k, values, mask, bias, 0.3)
+    got = attend(q, k, values, mask, bias, scale=0.3)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
+    weight = torch.randn_like(want)
+    gradients = torch.autograd.grad((got.double() * weight).sum(), inputs)
+    for gradient, of_formula in zip(gradients, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, of_formula, atol=3 * LOOSE[dtype], rtol=3 * LOOSE[dtype])
+
+
+@pytest.mark.parametrize("budget", [1, 10**6])
+def test_pieces_on_an_accelerator_take_masks_as_a_bias(budget, monkeypatch):
+    """There, masks become a bias; the same path is taken here where it cannot be looked at what they hide."""
+    monkeypatch.setattr(module, "known", lambda mask: False)
+    monkeypatch.setattr(module, "SCORES_ON_CPU", budget)
+    for v in (4, 6):  # by the fused kernel, and in pieces
+        q, k, values = arrays(torch.float32, v=v)
+        torch.testing.assert_close(attend(q, k, values, MASK).double(), formula(q, k, values, MASK))
+
+
+def test_gradients_by_finite_differences():
+    q, k, v = arrays(torch.float64, queries=3, inputs=4)
+    bias = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *a: Attend.apply(*a, 0.5, 1), (q, k, v, bias))
+
+
+@pytest.mark.parametrize(("dtype", "qk", "v"), [(torch.float32, 32, 160), (torch.bfloat16, 64, 64)])
+def test_no_score_is_kept_for_the_gradients(dtype, qk, v):
+    q, k, values = arrays(dtype, 8, 64, 512, qk, v)
+    kept = []
+    with saved_tensors_hooks(lambda array: kept.append(array.numel()) or array, lambda array: array):
+        attend(q, k, values)
+    assert sum(kept) == q.numel() + k.numel() + values.numel()
+
+
+@pytest.mark.parametrize("budget", [1, 5000, 10**5, 10**9])
+@pytest.mark.parametrize(("heads", "queries", "inputs"), [(24, 700, 100), (1, 1000, 3), (3, 10, 5000)])
+def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, inputs):
+    q, k = torch.empty(heads, queries, 8), torch.empty(heads, inputs, 8)
+    seen = torch.zeros(heads, queries)
+    for some_heads, some_queries in pieces(q, k, budget):
+        part = seen[some_heads, some_queries]
+        part += 1
+        assert part.numel() * inputs * 4 <= max(budget, min(queries, 256) * inputs * 4)
+    assert (seen == 1).all()
+
+
+def test_nothing_is_computed_of_padding():
+    q, k, v = (array.detach() for array in arrays(torch.float32))
+    with FlopCounterMode(display=False) as counter:
+        attend(q, k, v, MASK)
+    assert counter.get_total_flops() == 2 * 2 * 7 * (9 + 4) * (4 + 6)
+
+
+def test_which_kernel():
+    q, _, v = arrays(torch.float32, qk=8, v=8)
+    assert fused(q, v, None, 0.0)
+    assert not fused(q, v, torch.zeros(3, 9, requires_grad=True), 0.0)  # whose gradient it would not give
+    assert not fused(q.bfloat16(), v.bfloat16(), None, 0.0)
+    assert not fused(q[..., :4], v, None, 0.0)
+    sizes = {(64, 64): True, (32, 160): True, (256, 256): True, (322, 322): False, (261, 261): False, (512, 512): False}
+    for (qk, v_channels), expected in sizes.items():
+        q, v = torch.empty(1, 1, 2, qk, device="meta"), torch.empty(1, 1, 3, v_channels, device="meta")
+        assert fused(q, v, None, 0.0) is expected
+
+
+def test_autocast_computes_in_its_type():
+    q, k, v = arrays(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = attend(q, k, v)
+    assert got.dtype == torch.bfloat16
+    torch.testing.assert_close(got.double(), formula(q, k, v), atol=3e-2, rtol=3e-2)
+    got.float().sum().backward()
+    assert q.grad.dtype == torch.float32
+
+
+def test_dropout_drops_weights():
+    q, k, v = arrays(torch.float32)
+    torch.manual_seed(0)
+    some = torch.stack([attend(q, k, v, MASK, dropout=0.5) for _ in range(400)])
+    assert some.std(0)[:2].min() > 0
+    torch.testing.assert_close(some.mean(0).double(), formula(q, k, v, MASK), atol=0.4, rtol=0)
