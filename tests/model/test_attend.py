@@ -90,10 +90,11 @@ def test_no_score_is_kept_for_the_gradients(dtype, qk, v):
 def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, inputs):
     q, k = torch.empty(heads, queries, 8), torch.empty(heads, inputs, 8)
     seen = torch.zeros(heads, queries)
-    for some_heads, some_queries in pieces(q, k, budget):
-        part = seen[some_heads, some_queries]
-        part += 1
-        assert part.numel() * inputs * 4 <= max(budget, min(queries, 256) * inputs * 4)
+    for some_heads, parts in pieces(q, k, budget):
+        for some_queries in parts:
+            part = seen[some_heads, some_queries]
+            part += 1
+            assert part.numel() * inputs * 4 <= max(budget, min(queries, 256) * inputs * 4)
     assert (seen == 1).all()
 
 

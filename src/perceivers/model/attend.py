@@ -122,12 +122,14 @@ class Attend(torch.autograd.Function):
     def forward(
         q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, scale: float, budget: int
     ) -> Tensor:
-        q, k, v = (array.flatten(0, 1) for array in (q_BHOK, k_BHMK, v_BHMV))
+        q, v = q_BHOK.flatten(0, 1), v_BHMV.flatten(0, 1)
+        k = k_BHMK.contiguous().flatten(0, 1)  # its transpose is multiplied, which is fast if nothing lies between
         bias = over_heads(bias_BM, q_BHOK.shape[1])
         a = q.new_empty(*q.shape[:2], v.shape[-1])
-        for G, R in pieces(q, k, budget):
-            weights_GRM = scores(q[G, R] * scale, k[G], bias, G).softmax(-1)
-            a[G, R] = product(weights_GRM, v[G])
+        for G, queries in pieces(q, k, budget):
+            for R in queries:
+                weights_GRM = scores(q[G, R] * scale, k[G], bias, G).softmax(-1)
+                a[G, R] = product(weights_GRM, v[G])
         return a.unflatten(0, q_BHOK.shape[:2])
 
     @staticmethod
@@ -139,43 +141,42 @@ class Attend(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient_BHOV: Tensor) -> tuple[Tensor | None, ...]:
         q_BHOK, k_BHMK, v_BHMV, bias_BM = ctx.saved_tensors
-        q, k, v, of_a = (array.flatten(0, 1) for array in (q_BHOK, k_BHMK, v_BHMV, gradient_BHOV))
+        q, of_a = q_BHOK.flatten(0, 1), gradient_BHOV.flatten(0, 1)
+        k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
         bias = over_heads(bias_BM, q_BHOK.shape[1])
-        of_q = q.new_empty(q.shape)
-        wide = torch.promote_types(q.dtype, torch.float32)  # of sums over pieces
-        of_k, of_v = k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
-        of_bias = k.new_zeros(k.shape[:2], dtype=wide)
-        for G, R in pieces(q, k, ctx.budget):
-            scaled_GRK = q[G, R] * ctx.scale
-            weights_GRM = scores(scaled_GRK, k[G], bias, G).softmax(-1)
-            of_v[G] += weights_GRM.mT @ of_a[G, R]
-            of_weights_GRM = product(of_a[G, R], v[G].mT)
-            of_scores_GRM = torch._softmax_backward_data(of_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
-            of_q[G, R] = product(of_scores_GRM, k[G]) * ctx.scale
-            of_k[G] += of_scores_GRM.mT @ scaled_GRK
-            if ctx.needs_input_grad[3]:
-                of_bias[G] += of_scores_GRM.sum(1)
-        heads = q_BHOK.shape[:2]
-        return (
-            of_q.unflatten(0, heads),
-            of_k.to(k.dtype).unflatten(0, heads),
-            of_v.to(v.dtype).unflatten(0, heads),
-            of_bias.to(k.dtype).unflatten(0, heads).sum(1) if ctx.needs_input_grad[3] else None,
-            None,
-            None,
-        )
+        biased = ctx.needs_input_grad[3]
+        of_q, of_k, of_v = (array.new_empty(array.shape) for array in (q, k, v))
+        of_bias = k.new_empty(k.shape[:2])
+        for G, queries in pieces(q, k, ctx.budget):
+            sums: list[Tensor] = []
+            for R in queries:
+                scaled_GRK = q[G, R] * ctx.scale
+                weights_GRM = scores(scaled_GRK, k[G], bias, G).softmax(-1)
+                of_weights_GRM = product(of_a[G, R], v[G].mT)
+                of_scores_GRM = torch._softmax_backward_data(of_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
+                of_q[G, R] = product(of_scores_GRM, k[G]) * ctx.scale
+                parts = [of_scores_GRM.mT @ scaled_GRK, weights_GRM.mT @ of_a[G, R]]
+                parts += [of_scores_GRM.sum(1)] if biased else []
+                if len(queries) > 1:  # sums of many are kept in more digits
+                    parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+                sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
+            of_k[G], of_v[G] = sums[:2]
+            if biased:
+                of_bias[G] = sums[2]
+        of_q, of_k, of_v, of_bias = (array.unflatten(0, q_BHOK.shape[:2]) for array in (of_q, of_k, of_v, of_bias))
+        return of_q, of_k, of_v, of_bias.sum(1) if biased else None, None, None
 
 
-def pieces(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, slice]]:
-    """Which heads and which of their queries to take at a time."""
+def pieces(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Which heads to take at a time, and which of their queries."""
     heads, queries, _ = q.shape
     bytes_of_query = k.shape[1] * q.element_size()
     few = min(queries, FEW_QUERIES)
     some_heads = min(heads, max(1, budget // (few * bytes_of_query)))
     some_queries = max(few, budget // (some_heads * bytes_of_query))
+    of_each = [slice(query, query + some_queries) for query in range(0, queries, some_queries)]
     for head in range(0, heads, some_heads):
-        for query in range(0, queries, some_queries):
-            yield slice(head, head + some_heads), slice(query, query + some_queries)
+        yield slice(head, head + some_heads), of_each
 
 
 def over_heads(bias_BM: Tensor | None, heads: int) -> Tensor | None:

@@ -44,6 +44,8 @@ class Padding(nn.Module):
 
 def concatenate(arrays_BMC: list[Tensor], masks_BM: list[Tensor | None]) -> tuple[Tensor, Tensor | None]:
     """One array of the elements of all, and their mask if any has one."""
+    if len(arrays_BMC) == 1:
+        return arrays_BMC[0], masks_BM[0]
     if all(mask_BM is None for mask_BM in masks_BM):
         return torch.cat(arrays_BMC, 1), None
     masks_BM = [
