@@ -1,8 +1,9 @@
 # make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size.  make check: lint, types, structure.
+# make bench: measurements beside other implementations, into docs/performance.md, 25 minutes on two cores; bench-quick: 3.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check
+.PHONY: demo test test-slow check bench bench-quick
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -18,6 +19,14 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: .venv/installed
+	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/report.py
+
+bench-quick: .venv/installed
+	$(BIN)/python benchmarks/run.py --quick --output runs/bench/performance.json
+	$(BIN)/python benchmarks/report.py runs/bench/performance.json --output runs/bench/performance.md
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

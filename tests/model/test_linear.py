@@ -79,6 +79,14 @@ def test_weights_may_be_transposed():
     torch.testing.assert_close(project(x, weight.mT), x @ weight)
 
 
+def test_matrices_with_gaps_are_left_to_the_other_library(monkeypatch):
+    """With the second, oneDNN does not come back."""
+    monkeypatch.setattr(module, "onednn", lambda *_: pytest.fail("has gaps"))
+    gaps = torch.randn(512, 8, 128)[:, 0]
+    for x, weight in ((gaps, torch.randn(6, 128)), (torch.randn(512, 512), gaps.mT)):
+        torch.testing.assert_close(project(x, weight), x @ weight.mT)
+
+
 def test_only_gradients_that_are_asked_for_are_computed():
     x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
     with FlopCounterMode(display=False) as counter:

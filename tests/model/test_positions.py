@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceivers.model.errors import PerceiversError
-from perceivers.model.positions import FourierPositions, LearnedPositions
+from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
 
 
 def test_fourier_features_are_the_papers():
@@ -82,3 +82,24 @@ def test_the_resolution_bounds_the_frequencies():
 def test_a_resolution_of_other_dimensions_is_refused(resolution):
     with pytest.raises(PerceiversError, match=r"resolution = .* must have a number for each of grid = \(4, 4\)"):
         FourierPositions((4, 4), 2, resolution)
+
+
+@pytest.mark.parametrize("endpoint", [True, False])
+@pytest.mark.parametrize("grid", [(50,), (6, 9), (3, 4, 5)])
+def test_what_is_computed_along_each_axis_is_what_every_point_would_give(grid, endpoint):
+    positions = FourierPositions(grid, 3, [size + 2 for size in grid], endpoint)
+    axes = [torch.linspace(-1, 1 if endpoint else 1 - 2 / size, size) for size in grid]
+    every = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+    expected = fourier_features(every, positions.resolution, 3)
+    assert torch.equal(positions(), expected)
+    few, many = torch.tensor([[0, 3, 49], [7, 7, 1]]), torch.randint(0, 50, (2, 70))
+    assert torch.equal(positions(points=few), expected[few])
+    assert torch.equal(positions(points=many), expected[many])
+
+
+def test_some_points_of_a_long_axis_do_not_compute_all_of_it():
+    positions = FourierPositions((100000,), 4)
+    with torch.profiler.profile(record_shapes=True) as profile:
+        positions(points=torch.arange(10))
+    sizes = [math.prod(event.input_shapes[0]) for event in profile.events() if event.name == "aten::sin"]
+    assert sizes == [40]

@@ -62,9 +62,14 @@ def project(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tenso
 
 
 def by_onednn(x: Tensor, weight_EC: Tensor) -> bool:
-    """Whether oneDNN multiplies these: plain float32 arrays on a processor on which it is the faster library."""
+    """Whether oneDNN multiplies these: plain float32 arrays on a processor on which it is the faster library.
+
+    They must have no gaps: with a transposed matrix that has, its operator was seen not to come back.
+    """
     return (
         x.dtype == weight_EC.dtype == torch.float32
+        and x.is_contiguous()
+        and (weight_EC.is_contiguous() or weight_EC.mT.is_contiguous())
         and x.device.type == weight_EC.device.type == "cpu"
         and x.dim() > 1
         and x.numel() > 0
@@ -113,7 +118,7 @@ class Projection(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         rows = gradient.flatten(0, -2)
         return (
-            onednn(gradient, weight_EC.t()) if of_x else None,
+            project(gradient.contiguous(), weight_EC.mT) if of_x else None,
             rows.t() @ x.flatten(0, -2) if of_weight else None,  # of which MKL is as fast
             rows.sum(0) if of_bias else None,
         )

@@ -79,30 +79,35 @@ class FourierPositions(Positions):
         grid = self.grid if grid is None else grid
         if len(grid) != len(self.grid):
             raise PerceiversError(f"positions have {len(self.grid)} dimensions, but the data has {len(grid)}: {grid}.")
+        indices: Sequence[Tensor | None] = [None] * len(grid) if points is None else torch.unravel_index(points, grid)
         axes = [
-            axis_features(size, resolution, self.bands, self.endpoint, device)
-            for size, resolution in zip(grid, self.resolution, strict=True)
+            axis_features(size, resolution, self.bands, self.endpoint, index, device)
+            for size, resolution, index in zip(grid, self.resolution, indices, strict=True)
         ]
         if points is None:
-            spread = [
-                axis.view(-1, *[1] * (len(grid) - 1 - place), axis.shape[-1]).expand(*grid, -1)
+            ones = [1] * (len(grid) - 1)
+            axes = [
+                axis.view(*ones[:place], -1, *ones[place:], axis.shape[-1]).expand(*grid, -1)
                 for place, axis in enumerate(axes)
             ]
-        else:
-            spread = [axis[index] for axis, index in zip(axes, torch.unravel_index(points, grid), strict=True)]
-        parts = [part.split([1, self.bands, self.bands], -1) for part in spread]
-        features = torch.cat([one for kind in zip(*parts, strict=True) for one in kind], -1)
+        parts = [axis.split([1, self.bands, self.bands], -1) for axis in axes]
+        features = torch.cat([part for kind in zip(*parts, strict=True) for part in kind], -1)
         return features.flatten(0, -2) if points is None else features
 
 
-def axis_features(size: int, resolution: int, bands: int, endpoint: bool, device: torch.device | None) -> Tensor:
-    """Fourier features of the places along one dimension, from -1 to 1; -> [size, 2 * bands + 1].
+def axis_features(
+    size: int, resolution: int, bands: int, endpoint: bool, index: Tensor | None, device: torch.device | None
+) -> Tensor:
+    """Fourier features of the places along one dimension, or of some of them; -> [..., 2 * bands + 1].
 
-    A dimension has few places, however many points the grid has: every sine is computed once.
+    Many points share the few places of a dimension, of which every sine is then computed once.
     """
     last = 1 if endpoint else 1 - 2 / size
-    position_S = torch.linspace(-1, last, size, device=device, dtype=torch.float32)
-    return fourier_features(position_S[:, None], (resolution,), bands)
+    position_S1 = torch.linspace(-1, last, size, device=device, dtype=torch.float32)[:, None]
+    if index is not None and index.numel() < size:
+        return fourier_features(position_S1[index], (resolution,), bands)
+    features = fourier_features(position_S1, (resolution,), bands)
+    return features if index is None else features[index]
 
 
 def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:

@@ -1,0 +1,290 @@
+"""Makes the document of what `run.py` measured: tables, pictures, and which targets are reached.
+
+python benchmarks/report.py                                      # benchmarks/performance*.json -> docs/performance.md
+python benchmarks/report.py runs/bench/performance.json --output runs/bench/performance.md
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import machine, others, plots, rows
+from benchmarks.run import name_of
+from benchmarks.scaling import TOO_LONG
+from benchmarks.targets import EXPONENT_WITHIN, Run, Target, fraction, measured_rows, peak_of, seconds, targets
+
+ROOT = Path(__file__).parents[1]
+FILES = (ROOT / "benchmarks/performance.json", ROOT / "benchmarks/performance_cuda.json")
+
+LIMITS: dict[str, str] = {
+    "flow 368 x 496, float32": "",
+    "flow 368 x 496, bfloat16": "",
+    "autoencoding of a clip, float32": "",
+    "autoencoding of a clip, bfloat16": "",
+    "language, 2,048 bytes, float32": "",
+    "language, 2,048 bytes, bfloat16": "",
+    "language, one word of 9 in 64 bytes, float32": "",
+    "language, one word of 9 in 64 bytes, bfloat16": "",
+    "ImageNet Fourier, float32": "",
+    "ImageNet Fourier, bfloat16": "",
+    "language training step, float32": "",
+    "language training step, bfloat16": "",
+    "ImageNet Fourier training step, float32": "",
+    "ImageNet Fourier training step, bfloat16": "",
+    "flow peak memory": "",
+    "language training step, memory": "",
+    "ImageNet Fourier training step, memory": "",
+    "fraction of the peak, float32": "",
+    "fraction of the peak, bfloat16": "",
+    "scaling exponent in inputs: time": "",
+    "scaling exponent in inputs: memory": "",
+    "scaling exponent in outputs: time": "",
+    "scaling exponent in outputs: memory": "",
+    "a million inputs": "",
+}
+"""For a target that is not reached, by its key: what the limit is and what was tried. It stands behind the figures."""
+
+METHOD = f"""
+- Every row runs both sides in turn, call by call, each in a process of its own; a ratio is the median of the ratios
+  pair by pair, in brackets the lowest and highest. Before, each side runs the work once, uncounted, or a small part
+  of it: a crop, one example, or one part. Times are medians.
+- Weights are random, of the published sizes, the same on both sides; models are converted by `model.to(dtype)`. The
+  difference of both answers is the largest, in standard deviations of the answer; of a training step it is that of
+  the gradient of the latents. A run fails if it is above 0.001 in float32.
+- A training step is forward, loss and backward in training mode, without the optimiser's update, which is the same on
+  both sides, and without dropout. Losses: cross-entropy of the 15% of tokens that are masked (of which ours decodes
+  no others), cross-entropy of images, mean end-point error of flow.
+- Memory is the peak of the process during the row, with its weights, inputs and torch itself, by the kernel's
+  high-water mark, started anew before each row; on a GPU what torch allocated. Where there is no `/proc`, it is the
+  peak since the process began.
+- FLOPs are those of the matrix products and convolutions that a side executes, a multiply and an add being two,
+  counted by torch's `FlopCounterMode` while the same code runs on the meta device; a backward pass counts too. The
+  fraction of the peak is FLOPs by time by the best of some {machine.SIDE} x {machine.SIDE} x {machine.SIDE} products
+  in the same precision, measured at the beginning and the end of the run. All else that a side does takes time, but
+  counts nothing.
+- `transformers` reads texts of 2,048 bytes only, so shorter ones are padded and masked for it; ours reads them as
+  they are. It cuts a clip's outputs into 128 parts and encodes the clip anew for each: three are measured, after one
+  that is not counted, and taken for all. In bfloat16 it stops at its masks of float32, so its input array is
+  converted for it. It is given images normalised, and frames cut into patches, which ours does within what is timed.
+- Compiled is `model.compile()`, with the time of the first call, which compiles, beside it.
+- `perceiver-pytorch` cannot have the same weights. The same are: {others.SAME}. Different: {others.DIFFERENT}. The
+  ratio per FLOP is that of the FLOPs a second.
+- Scaling: forward passes in float32 of a model with {others.LATENTS} latents of {others.WIDTH} channels and
+  {others.DEPTH} layers; inputs of {others.CHANNELS} channels, outputs of {others.ANSWERED}, {others.FEW:,} inputs
+  while the outputs grow. Fitted is fixed + factor x count^exponent by least squares of the relative residuals. The
+  Transformer encoder is torch's, of the same width, depth, heads and width of MLPs, without the "fast path", which is
+  slower for long inputs; it ends where a call would take more than {TOO_LONG:.0f} s, going on from the last two
+  points, or where memory ends. An exponent of memory below {1 - EXPONENT_WITHIN:g} counts as reached.
+"""
+
+
+def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *lines))
+
+
+def side_of(run: Run, row: dict[str, Any], side: str) -> list[str]:
+    """Time, memory, FLOPs and fraction of a side of a row."""
+    found = row["sides"][side]
+    return [
+        f"{seconds(row, side):.3g} s",
+        f"{found['peak'] / 1e9:.2f} GB",
+        f"{found['flops'] / 1e9:,.0f}" if found["flops"] >= 1e10 else f"{found['flops'] / 1e9:.3g}",
+        f"{fraction(run, row, side):.0%}",
+    ]
+
+
+def rows_table(run: Run, chosen: Sequence[dict[str, Any]], first: str, second: str) -> str:
+    """A line a row: both sides, and how many times as fast the second is."""
+    names = [name_of(side, chosen[0]) for side in (first, second)]
+    columns = [f"{name}: {what}" for name in names for what in ("time", "peak", "GFLOPs", "of the peak")]
+    lines = []
+    for row in chosen:
+        ratio = row["ratios"][second]
+        difference = f"{row['difference']:.0e}" if "difference" in row else ""
+        lines.append(
+            [
+                *[row["work"], str(row["batch"]), row["dtype"]],
+                *[*side_of(run, row, first), *side_of(run, row, second)],
+                f"**{ratio['median']:.2f}** ({ratio['lowest']:.2f} to {ratio['highest']:.2f})",
+                *[str(row["rounds"]), difference],
+            ]
+        )
+    return table(["work", "batch", "precision", *columns, "times as fast", "rounds", "difference"], lines)
+
+
+def others_table(run: Run, chosen: Sequence[dict[str, Any]]) -> str:
+    """The rows beside `perceiver-pytorch`, with the ratio per FLOP as well."""
+    lines = []
+    for row in chosen:
+        theirs, ours = row["sides"]["theirs"]["flops"], row["sides"]["ours"]["flops"]
+        ratio = row["ratios"]["ours"]["median"]
+        lines.append(
+            [
+                *[row["work"], str(row["batch"]), row["dtype"]],
+                *[*side_of(run, row, "theirs"), *side_of(run, row, "ours")],
+                *[f"**{ratio:.2f}**", f"{ratio * ours / theirs:.2f}"],
+            ]
+        )
+    columns = [f"{name}: {what}" for name in ("theirs", "ours") for what in ("time", "peak", "GFLOPs", "of the peak")]
+    return table(["work", "batch", "precision", *columns, "times as fast", "per FLOP"], lines)
+
+
+def compiled_table(run: Run, chosen: Sequence[dict[str, Any]]) -> str:
+    """The rows of compiled models beside the same ones eager."""
+    lines = [
+        [
+            *[row["work"], row["dtype"], *side_of(run, row, "ours"), *side_of(run, row, "ours compiled")],
+            f"**{row['ratios']['ours compiled']['median']:.2f}**",
+            f"{row['sides']['ours compiled']['first']:.0f} s",
+        ]
+        for row in chosen
+    ]
+    columns = [
+        f"{name}: {what}" for name in ("eager", "compiled") for what in ("time", "peak", "GFLOPs", "of the peak")
+    ]
+    return table(["work", "precision", *columns, "times as fast", "compiling"], lines)
+
+
+def gpu_table(run: Run, chosen: Sequence[dict[str, Any]]) -> str:
+    """The rows on a GPU, with up to four sides each."""
+    lines = []
+    for row in chosen:
+        for side in row["sides"]:
+            ratio = f"**{row['ratios'][side]['median']:.2f}**" if side in row["ratios"] else "1"
+            first = f"{row['sides'][side]['first']:.0f} s" if side.endswith("compiled") else ""
+            start = [row["work"], str(row["batch"]), row["dtype"], name_of(side, row)]
+            lines.append([*start, *side_of(run, row, side), ratio, first])
+    columns = ["time", "peak", "GFLOPs", "of the peak", "times as fast", "compiling"]
+    return table(["work", "batch", "precision", "side", *columns], lines)
+
+
+def targets_table(found: Sequence[Target]) -> str:
+    """The targets, what was measured, and whether that reaches them."""
+    said = {True: "**reached**", False: "**not reached**", None: "not measured"}
+    return table(
+        ["work", "precision", "target", "measured", ""],
+        [[one.work, one.dtype, one.wanted, one.measured, said[one.reached]] for one in found],
+    )
+
+
+def missed(found: Sequence[Target]) -> str:
+    """A line for each target that was not reached: how far it is, and what is known of the limit."""
+    lines = []
+    for one in found:
+        if one.reached is False:
+            limit = f" {LIMITS[one.key]}" if LIMITS.get(one.key) else ""
+            lines.append(f"- **{one.key}**: {one.remark}.{limit}")
+    return "\n".join(lines)
+
+
+def about(run: Run) -> str:
+    """Command, machine, versions, date, duration and the machine's peak."""
+    parts = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    where = run["machine"]
+    gpu = f"{where['gpu']}, " if "gpu" in where else ""
+    speeds = "; ".join(
+        f"{dtype} {peak_of(run, dtype) / 1e9:,.0f} GFLOP/s ("
+        + ", ".join(
+            f"{when}: {peak[dtype]['flops'] / 1e9:,.0f} by {peak[dtype]['way']}" for when, peak in run["peaks"].items()
+        )
+        + ")"
+        for dtype in ("float32", "bfloat16")
+    )
+    lines = [
+        f"```\n{run['command']}\n```\n",
+        f"{gpu}{where['processor']}, {where['cores']} cores, {where['threads']} threads; {parts};",
+        f"{run['date']}, {run['seconds'] / 60:.1f} minutes. Best matrix product: {speeds}.",
+    ]
+    return "\n".join(lines)
+
+
+def measured(run: Run, pictures: str) -> str:
+    """The tables of a run."""
+    done = measured_rows(run)
+    beside = [row for row in done if row["sides"].keys() == set(rows.BOTH) and row["equal"]]
+    sections = []
+    if run["device"] == "cuda":
+        sections += ["### Rows\n", gpu_table(run, done)] if done else []
+    elif beside:
+        sections.append(f"### Beside `transformers`\n\n![How many times as fast]({pictures}_ratios.png)\n")
+        for mode, title in (("forward", "Forward"), ("train", "Training step")):
+            if chosen := [row for row in beside if row["mode"] == mode]:
+                sections.append(f"#### {title}\n\n{rows_table(run, chosen, *rows.BOTH)}\n")
+    if run["device"] == "cpu":
+        if chosen := [row for row in done if not row["equal"]]:
+            sections.append(f"### Beside `perceiver-pytorch`\n\n{others_table(run, chosen)}\n")
+        if chosen := [row for row in done if tuple(row["sides"]) == rows.COMPILED]:
+            sections.append(f"### Compiled\n\n{compiled_table(run, chosen)}\n")
+    if left := [row for row in run["rows"] if "skipped" in row]:
+        sections.append("### Left out\n\n" + "\n".join(f"- {row['key']}: {row['skipped']}" for row in left) + "\n")
+    if any(series["points"] for series in run["scaling"].values()):
+        sections.append(
+            f"### Scaling\n\n![Time and memory]({pictures}_scaling.png)\n\n{scaling_table(run['scaling'])}\n"
+        )
+    return "\n".join(sections)
+
+
+def scaling_table(series: dict[str, Any]) -> str:
+    """All points of the scaling, and why a series ended."""
+    lines = [
+        [
+            *[plots.LABELS[what], f"{point['count']:,}", f"{point['seconds']:.3g} s"],
+            *[f"{point['peak'] / 1e9:.2f} GB", f"{point['beyond'] / 1e9:.3f} GB"],
+        ]
+        for what, found in series.items()
+        for point in found["points"]
+    ]
+    ends = [f"\n{plots.LABELS[what]}: {found['ended']}." for what, found in series.items() if found["ended"]]
+    header = ["what grows", "elements", "time", "peak", "peak beyond model and input"]
+    return table(header, lines) + "\n" + "".join(ends)
+
+
+def document(runs: Sequence[Run], pictures: str = "performance") -> str:
+    """The document; `pictures` is what their names begin with."""
+    parts = ["# Performance\n\nThis page is generated by `make bench`; figures are never typed."]
+    for run in runs:
+        found = targets(run)
+        title = "On a GPU" if run["device"] == "cuda" else "On CPU"
+        parts.append(f"## {title}\n")
+        if run["tiny"]:
+            parts.append("**Toy models, to try the benchmark: none of these figures says anything.**\n")
+        elif run["quick"]:
+            parts.append("The quick run: a few short rows.\n")
+        parts += [about(run), f"### Targets\n\n{targets_table(found)}\n"]
+        if lines := missed(found):
+            parts.append(f"What is missing:\n\n{lines}\n")
+        parts.append(measured(run, pictures))
+    parts.append(f"## How it is measured\n{METHOD}")
+    return "\n\n".join(part.strip("\n") for part in parts) + "\n"
+
+
+def main() -> None:
+    """Reads the files, writes the document and its pictures beside it, and prints the targets."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, help="what run.py wrote (benchmarks/performance*.json)")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs/performance.md", help="the document")
+    arguments = parser.parse_args()
+    files = arguments.files or [file for file in FILES if file.exists()]
+    runs = [json.loads(file.read_text()) for file in files]
+    output = arguments.output
+    output.write_text(document(runs, output.stem))
+    for run in runs:
+        print(targets_table(targets(run)))
+        if run["device"] == "cuda":
+            continue
+        bars = [
+            (row["key"], row["dtype"], row["ratios"]["ours"]) for row in measured_rows(run) if "ours" in row["ratios"]
+        ]
+        plots.ratios(bars, output.with_name(f"{output.stem}_ratios.png"))
+        plots.scaling(run["scaling"], output.with_name(f"{output.stem}_scaling.png"))
+    print(f"written to {output}")
+
+
+if __name__ == "__main__":
+    main()
