@@ -84,7 +84,7 @@ def one(side: Side, what: str, count: int) -> dict[str, Any]:
     """Measures a point: the median of some calls after one, and peak memory."""
     resident = side.ask("scale", what=what, count=count)["resident"]
     warm = side.ask("warm")["seconds"]
-    rounds = 9 if warm < 0.2 else 5 if warm < 2 else 3
+    rounds = 25 if warm < 0.1 else 9 if warm < 1 else 3
     measured = [side.ask("run")["seconds"] for _ in range(rounds)] if warm < 5 else [warm]  # warming up is little of it
     seconds = statistics.median(measured)
     peak = side.ask("finish")["peak"]
