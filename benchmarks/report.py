@@ -13,74 +13,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import machine, others, plots, rows
+from benchmarks import plots, rows
 from benchmarks.run import name_of
-from benchmarks.scaling import TOO_LONG
-from benchmarks.targets import EXPONENT_WITHIN, Run, Target, fraction, measured_rows, peak_of, seconds, targets
+from benchmarks.targets import Run, Target, fraction, measured_rows, peak_of, seconds, targets
+from benchmarks.texts import LIMITS, METHOD, NO_GPU, REASONS, TRIED
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "benchmarks/performance.json", ROOT / "benchmarks/performance_cuda.json")
-
-LIMITS: dict[str, str] = {
-    "flow 368 x 496, float32": "",
-    "flow 368 x 496, bfloat16": "",
-    "autoencoding of a clip, float32": "",
-    "autoencoding of a clip, bfloat16": "",
-    "language, 2,048 bytes, float32": "",
-    "language, 2,048 bytes, bfloat16": "",
-    "language, one word of 9 in 64 bytes, float32": "",
-    "language, one word of 9 in 64 bytes, bfloat16": "",
-    "ImageNet Fourier, float32": "",
-    "ImageNet Fourier, bfloat16": "",
-    "language training step, float32": "",
-    "language training step, bfloat16": "",
-    "ImageNet Fourier training step, float32": "",
-    "ImageNet Fourier training step, bfloat16": "",
-    "flow peak memory": "",
-    "language training step, memory": "",
-    "ImageNet Fourier training step, memory": "",
-    "fraction of the peak, float32": "",
-    "fraction of the peak, bfloat16": "",
-    "scaling exponent in inputs: time": "",
-    "scaling exponent in inputs: memory": "",
-    "scaling exponent in outputs: time": "",
-    "scaling exponent in outputs: memory": "",
-    "a million inputs": "",
-}
-"""For a target that is not reached, by its key: what the limit is and what was tried. It stands behind the figures."""
-
-METHOD = f"""
-- Every row runs both sides in turn, call by call, each in a process of its own; a ratio is the median of the ratios
-  pair by pair, in brackets the lowest and highest. Before, each side runs the work once, uncounted, or a small part
-  of it: a crop, one example, or one part. Times are medians.
-- Weights are random, of the published sizes, the same on both sides; models are converted by `model.to(dtype)`. The
-  difference of both answers is the largest, in standard deviations of the answer; of a training step it is that of
-  the gradient of the latents. A run fails if it is above 0.001 in float32.
-- A training step is forward, loss and backward in training mode, without the optimiser's update, which is the same on
-  both sides, and without dropout. Losses: cross-entropy of the 15% of tokens that are masked (of which ours decodes
-  no others), cross-entropy of images, mean end-point error of flow.
-- Memory is the peak of the process during the row, with its weights, inputs and torch itself, by the kernel's
-  high-water mark, started anew before each row; on a GPU what torch allocated. Where there is no `/proc`, it is the
-  peak since the process began.
-- FLOPs are those of the matrix products and convolutions that a side executes, a multiply and an add being two,
-  counted by torch's `FlopCounterMode` while the same code runs on the meta device; a backward pass counts too. The
-  fraction of the peak is FLOPs by time by the best of some {machine.SIDE} x {machine.SIDE} x {machine.SIDE} products
-  in the same precision, measured at the beginning and the end of the run. All else that a side does takes time, but
-  counts nothing.
-- `transformers` reads texts of 2,048 bytes only, so shorter ones are padded and masked for it; ours reads them as
-  they are. It cuts a clip's outputs into 128 parts and encodes the clip anew for each: three are measured, after one
-  that is not counted, and taken for all. In bfloat16 it stops at its masks of float32, so its input array is
-  converted for it. It is given images normalised, and frames cut into patches, which ours does within what is timed.
-- Compiled is `model.compile()`, with the time of the first call, which compiles, beside it.
-- `perceiver-pytorch` cannot have the same weights. The same are: {others.SAME}. Different: {others.DIFFERENT}. The
-  ratio per FLOP is that of the FLOPs a second.
-- Scaling: forward passes in float32 of a model with {others.LATENTS} latents of {others.WIDTH} channels and
-  {others.DEPTH} layers; inputs of {others.CHANNELS} channels, outputs of {others.ANSWERED}, {others.FEW:,} inputs
-  while the outputs grow. Fitted is fixed + factor x count^exponent by least squares of the relative residuals. The
-  Transformer encoder is torch's, of the same width, depth, heads and width of MLPs, without the "fast path", which is
-  slower for long inputs; it ends where a call would take more than {TOO_LONG:.0f} s, going on from the last two
-  points, or where memory ends. An exponent of memory below {1 - EXPONENT_WITHIN:g} counts as reached.
-"""
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -260,6 +199,9 @@ def document(runs: Sequence[Run], pictures: str = "performance") -> str:
         if lines := missed(found):
             parts.append(f"What is missing:\n\n{lines}\n")
         parts.append(measured(run, pictures))
+    if all(run["device"] == "cpu" for run in runs):
+        parts.append(f"## On a GPU\n{NO_GPU}")
+    parts += [f"## What makes the difference\n{REASONS}", f"## What was tried and did not pay\n{TRIED}"]
     parts.append(f"## How it is measured\n{METHOD}")
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 

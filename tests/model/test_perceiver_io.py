@@ -369,3 +369,69 @@ def test_a_masked_query_reads_nothing_from_the_latents(data):
         want = full.take_along_dim(points.expand(2, -1)[..., None], 1)
         torch.testing.assert_close(model.decode(encoded, {"some": points})["some"], want)
         torch.testing.assert_close(model.decode(encoded, {"some": points}, max_memory=1)["some"], want)
+
+
+def test_keys_and_values_of_the_decoder_are_made_once_for_all_outputs_and_chunks(data):
+    model = two_modalities().eval()
+    encoded = model.encode(data)
+    calls = []
+    model.decoder.norm_x.register_forward_hook(lambda *_: calls.append(1))
+    model.decode(encoded, max_memory=5 * model.bytes_per_query(encoded.z_BND))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("queries", ["one head", "heads"])
+def test_a_loss_of_all_outputs_keeps_its_memory_bound_and_has_the_same_gradients(queries, data):
+    heads = {"decoder_heads": 3, "decoder_qk_channels": 12} if queries == "heads" else {}
+    model = two_modalities(query_residual=False, **heads).double()
+    data = {name: value.double() for name, value in data.items()}
+
+    def gradients(max_memory):
+        encoded = model.encode(data)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda array: kept.append(array.numel()) or array, lambda a: a):
+            picture = model.decode(encoded, {"picture": None}, max_memory)["picture"]
+        model.zero_grad()
+        picture.square().sum().backward()
+        return sum(kept), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    (all_kept, expected), (kept, got) = gradients(None), gradients(4 * model.bytes_per_query(torch.empty(2, 6, 16)))
+    torch.testing.assert_close(got, expected)
+    assert kept < all_kept / 4
+
+
+def test_a_mask_that_hides_nothing_is_dropped(data):
+    model = two_modalities()
+    hidden = []
+    model.encoder.register_forward_pre_hook(lambda _, arguments: hidden.append(arguments[1]))
+    everything = torch.ones(2, 9, dtype=torch.bool)
+    with_mask = model(data | {"points": InputArray(data["points"], everything)})
+    torch.testing.assert_close(with_mask, model(data))
+    assert hidden == [None, None]
+
+
+def test_padding_is_neither_projected_nor_decoded():
+    """Texts of 3 and 8 tokens: but for one token that stands for the padding, only what is real passes the layers."""
+    from perceivers.tasks import language_model
+
+    sizes = {"latents": 4, "channels": 16, "depth": 1, "embedding_channels": 12, "length": 8}
+    heads = {"heads": 2, "cross_heads": 2, "decoder_heads": 2, "qk_channels": 8, "v_channels": 16}
+    model = language_model(**sizes, **heads, decoder_qk_channels=8, decoder_v_channels=12)
+    tokens, real = torch.randint(6, 262, (2, 8)), torch.arange(8) < torch.tensor([[3], [8]])
+    rows = {}
+
+    def count(name):
+        return lambda _, arguments, result: rows.setdefault(name, []).append(result.flatten(0, -2).shape[0])
+
+    attention = model.encoder.cross_attentions[0].attention
+    for name, layer in {"key": attention.key, "value": attention.value}.items():
+        layer.register_forward_hook(count(name))
+    decoder = model.decoder
+    for name, layer in {"query": decoder.attention.query, "mlp": decoder.mlp.hidden}.items():
+        layer.register_forward_hook(count(name))
+    logits = model({"text": InputArray(tokens, real)})["text"]
+    assert {name: sum(counts) for name, counts in rows.items()} == dict.fromkeys(["key", "value", "query", "mlp"], 12)
+    alone = model({"text": tokens[:1, :3]})["text"]
+    torch.testing.assert_close(logits[:1, :3], alone)
+    logits[real].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

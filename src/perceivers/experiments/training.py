@@ -50,7 +50,7 @@ class Training:
         devices: how many of them on each node, or "auto" for all.
         nodes: number of machines.
         ema: decay of an average of the weights, which is then evaluated and saved; none, if not given.
-        compile: compile the model.
+        compile: compile the model by `torch.compile`, in the first step; it says how long that took.
         workers: processes that load data, for each device.
         seed: of weights, order and augmentation.
         output: folder of the run.
@@ -112,6 +112,7 @@ class Steps(Callback):
         self.interrupted = False
         self.problems: set[str] = set()
         self.ended = time.perf_counter()
+        self.compiled = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         owner = os.getpid()
@@ -159,6 +160,9 @@ class Steps(Callback):
         now = time.perf_counter()
         size = self.config.batch_size / self.config.accumulate
         pl_module.log("examples_per_second", size / (now - self.ended), prog_bar=True)
+        if self.config.compile and not self.compiled and trainer.is_global_zero:
+            print(f"The first step, in which the model was compiled, took {now - self.ended:.0f} s.", flush=True)
+        self.compiled = True
         self.ended = now
         updated = (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
         if updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):

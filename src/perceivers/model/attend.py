@@ -65,7 +65,10 @@ def attend(
         a_BHOV = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B11M, dropout, scale=scale)
     else:
         budget = SCORES_ON_CPU if kind == "cpu" and not compiling else SCORES
-        a_BHOV = Attend.apply(q_BHOK, k_BHMK, v_BHMV, bias_BM, scale, budget)  # type: ignore[no-untyped-call]
+        arrays = q_BHOK, k_BHMK, v_BHMV, bias_BM
+        recorded = torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
+        run = Attend.apply if recorded else Attend.forward
+        a_BHOV = run(*arrays, scale, budget)
     return a_BHOV if mask_BM is None else a_BHOV.masked_fill(~some_B1[..., None, None], 0)
 
 
@@ -122,15 +125,14 @@ class Attend(torch.autograd.Function):
     def forward(
         q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, scale: float, budget: int
     ) -> Tensor:
-        q, v = q_BHOK.flatten(0, 1), v_BHMV.flatten(0, 1)
-        k = k_BHMK.contiguous().flatten(0, 1)  # its transpose is multiplied, which is fast if nothing lies between
+        # What is multiplied often, or transposed, is copied once so that nothing lies between.
+        q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
         bias = over_heads(bias_BM, q_BHOK.shape[1])
-        a = q.new_empty(*q.shape[:2], v.shape[-1])
-        for G, queries in pieces(q, k, budget):
-            for R in queries:
-                weights_GRM = scores(q[G, R] * scale, k[G], bias, G).softmax(-1)
-                a[G, R] = product(weights_GRM, v[G])
-        return a.unflatten(0, q_BHOK.shape[:2])
+        of_heads = [
+            joined([product(scores(q[G, R], k[G], bias, G, scale).softmax(-1), v[G]) for R in queries], 1)
+            for G, queries in pieces(q, k, budget)
+        ]
+        return joined(of_heads, 0).unflatten(0, q_BHOK.shape[:2])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -150,12 +152,11 @@ class Attend(torch.autograd.Function):
         for G, queries in pieces(q, k, ctx.budget):
             sums: list[Tensor] = []
             for R in queries:
-                scaled_GRK = q[G, R] * ctx.scale
-                weights_GRM = scores(scaled_GRK, k[G], bias, G).softmax(-1)
+                weights_GRM = scores(q[G, R], k[G], bias, G, ctx.scale).softmax(-1)
                 of_weights_GRM = product(of_a[G, R], v[G].mT)
                 of_scores_GRM = torch._softmax_backward_data(of_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
                 of_q[G, R] = product(of_scores_GRM, k[G]) * ctx.scale
-                parts = [of_scores_GRM.mT @ scaled_GRK, weights_GRM.mT @ of_a[G, R]]
+                parts = [of_scores_GRM.mT @ (q[G, R] * ctx.scale), weights_GRM.mT @ of_a[G, R]]
                 parts += [of_scores_GRM.sum(1)] if biased else []
                 if len(queries) > 1:  # sums of many are kept in more digits
                     parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
@@ -179,16 +180,22 @@ def pieces(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slic
         yield slice(head, head + some_heads), of_each
 
 
+def joined(pieces: list[Tensor], dimension: int) -> Tensor:
+    """The pieces as one array; a single one is not copied."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dimension)
+
+
 def over_heads(bias_BM: Tensor | None, heads: int) -> Tensor | None:
     """The bias of each head of each example, [B * H, 1, M]."""
     return None if bias_BM is None else bias_BM.repeat_interleave(heads, 0)[:, None]
 
 
-def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, G: slice) -> Tensor:
-    """Q k^T + bias; -> [G, R, M]."""
+def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, G: slice, scale: float) -> Tensor:
+    """The scores q k^T * scale + bias; -> [G, R, M]."""
     if len(q_GRK) == 1:
-        return project(q_GRK[0], k_GMK[0], None if bias is None else bias[G][0, 0])[None]
-    return q_GRK @ k_GMK.mT if bias is None else torch.baddbmm(bias[G], q_GRK, k_GMK.mT)
+        return project(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[G][0, 0])[None]
+    added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias[G], 1)
+    return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
