@@ -82,12 +82,12 @@ def cpu_rows() -> list[Row]:
     """All rows of the run on CPU; `rounds` of 0 leaves a precision out."""
     rows = [
         *pair(LANGUAGE, "language", (5, 5), quick=True),
-        *pair(LANGUAGE, "language", (2, 3), batch=4),
+        *pair(LANGUAGE, "language", (2, 2), batch=4),
         *pair(FILL, "language", (5, 5), lengths=(64,), asked=9, quick=True),
         *pair("language, 64 bytes", "language", (3, 3), lengths=(64,)),
         *pair("language, 256 bytes", "language", (3, 3), lengths=(256,)),
         *pair("language, 1,000 bytes", "language", (3, 3), lengths=(1000,)),
-        *pair(MIXED, "language", (2, 2), lengths=MIX, batch=len(MIX), warm="part"),
+        *pair(MIXED, "language", (1, 2), lengths=MIX, batch=len(MIX), warm="part"),
         *pair(LANGUAGE_STEP, "language", (3, 3), mode="train"),
         *pair(LANGUAGE_STEP, "language", (0, 2), mode="train", batch=4, warm="part"),
         *pair(FOURIER, "imagenet_fourier", (3, 3), quick=True),
@@ -96,7 +96,7 @@ def cpu_rows() -> list[Row]:
         *pair(FOURIER_STEP, "imagenet_fourier", (0, 1), mode="train", batch=4, warm="part"),
         *pair("ImageNet learned", "imagenet_learned", (2, 3)),
         *pair("ImageNet learned", "imagenet_learned", (1, 2), batch=2, warm="part"),
-        *pair("ImageNet conv", "imagenet_conv", (3, 3)),
+        *pair("ImageNet conv", "imagenet_conv", (2, 3)),
         *pair("ImageNet conv", "imagenet_conv", (2, 3), batch=2, warm="part"),
         *pair(FLOW, "flow", (1, 2), warm="part"),
         *pair(FLOW, "flow", (0, 1), batch=2, warm="part"),
@@ -105,7 +105,7 @@ def cpu_rows() -> list[Row]:
         *pair(CLIP, "clip", (0, 1), batch=2, warm="part"),
         *pair("as perceiver-pytorch", "perceiver_pytorch", (5, 5), equal=False),
         *pair("as perceiver-pytorch, training step", "perceiver_pytorch", (3, 3), mode="train", batch=4, equal=False),
-        *pair(LANGUAGE, "language", (3, 3), sides=COMPILED),
+        *pair(LANGUAGE, "language", (3, 2), sides=COMPILED),
         *pair(LANGUAGE_STEP, "language", (0, 3), mode="train", sides=COMPILED),
     ]
     quick = (FOURIER_STEP, 1, "bfloat16", BOTH)

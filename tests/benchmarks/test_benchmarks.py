@@ -269,7 +269,7 @@ def test_targets_are_judged(run):
     # 25% short; 3.2 TFLOPs at 400 GFLOP/s would take 8 s beside their 15.
     assert "25% short, at 80%" in found[f"{rows.FLOW}, bfloat16"].remark
     assert "1.88 x" in found[f"{rows.FLOW}, bfloat16"].remark
-    assert set(report.LIMITS) == set(found)
+    assert set(report.LIMITS) <= set(found)
 
 
 def test_gpu_targets_take_the_faster_of_ours(run):
