@@ -170,25 +170,20 @@ def median(values: Sequence[float] | Any) -> float:
 
 
 def exponent(run: Run, what: str, field: str, name: str) -> Target:
-    """The exponent of time or memory in the number of inputs or outputs.
-
-    Memory that grows more slowly than its array reaches the target too; time that seems to do so does not, since all of
-    the array is read.
-    """
+    """The exponent of time or memory in the number of inputs or outputs."""
     work = f"scaling exponent in {what}: {name}"
     target = Target(work, work, "float32", f"{EXPONENT} ± {EXPONENT_WITHIN}")
     fits = run["scaling"].get(what, {}).get("fits")
     if fits is None:
         return target
     value = fits[field]["exponent"]
-    slower = field == "peak" and value < EXPONENT
-    reached = abs(value - EXPONENT) <= EXPONENT_WITHIN or slower
+    reached = abs(value - EXPONENT) <= EXPONENT_WITHIN
     points = run["scaling"][what]["points"]
     return judged(
         target,
         reached,
         f"{value:.3f} ({points[0]['count']:,} to {points[-1]['count']:,}; measured points within "
-        f"{fits[field]['error']:.0%} of the fit{'; it grows more slowly than the array' if slower else ''})",
+        f"{fits[field]['error']:.0%} of the fit)",
         f"{abs(value - EXPONENT):.3f} off",
     )
 
