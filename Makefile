@@ -30,5 +30,5 @@ bench-quick: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,text,dev]'
 	touch $@

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ examples:
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
   perceivers flow MODEL frame1.png frame2.png --out flow.flo --picture flow.png
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
+  perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
 """
 
@@ -96,6 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--batch-size", type=positive, default=64)
     evaluate.set_defaults(run=evaluate_images)
+
+    words = commands.add_parser("train-tokenizer", help="make a vocabulary of pieces of words from text")
+    words.add_argument("data", metavar="DATA", help="a text file, or a folder of .txt files")
+    words.add_argument("--out", required=True, help="the SentencePiece model to write, such as words.model")
+    words.add_argument("--vocabulary", type=positive, default=32000, help="number of tokens (32000)")
+    words.set_defaults(run=train_words)
 
     convert = commands.add_parser("convert", help="write a model in another format")
     convert.add_argument("source", metavar="SRC", help="a saved model, in any format")
@@ -312,6 +320,18 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
     else:
         accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
         print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+
+
+def train_words(arguments: argparse.Namespace) -> None:
+    from perceivers.data.tokenizers import SentencePiece, bytes_per_token, lines_of, train_tokenizer
+    from perceivers.inference.prepare import check_folder
+
+    check_folder(arguments.out)
+    data, out = Path(arguments.data), Path(arguments.out)
+    train_tokenizer(lines_of(data), out, arguments.vocabulary)
+    tokenizer = SentencePiece(out)
+    average = bytes_per_token(tokenizer, islice(filter(str.strip, lines_of(data)), 1000))
+    print(f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted.")
 
 
 def convert_model(arguments: argparse.Namespace) -> None:

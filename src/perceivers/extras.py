@@ -6,6 +6,7 @@ from perceivers.model.errors import PerceiversError
 
 MODULES = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
+    "text": ("datasets", "sentencepiece"),
     "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av"),
 }
 """Modules that an extra installs and the package imports."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from perceivers.baselines.bert import BERT
 from perceivers.model.attention import compute_as_written
 from perceivers.model.config import call
 from perceivers.model.errors import PerceiversError, nearest
@@ -34,7 +35,7 @@ class Preset:
 
     experiment: str
     row: str
-    build: Callable[..., PerceiverIO]
+    build: Callable[..., PerceiverIO | BERT]
     settings: dict[str, Any]
     inputs: dict[str, Tensor]
     paper_parameters: float
@@ -53,10 +54,16 @@ def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: 
     return Preset("image_classification", row, image_classifier, settings, inputs, paper_parameters, paper_flops)
 
 
-def language(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+def language(
+    row: str,
+    paper_parameters: float,
+    paper_flops: float,
+    build: Callable[..., PerceiverIO | BERT] = language_model,
+    **settings: Any,
+) -> Preset:
     """A row of the paper's language table (section 4.1)."""
     inputs = {"text": example(settings.get("length", 2048), dtype=torch.long)}
-    return Preset("language", row, language_model, settings, inputs, paper_parameters, paper_flops)
+    return Preset("language", row, build, settings, inputs, paper_parameters, paper_flops)
 
 
 def kinetics(row: str, **settings: Any) -> Preset:
@@ -72,6 +79,7 @@ LEARNED = {"feature_channels": 256, "positions": "learned", "query_residual": Fa
 CONV = {"preprocessing": "conv", "feature_channels": 64}
 LARGE = {"depth": 16, "blocks": 1, "widening": 4}  # configuration B
 FIRST = {"decoder": "average"}  # the first Perceiver, in the paper's reproduction: one cross-attention
+BYTE_BERT = {"vocabulary": 262, "length": 2048, "channels": 512, "depth": 6, "heads": 8}
 
 PRESETS = {
     "imagenet_fourier": imagenet("Perceiver IO A, 2D Fourier", 48.4e6, 407e9),
@@ -85,6 +93,8 @@ PRESETS = {
     "language_bytes": language("Perceiver IO, bytes", 201e6, 113e9),
     "language_bytes_plus": language("Perceiver IO++, bytes", 425e6, 241e9, depth=40, channels=1536, v_channels=1536),
     "language_sentencepiece": language("Perceiver IO Base", 223e6, 119e9, vocabulary=32000, length=512),
+    "bert_base": language("BERT Base", 110e6, 109e9, BERT, vocabulary=32000, length=512),
+    "bert_bytes": language("BERT, bytes, FLOPs matched", 20e6, 130e9, BERT, **BYTE_BERT),
     "optical_flow": Preset(
         "optical_flow", "Perceiver IO", optical_flow, {}, {"frames": example(2, 3, 368, 496)}, 27.9e6, 987e9
     ),
@@ -110,7 +120,7 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def create_model(name: str, **overrides: Any) -> PerceiverIO:
+def create_model(name: str, **overrides: Any) -> PerceiverIO | BERT:
     """Builds a model of the paper with fresh weights.
 
     Args:
@@ -133,7 +143,7 @@ class Size:
 
 
 def measure(
-    model: Callable[[], PerceiverIO],
+    model: Callable[[], PerceiverIO | BERT],
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor | None] | None = None,
 ) -> Size:
@@ -150,5 +160,5 @@ def measure(
         meta_model = model().eval().requires_grad_(False)
         compute_as_written(meta_model)
         with FlopCounterMode(display=False) as counter:
-            meta_model(inputs, outputs, max_memory=None)
+            meta_model(inputs, outputs)
     return Size(sum(parameter.numel() for parameter in meta_model.parameters()), counter.get_total_flops())

@@ -6,12 +6,16 @@ Every function returns a `PerceiverIO`; its defaults are the paper's model. Noth
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
+from perceivers.baselines.bert import BERT
 from perceivers.model.attention import Gelu
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -137,7 +141,7 @@ def language_model(
     Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
 
     Args:
-        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.data.text`) and 256.
+        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.data.tokenizers`) and 256.
         length: the most tokens of a text.
         embedding_channels: channels of a token, of its position and of the queries.
         The others are those of `PerceiverIO`.
@@ -163,6 +167,40 @@ def language_model(
         gelu=gelu,
         checkpointing=checkpointing,
     )
+
+
+def text_tasks(
+    language: PerceiverIO | BERT,
+    tasks: dict[str, int],
+    names: dict[str, list[str]] | None = None,
+    extra: int = 0,
+    shared_query: bool = False,
+) -> PerceiverIO | BERT:
+    """A language model's weights in a model that predicts labels of texts (section 4.1).
+
+    Input "text" as before; output "label": by task, logits [B, classes].
+
+    Args:
+        language: a model that `language_model` makes, or BERT.
+        tasks, names: as in `TaskHeads`.
+        extra: as in `TextInput`.
+        shared_query: as in `TaskOutput`; BERT has no queries.
+    """
+    text = language.inputs["text"]
+    assert isinstance(text, TextInput)
+    model: PerceiverIO | BERT
+    if isinstance(language, BERT):
+        model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": extra}))
+    else:
+        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, extra)}
+        outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
+        model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
+    weights = language.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in weights:
+                tensor[: len(weights[name])] = weights[name]  # extra tokens keep their fresh vectors
+    return model
 
 
 def optical_flow(

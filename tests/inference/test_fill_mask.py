@@ -7,8 +7,8 @@ import torch
 
 import perceivers
 from perceivers import PerceiversError
-from perceivers.adapters.text import FIRST_BYTE, MASK
 from perceivers.cli import main
+from perceivers.data.tokenizers import FIRST_BYTE, MASK
 from perceivers.inference.fill_mask import fill_mask, mask
 from tests.inference.tiny import classifier, language
 from tests.test_cli import fails

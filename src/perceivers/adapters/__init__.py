@@ -5,6 +5,7 @@ from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 
@@ -20,6 +21,7 @@ __all__ = [
     "LabelInput",
     "LabelOutput",
     "Patches",
+    "TaskOutput",
     "TextInput",
     "TextOutput",
     "VideoInput",

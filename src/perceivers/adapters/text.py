@@ -3,7 +3,7 @@
 Shape suffixes: B batch, M tokens, V vocabulary; others as in `perceivers.model.adapter`
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,22 +12,6 @@ from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAd
 from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import learned, project
 from perceivers.model.positions import LearnedPositions
-
-PAD, BOS, EOS, MASK, CLS, SEP = range(6)
-"""Tokens of the byte vocabulary that are no bytes."""
-
-FIRST_BYTE, BYTE_VOCABULARY = 6, 6 + 256
-"""The token of byte 0, and the number of tokens."""
-
-
-def to_tokens(text: str) -> list[int]:
-    """The bytes of a text in UTF-8 as tokens; none are added."""
-    return [FIRST_BYTE + byte for byte in text.encode()]
-
-
-def to_text(tokens: Sequence[int]) -> str:
-    """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
-    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
 
 
 class TextInput(InputAdapter):
@@ -39,13 +23,15 @@ class TextInput(InputAdapter):
         vocabulary: V, number of tokens.
         length: the most tokens of a text.
         channels: C of the vectors.
+        extra: further tokens, V ... V + extra - 1, that no text has, such as one for each task.
     """
 
-    def __init__(self, vocabulary: int, length: int, channels: int) -> None:
+    def __init__(self, vocabulary: int, length: int, channels: int, extra: int = 0) -> None:
         super().__init__()
+        self.vocabulary = vocabulary
         self.length = length
         self.channels = channels
-        self.embedding = nn.Embedding(vocabulary, channels, _weight=learned(vocabulary, channels))
+        self.embedding = nn.Embedding(vocabulary + extra, channels, _weight=learned(vocabulary + extra, channels))
         self.positions = LearnedPositions([length], channels)
 
     def forward(self, data: Tensor | InputArray) -> InputArray:

@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from perceivers import adapters
+from perceivers.baselines.bert import BERT
 from perceivers.checkpoints import haiku, transformers
 from perceivers.checkpoints.foreign import build
 from perceivers.model.config import Configured
@@ -18,6 +19,7 @@ from perceivers.model.saving import CONFIG, FORMAT, WEIGHTS, read, read_config
 
 CLASSES: tuple[type[Configured], ...] = (
     PerceiverIO,
+    BERT,
     FourierPositions,
     LearnedPositions,
     *(getattr(adapters, name) for name in adapters.__all__),
@@ -38,6 +40,14 @@ def load(source: str | Path, classes: Sequence[type[Configured]] = (), **setting
         PerceiversError: there is nothing of that name, or a file is missing, truncated, in none of these formats,
             or of another model.
     """
+    model = load_any(source, classes, **settings)
+    if not isinstance(model, PerceiverIO):
+        raise PerceiversError(f"{source} holds a {type(model).__name__}, not a PerceiverIO: give another model.")
+    return model
+
+
+def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO | BERT:
+    """The same, for what is to work with the paper's baselines as well."""
     path = Path(source)
     if path.is_file():
         return build(haiku.read(path, settings), settings)
@@ -49,8 +59,8 @@ def load(source: str | Path, classes: Sequence[type[Configured]] = (), **setting
     if settings:
         raise PerceiversError(f"{path} tells all its settings: {', '.join(settings)} cannot be given.")
     model = read(path, (*CLASSES, *classes))
-    if not isinstance(model, PerceiverIO):
-        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a PerceiverIO.")
+    if not isinstance(model, PerceiverIO | BERT):
+        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
     return model
 
 

@@ -1,5 +1,1 @@
 """Real files and data sets -> batches: one file a kind of data. No model code."""
-
-from perceivers.extras import need
-
-need("vision")

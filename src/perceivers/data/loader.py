@@ -1,9 +1,10 @@
 """Batches in an order that depends on seed and epoch alone, so that training goes on exactly where it stopped."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from perceivers.model.errors import PerceiversError
@@ -24,10 +25,21 @@ class EpochSampler(Sampler[Item]):
         seed: of the order, which is another in each epoch; None for the data set's own order.
         rank, world: this process among those that train together; each takes every `world`-th sample.
         multiple: in training, samples are left out at the end until each process has a multiple of this many.
+        lengths: of the samples, if batches are to hold samples of similar length.
     """
 
-    def __init__(self, count: int, seed: int | None, rank: int, world: int, multiple: int) -> None:
+    def __init__(
+        self,
+        count: int,
+        seed: int | None,
+        rank: int,
+        world: int,
+        multiple: int,
+        lengths: Sequence[int] | None = None,
+    ) -> None:
         self.count, self.seed, self.rank, self.world = count, seed, rank, world
+        self.batch = world * multiple
+        self.lengths = None if lengths is None else torch.tensor(lengths)
         self.per_process = len(range(rank, count, world)) if seed is None else count // (world * multiple) * multiple
         self.epoch = 0
         self.skipped = 0
@@ -46,16 +58,29 @@ class EpochSampler(Sampler[Item]):
 
     def __iter__(self) -> Iterator[Item]:
         if self.seed is None:
-            yield from (Item(sample, 0) for sample in range(self.rank, self.count, self.world))
+            order = torch.arange(self.count) if self.lengths is None else self.lengths.argsort(stable=True)
+            yield from (Item(sample, 0) for sample in order[self.rank :: self.world].tolist())
             return
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(self.count, generator=generator)
+        if self.lengths is not None:
+            order = group(order[: self.per_process * self.world], self.lengths, self.batch, generator)
         seeds = torch.randint(2**31, (self.count,), generator=generator)
         mine = slice(self.rank, self.per_process * self.world, self.world)
         pairs = zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)
         for place, (sample, seed) in enumerate(pairs):
             if place >= self.skipped:
                 yield Item(sample, seed)
+
+
+def group(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    """Changes an order so that a batch has samples of similar length; which batch comes when remains random.
+
+    Samples are sorted only among those of 50 batches, so that batches differ from epoch to epoch.
+    """
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(50 * batch)]
+    batches = torch.cat(pools).view(-1, batch)
+    return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -70,7 +95,7 @@ class ResumableLoader(DataLoader[Any]):
         seed: as in `EpochSampler`; None for evaluation.
         workers: processes that make samples.
         collate: makes a batch of samples.
-        rank, world: as in `EpochSampler`.
+        rank, world, lengths: as in `EpochSampler`.
 
     Raises:
         PerceiversError: there are fewer samples than one batch of all processes takes.
@@ -86,8 +111,9 @@ class ResumableLoader(DataLoader[Any]):
         collate: Callable[[list[Any]], Any],
         rank: int = 0,
         world: int = 1,
+        lengths: Sequence[int] | None = None,
     ) -> None:
-        self.order = EpochSampler(count, seed, rank, world, batch_size)
+        self.order = EpochSampler(count, seed, rank, world, batch_size, lengths)
         if seed is not None and not len(self.order):
             raise PerceiversError(
                 f"training.batch_size is larger than the training set of {count} samples: choose a smaller one."

@@ -9,14 +9,24 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from perceivers.experiments.glue import Glue
 from perceivers.experiments.image_classification import ImageClassification
+from perceivers.experiments.masked_language import MaskedLanguage
+from perceivers.experiments.text_tasks import TextClassification
 from perceivers.model.errors import PerceiversError, nearest
 
-EXPERIMENTS = {"image_classification": ImageClassification}
+Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue
+
+EXPERIMENTS: dict[str, type[Experiment]] = {
+    "image_classification": ImageClassification,
+    "masked_language": MaskedLanguage,
+    "text_classification": TextClassification,
+    "glue": Glue,
+}
 """What the field `experiment` of a config file may be."""
 
 
-def read_config(path: Path, overrides: Sequence[str] = ()) -> ImageClassification:
+def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Builds the experiment that a config file describes.
 
     Args:

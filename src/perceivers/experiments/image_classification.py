@@ -70,6 +70,7 @@ class ImageClassification:
         classes = settings.get("classes", len(names))
         check("model.classes", classes, classes == len(names), f"{len(names)}, as in the data, or left out")
         model = create_model(self.model["preset"], **(settings | {"classes": len(names), "class_names": names}))
+        assert isinstance(model, PerceiverIO)  # no other has classes
         module = ImageClassifier(model, self.optimization, self.augmentation, self.label_smoothing)
         written = {"experiment": "image_classification", **asdict(self)}
         return train(module, ImageBatches(splits, image_input(model), self), self.training, "test_top1", written)

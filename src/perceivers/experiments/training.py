@@ -29,6 +29,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from perceivers.baselines.bert import BERT
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -88,7 +89,7 @@ class Training:
 class Trained(L.LightningModule):
     """Base of the experiments: a model and how it is optimised."""
 
-    def __init__(self, model: PerceiverIO, optimization: Optimization) -> None:
+    def __init__(self, model: PerceiverIO | BERT, optimization: Optimization) -> None:
         super().__init__()
         self.model = model
         self.optimization = optimization
@@ -229,7 +230,12 @@ class ProgressLines(Callback):
 
 
 def train(
-    module: Trained, data: L.LightningDataModule, config: Training, monitor: str, written: Mapping[str, Any]
+    module: Trained,
+    data: L.LightningDataModule,
+    config: Training,
+    monitor: str,
+    written: Mapping[str, Any],
+    best: Literal["min", "max"] = "max",
 ) -> Path:
     """Trains, evaluating after each epoch, and saves the model.
 
@@ -237,8 +243,9 @@ def train(
         module: the experiment.
         data: its batches.
         config: how to train.
-        monitor: name of the evaluation metric whose largest value is the best.
+        monitor: name of the evaluation metric that says which weights are the best.
         written: the whole config of the run, as it is written to the run's folder.
+        best: whether its largest value is the best, or its smallest.
 
     Returns:
         The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best and the
@@ -253,7 +260,7 @@ def train(
     describe(module.model)  # before training, not after it, is the time to learn that a model cannot be saved
     if config.compile:
         module.model.compile()
-    trainer = build_trainer(config, module.optimization.clip_norm, monitor, written)
+    trainer = build_trainer(config, module.optimization.clip_norm, monitor, best, written)
     started = time.perf_counter()
     trainer.fit(module, datamodule=data, ckpt_path=last if config.resume else None, weights_only=True)
     if not any(name.startswith("test") for name in trainer.callback_metrics):
@@ -297,7 +304,9 @@ def check_output(config: Training, last: Path) -> None:
         )
 
 
-def build_trainer(config: Training, clip_norm: float | None, monitor: str, written: Mapping[str, Any]) -> L.Trainer:
+def build_trainer(
+    config: Training, clip_norm: float | None, monitor: str, best: Literal["min", "max"], written: Mapping[str, Any]
+) -> L.Trainer:
     """Lightning's trainer for a run.
 
     Raises:
@@ -309,7 +318,7 @@ def build_trainer(config: Training, clip_norm: float | None, monitor: str, writt
     callbacks: list[Callback] = [
         *average,
         Steps(config, written),
-        ModelCheckpoint(output / "checkpoints", "best", monitor, mode="max", enable_version_counter=False),
+        ModelCheckpoint(output / "checkpoints", "best", monitor, mode=best, enable_version_counter=False),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),

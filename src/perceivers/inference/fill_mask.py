@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from perceivers.adapters.text import BYTE_VOCABULARY, FIRST_BYTE, MASK, TextInput, TextOutput, to_text, to_tokens
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.data.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, to_text, to_tokens
 from perceivers.inference.prepare import device_of, only, prepare
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO

@@ -321,10 +321,10 @@ class SelfAttention(nn.Module):
         self.norm_h = nn.LayerNorm(channels)
         self.mlp = MLP(channels, widening, gelu)
 
-    def forward(self, z_BND: Tensor) -> Tensor:
-        """[B, N, D] -> [B, N, D]."""
+    def forward(self, z_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]; nothing is read where `mask_BN` is False."""
         n_BND = self.norm_z(z_BND)
-        h_BND = z_BND + self.attention(n_BND, n_BND)
+        h_BND = z_BND + self.attention(n_BND, n_BND, mask_BN)
         return h_BND + self.mlp(self.norm_h(h_BND))
 
 
