@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow check bench bench-quick
+# make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
+.PHONY: demo test test-slow check bench bench-quick mini-glue
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -27,6 +28,9 @@ bench: .venv/installed
 bench-quick: .venv/installed
 	$(BIN)/python benchmarks/run.py --quick --output runs/bench/performance.json
 	$(BIN)/python benchmarks/report.py runs/bench/performance.json --output runs/bench/performance.md
+
+mini-glue: .venv/installed
+	$(BIN)/python benchmarks/language.py --text $(TEXT) --glue $(GLUE)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import machine, scaling
+from benchmarks import machine, pipeline, scaling
 from benchmarks.measure import TOLERANCE, Sides, agrees, measure
 from benchmarks.rows import Row, cpu_rows, cuda_rows, tiny
 
@@ -94,6 +94,9 @@ def run(arguments: argparse.Namespace) -> int:
         "rows": [],
         "scaling": {},
     }
+    if arguments.device == "cpu" and (not arguments.only or "pipeline" in arguments.only):
+        found["pipeline"] = pipeline.bytes_per_second(2 if arguments.tiny else 400)
+        print(f"text pipeline: {found['pipeline'] / 1e6:.0f} MB/s", flush=True)
     for dtype, peak in found["peaks"]["start"].items():
         print(f"peak in {dtype}: {peak['flops'] / 1e9:,.0f} GFLOP/s ({peak['way']})", flush=True)
     total, differ = len(rows) + len(series), 0

@@ -52,6 +52,9 @@ FRACTION = {"float32": 0.9, "bfloat16": 0.75}
 """Of the machine's peak in a matrix product, in every row."""
 
 EXPONENT, EXPONENT_WITHIN = 1.0, 0.05
+PIPELINE = 20e6
+"""Bytes of text a second, from a file to masked batches."""
+
 MILLION, BEYOND = 1048576, 2e9
 
 GPU_RATIOS = ((rows.FLOW, 3.0, 1), (rows.FOURIER_STEP, 1.5, 64))
@@ -101,7 +104,7 @@ def targets(run: Run) -> list[Target]:
     found += [fractions(run, dtype, part) for dtype, part in FRACTION.items()]
     for what in ("inputs", "outputs"):
         found += [exponent(run, what, "seconds", "time"), exponent(run, what, "peak", "memory")]
-    return [*found, million(run)]
+    return [*found, million(run), pipeline(run)]
 
 
 def speed(run: Run, work: str, dtype: str, wanted: float, side: str = "ours", batch: int | None = 1) -> Target:
@@ -200,6 +203,17 @@ def million(run: Run) -> Target:
     return judged(
         target, beyond[0] < BEYOND, f"{beyond[0] / 1e9:.2f} GB", f"{(beyond[0] - BEYOND) / 1e9:.2f} GB too much"
     )
+
+
+def pipeline(run: Run) -> Target:
+    """How fast text is read and masked."""
+    target = Target(
+        "text pipeline", "text to masked batches of bytes, no model", "", f"at least {PIPELINE / 1e6:g} MB/s"
+    )
+    if "pipeline" not in run:
+        return target
+    speed = run["pipeline"]
+    return judged(target, speed >= PIPELINE, f"{speed / 1e6:.0f} MB/s", f"{1 - speed / PIPELINE:.0%} too slow")
 
 
 def gpu(run: Run, work: str, wanted: float, batch: int) -> list[Target]:

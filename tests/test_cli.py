@@ -17,6 +17,7 @@ from perceivers.cli import main
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.demo import digits_run
 from perceivers.extras import MODULES
+from perceivers.presets import PRESETS
 from tests.inference.tiny import language
 
 ROOT = Path(__file__).parents[1]
@@ -39,6 +40,10 @@ def fails(capsys, *argv):
 def test_every_config_is_valid_and_its_model_can_be_built(path):
     run = read_config(path)
     settings = {name: value for name, value in run.model.items() if name != "preset"}
+    if "init" in settings:  # of a model that another config trains
+        trained = Path(settings["init"]).parent.name
+        assert read_config(ROOT / f"configs/language/{trained}.yaml").training.output == f"runs/{trained}"
+        return
     with torch.device("meta"):
         perceivers.create_model(run.model["preset"], **settings)
 
@@ -52,6 +57,22 @@ def test_the_papers_recipe(name):
     assert (run.optimization.schedule, run.optimization.flat, run.optimization.clip_norm) == ("flat_cosine", 0.5, 10)
     assert (run.augmentation.layers, run.augmentation.magnitude, run.augmentation.mixup) == (4, 5, 0.2)
     assert run.label_smoothing == 0.1
+
+
+@pytest.mark.parametrize(("name", "length"), [("mlm_bytes_paper", 2048), ("mlm_sentencepiece_paper", 512)])
+def test_the_papers_recipe_of_language(name, length):
+    run = read_config(ROOT / f"configs/language/{name}.yaml")
+    assert perceivers.list_models().count(run.model["preset"]) == 1
+    assert PRESETS[run.model["preset"]].inputs["text"].shape == (1, length)
+    assert sorted(run.data.shares.values()) == [0.3, 0.7]
+    assert (run.data.documents, run.data.masked, run.data.steps * run.training.epochs) == (10, 0.15, 500_000)
+    assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
+    assert (run.optimization.schedule, run.optimization.warmup_steps) == ("warmup_cosine", 1000)
+    assert run.training.batch_size == 2048
+    glue = read_config(ROOT / "configs/language/glue_paper.yaml")
+    assert (glue.sweep.batch_sizes, glue.sweep.lrs) == ([16, 32, 64], [1e-4, 5e-5, 2e-5, 1e-5])
+    assert (glue.training.epochs, glue.optimization.name, glue.optimization.warmup_steps) == (10, "lamb", 200)
+    assert glue.optimization.weight_decay == 0.01
 
 
 def test_the_demo_is_the_digits_config():
@@ -213,7 +234,20 @@ def test_as_a_module():
     assert done.stdout.strip() == perceivers.__version__
 
 
-COMMANDS = ["models", "fit", "fill-mask", "classify-image", "flow", "autoencode", "evaluate", "convert", "demo"]
+COMMANDS = [
+    "models",
+    "fit",
+    "fill-mask",
+    "classify-text",
+    "attention",
+    "classify-image",
+    "flow",
+    "autoencode",
+    "evaluate",
+    "train-tokenizer",
+    "convert",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -364,7 +398,11 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
+LANGUAGE = ["masked_language", "text_classification", "glue"]
+
+
 def test_configs_say_what_they_are_for():
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
-        assert yaml.safe_load(path.read_text())["experiment"] == path.parent.name
+        experiment = yaml.safe_load(path.read_text())["experiment"]
+        assert experiment in {"language": LANGUAGE}.get(path.parent.name, [path.parent.name]), path

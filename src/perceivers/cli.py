@@ -25,6 +25,8 @@ examples:
   perceivers evaluate runs/demo/model --data digits
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
+  perceivers classify-text MODEL "A film to see twice."
+  perceivers attention MODEL "A film to see twice." --out attention.html
   perceivers flow MODEL frame1.png frame2.png --out flow.flo --picture flow.png
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
@@ -63,6 +65,25 @@ def build_parser() -> argparse.ArgumentParser:
     fill.add_argument("--file", help="read the text from a file instead")
     fill.add_argument("--top", type=int, default=5, help="how many candidates to print for each byte (5)")
     fill.set_defaults(run=fill_masks)
+
+    label = commands.add_parser("classify-text", help="say of which class texts are", parents=[common, printed])
+    label.add_argument("text", metavar="TEXT", nargs="?", help="'-' reads standard input, one text a line")
+    label.add_argument("second", metavar="TEXT2", nargs="?", help="the other text of a pair")
+    label.add_argument("--file", help="read texts from a file instead, one a line")
+    label.add_argument("--task", help="which of the model's tasks, if it has several")
+    label.add_argument("--top", type=positive, default=5, help="how many classes to print for each text (5)")
+    label.set_defaults(run=classify_texts)
+
+    attention = commands.add_parser("attention", help="draw what latents read of a text", parents=[common])
+    attention.add_argument(
+        "text", metavar="TEXT", nargs="?", help="[MASK] masks a token, [MASK*9] nine; '-' reads standard input"
+    )
+    attention.add_argument("--file", help="read the text from a file instead")
+    attention.add_argument("--out", required=True, help="the page to write, such as attention.html")
+    attention.add_argument("--latents", type=int, nargs="+", help="which latents; up to six that differ, if not given")
+    attention.add_argument("--heads", action="store_true", help="also draw each head of the attention")
+    attention.add_argument("--task", help="which task the model is to do, if it reads texts differently for each")
+    attention.set_defaults(run=draw_attention)
 
     classify = commands.add_parser("classify-image", help="say what is in image files", parents=[common, printed])
     classify.add_argument("files", metavar="FILE", nargs="+")
@@ -209,9 +230,11 @@ def fill_masks(arguments: argparse.Namespace) -> None:
 
 
 def read_text(arguments: argparse.Namespace) -> str:
-    """The text of fill-mask, from the command line, a file or standard input."""
+    """A command's text, from the command line, a file or standard input."""
     if (arguments.file is None) == (arguments.text is None):
-        raise PerceiversError("fill-mask needs one text: as an argument, with --file, or '-' for standard input.")
+        raise PerceiversError(
+            f"{arguments.command} needs one text: as an argument, with --file, or '-' for standard input."
+        )
     if arguments.text is not None and arguments.text != "-":
         return arguments.text
     try:
@@ -219,6 +242,54 @@ def read_text(arguments: argparse.Namespace) -> str:
         return content.decode().removesuffix("\n")  # the last line's end, which editors and shells add
     except (OSError, UnicodeDecodeError) as error:
         raise PerceiversError(f"{arguments.file or 'standard input'} cannot be read as text ({error}).") from error
+
+
+def classify_texts(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.classify_text import SCORE, classify_text
+
+    texts = read_texts(arguments)
+    answers = classify_text(arguments.model, texts, arguments.task, arguments.device, arguments.dtype)
+    top: list[dict[str, Any]] = [
+        {"text": text} | (answer if SCORE in answer else {"classes": dict(list(answer.items())[: arguments.top])})
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps(top, indent=2))
+        return
+    for answer in top:
+        print(answer["text"] if isinstance(answer["text"], str) else "\n".join(answer["text"]))
+        if SCORE in answer:
+            print(f"  {answer[SCORE]:.4f}")
+        else:
+            print_classes(answer["classes"])
+
+
+def read_texts(arguments: argparse.Namespace) -> list[str | tuple[str, str]]:
+    """The text of classify-text, the pair, or the lines of a file or of standard input."""
+    if arguments.second is not None:
+        if arguments.file is not None or arguments.text == "-":
+            raise PerceiversError("a pair of texts is given as two arguments, without --file and '-'.")
+        return [(arguments.text, arguments.second)]
+    content = read_text(arguments)
+    if arguments.file is None and arguments.text != "-":
+        return [content]
+    return [line.removesuffix("\r") for line in content.split("\n")]
+
+
+def draw_attention(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.attention_page import attention_page
+
+    latents = attention_page(
+        arguments.model,
+        read_text(arguments),
+        arguments.out,
+        arguments.latents,
+        arguments.heads,
+        arguments.task,
+        arguments.device,
+        arguments.dtype,
+    )
+    print(f"{arguments.out}: what latents {', '.join(map(str, latents))} read of the text.")
 
 
 def classify_images(arguments: argparse.Namespace) -> None:

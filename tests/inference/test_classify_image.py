@@ -9,7 +9,8 @@ import perceivers
 from perceivers import PerceiversError
 from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.cli import main
-from perceivers.inference.classify_image import classify_image, rank
+from perceivers.inference.classify_image import classify_image
+from perceivers.inference.prepare import rank
 from tests.inference.tiny import classifier, language
 from tests.test_cli import fails
 

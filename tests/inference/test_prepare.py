@@ -6,6 +6,7 @@ import torch
 from perceivers import PerceiversError
 from perceivers.inference.autoencode import autoencode
 from perceivers.inference.classify_image import classify_image
+from perceivers.inference.classify_text import classify_text
 from perceivers.inference.fill_mask import fill_mask
 from perceivers.inference.flow import flow
 from perceivers.inference.prepare import check_folder, device_of, only, prepare
@@ -94,6 +95,7 @@ def ask(tmp_path):
     frames = torch.rand(2, 3, *TILE)
     by_name = {
         "fill-mask": lambda model, **how: fill_mask(model, "ab[MASK*2]c", top=256, **how).candidates,
+        "classify-text": lambda model, **how: classify_text(model, ["a text"], **how),
         "flow": lambda model, **how: flow(model, *frames, **how),
         "classify-image": lambda model, **how: classify_image(model, [tmp_path / "image.png"], **how),
         "autoencode": lambda model, **how: autoencode(model, clip, **how),

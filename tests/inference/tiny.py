@@ -3,7 +3,7 @@
 import torch
 
 from perceivers import PerceiverIO
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
+from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow, text_tasks
 
 TRUNK = {"latents": 6, "channels": 16, "depth": 1, "heads": 2}
 TILE = (22, 28)
@@ -19,6 +19,11 @@ def language(**settings):
     channels = {"embedding_channels": 16, "qk_channels": 8, "v_channels": 16}
     decoder = {"decoder_heads": 2, "decoder_qk_channels": 8, "decoder_v_channels": 16}
     return shaken(language_model(**({"length": 48, "cross_heads": 2} | TRUNK | channels | decoder | settings)))
+
+
+def labels(tasks=None, names=None, extra=0, shared_query=False, **settings):
+    """Of texts; if nothing is said, of three classes."""
+    return shaken(text_tasks(language(**settings), tasks or {"topic": 3}, names, extra, shared_query))
 
 
 def optical(**settings):
@@ -44,4 +49,10 @@ def coder(**settings):
     return shaken(autoencoder(**(clip | channels | TRUNK | settings)))
 
 
-MODELS = {"fill-mask": language, "flow": optical, "autoencode": coder, "classify-image": classifier}
+MODELS = {
+    "fill-mask": language,
+    "classify-text": labels,
+    "flow": optical,
+    "autoencode": coder,
+    "classify-image": classifier,
+}

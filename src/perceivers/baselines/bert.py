@@ -77,6 +77,7 @@ class BERT(Configured, nn.Module):
         super().__init__()
         text = TextInput(vocabulary, length, channels, extra)
         self.inputs = nn.ModuleDict({"text": text})
+        self.norm_x = nn.LayerNorm(channels)  # else what layers add at the start, 50 times as large, hides the tokens
         self.layers = nn.ModuleList(
             SelfAttention(channels, heads, widening=widening, dropout=dropout, gelu=gelu) for _ in range(depth)
         )
@@ -89,6 +90,7 @@ class BERT(Configured, nn.Module):
     def forward(self, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> dict[str, Any]:
         """Reads `data` and predicts `outputs`, by name those at integer points [P] or [B, P], or None for all."""
         x_BMC, mask_BM, _ = InputArray(*self.inputs["text"](data["text"]))
+        x_BMC = self.norm_x(x_BMC)
         for layer in self.layers:
             x_BMC = layer(x_BMC, mask_BM)
         predictions = {}

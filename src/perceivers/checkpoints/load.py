@@ -15,7 +15,7 @@ from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions
-from perceivers.model.saving import CONFIG, FORMAT, WEIGHTS, read, read_config
+from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, read, read_config
 
 CLASSES: tuple[type[Configured], ...] = (
     PerceiverIO,
@@ -48,11 +48,9 @@ def load(source: str | Path, classes: Sequence[type[Configured]] = (), **setting
 
 def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO | BERT:
     """The same, for what is to work with the paper's baselines as well."""
-    path = Path(source)
+    path = locate(source)
     if path.is_file():
         return build(haiku.read(path, settings), settings)
-    if not path.exists():
-        path = download(str(source))
     config = read_config(path)
     if config.get("format") != FORMAT and "model_type" in config:
         return build(transformers.read(path, config), settings)
@@ -64,16 +62,23 @@ def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **set
     return model
 
 
+def locate(source: str | Path) -> Path:
+    """The folder or file of a model; what is on the hub is fetched first.
+
+    Raises:
+        PerceiversError: there is nothing of that name.
+    """
+    path = Path(source)
+    return path if path.exists() else download(str(source))
+
+
 def download(name: str) -> Path:
     """Fetches a saved model from the hub into the local cache."""
+    beside = [CONFIG, TOKENIZER, transformers.PREPROCESSOR]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS, transformers.PREPROCESSOR]))
+        folder = Path(snapshot_download(name, allow_patterns=[*beside, WEIGHTS]))
         if not (folder / WEIGHTS).exists():
-            folder = Path(
-                snapshot_download(
-                    name, allow_patterns=[CONFIG, transformers.PICKLED_WEIGHTS, transformers.PREPROCESSOR]
-                )
-            )
+            folder = Path(snapshot_download(name, allow_patterns=[*beside, transformers.PICKLED_WEIGHTS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PerceiversError(f"{name} is neither a folder or file here nor a model on the hub ({reason}).") from error

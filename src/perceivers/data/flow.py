@@ -14,6 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from perceivers.extras import need
+
+need("vision")
+
 import kornia_rs
 import numpy as np
 import torch

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from perceivers.extras import need
+
+need("vision")
+
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError

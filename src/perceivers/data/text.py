@@ -193,7 +193,8 @@ class TextRows:
                 yield documents, {"epoch": epoch, "rows": rows.state_dict()}
             if empty and "rows" not in state:
                 raise PerceiversError(
-                    f"{self.name} has no text for reader {reader + 1} of {readers}: use fewer workers."
+                    f"{self.name} has no text for reader {reader + 1} of {readers}: "
+                    f"give more text, or use fewer workers."
                 )
             epoch, state = epoch + 1, {}
             rows = split_dataset_by_node(self.training, reader, readers)
@@ -499,7 +500,7 @@ class TextData:
         Raises:
             PerceiversError: it is shorter than a window.
         """
-        windows: list[NDArray[np.int32]] = []
+        windows = [np.empty((0, length), np.int32)]
         generator = np.random.default_rng(0)
         for source, _ in sources.values():
             found = 0

@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from perceivers.extras import need
 from perceivers.model.errors import PerceiversError
-from perceivers.model.saving import write
+from perceivers.model.saving import TOKENIZER, write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """Tokens of the byte vocabulary that are no bytes."""
 
 FIRST_BYTE, BYTE_VOCABULARY = 6, 6 + 256
 """The token of byte 0, and the number of tokens."""
-
-FILE = "tokenizer.model"
-"""The SentencePiece model in the folder of a saved model."""
 
 SPACE = "▁"
 """White space in pieces of SentencePiece."""
@@ -201,7 +198,7 @@ class SentencePiece(Tokenizer):
         return count_words(self.special_V[token_BM], self.begins_V[token_BM])
 
     def save(self, folder: Path) -> None:
-        write(folder / FILE, lambda file: file.write_bytes(self.content))
+        write(folder / TOKENIZER, lambda file: file.write_bytes(self.content))
 
 
 def count_words(outside_BM: NDArray[np.bool_], begins_BM: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
@@ -256,7 +253,7 @@ def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
     Raises:
         PerceiversError: it has none, or another number of tokens.
     """
-    file = folder / FILE
+    file = folder / TOKENIZER
     if file.exists():
         tokenizer = SentencePiece(file)
         if tokenizer.size != vocabulary:
@@ -267,7 +264,7 @@ def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
         return tokenizer
     if vocabulary != BYTE_VOCABULARY:
         raise PerceiversError(
-            f"{folder} has no {FILE}, and the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
+            f"{folder} has no {TOKENIZER}, and the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
             f"copy the tokenizer that it was trained with to {file}."
         )
     return Bytes()

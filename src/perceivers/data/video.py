@@ -16,6 +16,10 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
+from perceivers.extras import need
+
+need("vision")
+
 import av
 import numpy as np
 import torch

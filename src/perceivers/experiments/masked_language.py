@@ -60,10 +60,11 @@ class MaskedLanguage:
         L.seed_everything(self.training.seed, verbose=False)
         tokenizer = open_tokenizer(self.data.tokenizer)
         settings = {name: value for name, value in self.model.items() if name != "preset"}
-        vocabulary = settings.setdefault("vocabulary", tokenizer.size)
+        vocabulary = settings.get("vocabulary", tokenizer.size)
         check("model.vocabulary", vocabulary, vocabulary == tokenizer.size, f"{tokenizer.size}, as in the tokenizer")
         with torch.device("meta"):  # a wrong setting shows before any data is read
             text_input(create_model(self.model["preset"], **settings))
+        settings["vocabulary"] = tokenizer.size
         sources = self.data.open(self.training.seed)
         model = create_model(self.model["preset"], **settings)
         module = MaskedLanguageModel(model, self.optimization, tokenizer)
@@ -137,7 +138,9 @@ class MaskedLanguageModel(Trained):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits_BPV = self.model({"text": batch["text"]}, {"text": batch["places"]})["text"]
-        loss = F.cross_entropy(logits_BPV.flatten(0, 1).float(), batch["labels"].flatten(), ignore_index=IGNORED)
+        label_N = batch["labels"].flatten()
+        nats = F.cross_entropy(logits_BPV.flatten(0, 1).float(), label_N, ignore_index=IGNORED, reduction="sum")
+        loss = nats / (label_N != IGNORED).sum().clamp(min=1)  # there may be no hidden word
         self.log("train_loss", loss, prog_bar=True)
         return loss
 

@@ -16,7 +16,7 @@ from torchmetrics import Metric, PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
 from perceivers.baselines.bert import BERT
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_any, locate
 from perceivers.data.labelled_text import LabelledTextData, LabelledTexts
 from perceivers.data.loader import ResumableLoader
 from perceivers.data.text_batches import TaskTexts, TextCode
@@ -24,6 +24,7 @@ from perceivers.data.tokenizers import Tokenizer, find_tokenizer, open_tokenizer
 from perceivers.experiments.masked_language import text_input
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
+from perceivers.inference.classify_text import text_code
 from perceivers.model.adapter import InputArray
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -97,7 +98,7 @@ def pretrained(source: str | Path) -> tuple[PerceiverIO | BERT, Tokenizer]:
         PerceiversError: the model is of another kind, or its tokenizer is missing.
     """
     model = load_any(source)
-    return model, find_tokenizer(Path(source), text_input(model).vocabulary)
+    return model, find_tokenizer(locate(source), text_input(model).vocabulary)
 
 
 def fine_tune(
@@ -117,16 +118,8 @@ def fine_tune(
     names = {name: task.training.classes for name, task in tasks.items() if task.training.classes is not None}
     extra = len(tasks) if method == "task_tokens" else 0
     model = text_tasks(language, counts, names, extra, method in ("shared_token", "task_tokens"))
-    text = text_input(model)
-    first = None
-    if method == "task_tokens":
-        first = [text.vocabulary + number for number in range(len(tasks))]
-    elif method == "shared_token" or isinstance(model, BERT):
-        first = [tokenizer.cls] * len(tasks)
-    code = TextCode(tokenizer, text.length, first)
-    output = train(
-        TextTasks(model, optimization, tasks), TaskBatches(tasks, code, training), training, "test_mean", written
-    )
+    batches = TaskBatches(tasks, text_code(model, tokenizer), training)
+    output = train(TextTasks(model, optimization, tasks), batches, training, "test_mean", written)
     tokenizer.save(output / "model")
     return output
 
@@ -225,5 +218,14 @@ def metric(name: Literal["accuracy", "matthews", "pearson"], classes: int) -> Me
     if name == "pearson":
         return PearsonCorrCoef()
     if name == "matthews":
-        return MulticlassMatthewsCorrCoef(classes)
+        return Matthews(classes)
     return MulticlassAccuracy(classes, average="micro")
+
+
+class Matthews(MulticlassMatthewsCorrCoef):
+    """Matthews correlation as GLUE computes it: 0, not something near it, where all answers or labels are the same."""
+
+    def compute(self) -> Tensor:
+        counts_KK: Tensor = self.confmat
+        alike = any((counts_KK.sum(axis) > 0).sum() < 2 for axis in (0, 1))
+        return counts_KK.new_zeros((), dtype=torch.float32) if alike else super().compute()

@@ -15,8 +15,8 @@ from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.data.video import check_video_path, read_clip, write_video
-from perceivers.inference.classify_image import class_names, rank
-from perceivers.inference.prepare import check_folder, device_of, only, prepare
+from perceivers.inference.classify_image import class_names
+from perceivers.inference.prepare import check_folder, device_of, only, prepare, rank
 from perceivers.model.perceiver_io import PerceiverIO
 
 RATE = 25

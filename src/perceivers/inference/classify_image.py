@@ -1,16 +1,14 @@
 """What is in image files: `perceivers classify-image`."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
 from perceivers.data.images import Files, LabelledImages, evaluation_view, to_tensor
-from perceivers.inference.prepare import device_of, prepare
+from perceivers.inference.prepare import device_of, prepare, rank
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 
@@ -71,11 +69,3 @@ def classify_image(
         logits_K = model({"image": to_tensor(view)[None].to(device_of(model))})["label"][0]
         answers.append(rank(logits_K, names))
     return answers
-
-
-def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Probabilities of the classes, most probable first; names that several classes share are told apart by number."""
-    count = Counter(names)
-    unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
-    probability_K, class_K = logits_K.float().softmax(-1).sort(descending=True)
-    return {unique[k]: value for k, value in zip(class_K.tolist(), probability_K.tolist(), strict=True)}

@@ -74,16 +74,13 @@ def fill_mask(
 
 def mask(text: str, length: int) -> list[int]:
     """The tokens of a text with marks, `length` at most; they are counted before any mask is made."""
-    parts = MARK.split(text)
+    parts, counts = split(text)
     try:
-        known = [to_tokens(part) for part in parts[::2]]
+        known = [to_tokens(part) for part in parts]
     except UnicodeEncodeError as error:
         raise PerceiversError(f"the text cannot be written in UTF-8 ({error.reason}).") from error
-    counts = [1 if count is None else int(count) for count in parts[1::2]]
     if not counts:
         raise PerceiversError("the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine.")
-    if 0 in counts:
-        raise PerceiversError("[MASK*0] masks nothing: write [MASK] for one byte, [MASK*9] for nine.")
     size = sum(map(len, known)) + sum(counts)
     if size > length:
         raise PerceiversError(f"the text has {size} bytes, but the model reads at most {length}.")
@@ -91,6 +88,15 @@ def mask(text: str, length: int) -> list[int]:
     for count, part in zip(counts, known[1:], strict=True):
         tokens += [MASK] * count + part
     return tokens
+
+
+def split(text: str) -> tuple[list[str], list[int]]:
+    """The parts of a text between its marks, and the number of masks at each mark."""
+    parts = MARK.split(text)
+    counts = [1 if count is None else int(count) for count in parts[1::2]]
+    if 0 in counts:
+        raise PerceiversError("[MASK*0] masks nothing: write [MASK] for one token, [MASK*9] for nine.")
+    return parts[::2], counts
 
 
 def spell(byte: int) -> str:

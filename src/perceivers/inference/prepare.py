@@ -1,12 +1,19 @@
-"""What every command does first: a model, where it is to run, and the part of it that the task needs."""
+"""What commands share: a model, where it is to run, the part that the task needs, its tokenizer, and classes in order.
 
+Shape suffixes: K classes
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from perceivers.checkpoints import load
+from perceivers.checkpoints.load import locate
+from perceivers.data.tokenizers import BYTE_VOCABULARY, Bytes, Tokenizer, find_tokenizer
 from perceivers.model.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
 
@@ -56,6 +63,34 @@ def only(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
         have = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in parts.items())
         raise PerceiversError(f"this model cannot do {task}, which needs one {kind.__name__}: it has {have}.")
     return found[0]
+
+
+def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a model: the one that is saved with it, or bytes.
+
+    Args:
+        model: a model, or anything that `perceivers.load` takes.
+        vocabulary: its number of tokens.
+
+    Raises:
+        PerceiversError: it has none, or another number of tokens.
+    """
+    if not isinstance(model, PerceiverIO):
+        return find_tokenizer(locate(model), vocabulary)
+    if vocabulary != BYTE_VOCABULARY:
+        raise PerceiversError(
+            f"the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
+            f"give the folder that it is saved in, with its tokenizer, in place of the model."
+        )
+    return Bytes()
+
+
+def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Probabilities of the classes, most probable first; names that several classes share are told apart by number."""
+    count = Counter(names)
+    unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
+    probability_K, class_K = logits_K.float().softmax(-1).sort(descending=True)
+    return {unique[k]: value for k, value in zip(class_K.tolist(), probability_K.tolist(), strict=True)}
 
 
 def check_folder(path: str | Path) -> None:

@@ -15,6 +15,7 @@ from perceivers.model.config import Configured, from_tree, to_tree
 from perceivers.model.errors import PerceiversError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words
 FORMAT = "perceivers"
 VERSION = 1
 

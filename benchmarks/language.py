@@ -1,0 +1,159 @@
+"""Perceiver IO beside BERT on masked words and GLUE, small, on bytes and on SentencePiece; into docs/language.md.
+
+    python benchmarks/language.py --text FOLDER --glue FOLDER    # make mini-glue TEXT=FOLDER GLUE=FOLDER
+
+Every model gets the same text, steps, sweep and seeds. What is done is kept in `runs/language` and skipped when the
+same command is called again; what was interrupted goes on.
+"""
+
+import argparse
+import csv
+import json
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+
+from perceivers.data.tokenizers import lines_of, train_tokenizer
+from perceivers.experiments.configuration import read_config
+from perceivers.experiments.glue import table
+from perceivers.experiments.training import LAST
+from perceivers.model.errors import PerceiversError
+from perceivers.presets import create_model, example, measure
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs/language"
+MODELS = {
+    "bytes": "Perceiver IO, bytes",
+    "bytes_bert": "BERT, bytes",
+    "sentencepiece": "Perceiver IO, SentencePiece",
+    "sentencepiece_bert": "BERT, SentencePiece",
+}
+"""Configs mlm_<name>_mini.yaml, and what the models are called."""
+
+SMALL, LARGE = ["CoLA", "MRPC", "RTE", "STS-B"], ["SST-2"]
+SEEDS = {"small": [0, 1, 2], "large": [0]}
+LEFT_OUT = ["movie_reviews.txt"]
+"""Text of the kind SST-2 was cut from."""
+
+START, END = "<!-- measured by benchmarks/language.py -->\n", "<!-- end -->\n"
+
+
+def pretrain(name: str, text: Path, runs: Path) -> Path:
+    """Pretrains a model, or goes on with it, unless it is done; -> its folder."""
+    output = runs / name
+    if not (output / "metrics.json").is_file():
+        words = runs / "words.model"
+        if "sentencepiece" in name and not words.is_file():
+            files = [file for file in sorted(text.rglob("*.txt")) if file.name not in LEFT_OUT]
+            train_tokenizer((line for file in files for line in lines_of(file)), words, vocabulary_of(name))
+        overrides = [
+            f"--data.path={text}",
+            f"--data.leave_out={json.dumps(LEFT_OUT)}",
+            f"--training.output={output}",
+            f"--training.resume={str((output / 'checkpoints' / LAST).is_file()).lower()}",
+        ]
+        if "sentencepiece" in name:
+            overrides.append(f"--data.tokenizer={words}")
+        print(f"\nPretraining {MODELS[name]}", flush=True)
+        read_config(CONFIGS / f"mlm_{name}_mini.yaml", overrides).run()
+    return output
+
+
+def vocabulary_of(name: str) -> int:
+    """The vocabulary that the config of a model asks for."""
+    return int(yaml.safe_load((CONFIGS / f"mlm_{name}_mini.yaml").read_text())["model"]["vocabulary"])
+
+
+def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
+    """Fine-tunes a pretrained model on the tasks, unless it is done; -> the best results by task."""
+    output = runs / f"{name}_glue"
+    for tasks, seeds in ((SMALL, SEEDS["small"]), (LARGE, SEEDS["large"])):
+        overrides = [
+            f"--model.init={runs / name / 'model'}",
+            f"--data.path={glue}",
+            f"--data.tasks={json.dumps(tasks)}",
+            f"--sweep.seeds={json.dumps(seeds)}",
+            f"--training.output={output}",
+        ]
+        print(f"\nFine-tuning {MODELS[name]}", flush=True)
+        read_config(CONFIGS / "glue_mini.yaml", overrides).run()
+    return json.loads((output / "metrics.json").read_text())
+
+
+def curve(folder: Path, column: str) -> list[tuple[int, float]]:
+    """A metric of a run by step."""
+    points: dict[int, float] = {}
+    for file in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:])):
+        for row in csv.DictReader(file.open()):
+            if row.get(column):
+                points[int(row["step"]) + 1] = float(row[column])
+    return sorted(points.items())
+
+
+def size_of(name: str) -> tuple[float, float]:
+    """Parameters, and FLOPs of a forward pass of one window with the places that training decodes."""
+    config = yaml.safe_load((CONFIGS / f"mlm_{name}_mini.yaml").read_text())
+    settings = config["model"]
+    length = settings["length"]
+    places = torch.empty(-(-length // 5), dtype=torch.long, device="meta")
+    build = partial(create_model, settings.pop("preset"), **settings)
+    size = measure(build, {"text": example(length, dtype=torch.long)}, {"text": places})
+    return size.parameters, size.flops
+
+
+def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], picture: Path) -> str:
+    """The tables of what was measured, as Markdown; draws the curves."""
+    lines = [
+        "| model | parameters | FLOPs of a window | bits per byte | masked accuracy | windows / s | pretraining |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for name in names:
+        parameters, flops = size_of(name)
+        found = json.loads((runs / name / "metrics.json").read_text())
+        config = json.loads((runs / name / "config.json").read_text())
+        speed = statistics.median(value for _, value in curve(runs / name, "examples_per_second"))
+        windows = config["data"]["steps"] * config["training"]["epochs"] * config["training"]["batch_size"]
+        lines.append(
+            f"| {MODELS[name]} | {parameters / 1e6:.2f}M | {flops / 1e9:.2f}B | {found['test_bits_per_byte']:.3f} | "
+            f"{found['test_accuracy']:.1%} | {speed:.0f} | {windows / speed / 60:.0f} min |"
+        )
+        steps, bits = zip(*curve(runs / name, "test_bits_per_byte"), strict=True)
+        axes.plot(steps, bits, label=MODELS[name])
+    axes.set_xlabel("step")
+    axes.set_ylabel("bits per byte of hidden words")
+    axes.legend()
+    figure.savefig(picture, dpi=110)
+    return "\n".join(lines) + "\n\n" + table({MODELS[name]: results[name] for name in names}) + "\n"
+
+
+def main() -> None:
+    """Runs what is not done yet and writes the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--text", type=Path, required=True, help="a folder of text files")
+    parser.add_argument("--glue", type=Path, required=True, help="a folder with CoLA, MRPC, RTE, SST-2 and STS-B")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/language", help="where runs are kept")
+    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="some of the models")
+    arguments = parser.parse_args()
+    page, picture = ROOT / "docs/language.md", ROOT / "docs/language_mini.png"
+    try:
+        for name in arguments.only:
+            pretrain(name, arguments.text, arguments.runs)
+        results = {name: fine_tune(name, arguments.glue, arguments.runs) for name in arguments.only}
+    except PerceiversError as error:
+        sys.exit(f"language.py: {error}")
+    tables = report(arguments.only, arguments.runs, results, picture)
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(before + START + tables + END + rest.partition(END)[2])
+    print("\n" + tables)
+
+
+if __name__ == "__main__":
+    main()
