@@ -9,6 +9,7 @@ Shape suffixes: B batch, M tokens
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,9 @@ from perceivers.data.tokenizers import Tokenizer
 from perceivers.model.errors import PerceiversError
 
 SUFFIXES = (".txt", ".text", ".md")
+BLANK_LINE = r"\n[ \t\r]*\n"
+"""What separates documents in a text file."""
+
 BLOCK = 2**20
 """About so many bytes of text are read, packed, and their windows put in random order, at a time."""
 
@@ -115,7 +119,7 @@ class TextFiles:
         """The documents that begin in a piece of a file, the last one to its end."""
         path, start, end = piece
         text = read_text(path, bound(path, start), bound(path, end))
-        return [document for part in text.split("\n\n") if (document := part.strip())]
+        return [document for part in re.split(BLANK_LINE, text) if (document := part.strip())]
 
 
 def bound(path: Path, offset: int) -> int:
@@ -129,9 +133,9 @@ def bound(path: Path, offset: int) -> int:
             return offset
         file.seek(offset)
         ahead = file.read(2**16)
-    for mark in (b"\n\n", b"\n", b" "):
-        if (place := ahead.find(mark)) >= 0:
-            return offset + place + len(mark)
+    for mark in (BLANK_LINE, "\n", " "):
+        if found := re.search(mark.encode(), ahead):
+            return offset + found.end()
     return offset + next((place for place, byte in enumerate(ahead[:4]) if byte & 0xC0 != 0x80), 0)
 
 

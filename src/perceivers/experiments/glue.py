@@ -16,7 +16,7 @@ from perceivers.data.glue import TASKS, GlueData, TaskSplits
 from perceivers.data.labelled_text import LabelledTexts
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.text_tasks import Method, TextTask, fine_tune, pretrained
-from perceivers.experiments.training import CONFIG, LAST, Training
+from perceivers.experiments.training import CONFIG, LAST, Training, epochs_done
 from perceivers.model.errors import PerceiversError
 from perceivers.model.saving import write
 
@@ -91,6 +91,9 @@ class Glue:
             folder = output / name / f"batch{batch_size}_lr{lr:g}_seed{seed}"
             if (folder / "metrics.json").is_file():
                 continue
+            last = folder / "checkpoints" / LAST
+            if last.is_file() and epochs_done(last) >= self.training.epochs:
+                shutil.rmtree(folder)  # it was killed between its last step and its result
             print(f"\nRun {number} of {len(runs)}: {name}, batch size {batch_size}, learning rate {lr:g}, seed {seed}")
             L.seed_everything(seed, verbose=False)
             model, tokenizer = pretrained(self.model["init"])
@@ -99,12 +102,12 @@ class Glue:
                 batch_size=batch_size,
                 seed=seed,
                 output=str(folder),
-                resume=(folder / "checkpoints" / LAST).is_file(),
+                resume=last.is_file(),
             )
             optimization = replace(self.optimization, lr=lr)
             fine_tune(model, tokenizer, together[name], self.method, optimization, training, self.written())
             shutil.rmtree(folder / "checkpoints")
-        results = {name: read_results(output / name) for name in together}
+        results = {folder.name: read_results(folder) for folder in sorted(output.iterdir()) if folder.is_dir()}
         for name, settings in results.items():
             keep_best(output / name, settings)
         scores = {name: score for settings in results.values() for name, score in best(settings).items()}
@@ -126,7 +129,10 @@ class Glue:
             return
         there, here = json.loads((output / CONFIG).read_text()), json.loads(json.dumps(self.written()))
         for config in (there, here):
-            for part, names in (("training", ("resume", "workers", "devices", "accelerator")), ("data", ("tasks",))):
+            for part, names in (
+                ("training", ("resume", "output", "workers", "devices", "accelerator")),
+                ("data", ("tasks",)),
+            ):
                 for name in names:
                     config.get(part, {}).pop(name, None)
             config.pop("sweep", None)
@@ -150,15 +156,16 @@ def text_task(splits: TaskSplits, most: int | None) -> TextTask:
     return TextTask(training, evaluation, splits.task.metric)
 
 
-Results = dict[str, list[dict[str, float]]]
-"""By setting, the metrics of each seed."""
+Results = dict[str, dict[str, dict[str, float]]]
+"""By setting and seed, the metrics of a run."""
 
 
 def read_results(folder: Path) -> Results:
     """What the finished runs in a folder measured."""
     results: Results = {}
     for file in sorted(folder.glob("*/metrics.json")):
-        results.setdefault(file.parent.name.rpartition("_seed")[0], []).append(json.loads(file.read_text()))
+        setting, _, seed = file.parent.name.rpartition("_seed")
+        results.setdefault(setting, {})[seed] = json.loads(file.read_text())
     return results
 
 
@@ -167,29 +174,29 @@ def best(results: Results) -> dict[str, dict[str, Any]]:
 
     With one model for several tasks that is the setting with the best mean over tasks.
     """
-    mean = {setting: statistics.mean(run["test_mean"] for run in runs) for setting, runs in results.items()}
-    chosen = max(mean, key=mean.__getitem__)
+    chosen = best_setting(results)
+    runs = list(results[chosen].values())
     scores: dict[str, dict[str, Any]] = {}
     for task in TASKS:
-        sets = [
-            name
-            for name in results[chosen][0]
-            if name in (f"test_{task}", f"test_{task}_matched", f"test_{task}_mismatched")
-        ]
+        sets = [name for name in runs[0] if name in (f"test_{task}", f"test_{task}_matched", f"test_{task}_mismatched")]
         if sets:
-            seeds = [statistics.mean(run[name] for name in sets) for run in results[chosen]]
-            seconds = statistics.mean(run["seconds"] for run in results[chosen])
+            seeds = [statistics.mean(run[name] for name in sets) for run in runs]
+            seconds = statistics.mean(run["seconds"] for run in runs)
             scores[task] = {"mean": statistics.mean(seeds), "seeds": seeds, "setting": chosen, "seconds": seconds}
     return scores
 
 
+def best_setting(results: Results) -> str:
+    """The setting with the best mean over seeds and tasks."""
+    return max(results, key=lambda setting: statistics.mean(run["test_mean"] for run in results[setting].values()))
+
+
 def keep_best(folder: Path, results: Results) -> None:
-    """Removes the models of all runs but the best one's, of the first seed."""
-    runs = [(run["test_mean"], setting, place) for setting, of in results.items() for place, run in enumerate(of)]
-    _, setting, place = max(runs)
-    kept = sorted(folder.glob(f"{setting}_seed*"))[place]
+    """Removes the models of all runs but the best one's at the best setting."""
+    setting = best_setting(results)
+    seed = max(results[setting], key=lambda seed: results[setting][seed]["test_mean"])
     for run in folder.iterdir():
-        if run.is_dir() and run != kept:
+        if run.is_dir() and run.name != f"{setting}_seed{seed}":
             shutil.rmtree(run / "model", ignore_errors=True)
 
 

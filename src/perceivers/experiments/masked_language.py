@@ -28,7 +28,7 @@ from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.presets import create_model
+from perceivers.presets import create_model, preset
 
 SHOWN = 160
 """About so many tokens of a filled text are shown after an evaluation."""
@@ -59,14 +59,10 @@ class MaskedLanguage:
         """Trains; -> the run's folder."""
         L.seed_everything(self.training.seed, verbose=False)
         tokenizer = open_tokenizer(self.data.tokenizer)
-        settings = {name: value for name, value in self.model.items() if name != "preset"}
-        vocabulary = settings.get("vocabulary", tokenizer.size)
-        check("model.vocabulary", vocabulary, vocabulary == tokenizer.size, f"{tokenizer.size}, as in the tokenizer")
         with torch.device("meta"):  # a wrong setting shows before any data is read
-            text_input(create_model(self.model["preset"], **settings))
-        settings["vocabulary"] = tokenizer.size
+            build_language_model(self.model, tokenizer)
         sources = self.data.open(self.training.seed)
-        model = create_model(self.model["preset"], **settings)
+        model = build_language_model(self.model, tokenizer)
         module = MaskedLanguageModel(model, self.optimization, tokenizer)
         batches = TextBatches(sources, tokenizer, text_input(model).length, self)
         written = {"experiment": "masked_language", **asdict(self)}
@@ -74,6 +70,21 @@ class MaskedLanguage:
         if module.global_rank == 0:
             tokenizer.save(output / "model")
         return output
+
+
+def build_language_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> PerceiverIO | BERT:
+    """A fresh model of a preset and its settings, with the tokenizer's vocabulary.
+
+    Raises:
+        PerceiversError: a setting is wrong, the vocabulary is another, or the preset reads no text.
+    """
+    settings = {name: value for name, value in config.items() if name != "preset"}
+    vocabulary = settings.get("vocabulary", tokenizer.size)
+    check("model.vocabulary", vocabulary, vocabulary == tokenizer.size, f"{tokenizer.size}, as in the tokenizer")
+    experiment = preset(config["preset"]).experiment
+    if experiment != "language":
+        raise PerceiversError(f"model.preset = {config['preset']} is of {experiment}: a language model is needed.")
+    return create_model(config["preset"], **(settings | {"vocabulary": tokenizer.size}))
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:

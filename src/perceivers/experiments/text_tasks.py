@@ -21,14 +21,13 @@ from perceivers.data.labelled_text import LabelledTextData, LabelledTexts
 from perceivers.data.loader import ResumableLoader
 from perceivers.data.text_batches import TaskTexts, TextCode
 from perceivers.data.tokenizers import Tokenizer, find_tokenizer, open_tokenizer
-from perceivers.experiments.masked_language import text_input
-from perceivers.experiments.optimization import Optimization, check
+from perceivers.experiments.masked_language import build_language_model, text_input
+from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Trained, Training, train
 from perceivers.inference.classify_text import text_code
 from perceivers.model.adapter import InputArray
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.presets import create_model
 from perceivers.tasks import text_tasks
 
 Method = Literal["single_task", "shared_token", "task_tokens", "multitask_query"]
@@ -77,10 +76,7 @@ class TextClassification:
             model, tokenizer = pretrained(self.model["init"])
         elif "preset" in self.model:
             tokenizer = open_tokenizer(self.tokenizer)
-            settings = {name: value for name, value in self.model.items() if name != "preset"}
-            model = create_model(self.model["preset"], **({"vocabulary": tokenizer.size} | settings))
-            have = text_input(model).vocabulary
-            check("model.vocabulary", have, have == tokenizer.size, f"{tokenizer.size}, as in the tokenizer")
+            model = build_language_model(self.model, tokenizer)
         else:
             raise PerceiversError(
                 "model.init is missing: name a pretrained language model, or a preset as model.preset."
@@ -216,7 +212,7 @@ class TextTasks(Trained):
 def metric(name: Literal["accuracy", "matthews", "pearson"], classes: int) -> Metric:
     """A metric of GLUE: accuracy, Matthews correlation, or Pearson correlation."""
     if name == "pearson":
-        return PearsonCorrCoef()
+        return Pearson()
     if name == "matthews":
         return Matthews(classes)
     return MulticlassAccuracy(classes, average="micro")
@@ -229,3 +225,10 @@ class Matthews(MulticlassMatthewsCorrCoef):
         counts_KK: Tensor = self.confmat
         alike = any((counts_KK.sum(axis) > 0).sum() < 2 for axis in (0, 1))
         return counts_KK.new_zeros((), dtype=torch.float32) if alike else super().compute()
+
+
+class Pearson(PearsonCorrCoef):
+    """Pearson correlation; 0, not NaN, of which no mean can be taken, where all answers are the same."""
+
+    def compute(self) -> Tensor:
+        return super().compute().nan_to_num()

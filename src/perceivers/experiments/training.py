@@ -293,15 +293,24 @@ def check_output(config: Training, last: Path) -> None:
         return
     if not last.is_file():
         raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
-    try:
-        checkpoint = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.") from error
-    done = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    done = epochs_done(last)
     if done >= config.epochs:
         raise PerceiversError(
             f"the run in {config.output} is finished: set training.epochs to more than {done} to go on."
         )
+
+
+def epochs_done(last: Path) -> int:
+    """How many epochs a checkpoint's run had finished.
+
+    Raises:
+        PerceiversError: it cannot be read.
+    """
+    try:
+        checkpoint = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.") from error
+    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
 def build_trainer(
@@ -324,7 +333,13 @@ def build_trainer(
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
     ]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for noise in ("does not have many workers", "LeafSpec", "smaller than the logging interval", "is not empty"):
+    for noise in (
+        "does not have many workers",
+        "LeafSpec",
+        "smaller than the logging interval",
+        "is not empty",
+        "has `__len__` defined",
+    ):
         warnings.filterwarnings("ignore", f".*{noise}")
     try:
         return L.Trainer(
