@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from perceivers import PerceiversError
-from perceivers.data import text as module
-from perceivers.data.text import Stream, StreamLoader, TextData, TextFiles, TextRows, Windows, bound, pack, read_text
+from perceivers.data import documents as module
+from perceivers.data.documents import TextFiles, TextRows, bound, read_text
+from perceivers.data.text import Stream, StreamLoader, TextData, Windows, pack
 from perceivers.data.tokenizers import SEP, Bytes
 
 datasets = pytest.importorskip("datasets")

@@ -5,15 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from perceivers.data.labelled_text import (
-    LabelledTexts,
-    Table,
-    hub_splits,
-    hub_table,
-    read_separated,
-    read_table,
-    split_files,
-)
+from perceivers.data.labelled_text import LabelledTexts
+from perceivers.data.tables import Table, hub_splits, hub_table, read_separated, read_table, split_files
 from perceivers.model.errors import PerceiversError, nearest
 
 

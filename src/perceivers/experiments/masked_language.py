@@ -21,8 +21,9 @@ from torchmetrics import SumMetric
 
 from perceivers.adapters.text import TextInput
 from perceivers.baselines.bert import BERT
+from perceivers.data.documents import Source
 from perceivers.data.masking import IGNORED
-from perceivers.data.text import Batch, Source, Stream, StreamLoader, TextData
+from perceivers.data.text import Batch, Stream, StreamLoader, TextData
 from perceivers.data.tokenizers import Tokenizer, open_tokenizer
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
