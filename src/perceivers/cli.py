@@ -213,7 +213,8 @@ def fit_config(arguments: argparse.Namespace) -> None:
         print(describe(Path(arguments.config)))
     else:
         run = read_config(Path(arguments.config), arguments.overrides).run()
-        print(f"\nTrained. The model is in {run / 'model'}, its figures in {run / 'metrics.json'}.")
+        where = f"model is in {run / 'model'}" if (run / "model").is_dir() else f"models are below {run}"
+        print(f"\nTrained. The {where}, the figures in {run / 'metrics.json'}.")
 
 
 def fill_masks(arguments: argparse.Namespace) -> None:
