@@ -79,7 +79,7 @@ class BERT(Configured, nn.Module):
         super().__init__()
         text = TextInput(vocabulary, length, channels, extra, start)
         self.inputs = nn.ModuleDict({"text": text})
-        self.norm_x = nn.LayerNorm(channels)  # else what layers add at the start, 50 times as large, hides the tokens
+        self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
         self.layers = nn.ModuleList(
             SelfAttention(channels, heads, widening=widening, dropout=dropout, gelu=gelu) for _ in range(depth)
         )
