@@ -109,6 +109,30 @@ def test_a_sweep_runs_every_combination_once_and_picks_the_best_mean(tmp_path, c
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
+def test_a_task_without_a_result_does_not_keep_another_from_the_table(tmp_path, language, data):
+    output = tmp_path / "run"
+    (output / "CoLA" / "batch8_lr0.01_seed0" / "checkpoints").mkdir(parents=True)
+    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
+
+
+def test_a_run_killed_before_its_result_is_done_again(tmp_path, monkeypatch, language, data):
+    output = tmp_path / "run"
+    fine_tune = glue.fine_tune
+
+    def killed(*arguments):
+        (fine_tune(*arguments) / "metrics.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glue, "fine_tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(output.glob("RTE/*/checkpoints/last.ckpt"))
+    monkeypatch.undo()
+    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
+
+
 def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, language, data):
     settings = {"lrs": [1e-2, 1e-3]}
     small_sweep(language, data, tmp_path / "whole", ["RTE"], sweep=settings).run()

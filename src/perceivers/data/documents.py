@@ -66,7 +66,7 @@ class TextFiles:
 
     Args:
         paths: the files.
-        held_out: part of the pieces that is kept for evaluation.
+        held_out_part: of the pieces, is kept for evaluation.
         seed: of the order.
     """
 
@@ -116,8 +116,8 @@ class TextFiles:
 def bound(path: Path, offset: int) -> int:
     """The first place from an offset on where a file may be cut.
 
-    It is behind the next blank line, or line, or white space, or character, whichever of these comes first within a
-    piece's length.
+    It is behind the next blank line; if there is none within a piece's length, behind the next line, else the next
+    blank, else the character that is cut.
     """
     with path.open("rb") as file:
         if offset == 0 or offset >= path.stat().st_size:

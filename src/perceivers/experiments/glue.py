@@ -107,7 +107,8 @@ class Glue:
             optimization = replace(self.optimization, lr=lr)
             fine_tune(model, tokenizer, together[name], self.method, optimization, training, self.written())
             shutil.rmtree(folder / "checkpoints")
-        results = {folder.name: read_results(folder) for folder in sorted(output.iterdir()) if folder.is_dir()}
+        found = {folder.name: read_results(folder) for folder in sorted(output.iterdir()) if folder.is_dir()}
+        results = {name: settings for name, settings in found.items() if settings}  # others were interrupted
         for name, settings in results.items():
             keep_best(output / name, settings)
         scores = {name: score for settings in results.values() for name, score in best(settings).items()}

@@ -125,8 +125,7 @@ Start = Literal["normal", "waves"]
 """What learned positions are learned from."""
 
 WAVES_STD = 0.3
-"""Standard deviation of "waves": much larger than that of the tokens they are added to, or else noise of the first
-steps of training drowns them."""
+"""Standard deviation of "waves": large enough to outlast the noise of the first steps of training."""
 
 
 def waves(grid: Sequence[int], channels: int) -> Tensor:
@@ -153,7 +152,7 @@ class LearnedPositions(Positions):
         channels: F, channels of each vector.
         projected: pass the vectors through a linear layer, as the released ImageNet model does.
         start: what they are learned from: "normal", the usual random numbers; or "waves", sines and cosines of the
-            place in a sequence, in which neighbours are alike, so that a model learns sooner to read beside a place.
+            place in a sequence, in which neighbours are alike.
     """
 
     def __init__(self, grid: Sequence[int], channels: int, projected: bool = False, start: Start = "normal") -> None:
