@@ -19,7 +19,7 @@ from perceivers.baselines.bert import BERT
 from perceivers.model.attention import Gelu
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.positions import FourierPositions, LearnedPositions, Positions, Start
+from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
 
 
 def image_classifier(
@@ -119,7 +119,6 @@ def language_model(
     vocabulary: int = 262,
     length: int = 2048,
     embedding_channels: int = 768,
-    start: Start = "normal",
     latents: int = 256,
     channels: int = 1280,
     depth: int = 26,
@@ -145,11 +144,10 @@ def language_model(
         vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.data.tokenizers`) and 256.
         length: the most tokens of a text.
         embedding_channels: channels of a token, of its position and of the queries.
-        start: what learned positions begin as, see `LearnedPositions`.
         The others are those of `PerceiverIO`.
     """
     return PerceiverIO(
-        inputs={"text": TextInput(vocabulary, length, embedding_channels, start=start)},
+        inputs={"text": TextInput(vocabulary, length, embedding_channels)},
         outputs={"text": TextOutput("text")},
         latents=latents,
         channels=channels,
@@ -194,7 +192,7 @@ def text_tasks(
     if isinstance(language, BERT):
         model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": extra}))
     else:
-        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, extra, text.start)}
+        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, extra)}
         outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
         model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
     weights = language.state_dict()

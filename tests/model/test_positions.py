@@ -103,17 +103,3 @@ def test_some_points_of_a_long_axis_do_not_compute_all_of_it():
         positions(points=torch.arange(10))
     sizes = [math.prod(event.input_shapes[0]) for event in profile.events() if event.name == "aten::sin"]
     assert sizes == [40]
-
-
-def test_positions_that_start_as_waves():
-    table_SF = LearnedPositions([64], 16, start="waves").table_SF.detach()
-    assert table_SF.std() == pytest.approx(0.3, rel=0.05)
-    place = torch.arange(64) / 64
-    torch.testing.assert_close(table_SF[:, 0], 0.3 * 2**0.5 * torch.sin(math.pi * place))  # half a wave
-    torch.testing.assert_close(table_SF[:, 15], 0.3 * 2**0.5 * torch.cos(64 * math.pi * place))  # one every two places
-    near, far = (torch.cosine_similarity(table_SF[:-apart], table_SF[apart:]).mean() for apart in (1, 8))
-    assert near > far + 0.2
-    with pytest.raises(PerceiversError, match="one dimension and even channels"):
-        LearnedPositions([8, 8], 16, start="waves")
-    with pytest.raises(PerceiversError, match="'normal' or 'waves'"):
-        LearnedPositions([8], 16, start="wave")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
 from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import learned, project
-from perceivers.model.positions import LearnedPositions, Start
+from perceivers.model.positions import LearnedPositions
 
 
 class TextInput(InputAdapter):
@@ -24,17 +24,15 @@ class TextInput(InputAdapter):
         length: the most tokens of a text.
         channels: C of the vectors.
         extra: further tokens, V ... V + extra - 1, that no text has, such as one for each task.
-        start: of the positions, as in `LearnedPositions`; of those of a `TextOutput` too.
     """
 
-    def __init__(self, vocabulary: int, length: int, channels: int, extra: int = 0, start: Start = "normal") -> None:
+    def __init__(self, vocabulary: int, length: int, channels: int, extra: int = 0) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.length = length
         self.channels = channels
         self.embedding = nn.Embedding(vocabulary + extra, channels, _weight=learned(vocabulary + extra, channels))
-        self.start = start
-        self.positions = LearnedPositions([length], channels, start=start)
+        self.positions = LearnedPositions([length], channels)
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes tokens [B, M] in 0 ... V - 1; or `InputArray(tokens, mask_BM)` for texts of different lengths."""
@@ -73,7 +71,7 @@ class TextOutput(OutputAdapter):
             raise PerceiversError(f"a text output needs an input {self.input!r} that is a TextInput: name that one.")
         self.text = (text,)  # in a tuple, so that torch does not take the input's weights for this module's own
         self.query_channels = text.channels
-        self.positions = LearnedPositions([text.length], text.channels, start=text.start)
+        self.positions = LearnedPositions([text.length], text.channels)
         self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
 
     def count(self, encoded: Encoded) -> int:

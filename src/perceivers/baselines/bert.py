@@ -21,7 +21,6 @@ from perceivers.model.attention import Gelu, SelfAttention
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, project
-from perceivers.model.positions import Start
 from perceivers.model.saving import save
 
 
@@ -56,7 +55,7 @@ class BERT(Configured, nn.Module):
         heads: heads of each.
         widening: width of their MLPs, in channels.
         tasks, names: as in `TaskHeads`: predict labels instead of tokens.
-        extra, start: as in `TextInput`.
+        extra: as in `TextInput`.
         dropout: probability of dropping an attention weight in training.
         gelu: as in `PerceiverIO`.
     """
@@ -72,12 +71,11 @@ class BERT(Configured, nn.Module):
         tasks: dict[str, int] | None = None,
         names: dict[str, list[str]] | None = None,
         extra: int = 0,
-        start: Start = "normal",
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
     ) -> None:
         super().__init__()
-        text = TextInput(vocabulary, length, channels, extra, start)
+        text = TextInput(vocabulary, length, channels, extra)
         self.inputs = nn.ModuleDict({"text": text})
         self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
         self.layers = nn.ModuleList(

@@ -25,6 +25,7 @@ from perceivers.data.documents import Source
 from perceivers.data.masking import IGNORED
 from perceivers.data.text import Batch, Stream, StreamLoader, TextData
 from perceivers.data.tokenizers import Tokenizer, open_tokenizer
+from perceivers.experiments.local_start import start_locally
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
 from perceivers.model.errors import PerceiversError
@@ -41,7 +42,7 @@ class MaskedLanguage:
 
     Attributes:
         model: `preset`, one of `perceivers models`, and whichever of its settings are to be others.
-            The vocabulary is the tokenizer's.
+            The vocabulary is the tokenizer's. `start: local` is for small models, see `start_locally`.
         data: the text.
         optimization: how weights are updated.
         training: how the run is done.
@@ -79,13 +80,18 @@ def build_language_model(config: Mapping[str, Any], tokenizer: Tokenizer) -> Per
     Raises:
         PerceiversError: a setting is wrong, the vocabulary is another, or the preset reads no text.
     """
-    settings = {name: value for name, value in config.items() if name != "preset"}
+    settings = {name: value for name, value in config.items() if name not in ("preset", "start")}
     vocabulary = settings.get("vocabulary", tokenizer.size)
     check("model.vocabulary", vocabulary, vocabulary == tokenizer.size, f"{tokenizer.size}, as in the tokenizer")
     experiment = preset(config["preset"]).experiment
     if experiment != "language":
         raise PerceiversError(f"model.preset = {config['preset']} is of {experiment}: a language model is needed.")
-    return create_model(config["preset"], **(settings | {"vocabulary": tokenizer.size}))
+    start = config.get("start", "normal")
+    check("model.start", start, start in ("normal", "local"), "'normal' or 'local'")
+    model = create_model(config["preset"], **(settings | {"vocabulary": tokenizer.size}))
+    if start == "local":
+        start_locally(model)
+    return model
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:

@@ -5,7 +5,6 @@ Shape suffixes: B batch, P points, S elements of the whole grid, G dimensions of
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -121,29 +120,6 @@ def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: in
     return torch.cat([position_PG, angle_PF.sin(), angle_PF.cos()], -1)
 
 
-Start = Literal["normal", "waves"]
-"""What learned positions are learned from."""
-
-WAVES_STD = 0.3
-"""Standard deviation of "waves": large enough to outlast the noise of the first steps of training."""
-
-
-def waves(grid: Sequence[int], channels: int) -> Tensor:
-    """Sines, then cosines, of places in a sequence, of half a wave to one every two places; [S, F].
-
-    Raises:
-        PerceiversError: the grid is no sequence, or the channels are odd.
-    """
-    if len(grid) != 1 or channels % 2:
-        raise PerceiversError(
-            f"start = 'waves' needs one dimension and even channels, not {tuple(grid)} and {channels}."
-        )
-    count = grid[0]
-    frequency_f = torch.logspace(math.log10(0.5), math.log10(max(count / 2, 0.5)), channels // 2)
-    angle_Sf = 2 * math.pi * torch.arange(count)[:, None] / count * frequency_f
-    return WAVES_STD * math.sqrt(2) * torch.cat([angle_Sf.sin(), angle_Sf.cos()], 1)
-
-
 class LearnedPositions(Positions):
     """A learned vector for every element of a grid of fixed size.
 
@@ -151,20 +127,13 @@ class LearnedPositions(Positions):
         grid: size of each dimension.
         channels: F, channels of each vector.
         projected: pass the vectors through a linear layer, as the released ImageNet model does.
-        start: what they are learned from: "normal", the usual random numbers; or "waves", sines and cosines of the
-            place in a sequence, in which neighbours are alike.
     """
 
-    def __init__(self, grid: Sequence[int], channels: int, projected: bool = False, start: Start = "normal") -> None:
+    def __init__(self, grid: Sequence[int], channels: int, projected: bool = False) -> None:
         super().__init__()
         self.grid = tuple(grid)
         self.channels = channels
         self.table_SF = learned(math.prod(self.grid), channels)
-        if start == "waves":
-            with torch.no_grad():
-                self.table_SF.copy_(waves(self.grid, channels))
-        elif start != "normal":
-            raise PerceiversError(f"start = {start!r} is not allowed: it is 'normal' or 'waves'.")
         self.projection = Linear(channels, channels) if projected else nn.Identity()
 
     def forward(
