@@ -3,14 +3,18 @@
     python benchmarks/language.py --text FOLDER --glue FOLDER    # make mini-glue TEXT=FOLDER GLUE=FOLDER
 
 Every model gets the same text, steps, sweep and seeds. What is done is kept in `runs/language` and skipped when the
-same command is called again; what was interrupted goes on.
+same command is called again; what was interrupted goes on. Models this small gain nothing from a second core, so that
+as many are trained side by side as there are cores.
 """
 
 import argparse
 import csv
 import json
+import os
 import statistics
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +23,8 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from perceivers.data.tokenizers import lines_of, train_tokenizer
+from perceivers.data.text import TextData
+from perceivers.data.tokenizers import train_tokenizer
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.glue import table
 from perceivers.experiments.training import LAST
@@ -41,6 +46,9 @@ SEEDS = {"small": [0, 1, 2], "large": [0]}
 LEFT_OUT = ["movie_reviews.txt"]
 """Text of the kind SST-2 was cut from."""
 
+WORDS = "words.model"
+"""The vocabulary, in the folder of the runs."""
+
 START, END = "<!-- measured by benchmarks/language.py -->\n", "<!-- end -->\n"
 
 
@@ -48,10 +56,6 @@ def pretrain(name: str, text: Path, runs: Path) -> Path:
     """Pretrains a model, or goes on with it, unless it is done; -> its folder."""
     output = runs / name
     if not (output / "metrics.json").is_file():
-        words = runs / "words.model"
-        if "sentencepiece" in name and not words.is_file():
-            files = [file for file in sorted(text.rglob("*.txt")) if file.name not in LEFT_OUT]
-            train_tokenizer((line for file in files for line in lines_of(file)), words, vocabulary_of(name))
         overrides = [
             f"--data.path={text}",
             f"--data.leave_out={json.dumps(LEFT_OUT)}",
@@ -59,15 +63,42 @@ def pretrain(name: str, text: Path, runs: Path) -> Path:
             f"--training.resume={str((output / 'checkpoints' / LAST).is_file()).lower()}",
         ]
         if "sentencepiece" in name:
-            overrides.append(f"--data.tokenizer={words}")
+            overrides.append(f"--data.tokenizer={runs / WORDS}")
         print(f"\nPretraining {MODELS[name]}", flush=True)
         read_config(CONFIGS / f"mlm_{name}_mini.yaml", overrides).run()
     return output
 
 
-def vocabulary_of(name: str) -> int:
-    """The vocabulary that the config of a model asks for."""
-    return int(yaml.safe_load((CONFIGS / f"mlm_{name}_mini.yaml").read_text())["model"]["vocabulary"])
+def make_vocabulary(text: Path, runs: Path) -> None:
+    """Trains the vocabulary that the configs ask for, unless it is there."""
+    if not (runs / WORDS).is_file():
+        settings = yaml.safe_load((CONFIGS / "mlm_sentencepiece_mini.yaml").read_text())
+        data = TextData(path=str(text), leave_out=LEFT_OUT, held_out=settings["data"]["held_out"])
+        train_tokenizer(data.documents_once(), runs / WORDS, settings["model"]["vocabulary"])
+
+
+def side_by_side(arguments: argparse.Namespace) -> None:
+    """Runs each model in a process of its own, `jobs` at a time; what they say goes to a file each."""
+
+    def run(name: str) -> int:
+        own = [sys.executable, __file__, "--text", arguments.text, "--glue", arguments.glue, "--runs", arguments.runs]
+        threads = str(max(1, cores() // arguments.jobs))
+        with (arguments.runs / f"{name}.log").open("a") as log:
+            print(f"{MODELS[name]}: tail -f {log.name}", flush=True)
+            environment = os.environ | {"OMP_NUM_THREADS": threads}
+            return subprocess.run(
+                [*own, "--only", name], stdout=log, stderr=log, env=environment, check=False
+            ).returncode
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        failed = [name for name, code in zip(MODELS, pool.map(run, MODELS), strict=True) if code]
+    if failed:
+        sys.exit(f"language.py: not finished: {', '.join(failed)}; see the ends of their logs in {arguments.runs}.")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
@@ -140,16 +171,27 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="a folder of text files")
     parser.add_argument("--glue", type=Path, required=True, help="a folder with CoLA, MRPC, RTE, SST-2 and STS-B")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/language", help="where runs are kept")
-    parser.add_argument("--only", nargs="+", choices=list(MODELS), default=list(MODELS), help="some of the models")
+    parser.add_argument("--only", choices=list(MODELS), help="run one of the models, in this process, without tables")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1 if torch.cuda.is_available() else min(cores(), len(MODELS)),
+        help="models trained side by side: one on a GPU, else one a core",
+    )
     arguments = parser.parse_args()
     page, picture = ROOT / "docs/language.md", ROOT / "docs/language_mini.png"
     try:
-        for name in arguments.only:
-            pretrain(name, arguments.text, arguments.runs)
-        results = {name: fine_tune(name, arguments.glue, arguments.runs) for name in arguments.only}
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        make_vocabulary(arguments.text, arguments.runs)
+        if arguments.only:
+            pretrain(arguments.only, arguments.text, arguments.runs)
+            fine_tune(arguments.only, arguments.glue, arguments.runs)
+            return
+        side_by_side(arguments)
+        results = {name: fine_tune(name, arguments.glue, arguments.runs) for name in MODELS}
     except PerceiversError as error:
         sys.exit(f"language.py: {error}")
-    tables = report(arguments.only, arguments.runs, results, picture)
+    tables = report(list(MODELS), arguments.runs, results, picture)
     before, _, rest = page.read_text().partition(START)
     page.write_text(before + START + tables + END + rest.partition(END)[2])
     print("\n" + tables)

@@ -121,7 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(run=evaluate_images)
 
     words = commands.add_parser("train-tokenizer", help="make a vocabulary of pieces of words from text")
-    words.add_argument("data", metavar="DATA", help="a text file, or a folder of .txt files")
+    words.add_argument("data", metavar="DATA", help="text, as in data.path of a pretraining run")
+    words.add_argument("--leave-out", nargs="+", default=[], metavar="PATTERN", help="names of text files not to read")
     words.add_argument("--out", required=True, help="the SentencePiece model to write, such as words.model")
     words.add_argument("--vocabulary", type=positive, default=32000, help="number of tokens (32000)")
     words.set_defaults(run=train_words)
@@ -395,14 +396,15 @@ def evaluate_images(arguments: argparse.Namespace) -> None:
 
 
 def train_words(arguments: argparse.Namespace) -> None:
-    from perceivers.data.tokenizers import SentencePiece, bytes_per_token, lines_of, train_tokenizer
+    from perceivers.data.text import TextData
+    from perceivers.data.tokenizers import SentencePiece, bytes_per_token, train_tokenizer
     from perceivers.inference.prepare import check_folder
 
     check_folder(arguments.out)
-    data, out = Path(arguments.data), Path(arguments.out)
-    train_tokenizer(lines_of(data), out, arguments.vocabulary)
+    data, out = TextData(path=arguments.data, leave_out=arguments.leave_out), Path(arguments.out)
+    train_tokenizer(data.documents_once(), out, arguments.vocabulary)
     tokenizer = SentencePiece(out)
-    average = bytes_per_token(tokenizer, islice(filter(str.strip, lines_of(data)), 1000))
+    average = bytes_per_token(tokenizer, islice(data.documents_once(), 1000))
     print(f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted.")
 
 

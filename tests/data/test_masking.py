@@ -90,7 +90,7 @@ def test_places_and_labels_give_the_text_back(pieces, kind):
     token_BM = windows(tokenizer, multilingual(1000), 50)
     masked = mask(token_BM, 0.15, 10, tokenizer=tokenizer)
     assert masked.place_BP.shape == masked.label_BP.shape == (len(token_BM), 10)
-    assert {array.dtype for array in masked} == {np.dtype(np.int64)}
+    assert {array.dtype for array in masked} == {np.dtype(np.int32)}
     restored_BM = masked.token_BM.copy()
     for row, (place_P, label_P) in enumerate(zip(masked.place_BP, masked.label_BP, strict=True)):
         hidden = np.flatnonzero(masked.token_BM[row] == tokenizer.mask)

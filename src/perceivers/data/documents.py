@@ -38,6 +38,9 @@ class Source(Protocol):
         With each block comes the state from which the next one is read.
         """
 
+    def once(self) -> Iterator[list[str]]:
+        """The blocks of all documents that readers have, once, as they are stored."""
+
     def held_out(self) -> Iterator[list[str]]:
         """The blocks of documents kept for evaluation; no reader has them."""
 
@@ -101,6 +104,10 @@ class TextFiles:
                 documents += self.documents(self.pieces[order[index]])
                 place += 1
             yield documents, {"pieces": place}
+
+    def once(self) -> Iterator[list[str]]:
+        for piece in self.pieces:
+            yield self.documents(piece)
 
     def held_out(self) -> Iterator[list[str]]:
         for piece in self.held_out_pieces:
@@ -194,6 +201,9 @@ class TextRows:
             epoch, state = epoch + 1, {}
             rows = split_dataset_by_node(self.training, reader, readers)
             rows.set_epoch(epoch)
+
+    def once(self) -> Iterator[list[str]]:
+        yield from self.gather(self.training)
 
     def held_out(self) -> Iterator[list[str]]:
         yield from self.gather(self.evaluation)

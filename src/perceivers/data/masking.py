@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 class Masked(NamedTuple):
-    """A batch with hidden words.
+    """A batch with hidden words, in numbers of 32 bits, which travel from worker to model in half the time.
 
     Attributes:
         token_BM: the tokens, those of hidden words replaced by the mask token.
@@ -23,9 +23,9 @@ class Masked(NamedTuple):
         label_BP: what is hidden there; `IGNORED` where a row is filled up.
     """
 
-    token_BM: NDArray[np.int64]
-    place_BP: NDArray[np.int64]
-    label_BP: NDArray[np.int64]
+    token_BM: NDArray[np.int32]
+    place_BP: NDArray[np.int32]
+    label_BP: NDArray[np.int32]
 
 
 def mask_words(
@@ -45,7 +45,8 @@ def mask_words(
     real_BP = np.take_along_axis(hidden_BM, place_BP, 1)
     label_BP = np.where(real_BP, np.take_along_axis(token_BM, place_BP, 1), IGNORED)
     masked_BM = np.where(hidden_BM, tokenizer.mask, token_BM)
-    return Masked(masked_BM.astype(np.int64), np.where(real_BP, place_BP, 0), label_BP.astype(np.int64))
+    arrays = masked_BM, np.where(real_BP, place_BP, 0), label_BP
+    return Masked(*(array.astype(np.int32) for array in arrays))
 
 
 def fitting(

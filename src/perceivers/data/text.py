@@ -290,6 +290,12 @@ class TextData:
             raise PerceiversError(f"{empty[0]} is empty: remove it, or leave it out with data.leave_out.")
         return TextFiles(files, self.held_out, seed)
 
+    def documents_once(self) -> Iterator[str]:
+        """The documents to train on, once, for a vocabulary."""
+        for source, _ in self.open(0).values():
+            for documents in source.once():
+                yield from documents
+
     def places(self, length: int) -> int:
         """How many places of a window are decoded."""
         return max(1, math.ceil(self.decoded * length))

@@ -354,36 +354,6 @@ def explain(message: str, vocabulary: int) -> str:
     return f"SentencePiece cannot train a tokenizer on this text: {message}"
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a text file, or of all .txt files in and below a folder, in order.
-
-    Raises:
-        PerceiversError: there is no such file, it cannot be read, is empty, or is not UTF-8.
-    """
-    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    if not files:
-        raise PerceiversError(f"{path} has no .txt files: give a text file, or a folder of .txt files.")
-    empty = True
-    for file in files:
-        offset = 0
-        try:
-            with file.open("rb") as stream:
-                for line in stream:
-                    yield line.decode()
-                    offset += len(line)
-        except UnicodeDecodeError as error:
-            raise PerceiversError(
-                f"{file} is not UTF-8 text: byte {offset + error.start} cannot be decoded; convert the file to UTF-8."
-            ) from error
-        except OSError as error:
-            raise PerceiversError(
-                f"{file} cannot be read ({error.strerror}): give a text file, or a folder of .txt files."
-            ) from error
-        empty = empty and offset == 0
-    if empty:
-        raise PerceiversError(f"{path} has no text: give a text file, or a folder of .txt files.")
-
-
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     """How many bytes of text, white space not counted, a token stands for on average; 0 without any text."""
     counts = [tokenizer.byte_counts_V[tokenizer.encode(text)] for text in texts]

@@ -154,22 +154,23 @@ class MaskedLanguageModel(Trained):
         self.register_buffer("bytes_V", torch.from_numpy(tokenizer.byte_counts_V), persistent=False)
         self.scores = MaskedScores()
 
+    def predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Logits [B, P, V] of what is hidden, and what it is, [B, P]."""
+        logits_BPV = self.model({"text": batch["text"]}, {"text": batch["places"].long()})["text"]
+        return logits_BPV.float(), batch["labels"].long()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits_BPV = self.model({"text": batch["text"]}, {"text": batch["places"]})["text"]
-        label_N = batch["labels"].flatten()
-        nats = F.cross_entropy(logits_BPV.flatten(0, 1).float(), label_N, ignore_index=IGNORED, reduction="sum")
-        loss = nats / (label_N != IGNORED).sum().clamp(min=1)  # there may be no hidden word
+        logits_BPV, label_BP = self.predict(batch)
+        loss = nats(logits_BPV, label_BP) / (label_BP != IGNORED).sum().clamp(min=1)  # there may be no hidden word
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        logits_BPV = self.model({"text": batch["text"]}, {"text": batch["places"]})["text"].float()
-        label_BP = batch["labels"]
+        logits_BPV, label_BP = self.predict(batch)
         real_BP = label_BP != IGNORED
         guess_BP = logits_BPV.argmax(-1)
-        nats = F.cross_entropy(logits_BPV.flatten(0, 1), label_BP.flatten(), ignore_index=IGNORED, reduction="sum")
         right = (guess_BP == label_BP)[real_BP].sum()
-        self.scores.update(nats, right, real_BP.sum(), self.bytes_V[label_BP[real_BP]].sum())
+        self.scores.update(nats(logits_BPV, label_BP), right, real_BP.sum(), self.bytes_V[label_BP[real_BP]].sum())
         if batch_idx == 0 and self.trainer.is_global_zero:
             count = int(real_BP[0].sum())
             self.shown = self.show(batch["text"][0], batch["places"][0, :count], guess_BP[0, :count])
@@ -186,7 +187,7 @@ class MaskedLanguageModel(Trained):
 
     def show(self, token_M: Tensor, place_P: Tensor, guess_P: Tensor) -> str:
         """The beginning of a text, hidden words filled in and put in brackets."""
-        filled_M = token_M.clone()
+        filled_M = token_M.to(torch.long, copy=True)
         filled_M[place_P] = guess_P
         hidden_M = torch.zeros_like(token_M, dtype=torch.bool)
         hidden_M[place_P] = True
@@ -197,6 +198,11 @@ class MaskedLanguageModel(Trained):
             parts.append(f"[{text}]" if hidden else text)
             start += count
         return " ".join("".join(parts).split())
+
+
+def nats(logits_BPV: Tensor, label_BP: Tensor) -> Tensor:
+    """Cross-entropy, summed."""
+    return F.cross_entropy(logits_BPV.flatten(0, 1), label_BP.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 class MaskedScores(torch.nn.Module):
