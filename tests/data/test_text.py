@@ -346,6 +346,7 @@ def test_the_first_rows_are_held_out_where_no_split_is(tmp_path, monkeypatch, wr
     assert source.column == "content"
     assert list(itertools.chain(*source.held_out())) == documents[:30]
     assert rows_of_an_epoch(source, 0, 1) == documents[30:]
+    assert list(itertools.chain(*source.once())) == documents[30:]
     shares = [rows_of_an_epoch(source, reader, 2) for reader in range(2)]
     assert sorted(itertools.chain(*shares)) == sorted(documents[30:])
 
