@@ -130,7 +130,7 @@ def curve(folder: Path, column: str) -> list[tuple[int, float]]:
 def size_of(name: str) -> tuple[float, float]:
     """Parameters, and FLOPs of a forward pass of one window with the places that training decodes."""
     config = yaml.safe_load((CONFIGS / f"mlm_{name}_mini.yaml").read_text())
-    settings = config["model"]
+    settings = {name: value for name, value in config["model"].items() if name != "start"}
     length = settings["length"]
     places = torch.empty(-(-length // 5), dtype=torch.long, device="meta")
     build = partial(create_model, settings.pop("preset"), **settings)
@@ -141,26 +141,31 @@ def size_of(name: str) -> tuple[float, float]:
 def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], picture: Path) -> str:
     """The tables of what was measured, as Markdown; draws the curves."""
     lines = [
-        "| model | parameters | FLOPs of a window | bits per byte | masked accuracy | windows / s | pretraining |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | parameters | FLOPs of a window | learning rate | bits per byte | masked accuracy | windows / s | "
+        "pretraining | fine-tuning |",
+        "| --- |" + " --- |" * 8,
     ]
-    figure = Figure(figsize=(7, 3.6), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    by_step, by_time = figure.subplots(1, 2, sharey=True)
     for name in names:
         parameters, flops = size_of(name)
         found = json.loads((runs / name / "metrics.json").read_text())
         config = json.loads((runs / name / "config.json").read_text())
         speed = statistics.median(value for _, value in curve(runs / name, "examples_per_second"))
-        windows = config["data"]["steps"] * config["training"]["epochs"] * config["training"]["batch_size"]
-        lines.append(
-            f"| {MODELS[name]} | {parameters / 1e6:.2f}M | {flops / 1e9:.2f}B | {found['test_bits_per_byte']:.3f} | "
-            f"{found['test_accuracy']:.1%} | {speed:.0f} | {windows / speed / 60:.0f} min |"
-        )
+        minutes = config["training"]["batch_size"] / speed / 60  # of a step
         steps, bits = zip(*curve(runs / name, "test_bits_per_byte"), strict=True)
-        axes.plot(steps, bits, label=MODELS[name])
-    axes.set_xlabel("step")
-    axes.set_ylabel("bits per byte of hidden words")
-    axes.legend()
+        tuning = sum(json.loads(file.read_text())["seconds"] for file in runs.glob(f"{name}_glue/*/*/metrics.json"))
+        lines.append(
+            f"| {MODELS[name]} | {parameters / 1e6:.2f}M | {flops / 1e9:.3f}B | {config['optimization']['lr']:g} | "
+            f"{found['test_bits_per_byte']:.3f} | {found['test_accuracy']:.1%} | {speed:.0f} | "
+            f"{steps[-1] * minutes:.0f} min | {tuning / 60:.0f} min |"
+        )
+        by_step.plot(steps, bits, label=MODELS[name])
+        by_time.plot([step * minutes for step in steps], bits)
+    by_step.set_xlabel("step")
+    by_time.set_xlabel("minutes")
+    by_step.set_ylabel("bits per byte of hidden words")
+    by_step.legend()
     figure.savefig(picture, dpi=110)
     return "\n".join(lines) + "\n\n" + table({MODELS[name]: results[name] for name in names}) + "\n"
 

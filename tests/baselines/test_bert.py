@@ -124,6 +124,11 @@ def test_an_output_that_is_not_there_is_refused(tokens):
         make()({"text": tokens}, {"label": None})
 
 
+def test_places_outside_of_the_text_are_refused(tokens):
+    with pytest.raises(PerceiversError, match=f"go from 0 to {tokens.shape[1]}, but it has points 0 to"):
+        BERT(**SMALL)({"text": tokens}, {"text": torch.tensor([0, tokens.shape[1]])})
+
+
 def test_attention_weights_are_dropped_in_training_only(tokens):
     model = make(dropout=0.5)
     assert torch.equal(model({"text": tokens})["text"], model({"text": tokens})["text"])

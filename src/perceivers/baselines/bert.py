@@ -21,6 +21,7 @@ from perceivers.model.attention import Gelu, SelfAttention
 from perceivers.model.config import Configured
 from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, project
+from perceivers.model.perceiver_io import check_points
 from perceivers.model.saving import save
 
 
@@ -97,6 +98,8 @@ class BERT(Configured, nn.Module):
         for name, points in (dict.fromkeys(self.outputs) if outputs is None else outputs).items():
             if name not in self.outputs:
                 raise PerceiversError(f"the model has no output {name!r}: it has {', '.join(self.outputs)}.")
+            if points is not None:
+                check_points(name, points, self.tasks if name == "label" else x_BMC.shape[1])
             if name == "label":  # every task reads the first token
                 asked = torch.arange(self.tasks) if points is None else points
                 predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), points)
