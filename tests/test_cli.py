@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 import perceivers
 from perceivers.cli import main
 from perceivers.experiments.configuration import read_config
+from perceivers.experiments.local_start import start_locally
 from perceivers.experiments.demo import digits_run
 from perceivers.extras import MODULES
 from perceivers.presets import PRESETS
@@ -45,7 +46,11 @@ def test_every_config_is_valid_and_its_model_can_be_built(path):
         assert read_config(ROOT / f"configs/language/{trained}.yaml").training.output == f"runs/{trained}"
         return
     with torch.device("meta"):
-        perceivers.create_model(run.model["preset"], **settings)
+        model = perceivers.create_model(
+            run.model["preset"], **{name: value for name, value in settings.items() if name != "start"}
+        )
+        if settings.get("start") == "local":
+            start_locally(model)
 
 
 @pytest.mark.parametrize("name", ["imagenet_fourier", "imagenet_learned", "imagenet_conv"])
@@ -291,7 +296,7 @@ def test_a_reader_that_has_read_enough_is_no_error(lines):
     """Whether the pipe breaks while something is printed or, of a short output, at the end."""
     code = (
         "import sys, perceivers.cli\n"
-        f"perceivers.cli.list_models = lambda arguments: [print('a line') for _ in range({lines})]\n"
+        f"perceivers.commands.list_models = lambda arguments: [print('a line') for _ in range({lines})]\n"
         "sys.stdin.read()  # until the other end is closed\n"
         "perceivers.cli.main(['models'])\n"
     )

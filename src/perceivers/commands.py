@@ -1,0 +1,311 @@
+"""What each command does: it calls the library with the command's arguments and prints what it returns."""
+
+import argparse
+import ast
+import json
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import perceivers
+from perceivers.model.errors import PerceiversError
+
+
+def list_models(arguments: argparse.Namespace) -> None:
+    from perceivers.presets import PRESETS, create_model, measure
+
+    models = [
+        (name, preset, measure(partial(create_model, name), preset.inputs, preset.outputs))
+        for name, preset in PRESETS.items()
+    ]
+    if arguments.json:
+        rows = [
+            {
+                "name": name,
+                "experiment": preset.experiment,
+                "paper_row": preset.row,
+                "parameters": size.parameters,
+                "paper_parameters": int(preset.paper_parameters),
+                "flops": size.flops,
+                "paper_flops": int(preset.paper_flops),
+            }
+            for name, preset, size in models
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    print_table(
+        ["name", "experiment", "in the paper", "parameters", "paper", "FLOPs", "paper"],
+        [
+            [
+                name,
+                preset.experiment,
+                preset.row,
+                f"{size.parameters / 1e6:.1f}M",
+                f"{preset.paper_parameters / 1e6:.1f}M",
+                f"{size.flops / 1e9:.0f}B",
+                f"{preset.paper_flops / 1e9:.0f}B",
+            ]
+            for name, preset, size in models
+        ],
+    )
+    print("\nFLOPs of one forward pass of one example. docs/ says where and why figures differ.")
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Prints columns side by side, numbers to the right."""
+    table = [header, *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(len(header))]
+    for row in table:
+        cells = [
+            cell.rjust(width) if any(r[column][:1].isdigit() for r in table[1:]) else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def fit_config(arguments: argparse.Namespace) -> None:
+    from perceivers.experiments.configuration import describe, read_config
+
+    if arguments.config is None:
+        print(
+            "usage: perceivers fit CONFIG [--any.field=value ...]\n\n"
+            "CONFIG is a file such as those in configs/; with --help, every field of its experiment is described."
+        )
+        if not arguments.teach:
+            raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
+    elif arguments.teach:
+        print(describe(Path(arguments.config)))
+    else:
+        run = read_config(Path(arguments.config), arguments.overrides).run()
+        where = f"model is in {run / 'model'}" if (run / "model").is_dir() else f"models are below {run}"
+        print(f"\nTrained. The {where}, the figures in {run / 'metrics.json'}.")
+
+
+def fill_masks(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.fill_mask import fill_mask
+
+    filled = fill_mask(arguments.model, read_text(arguments), arguments.top, arguments.device, arguments.dtype)
+    if arguments.json:
+        print(json.dumps(asdict(filled), indent=2))
+        return
+    print(filled.text)
+    for place, candidates in zip(filled.masked, filled.candidates, strict=True):
+        best = "  ".join(f"'{byte}' {probability:.1%}" for byte, probability in candidates.items())
+        print(f"  byte {place}: {best}")
+
+
+def read_text(arguments: argparse.Namespace) -> str:
+    """A command's text, from the command line, a file or standard input."""
+    if (arguments.file is None) == (arguments.text is None):
+        raise PerceiversError(
+            f"{arguments.command} needs one text: as an argument, with --file, or '-' for standard input."
+        )
+    if arguments.text is not None and arguments.text != "-":
+        return arguments.text
+    try:
+        content = sys.stdin.buffer.read() if arguments.file is None else Path(arguments.file).read_bytes()
+        return content.decode().removesuffix("\n")  # the last line's end, which editors and shells add
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{arguments.file or 'standard input'} cannot be read as text ({error}).") from error
+
+
+def classify_texts(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.classify_text import SCORE, classify_text
+
+    texts = read_texts(arguments)
+    answers = classify_text(arguments.model, texts, arguments.task, arguments.device, arguments.dtype)
+    top: list[dict[str, Any]] = [
+        {"text": text} | (answer if SCORE in answer else {"classes": dict(list(answer.items())[: arguments.top])})
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps(top, indent=2))
+        return
+    for answer in top:
+        print(answer["text"] if isinstance(answer["text"], str) else "\n".join(answer["text"]))
+        if SCORE in answer:
+            print(f"  {answer[SCORE]:.4f}")
+        else:
+            print_classes(answer["classes"])
+
+
+def read_texts(arguments: argparse.Namespace) -> list[str | tuple[str, str]]:
+    """The text of classify-text, the pair, or the lines of a file or of standard input."""
+    if arguments.second is not None:
+        if arguments.file is not None or arguments.text == "-":
+            raise PerceiversError("a pair of texts is given as two arguments, without --file and '-'.")
+        return [(arguments.text, arguments.second)]
+    content = read_text(arguments)
+    if arguments.file is None and arguments.text != "-":
+        return [content]
+    return [line.removesuffix("\r") for line in content.split("\n")]
+
+
+def draw_attention(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.attention_page import attention_page
+
+    latents = attention_page(
+        arguments.model,
+        read_text(arguments),
+        arguments.out,
+        arguments.latents,
+        arguments.heads,
+        arguments.task,
+        arguments.device,
+        arguments.dtype,
+    )
+    print(f"{arguments.out}: what latents {', '.join(map(str, latents))} read of the text.")
+
+
+def classify_images(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.classify_image import classify_image
+
+    classes = None if arguments.classes is None else read_lines(Path(arguments.classes))
+    answers = classify_image(arguments.model, arguments.files, classes, arguments.device, arguments.dtype)
+    top: list[dict[str, Any]] = [
+        {"file": file, "classes": dict(list(answer.items())[: arguments.top])}
+        for file, answer in zip(arguments.files, answers, strict=True)
+    ]
+    if arguments.json:
+        print(json.dumps(top, indent=2))
+        return
+    for answer in top:
+        print(answer["file"])
+        print_classes(answer["classes"])
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PerceiversError(f"{path} cannot be read as lines of text ({error}).") from error
+
+
+def print_classes(classes: dict[str, float]) -> None:
+    """Prints classes with their probabilities."""
+    for name, probability in classes.items():
+        print(f"  {probability:7.2%}  {name}")
+
+
+def compute_flow(arguments: argparse.Namespace) -> None:
+    from perceivers.data.flow import check_flow_path, check_largest, check_picture_path, write_flow, write_picture
+    from perceivers.inference.flow import flow, flow_video
+    from perceivers.inference.prepare import check_folder
+
+    outputs = [path for path in (arguments.out, arguments.picture) if path is not None]
+    for path in outputs:
+        check_folder(path)
+    shared = {name: getattr(arguments, name) for name in ("overlap", "batch_size", "device", "dtype")}
+    if len(arguments.frames) == 1:
+        if arguments.picture is not None:
+            raise PerceiversError("--picture is for two frames: the flow of a video is drawn to --out.")
+        (video,) = arguments.frames
+        pairs = flow_video(arguments.model, video, arguments.out, largest=arguments.largest, progress=True, **shared)
+        print(f"{arguments.out}: the flow of {pairs} pairs of frames, in colours.")
+        return
+    if len(arguments.frames) != 2:
+        raise PerceiversError(f"flow needs two frames or one video, but {len(arguments.frames)} files were given.")
+    check_flow_path(arguments.out)
+    if arguments.picture is not None:
+        check_picture_path(arguments.picture)
+    check_largest(arguments.largest)
+    frame1, frame2 = arguments.frames
+    flow_2YX = flow(arguments.model, frame1, frame2, progress=True, **shared)
+    write_flow(arguments.out, flow_2YX)
+    if arguments.picture is not None:
+        write_picture(arguments.picture, flow_2YX, largest=arguments.largest)
+    lengths = flow_2YX.norm(dim=0)
+    print(
+        f"{' and '.join(outputs)}: flow of {flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels, "
+        f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most."
+    )
+
+
+def autoencode_clip(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.autoencode import autoencode
+
+    result = autoencode(
+        arguments.model,
+        arguments.clip,
+        arguments.out,
+        arguments.start,
+        arguments.device,
+        arguments.dtype,
+        progress=True,
+    )
+    classes = dict(list(result.classes.items())[: arguments.top])
+    if arguments.json:
+        figures = {"video_psnr": result.video_psnr, "audio_psnr": result.audio_psnr, "classes": classes}
+        print(json.dumps({"out": arguments.out} | figures, indent=2))
+        return
+    sound = "no sound" if result.audio_psnr is None else f"sound {result.audio_psnr:.2f} dB"
+    print(f"{arguments.out}: PSNR of the video {result.video_psnr:.2f} dB, {sound}.")
+    print_classes(classes)
+
+
+def evaluate_images(arguments: argparse.Namespace) -> None:
+    from perceivers.data.images import ImageData
+    from perceivers.experiments.image_classification import evaluate
+    from perceivers.inference.prepare import prepare
+
+    model = prepare(arguments.model, arguments.device, arguments.dtype)
+    results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+    else:
+        accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
+        print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+
+
+def train_words(arguments: argparse.Namespace) -> None:
+    from perceivers.data.text import TextData
+    from perceivers.data.tokenizers import SentencePiece, bytes_per_token, train_tokenizer
+    from perceivers.inference.prepare import check_folder
+
+    check_folder(arguments.out)
+    data, out = TextData(path=arguments.data, leave_out=arguments.leave_out), Path(arguments.out)
+    train_tokenizer(data.documents_once(), out, arguments.vocabulary)
+    tokenizer = SentencePiece(out)
+    average = bytes_per_token(tokenizer, islice(data.documents_once(), 1000))
+    print(f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted.")
+
+
+def convert_model(arguments: argparse.Namespace) -> None:
+    from perceivers.checkpoints.export import to_transformers
+
+    settings = {}
+    for setting in arguments.set:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
+        if name in ("source", "classes"):  # other arguments of `load`
+            raise PerceiversError(f"--set {setting} is not allowed: {name} is nothing that a file does not tell.")
+        settings[name] = parse(value)
+    target = Path(arguments.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PerceiversError(f"{target} exists already: choose a new folder.")
+    model = perceivers.load(arguments.source, **settings)
+    if arguments.to == "transformers":
+        to_transformers(model, target)
+    else:
+        model.save(target)
+    print(f"{target} holds the model in the format of {arguments.to}.")
+
+
+def parse(value: str) -> Any:
+    """A value as JSON or Python writes it; any other is text."""
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError):
+            return read(value)
+    return value
+
+
+def run_demo(arguments: argparse.Namespace) -> None:
+    from perceivers.experiments.demo import demo
+
+    demo(Path(arguments.output), arguments.epochs)
