@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 import perceivers
 from perceivers.cli import main
 from perceivers.experiments.configuration import read_config
-from perceivers.experiments.local_start import start_locally
 from perceivers.experiments.demo import digits_run
+from perceivers.experiments.local_start import start_locally
 from perceivers.extras import MODULES
 from perceivers.presets import PRESETS
 from tests.inference.tiny import language
