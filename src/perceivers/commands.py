@@ -80,9 +80,11 @@ def fit_config(arguments: argparse.Namespace) -> None:
     elif arguments.teach:
         print(describe(Path(arguments.config)))
     else:
+        from lightning.pytorch.utilities import rank_zero_only
+
         run = read_config(Path(arguments.config), arguments.overrides).run()
         where = f"model is in {run / 'model'}" if (run / "model").is_dir() else f"models are below {run}"
-        print(f"\nTrained. The {where}, the figures in {run / 'metrics.json'}.")
+        rank_zero_only(print)(f"\nTrained. The {where}, the figures in {run / 'metrics.json'}.")
 
 
 def fill_masks(arguments: argparse.Namespace) -> None:

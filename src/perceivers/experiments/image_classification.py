@@ -134,7 +134,7 @@ class ImageClassifier(Trained):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.accuracy.compute().items():
-            self.log(f"test_{name}", value, prog_bar=True)
+            self.log(f"test_{name}", value, prog_bar=True, sync_dist=True)
         self.accuracy.reset()
 
 

@@ -177,7 +177,7 @@ class MaskedLanguageModel(Trained):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.scores.compute().items():
-            self.log(f"test_{name}", value, prog_bar=True)
+            self.log(f"test_{name}", value, prog_bar=True, sync_dist=True)
         self.scores.reset()
         if self.trainer.is_global_zero:
             print(f"\n{self.shown}", flush=True)

@@ -202,11 +202,11 @@ class TextTasks(Trained):
         for (name, task), score in zip(self.sets, self.metrics, strict=True):
             assert isinstance(score, Metric)
             value = score.compute()
-            self.log(f"test_{name}", value, prog_bar=True)
+            self.log(f"test_{name}", value, prog_bar=True, sync_dist=True)
             scores.setdefault(task, []).append(value)
             score.reset()
         means = [torch.stack(values).mean() for values in scores.values()]  # MNLI's two sets are averaged first
-        self.log("test_mean", torch.stack(means).mean())
+        self.log("test_mean", torch.stack(means).mean(), sync_dist=True)
 
 
 def metric(name: Literal["accuracy", "matthews", "pearson"], classes: int) -> Metric:
