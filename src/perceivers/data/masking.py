@@ -15,7 +15,7 @@ IGNORED = -100
 
 
 class Masked(NamedTuple):
-    """A batch with hidden words, in numbers of 32 bits, which travel from worker to model in half the time.
+    """A batch with hidden words; in numbers of 32 bits, half as much to bring from worker to model.
 
     Attributes:
         token_BM: the tokens, those of hidden words replaced by the mask token.
