@@ -142,8 +142,8 @@ def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], pic
     """The tables of what was measured, as Markdown; draws the curves."""
     lines = [
         "| model | parameters | FLOPs of a window | learning rate | bits per byte | masked accuracy | windows / s | "
-        "pretraining | fine-tuning |",
-        "| --- |" + " --- |" * 8,
+        "pretraining |",
+        "| --- |" + " --- |" * 7,
     ]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     by_step, by_time = figure.subplots(1, 2, sharey=True)
@@ -154,11 +154,10 @@ def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], pic
         speed = statistics.median(value for _, value in curve(runs / name, "examples_per_second"))
         minutes = config["training"]["batch_size"] / speed / 60  # of a step
         steps, bits = zip(*curve(runs / name, "test_bits_per_byte"), strict=True)
-        tuning = sum(json.loads(file.read_text())["seconds"] for file in runs.glob(f"{name}_glue/*/*/metrics.json"))
         lines.append(
             f"| {MODELS[name]} | {parameters / 1e6:.2f}M | {flops / 1e9:.3f}B | {config['optimization']['lr']:g} | "
             f"{found['test_bits_per_byte']:.3f} | {found['test_accuracy']:.1%} | {speed:.0f} | "
-            f"{steps[-1] * minutes:.0f} min | {tuning / 60:.0f} min |"
+            f"{steps[-1] * minutes:.0f} min |"
         )
         by_step.plot(steps, bits, label=MODELS[name])
         by_time.plot([step * minutes for step in steps], bits)
