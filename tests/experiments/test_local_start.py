@@ -17,6 +17,10 @@ SMALL = {
     "depth": 2, "heads": 4, "qk_channels": 32, "v_channels": 48, "cross_heads": 4, "decoder_heads": 4,
     "decoder_qk_channels": 32, "decoder_v_channels": 32,
 }  # fmt: skip
+WIDE = SMALL | {
+    "embedding_channels": 128, "channels": 192, "qk_channels": 96, "v_channels": 192, "decoder_qk_channels": 128,
+    "decoder_v_channels": 128,
+}  # fmt: skip
 BERT = {"preset": "bert_bytes", "length": LENGTH, "channels": CHANNELS, "depth": 2, "heads": 4}
 
 
@@ -48,7 +52,9 @@ def test_heads_look_around_a_place():
         assert ((read_HO[head, inner] - inner) - distance).abs().mean() < 1.5
 
 
-@pytest.mark.parametrize(("config", "attention"), [(SMALL, "encoder.cross_attentions.0"), (BERT, "layers.0")])
+@pytest.mark.parametrize(
+    ("config", "attention"), [(WIDE, "encoder.cross_attentions.0"), (WIDE, "decoder"), (BERT, "layers.0")]
+)
 def test_a_model_begins_by_reading_nearby(config, attention):
     torch.manual_seed(0)
     token = torch.randint(6, 262, (2, LENGTH))
@@ -58,9 +64,8 @@ def test_a_model_begins_by_reading_nearby(config, attention):
         with record_attention(model) as maps:
             model({"text": token})
         weight_OM = maps[f"{attention}.attention"][0].mean((0, 1))
-        count = len(weight_OM)
-        own = (torch.arange(count) + 0.5) * LENGTH / count - 0.5
-        away = (torch.arange(LENGTH)[None] - own[:, None]).abs()
+        reads, read = ((torch.arange(count) + 0.5) * LENGTH / count for count in weight_OM.shape)
+        away = (read - reads[:, None]).abs()
         distance[start] = float((weight_OM * away).sum(1).mean())
     assert distance["local"] < 0.6 * distance["normal"]
 
