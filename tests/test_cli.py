@@ -19,7 +19,7 @@ from perceivers.experiments.demo import digits_run
 from perceivers.experiments.local_start import start_locally
 from perceivers.extras import MODULES
 from perceivers.presets import PRESETS
-from tests.inference.tiny import language
+from tests.inference.tiny import classifier, constant_flow, language, optical
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/image_classification/digits.yaml"
@@ -250,6 +250,7 @@ COMMANDS = [
     "autoencode",
     "evaluate",
     "train-tokenizer",
+    "make-flow-data",
     "convert",
     "demo",
 ]
@@ -314,6 +315,77 @@ def test_evaluate_takes_some_images_at_a_time(capsys):
         main(["evaluate", "model", "--data", "digits", "--batch-size", "0"])
     assert stop.value.code == 2
     assert "argument --batch-size: 0 is not allowed: it must be at least 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def middlebury(tmp_path):
+    """Two pairs of known flow in Middlebury's folders: everything moves by (3, 4), or by (0, 1)."""
+    from perceivers.data.flow_files import write_flow
+
+    for name, vector in {"Fast": (3.0, 4.0), "Slow": (0.0, 1.0)}.items():
+        for kind in ("other-data", "other-gt-flow"):
+            (tmp_path / "middlebury" / kind / name).mkdir(parents=True)
+        for frame in ("frame10.png", "frame11.png"):
+            pixels = np.random.default_rng(0).integers(256, size=(32, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "middlebury" / "other-data" / name / frame)
+        flow = torch.tensor(vector)[:, None, None].expand(2, 32, 40)
+        write_flow(tmp_path / "middlebury" / "other-gt-flow" / name / "flow10.flo", flow)
+    return str(tmp_path / "middlebury")
+
+
+def test_evaluate_flow(middlebury, tmp_path, capsys):
+    constant_flow(0.0, 1.0).save(tmp_path / "model")
+    command = ["evaluate", str(tmp_path / "model"), "--data", middlebury, "--overlap", "4", "--batch-size", "2"]
+    main([*command, "--json", "--picture", str(tmp_path / "pictures")])
+    measured = json.loads(capsys.readouterr().out)["middlebury"]
+    assert list(measured) == ["model", "zero flow", "Farneback", "DIS fast", "DIS medium"]
+    model, still = measured["model"], measured["zero flow"]
+    slow, fast = 0.0, 18**0.5
+    assert model["errors"]["epe"] == pytest.approx((slow + fast) / 2, abs=1e-5)
+    assert model["errors"]["fl_all"] == still["errors"]["fl_all"] == 0.5
+    assert still["sequences"] == pytest.approx({"Fast": 5, "Slow": 1})
+    assert still["errors"]["over1px"] == 0.5
+    assert model["seconds"] > 0
+    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2
+    main(command)
+    lines = capsys.readouterr().out.splitlines()
+    assert re.split("  +", lines[0]) == [
+        "middlebury, 2 pairs", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds a pair"
+    ]  # fmt: skip
+    assert re.split("  +", lines[1])[:-1] == ["model", "2.12", "50.00%", "50.00%", "0.00%", "50.00%"]
+    assert re.split("  +", lines[2])[:-1] == ["zero flow", "3.00", "50.00%", "50.00%", "0.00%", "50.00%"]
+    assert re.split("  +", lines[7])[:3] == ["EPE of each sequence", "model", "zero flow"]
+    assert re.split("  +", lines[8])[:3] == ["Fast", "4.24", "5.00"]
+    assert re.split("  +", lines[9])[:3] == ["Slow", "0.00", "1.00"]
+
+
+def test_evaluate_tells_visible_and_occluded_pixels_apart(capsys):
+    from perceivers.commands import print_scores
+    from perceivers.experiments.flow_evaluation import FlowScore
+
+    parts = dict.fromkeys(("over1px", "over3px", "over5px", "fl_all"), 0.125)
+    errors = {"epe": 2.0, **parts, "epe_visible": 1.5, "epe_occluded": 12.25}
+    print_scores("sintel-clean, 1 pair", {"model": FlowScore(errors, {"alley_1": 2.0}, 0.25)})
+    header, row = capsys.readouterr().out.strip().splitlines()  # a single sequence is no table
+    assert re.split("  +", header)[-3:] == ["EPE visible", "EPE occluded", "seconds a pair"]
+    assert re.split("  +", row)[-3:] == ["1.50", "12.25", "0.250"]
+
+
+def test_evaluate_refuses_what_it_cannot_do(middlebury, tmp_path, capsys):
+    classifier().save(tmp_path / "classifier")
+    images = ["evaluate", str(tmp_path / "classifier"), "--data", "digits"]
+    for option in (["--split", "training"], ["--picture", "pictures"], ["--overlap", "0"]):
+        expected = f"{option[0]} is for models of optical flow, but {tmp_path / 'classifier'} classifies images"
+        assert expected in fails(capsys, *images, *option)
+    language().save(tmp_path / "language")
+    expected = f"{tmp_path / 'language'} reads text and predicts text: only image classifiers and models of"
+    assert expected in fails(capsys, "evaluate", str(tmp_path / "language"), "--data", "digits")
+    optical().save(tmp_path / "flow")
+    flow = ["evaluate", str(tmp_path / "flow"), "--data", middlebury]
+    (tmp_path / "file").write_text("mine")
+    assert "is a file: give a folder" in fails(capsys, *flow, "--picture", str(tmp_path / "file"))
+    assert "there is no split 'testing'" in fails(capsys, *flow, "--split", "testing")
+    assert "overlap = -1 is not allowed" in fails(capsys, *flow, "--overlap", "-1")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
 from perceivers.checkpoints import transformers as port
 from perceivers.cli import main
-from perceivers.data.flow import read_flow, read_frame
+from perceivers.data.flow_files import read_flow, read_frame
 from perceivers.data.images import evaluation_view, to_tensor
 from perceivers.data.video import read_clip
 from perceivers.inference.autoencode import autoencode

@@ -16,12 +16,14 @@ examples:
   perceivers fit configs/image_classification/digits.yaml --training.epochs=5
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers evaluate runs/demo/model --data digits
+  perceivers evaluate FLOW_MODEL --data Sintel --picture compared
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
   perceivers classify-text MODEL "A film to see twice."
   perceivers attention MODEL "A film to see twice." --out attention.html
-  perceivers flow MODEL frame1.png frame2.png --out flow.flo --picture flow.png
+  perceivers flow frame1.png frame2.png --out flow.flo --picture flow.png
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
+  perceivers make-flow-data pairs/ --pairs 1000
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
 """
@@ -44,10 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_argument("-h", "--help", action="store_true", dest="teach")
     fit.set_defaults(run=commands.fit_config)
 
-    common = argparse.ArgumentParser(add_help=False)
+    placed = argparse.ArgumentParser(add_help=False)
+    placed.add_argument("--device", help="where to compute, such as cuda:1; the accelerator if there is one")
+    placed.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="as saved, if not given")
+    common = argparse.ArgumentParser(add_help=False, parents=[placed])
     common.add_argument("model", metavar="MODEL", help="a saved model, in any format (see docs/checkpoints.md)")
-    common.add_argument("--device", help="where to compute, such as cuda:1; the accelerator if there is one")
-    common.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="as saved, if not given")
     printed = argparse.ArgumentParser(add_help=False)
     printed.add_argument("--json", action="store_true", help="print JSON")
 
@@ -84,8 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument("--top", type=positive, default=5, help="how many classes to print for each file (5)")
     classify.set_defaults(run=commands.classify_images)
 
-    flow = parsers.add_parser("flow", help="optical flow of two frames, or of a video", parents=[common])
-    flow.add_argument("frames", metavar="FRAME", nargs="+", help="two image files of the same size, or one video")
+    flow = parsers.add_parser("flow", help="optical flow of two frames, or of a video", parents=[placed])
+    flow.add_argument(
+        "files",
+        metavar="[MODEL] FRAME",
+        nargs="+",
+        help="two image files of the same size, or one video; before them a saved model, in any format, or none: then "
+        "the small one that comes with the package answers",
+    )
     flow.add_argument("--out", required=True, help=".flo, .png (KITTI), .npy for two frames; .mp4 for a video")
     flow.add_argument("--picture", help="also draw the flow of two frames in colours, to this file")
     flow.add_argument("--largest", type=float, help="pixels of flow that have full colour; the longest, if not given")
@@ -103,15 +112,19 @@ def build_parser() -> argparse.ArgumentParser:
     code.set_defaults(run=commands.autoencode_clip)
 
     evaluate = parsers.add_parser(
-        "evaluate", help="measure a saved image classifier on labelled images", parents=[common, printed]
+        "evaluate", help="measure a saved image classifier or model of optical flow", parents=[common, printed]
     )
     evaluate.add_argument(
         "--data",
         required=True,
-        help="'digits', a folder, or a data set of the hub; measured on its evaluation split, or held-out part",
+        help="of images: 'digits', a folder, or a data set of the hub, of which the evaluation split or held-out part "
+        "counts; of optical flow: the folder of a data set as it is published, such as Sintel's",
     )
-    evaluate.add_argument("--batch-size", type=positive, default=64)
-    evaluate.set_defaults(run=commands.evaluate_images)
+    evaluate.add_argument("--batch-size", type=positive, help="images (64) or tiles (1) computed at a time")
+    evaluate.add_argument("--split", help="which part of a data set of optical flow (training)")
+    evaluate.add_argument("--picture", metavar="FOLDER", help="also draw the flow of each pair, and its error, to here")
+    evaluate.add_argument("--overlap", type=int, help="fewest pixels by which tiles of frames overlap (20)")
+    evaluate.set_defaults(run=commands.evaluate_model)
 
     words = parsers.add_parser("train-tokenizer", help="make a vocabulary of pieces of words from text")
     words.add_argument("data", metavar="DATA", help="text, as in data.path of a pretraining run")
@@ -119,6 +132,19 @@ def build_parser() -> argparse.ArgumentParser:
     words.add_argument("--out", required=True, help="the SentencePiece model to write, such as words.model")
     words.add_argument("--vocabulary", type=positive, default=32000, help="number of tokens (32000)")
     words.set_defaults(run=commands.train_words)
+
+    pairs = parsers.add_parser("make-flow-data", help="generate pairs of frames with exact flow, as files")
+    pairs.add_argument("out", metavar="OUT", help="the folder to write, in the layout of FlyingChairs")
+    pairs.add_argument("--pairs", type=positive, default=1000, help="how many (1000); those that are there are kept")
+    pairs.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), default=(368, 496))
+    pairs.add_argument("--motion", type=float, default=10.0, help="pixels that the background moves on average (10)")
+    pairs.add_argument("--tail", type=float, default=1.0, help="above 1: longer motions, and more short ones (1)")
+    pairs.add_argument("--textures", metavar="FOLDER", help="images to paint with; some come with the package")
+    pairs.add_argument("--blur", type=float, default=0.0, help="part of the pairs with motion blur (0)")
+    pairs.add_argument("--fog", type=float, default=0.0, help="part of the pairs with fog (0)")
+    pairs.add_argument("--lighting", type=float, default=0.0, help="part whose second frame is lighted otherwise (0)")
+    pairs.add_argument("--seed", type=int, default=0, help="of textures, shapes and pairs (0)")
+    pairs.set_defaults(run=commands.make_flow_data)
 
     convert = parsers.add_parser("convert", help="write a model in another format")
     convert.add_argument("source", metavar="SRC", help="a saved model, in any format")

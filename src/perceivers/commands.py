@@ -4,15 +4,19 @@ import argparse
 import ast
 import json
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import perceivers
 from perceivers.model.errors import PerceiversError
+
+if TYPE_CHECKING:
+    from perceivers.experiments.flow_evaluation import FlowScore
 
 
 def list_models(arguments: argparse.Namespace) -> None:
@@ -29,9 +33,9 @@ def list_models(arguments: argparse.Namespace) -> None:
                 "experiment": preset.experiment,
                 "paper_row": preset.row,
                 "parameters": size.parameters,
-                "paper_parameters": int(preset.paper_parameters),
+                "paper_parameters": preset.paper_parameters and int(preset.paper_parameters),
                 "flops": size.flops,
-                "paper_flops": int(preset.paper_flops),
+                "paper_flops": preset.paper_flops and int(preset.paper_flops),
             }
             for name, preset, size in models
         ]
@@ -45,9 +49,9 @@ def list_models(arguments: argparse.Namespace) -> None:
                 preset.experiment,
                 preset.row,
                 f"{size.parameters / 1e6:.1f}M",
-                f"{preset.paper_parameters / 1e6:.1f}M",
+                f"{preset.paper_parameters / 1e6:.1f}M" if preset.paper_parameters else "-",
                 f"{size.flops / 1e9:.0f}B",
-                f"{preset.paper_flops / 1e9:.0f}B",
+                f"{preset.paper_flops / 1e9:.0f}B" if preset.paper_flops else "-",
             ]
             for name, preset, size in models
         ],
@@ -195,7 +199,8 @@ def print_classes(classes: dict[str, float]) -> None:
 
 
 def compute_flow(arguments: argparse.Namespace) -> None:
-    from perceivers.data.flow import check_flow_path, check_largest, check_picture_path, write_flow, write_picture
+    from perceivers.data.flow_files import check_flow_path, write_flow
+    from perceivers.data.flow_pictures import check_largest, check_picture_path, write_picture
     from perceivers.inference.flow import flow, flow_video
     from perceivers.inference.prepare import check_folder
 
@@ -203,21 +208,22 @@ def compute_flow(arguments: argparse.Namespace) -> None:
     for path in outputs:
         check_folder(path)
     shared = {name: getattr(arguments, name) for name in ("overlap", "batch_size", "device", "dtype")}
-    if len(arguments.frames) == 1:
+    model, frames = split_model(arguments.files)
+    if len(frames) == 1:
         if arguments.picture is not None:
             raise PerceiversError("--picture is for two frames: the flow of a video is drawn to --out.")
-        (video,) = arguments.frames
-        pairs = flow_video(arguments.model, video, arguments.out, largest=arguments.largest, progress=True, **shared)
+        (video,) = frames
+        pairs = flow_video(model, video, arguments.out, largest=arguments.largest, progress=True, **shared)
         print(f"{arguments.out}: the flow of {pairs} pairs of frames, in colours.")
         return
-    if len(arguments.frames) != 2:
-        raise PerceiversError(f"flow needs two frames or one video, but {len(arguments.frames)} files were given.")
+    if len(frames) != 2:
+        raise PerceiversError(f"flow needs two frames or one video, but {len(frames)} files were given.")
     check_flow_path(arguments.out)
     if arguments.picture is not None:
         check_picture_path(arguments.picture)
     check_largest(arguments.largest)
-    frame1, frame2 = arguments.frames
-    flow_2YX = flow(arguments.model, frame1, frame2, progress=True, **shared)
+    frame1, frame2 = frames
+    flow_2YX = flow(model, frame1, frame2, progress=True, **shared)
     write_flow(arguments.out, flow_2YX)
     if arguments.picture is not None:
         write_picture(arguments.picture, flow_2YX, largest=arguments.largest)
@@ -226,6 +232,25 @@ def compute_flow(arguments: argparse.Namespace) -> None:
         f"{' and '.join(outputs)}: flow of {flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels, "
         f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most."
     )
+
+
+def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
+    """The model and the frames, or the video, that flow is given; without a model, the one of the package."""
+    from perceivers.data.images import SUFFIXES
+    from perceivers.inference.flow import SHIPPED
+
+    if len(files) == 1 or (len(files) == 2 and all(Path(file).suffix.lower() in SUFFIXES for file in files)):
+        return SHIPPED, files
+    return files[0], files[1:]
+
+
+def make_flow_data(arguments: argparse.Namespace) -> None:
+    from perceivers.data.flow_generator import Scenes, write_scenes
+
+    fields = ("textures", "motion", "tail", "blur", "fog", "lighting", "seed")
+    scenes = Scenes(tuple(arguments.size), **{field: getattr(arguments, field) for field in fields})
+    write_scenes(scenes, arguments.out, arguments.pairs)
+    print(f"{arguments.out}: {arguments.pairs} pairs of {scenes.size[1]} x {scenes.size[0]} pixels with their flow.")
 
 
 def autoencode_clip(arguments: argparse.Namespace) -> None:
@@ -250,18 +275,93 @@ def autoencode_clip(arguments: argparse.Namespace) -> None:
     print_classes(classes)
 
 
-def evaluate_images(arguments: argparse.Namespace) -> None:
-    from perceivers.data.images import ImageData
-    from perceivers.experiments.image_classification import evaluate
+def evaluate_model(arguments: argparse.Namespace) -> None:
+    from torch import nn
+
+    from perceivers.adapters import FlowOutput, ImageInput, LabelOutput
+    from perceivers.extras import need
     from perceivers.inference.prepare import prepare
 
+    for extra in ("train", "vision"):  # what is missing shows before the model is loaded
+        need(extra)
     model = prepare(arguments.model, arguments.device, arguments.dtype)
-    results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size)
+
+    def has(parts: nn.ModuleDict, kind: type[nn.Module]) -> bool:
+        return any(isinstance(part, kind) for part in parts.values())
+
+    if has(model.outputs, FlowOutput):
+        evaluate_flow(arguments, model)
+    elif has(model.inputs, ImageInput) and has(model.outputs, LabelOutput):
+        evaluate_images(arguments, model)
+    else:
+        raise PerceiversError(
+            f"{arguments.model} reads {', '.join(model.inputs)} and predicts {', '.join(model.outputs)}: "
+            "only image classifiers and models of optical flow can be evaluated."
+        )
+
+
+def evaluate_images(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:
+    from perceivers.data.images import ImageData
+    from perceivers.experiments.image_classification import evaluate
+
+    for option in ("split", "picture", "overlap"):
+        if getattr(arguments, option) is not None:
+            raise PerceiversError(
+                f"--{option} is for models of optical flow, but {arguments.model} classifies images: leave it out."
+            )
+    results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size or 64)
     if arguments.json:
         print(json.dumps(results, indent=2))
     else:
         accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
         print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+
+
+def evaluate_flow(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:
+    from perceivers.data.flow_sets import open_all
+    from perceivers.experiments.flow_evaluation import evaluate
+    from perceivers.inference.flow import OVERLAP
+
+    if arguments.picture is not None and Path(arguments.picture).is_file():
+        raise PerceiversError(f"--picture {arguments.picture} is a file: give a folder, new or not.")
+    overlap = OVERLAP if arguments.overlap is None else arguments.overlap
+    results = {}
+    for pairs in open_all(arguments.data, arguments.split or "training"):
+        scores = evaluate(model, pairs, overlap, arguments.batch_size or 1, arguments.picture, progress=True)
+        results[pairs.layout] = {name: asdict(score) for name, score in scores.items()}
+        if not arguments.json:
+            print_scores(f"{pairs.layout}, {len(pairs)} pair{'s' if len(pairs) > 1 else ''}", scores)
+    if arguments.json:
+        print(json.dumps(results, indent=2))
+
+
+def print_scores(title: str, scores: Mapping[str, "FlowScore"]) -> None:
+    """Prints the errors of flow of each method on a data set, then of each sequence."""
+    (first, *_) = scores.values()
+    regions = [region for region in ("visible", "occluded") if f"epe_{region}" in first.errors]
+    print_table(
+        [title, "EPE", ">1px", ">3px", ">5px", "Fl-all", *(f"EPE {region}" for region in regions), "seconds a pair"],
+        [
+            [
+                name,
+                f"{score.errors['epe']:.2f}",
+                *(f"{score.errors[part]:.2%}" for part in ("over1px", "over3px", "over5px", "fl_all")),
+                *(f"{score.errors[f'epe_{region}']:.2f}" for region in regions),
+                f"{score.seconds:.3f}",
+            ]
+            for name, score in scores.items()
+        ],
+    )
+    print()
+    if len(first.sequences) > 1:
+        print_table(
+            ["EPE of each sequence", *scores],
+            [
+                [sequence, *(f"{score.sequences[sequence]:.2f}" for score in scores.values())]
+                for sequence in first.sequences
+            ],
+        )
+        print()
 
 
 def train_words(arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from perceivers.model.errors import PerceiversError
 MODULES = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
     "text": ("datasets", "sentencepiece"),
-    "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av"),
+    "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
 }
 """Modules that an extra installs and the package imports."""
 

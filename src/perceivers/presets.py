@@ -30,7 +30,7 @@ class Preset:
         build: makes the model from `settings`, any of which can be overridden.
         inputs: what one forward pass is measured on, by input name: one example, on the meta device.
         outputs: what it decodes, as in `PerceiverIO.decode`.
-        paper_parameters, paper_flops: the paper's figures, FLOPs of one example.
+        paper_parameters, paper_flops: the paper's figures, FLOPs of one example; None where it gives none.
     """
 
     experiment: str
@@ -38,8 +38,8 @@ class Preset:
     build: Callable[..., PerceiverIO | BERT]
     settings: dict[str, Any]
     inputs: dict[str, Tensor]
-    paper_parameters: float
-    paper_flops: float
+    paper_parameters: float | None = None
+    paper_flops: float | None = None
     outputs: dict[str, Tensor | None] | None = None
 
 
@@ -64,6 +64,14 @@ def language(
     """A row of the paper's language table (section 4.1)."""
     inputs = {"text": example(settings.get("length", 2048), dtype=torch.long)}
     return Preset("language", row, build, settings, inputs, paper_parameters, paper_flops)
+
+
+def flow(
+    variant: str, paper_parameters: float | None = None, paper_flops: float | None = None, **settings: Any
+) -> Preset:
+    """A row of the paper's optical flow table (section 4.2) and of its ablation (appendix)."""
+    row, inputs = f"Perceiver IO, {variant}", {"frames": example(2, 3, 368, 496)}
+    return Preset("optical_flow", row, optical_flow, settings, inputs, paper_parameters, paper_flops)
 
 
 def kinetics(row: str, **settings: Any) -> Preset:
@@ -95,9 +103,13 @@ PRESETS = {
     "language_sentencepiece": language("Perceiver IO Base", 223e6, 119e9, vocabulary=32000, length=512),
     "bert_base": language("BERT Base", 110e6, 109e9, BERT, vocabulary=32000, length=512),
     "bert_bytes": language("BERT, bytes, FLOPs matched", 20e6, 130e9, BERT, **BYTE_BERT),
-    "optical_flow": Preset(
-        "optical_flow", "Perceiver IO", optical_flow, {}, {"frames": example(2, 3, 368, 496)}, 27.9e6, 987e9
-    ),
+    "optical_flow": flow("3x3, concatenated", 27.9e6, 987e9),
+    "optical_flow_separate": flow("3x3, separate", frames="separate"),
+    "optical_flow_1x1": flow("1x1, concatenated", patch_size=1),
+    "optical_flow_1x1_separate": flow("1x1, separate", patch_size=1, frames="separate"),
+    "optical_flow_conv": flow("conv, concatenated", downsampling="conv"),
+    "optical_flow_conv_separate": flow("conv, separate", downsampling="conv", frames="separate"),
+    "optical_flow_light": flow("conv, concatenated, 16 layers", downsampling="conv", depth=16, latents=1024),
     "autoencoder_88x": kinetics("compression 88x", latents=784),
     "autoencoder_176x": kinetics("compression 176x", latents=392),
     "autoencoder_352x": kinetics("compression 352x", latents=196),

@@ -18,7 +18,7 @@ from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.baselines.bert import BERT
 from perceivers.model.attention import Gelu
 from perceivers.model.errors import PerceiversError
-from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.perceiver_io import PerceiverIO, check_sizes
 from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
 
 
@@ -206,6 +206,8 @@ def text_tasks(
 def optical_flow(
     *,
     image_size: Sequence[int] = (368, 496),
+    frames: Literal["concatenated", "separate"] = "concatenated",
+    downsampling: Literal["none", "conv"] = "none",
     patch_size: int = 3,
     feature_channels: int = 64,
     bands: int = 64,
@@ -224,22 +226,41 @@ def optical_flow(
     gelu: Gelu = "tanh",
     checkpointing: bool = False,
 ) -> PerceiverIO:
-    """Optical flow at full resolution, frames concatenated (section 4.2). The defaults are the released model.
+    """Optical flow (section 4.2; its ablation in the appendix). The defaults are the released model.
 
     Input "frames": [B, 2, 3, height, width] in [0, 1]; output "flow": [B, 2, height, width] in pixels, to the right
     and down.
 
     Args:
         image_size: height and width of the frames in training, in pixels.
-        patch_size, feature_channels: side of the patch around a pixel, and the channels both frames' are projected to.
+        frames: as in `FramePairInput`: one image of six colours, or each frame by itself.
+        downsampling: "none", for the patch around every pixel; or "conv", for a 7x7 convolution and pooling to a
+            quarter of each side, and flow that is upsampled from there.
+        patch_size: side of the patch around a pixel; the convolution has none.
+        feature_channels: channels to which patches are projected or the convolution gives.
         bands: frequencies of the Fourier positions in each dimension.
         scale: pixels of flow for a 1 of the last layer.
         The others are those of `PerceiverIO`.
     """
-    positions = FourierPositions(image_size, bands)
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise PerceiversError(
+            f"image_size = {list(image_size)} is not allowed: it must be two numbers, height and width, of at least 1."
+        )
+    check_sizes(patch_size=patch_size, feature_channels=feature_channels)
+    separate = frames == "separate"
+    colours = 3 if separate else 6
+    features: Patches | ConvStem
+    if downsampling == "none":
+        features = Patches(patch_size, colours, feature_channels, overlapping=True)
+    elif downsampling == "conv":
+        features = ConvStem(feature_channels, colours)
+    else:
+        raise PerceiversError(f"downsampling = {downsampling!r} is not allowed: it is 'none' or 'conv'.")
+    grid = features.grid(*image_size)
+    positions = FourierPositions((2, *grid) if separate else grid, bands)
     return PerceiverIO(
-        inputs={"frames": FramePairInput(image_size, positions, patch_size, feature_channels)},
-        outputs={"flow": FlowOutput("frames", scale)},
+        inputs={"frames": FramePairInput(image_size, features, positions, frames)},
+        outputs={"flow": FlowOutput("frames", scale, 4 if downsampling == "conv" else None)},
         latents=latents,
         channels=channels,
         depth=depth,

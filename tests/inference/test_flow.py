@@ -9,7 +9,8 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.data.flow import flow_picture, read_flow
+from perceivers.data.flow_files import read_flow
+from perceivers.data.flow_pictures import flow_picture
 from perceivers.data.video import read_frames, write_video
 from perceivers.inference.flow import flow, flow_video, starts, tile_weights
 from tests.inference.tiny import TILE, classifier, constant_flow, optical
@@ -336,3 +337,37 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(files, tmp_path, capsys
 def test_videos_that_end_in_one_sentence(files, tmp_path, capsys, model, video, options, message):
     assert message in fails(capsys, "flow", *files(model, video), "--out", *files("out.mp4"), *options)
     assert not list(tmp_path.glob("*out*"))
+
+
+@pytest.mark.parametrize("size", [TILE, (35, 61), (9, 40)])
+def test_points_are_the_same_entries_of_the_whole_flow(size):
+    model, frames, asked = optical(), random_frames(*size), []
+    points = torch.stack([torch.randint(size[1], (15,)), torch.randint(size[0], (15,))], 1)
+    whole = flow(model, *frames, overlap=6)
+    model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(inputs[0].shape[1]))
+    answer = flow(model, *frames, points, overlap=6)
+    torch.testing.assert_close(answer, whole[:, points[:, 1], points[:, 0]].T, rtol=1e-4, atol=1e-5)
+    assert sum(asked) <= 15 * 4  # a point lies in four tiles at most
+    assert flow(model, *frames, points[:0]).shape == (0, 2)
+
+
+def test_tiles_without_points_are_left_out():
+    model, calls = optical(), []
+    model.encoder.register_forward_hook(lambda *call: calls.append(1))
+    flow(model, *random_frames(44, 57), [(2, 3), (1, 1)], overlap=0)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "points", "expected"),
+    [
+        ({}, [(0, 0), (28, 3)], r"the point \(28, 3\) lies outside of frames of 28 x 22 pixels"),
+        ({}, [(0, -1)], r"the point \(0, -1\) lies outside"),
+        ({}, [(0.5, 1.0)], "whole numbers"),
+        ({}, [1, 2], r"points of shape \(2,\)"),
+        ({"downsampling": "conv"}, [(0, 0)], "this one upsamples"),
+    ],
+)
+def test_points_that_cannot_be_asked_for(settings, points, expected):
+    with pytest.raises(PerceiversError, match=expected):
+        flow(optical(**settings), *random_frames(*TILE), points)

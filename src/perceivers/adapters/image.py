@@ -143,6 +143,12 @@ class ImageInput(InputAdapter):
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""
+        features_BYXF = self.look(data)
+        grid = tuple(features_BYXF.shape[1:3])
+        return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid), grid=grid)
+
+    def look(self, data: Tensor) -> Tensor:
+        """The features [B, Y, X, F] of images, without their positions."""
         if data.dim() != 4 or data.shape[1] != self.colours:
             raise PerceiversError(
                 f"images of shape {tuple(data.shape)} were given, "
@@ -150,6 +156,5 @@ class ImageInput(InputAdapter):
             )
         images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
         mean, std = torch.tensor(self.normalization, dtype=torch.float32, device=data.device)[..., None, None]
-        features_BYXF = self.features((images - mean) / std)
-        grid = tuple(features_BYXF.shape[1:3])
-        return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid), grid=grid)
+        features_BYXF: Tensor = self.features((images - mean) / std)
+        return features_BYXF

@@ -57,8 +57,6 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
         # Theirs always adds the query. It is one constant vector, which the bias in front of the sum can take away.
         tensors = tensors | {BIAS: tensors[BIAS] - tensors[QUERY].flatten()}
         ours["query_residual"] = True
-    if FLOW_PROJECTION in tensors:
-        tensors = tensors | {FLOW_PROJECTION: frames_first(tensors[FLOW_PROJECTION])}
     config = make_config(model, architecture)
     companion = make_companion(model)
     with torch.device("meta"):
@@ -66,6 +64,8 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
         theirs = to_tree(call(TASKS[architecture], settings))
     if difference := first_difference(ours, theirs):
         raise PerceiversError(f"transformers has no such model: {difference} in its {architecture}.")
+    if FLOW_PROJECTION in tensors:
+        tensors = tensors | {FLOW_PROJECTION: frames_first(tensors[FLOW_PROJECTION])}
     arrays = {rename(name, architecture): their_shape(name, array) for name, array in tensors.items()}
     write(folder / WEIGHTS, lambda file: save_file(arrays, file, metadata={"format": "pt"}))
     name = TOKENIZER if architecture == LANGUAGE else PREPROCESSOR

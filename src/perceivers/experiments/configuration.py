@@ -12,16 +12,18 @@ from jsonargparse import ArgumentParser
 from perceivers.experiments.glue import Glue
 from perceivers.experiments.image_classification import ImageClassification
 from perceivers.experiments.masked_language import MaskedLanguage
+from perceivers.experiments.optical_flow import OpticalFlow
 from perceivers.experiments.text_tasks import TextClassification
 from perceivers.model.errors import PerceiversError, nearest
 
-Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue
+Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "image_classification": ImageClassification,
     "masked_language": MaskedLanguage,
     "text_classification": TextClassification,
     "glue": Glue,
+    "optical_flow": OpticalFlow,
 }
 """What the field `experiment` of a config file may be."""
 

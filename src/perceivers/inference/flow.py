@@ -3,12 +3,12 @@
 The model sees frames of the size that it was trained on. Larger ones are cut into tiles of this size, whose flows are
 averaged where they overlap (section 4.2 and appendix H of the paper).
 
-Shape suffixes: T tiles, Y rows, X columns
+Shape suffixes: T tiles, P points, Y rows, X columns
 """
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perceivers.adapters.flow import FlowOutput, FramePairInput
-from perceivers.data.flow import check_largest, flow_picture, read_frame
+from perceivers.data.flow_files import read_frame
+from perceivers.data.flow_pictures import check_largest, flow_picture
 from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.inference.prepare import check_folder, device_of, only, prepare
 from perceivers.model.errors import PerceiversError
@@ -26,6 +27,9 @@ from perceivers.model.perceiver_io import PerceiverIO
 OVERLAP = 20
 """Fewest pixels by which neighbouring tiles overlap, as released."""
 
+SHIPPED = Path(__file__).parent / "flow_mini"
+"""A small model that comes with the package, trained as configs/flow/mini.yaml says."""
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +37,7 @@ def flow(
     model: PerceiverIO | str | Path,
     frame1: Tensor | str | Path,
     frame2: Tensor | str | Path,
+    points: Tensor | Sequence[Sequence[int]] | None = None,
     overlap: int = OVERLAP,
     batch_size: int = 1,
     device: str | None = None,
@@ -44,15 +49,18 @@ def flow(
     Args:
         model, device, dtype: as in `perceivers.inference.prepare`.
         frame1, frame2: image files, or tensors [3, Y, X] of bytes in 0 ... 255 or floats in [0, 1].
+        points: [P, 2], column and row of pixels of the first frame: only their flow is decoded, and tiles without any
+            are left out. Any number, in any order; not for models that upsample.
         overlap: fewest pixels by which neighbouring tiles overlap.
         batch_size: tiles computed at a time.
         progress: show a bar.
 
     Returns:
-        float32 [2, Y, X], on the CPU: pixels to the right, and down.
+        float32 [2, Y, X], on the CPU: pixels to the right, and down; of points, [P, 2].
 
     Raises:
-        PerceiversError: a file cannot be read, the frames differ in size, or the model is of another kind.
+        PerceiversError: a file cannot be read, the frames differ in size, a point lies outside of them, or the model is
+            of another kind.
     """
     model = prepare(model, device, dtype)
     _, adapter = only(model.inputs, FramePairInput, "flow")
@@ -64,6 +72,8 @@ def flow(
             f"{describe(frame2)} has {width2} x {height2}; flow needs two of the same size."
         )
     notice_padding(height, width, adapter.size)
+    if points is not None:
+        return tracked(model, torch.stack(frames), torch.as_tensor(points), overlap)
     return tiled(model, torch.stack(frames), overlap, batch_size, progress)
 
 
@@ -101,9 +111,7 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
     rows, columns = pair.shape[-2:]
     pair = pad_to(pair, adapter.size)
     height, width = pair.shape[-2:]
-    corners = [
-        (y, x) for y in starts(height, adapter.size[0], overlap) for x in starts(width, adapter.size[1], overlap)
-    ]
+    corners = tile_corners(height, width, adapter.size, overlap)
     weight_YX = tile_weights(*adapter.size)
     total_2YX, weights_YX = torch.zeros(2, height, width), torch.zeros(height, width)
     groups = [corners[start : start + batch_size] for start in range(0, len(corners), batch_size)]
@@ -115,6 +123,45 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
             total_2YX[place] += weight_YX * flow_2YX
             weights_YX[place] += weight_YX
     return (total_2YX / weights_YX)[:, :rows, :columns]
+
+
+@torch.no_grad()
+def tracked(model: PerceiverIO, pair: Tensor, points_P2: Tensor, overlap: int) -> Tensor:
+    """The flow [P, 2] of some pixels of the first of two frames [2, 3, Y, X] in [0, 1]; see `flow`."""
+    name, adapter = only(model.inputs, FramePairInput, "flow")
+    output, flow_output = only(model.outputs, FlowOutput, "flow")
+    if flow_output.upsampling is not None:
+        raise PerceiversError("points need a model with a query for every pixel; this one upsamples: leave them out.")
+    size = torch.tensor([pair.shape[-1], pair.shape[-2]])
+    if points_P2.dim() != 2 or points_P2.shape[1] != 2 or points_P2.is_floating_point():
+        raise PerceiversError(
+            f"points of shape {tuple(points_P2.shape)} and {points_P2.dtype} were given, "
+            "but whole numbers [points, 2] are expected: the column and row of each."
+        )
+    outside_P = ((points_P2 < 0) | (points_P2 >= size)).any(1)
+    if outside_P.any():
+        column, row = points_P2[outside_P][0].tolist()
+        raise PerceiversError(f"the point ({column}, {row}) lies outside of frames of {size[0]} x {size[1]} pixels.")
+    pair = pad_to(pair, adapter.size)
+    weight_YX = tile_weights(*adapter.size)
+    total_P2, weight_P1 = torch.zeros(len(points_P2), 2), torch.zeros(len(points_P2), 1)
+    for y, x in tile_corners(pair.shape[-2], pair.shape[-1], adapter.size, overlap):
+        column_P, row_P = (points_P2 - torch.tensor([x, y])).unbind(1)
+        inside_P = (column_P >= 0) & (column_P < adapter.size[1]) & (row_P >= 0) & (row_P < adapter.size[0])
+        if not inside_P.any():
+            continue
+        index_P = (row_P * adapter.size[1] + column_P)[inside_P]
+        tile = pair[None, ..., y : y + adapter.size[0], x : x + adapter.size[1]].to(device_of(model))
+        flow_P2 = model({name: tile}, {output: index_P.to(tile.device)})[output][0].float().cpu()
+        tile_P1 = weight_YX.flatten()[index_P, None]
+        total_P2[inside_P] += tile_P1 * flow_P2
+        weight_P1[inside_P] += tile_P1
+    return total_P2 / weight_P1
+
+
+def tile_corners(height: int, width: int, tile: tuple[int, int], overlap: int) -> list[tuple[int, int]]:
+    """Top and left of every tile."""
+    return [(y, x) for y in starts(height, tile[0], overlap) for x in starts(width, tile[1], overlap)]
 
 
 def pad_to(pair: Tensor, tile: tuple[int, int]) -> Tensor:

@@ -4,24 +4,14 @@ import struct
 import zlib
 from math import inf, nan
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from perceivers import PerceiversError
-from perceivers.data.flow import (
-    MARGIN,
-    WHEEL_NC,
-    check_flow_path,
-    check_picture_path,
-    flow_picture,
-    legend,
-    read_flow,
-    read_frame,
-    write_flow,
-    write_picture,
-)
+from perceivers.data.flow_files import check_flow_path, read_flow, read_frame, write_flow
 
 
 def flow_of(*vectors):
@@ -77,7 +67,7 @@ def test_a_flo_file_made_by_hand(tmp_path):
     assert path.read_bytes() == b"PIEH" + struct.pack("<ii12f", 3, 2, *expected)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".npy", ".FLO"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".FLO", ".pfm", ".flo5"])
 def test_float_formats_keep_every_bit(tmp_path, suffix):
     flow = random_flow()
     flow[:, 0, 0] = torch.tensor([1e-40, -600])
@@ -100,6 +90,43 @@ def test_npy_is_an_ordinary_array(tmp_path):
     assert np.array_equal(array[3, 6], flow[:, 3, 6].detach().float())
     np.save(tmp_path / "b.npy", np.asfortranarray(array.astype(np.float64)))
     assert torch.equal(read_flow(tmp_path / "b.npy")[0], flow.float())
+
+
+@pytest.mark.parametrize(("scale", "order"), [("-1.0", "<"), ("1", ">"), ("-0.00392157", "<"), ("2.5e-1", ">")])
+def test_a_pfm_file_made_by_hand(tmp_path, scale, order):
+    path = tmp_path / "a.pfm"
+    bottom, top = [1, 2, 0, 3, 4, 0, 5, nan, 0], [-6, 7.25, 9, 8, -9, 9, 1e10, 0, 9]
+    path.write_bytes(f"PF\n3 2\n{scale}\n".encode() + struct.pack(f"{order}18f", *bottom, *top))
+    flow, valid = read_flow(path)
+    assert flow[:, :, :2].tolist() == [[[-6, 8], [1, 3]], [[7.25, -9], [2, 4]]]
+    assert valid.tolist() == [[True, True, False]] * 2
+    assert flow[:, :, 2].isnan().all()
+
+
+def test_pfm_as_another_library_writes_and_reads_it(tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    levels_YXC = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
+    cv2.imwrite(str(tmp_path / "a.pfm"), levels_YXC[..., ::-1])  # blue first
+    flow, _ = read_flow(tmp_path / "a.pfm")
+    assert np.array_equal(flow.permute(1, 2, 0), levels_YXC[..., :2])
+    write_flow(tmp_path / "b.pfm", flow)
+    again = cv2.imread(str(tmp_path / "b.pfm"), cv2.IMREAD_UNCHANGED)[..., ::-1]
+    assert np.array_equal(again[..., :2], levels_YXC[..., :2])
+    assert (again[..., 2] == 0).all()
+
+
+def test_flo5_is_compressed_hdf5(tmp_path):
+    flow = random_flow(50, 70).round()
+    flow[:, 2, 3] = nan
+    write_flow(tmp_path / "a.flo5", flow)
+    with h5py.File(tmp_path / "a.flo5") as file:
+        assert list(file) == ["flow"]
+        assert (file["flow"].shape, file["flow"].dtype, file["flow"].compression) == ((50, 70, 2), np.float32, "gzip")
+        assert np.array_equal(file["flow"][4], flow[:, 4].T)
+        assert np.isnan(file["flow"][2, 3]).all()
+    with h5py.File(tmp_path / "b.flo5", "w") as file:
+        file["flow"] = flow.permute(1, 2, 0).double()
+    assert torch.equal(read_flow(tmp_path / "b.flo5")[0].nan_to_num(), flow.nan_to_num())
 
 
 def test_a_kitti_file_made_by_hand(tmp_path):
@@ -142,7 +169,7 @@ def test_a_real_kitti_file_against_another_decoder(shared_data):
     assert np.array_equal(flow[1][valid], (raw[..., 1] - 2**15)[valid] / 64)
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png", ".pfm", ".flo5"])
 def test_real_files_survive(shared_data, tmp_path, suffix):
     folder = shared_data / "flow"
     truth = folder / ("kitti15/training/flow_occ/000000_10.png" if suffix == ".png" else "middlebury/other-gt-flow")
@@ -154,8 +181,20 @@ def test_real_files_survive(shared_data, tmp_path, suffix):
     assert torch.equal(again[:, valid], flow[:, valid])
 
 
+def hdf5(**arrays):
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array, **({"compression": "gzip"} if array.size > 100 else {}))
+        file.create_group("group")
+    return content.getvalue()
+
+
 FLO = struct.pack("<fii8f", 202021.25, 2, 2, *range(8))
 KITTI = png([[[1, 2, 3]] * 9] * 9, 16)
+PFM = b"PF\n2 2\n-1\n" + struct.pack("<12f", *range(12))
+HDF5 = hdf5(flow=np.random.default_rng(0).normal(size=(40, 50, 2)))
+MIDDLE = len(HDF5) // 2  # of the compressed numbers
 
 
 @pytest.mark.parametrize(
@@ -185,7 +224,21 @@ KITTI = png([[[1, 2, 3]] * 9] * 9, 16)
         ("a.npy", npy(np.zeros((4, 5, 2), dtype=np.uint16)), r"holds uint16 \[4, 5, 2\]: floating point"),
         ("a.npy", npy(np.zeros((0, 5, 2))), "holds no pixels"),
         ("a.npy", None, "is no file that can be read"),
-        ("a.txt", b"", r"is no flow file by its suffix: use one of .flo, .png, .npy"),
+        ("a.pfm", b"", "is no PFM file of three colours: it does not begin with PF"),
+        ("a.pfm", b"Pf" + PFM[2:], "is no PFM file of three colours"),
+        ("a.pfm", PFM[:6], "is no PFM file of three colours"),
+        ("a.pfm", PFM[:-1], "its flow is 2 x 2 pixels, but has 47 bytes of flow"),
+        ("a.pfm", PFM + b"\n", "its flow is 2 x 2 pixels, but has 49 bytes of flow"),
+        ("a.pfm", PFM.replace(b"2 2", b"0 2"), "its flow is 0 x 2 pixels"),
+        ("a.flo5", b"", "cannot be read as an HDF5 file"),
+        ("a.flo5", FLO, "cannot be read as an HDF5 file"),
+        ("a.flo5", HDF5[:MIDDLE], "cannot be read as an HDF5 file"),
+        ("a.flo5", HDF5[:MIDDLE] + bytes(99) + HDF5[MIDDLE + 99 :], "cannot be read as an HDF5 file"),
+        ("a.flo5", hdf5(disparity=np.zeros((4, 5, 2))), "is no Spring flow file: it has no data set 'flow'"),
+        ("a.flo5", hdf5(flow=np.zeros((2, 4, 5))), r"holds float64 \[2, 4, 5\]: floating point \[height, width, 2\]"),
+        ("a.flo5", hdf5(flow=np.zeros((4, 5, 2), dtype=np.int16)), r"holds int16 \[4, 5, 2\]: floating point"),
+        ("a.flo5", hdf5(flow=np.zeros((4, 0, 2))), "holds no pixels"),
+        ("a.txt", b"", r"is no flow file by its suffix: use one of .flo, .png, .npy, .pfm, .flo5"),
         ("a", b"", r"is no flow file by its suffix"),
     ],
 )
@@ -215,15 +268,14 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path, name, flow, valid, mess
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [(name, "as it was")]
 
 
-@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png"])
+@pytest.mark.parametrize("suffix", [".flo", ".npy", ".png", ".pfm", ".flo5"])
 def test_a_failing_disk_leaves_nothing(tmp_path, monkeypatch, suffix):
     def full(*_):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("perceivers.model.saving.os.replace", full)
-    for output in (write_flow, write_picture) if suffix == ".png" else (write_flow,):
-        with pytest.raises(OSError, match="no space left"):
-            output(tmp_path / f"a{suffix}", flow_of((1, 2)))
+    with pytest.raises(OSError, match="no space left"):
+        write_flow(tmp_path / f"a{suffix}", flow_of((1, 2)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -233,14 +285,10 @@ def test_flow_outside_kittis_range_may_be_unknown(tmp_path):
 
 
 def test_paths_can_be_checked_beforehand(tmp_path):
-    for name in ("a.flo", "b.PNG", "c.npy"):
+    for name in ("a.flo", "b.PNG", "c.npy", "d.pfm", "e.flo5"):
         check_flow_path(tmp_path / name)
-    for name in ("a.png", "b.JPG", "c.tiff"):
-        check_picture_path(tmp_path / name)
     with pytest.raises(PerceiversError, match=r"a\.mp3 is no flow file"):
         check_flow_path("a.mp3")
-    with pytest.raises(PerceiversError, match=r"a\.mp3 is no picture"):
-        check_picture_path("a.mp3")
 
 
 # frames
@@ -345,141 +393,3 @@ def test_undecodable_frames_are_refused(tmp_path):
         Image.fromarray(values).save(tmp_path / name)
         with pytest.raises(PerceiversError, match=f"{name} has values outside 0 to {top}: save it with 8 or 16 bits"):
             read_frame(tmp_path / name)
-
-
-# pictures
-
-
-def colours(flow, largest=None):
-    return [tuple(pixel) for pixel in flow_picture(flow, largest)[:, 0].T.tolist()]
-
-
-def test_the_published_wheel():
-    assert WHEEL_NC.shape == (55, 3)
-    corners = {
-        0: (255, 0, 0),
-        15: (255, 255, 0),
-        21: (0, 255, 0),
-        25: (0, 255, 255),
-        36: (0, 0, 255),
-        49: (255, 0, 255),
-    }
-    assert {place: tuple(WHEEL_NC[place].tolist()) for place in corners} == corners
-    assert WHEEL_NC[[34, 47, 54]].tolist() == [[0, 47, 255], [215, 0, 255], [255, 0, 43]]  # 208.6, 215.8 and 212.5 cut
-
-
-@pytest.mark.parametrize(
-    ("vector", "colour"),
-    [
-        ((1, 0), (255, 0, 0)),
-        ((1, -0.0), (255, 0, 0)),
-        ((1, 1), (255, 114, 0)),  # 6.75 steps: between 102 and 119 of green
-        ((0, 1), (255, 229, 0)),  # 13.5 steps: between 221 and 238
-        ((-1, 1), (32, 255, 0)),  # 20.25 steps: red from 43 to 0
-        ((-1, 0), (0, 209, 255)),  # 27 steps: 255 - 46 of green
-        ((-1, -1), (0, 52, 255)),  # 33.75 steps: green from 70 to 47
-        ((0, -1), (88, 0, 255)),  # 40.5 steps: red between 78 and 98
-        ((1, -1), (220, 0, 255)),  # 47.25 steps: red from 215 to 235
-    ],
-)
-def test_directions_have_the_published_colours(vector, colour):
-    assert colours(flow_of(vector)) == [colour]
-    assert colours(7 * flow_of(vector)) == [colour]
-
-
-def test_length_is_saturation():
-    flow = flow_of((0, 0), (1, 0), (2, 0), (4, 0), (8, 0), (0, 4), (nan, 1), (2e9, 0))
-    black = (0, 0, 0)
-    assert colours(flow, largest=4) == [
-        (255, 255, 255),
-        (255, 191, 191),
-        (255, 127, 127),
-        (255, 0, 0),
-        (191, 0, 0),  # longer: darkened
-        (255, 229, 0),
-        black,
-        black,
-    ]
-    assert colours(flow)[3:5] == [(255, 127, 127), (255, 0, 0)]  # the longest known is 8
-    assert flow_picture(flow).dtype == torch.uint8
-
-
-def test_no_flow_is_white_and_no_knowledge_black():
-    assert colours(torch.zeros(2, 1, 2)) == [(255, 255, 255)] * 2
-    assert colours(torch.full((2, 1, 2), nan)) == [(0, 0, 0)] * 2
-
-
-def test_pictures_keep_the_place():
-    flow = torch.full((2, 3, 5), nan)
-    flow[:, 1, 4] = torch.tensor([3.0, 0])
-    assert flow_picture(flow).nonzero().tolist() == [[0, 1, 4]]
-
-
-def test_unusable_lengths_are_refused():
-    for largest in (0, -1, nan, inf):
-        with pytest.raises(PerceiversError, match=f"largest = {largest} is not allowed"):
-            flow_picture(flow_of((1, 0)), largest)
-
-
-@pytest.mark.parametrize("size", [(64, 64), (218, 512), (150, 40), (3, 5)])
-def test_the_legend_is_beside_the_picture(tmp_path, size):
-    flow, valid = random_flow(*size), torch.rand(size) > 0.1
-    write_picture(tmp_path / "a.png", flow, valid, largest=12.34)
-    page = read_frame(tmp_path / "a.png")
-    margin = torch.from_numpy(np.array(legend(12.34, max(48, min(size) // 4)))).permute(2, 0, 1)
-    height, width = size
-    assert page.shape == (3, max(height, margin.shape[1]), width + margin.shape[2])
-    top = (page.shape[1] - height) // 2
-    picture = flow_picture(flow.masked_fill(~valid, nan), 12.34)
-    assert torch.equal(page[:, top : top + height, :width], picture)
-    top = (page.shape[1] - margin.shape[1]) // 2
-    assert torch.equal(page[:, top : top + margin.shape[1], width:], margin)
-
-
-def test_the_legend_shows_directions_and_length():
-    picture = np.array(legend(5, 100)).astype(int)
-    gap, middle = 100 // 6, picture.shape[1] // 2
-    y, x = gap + 50, middle
-    for (dx, dy), colour in {(-48, 0): (0, 209, 255), (0, 48): (255, 229, 0), (0, -48): (88, 0, 255)}.items():
-        assert np.abs(picture[y + dy, x + dx] - colour).max() < 25
-    assert (picture[y, x + 25] == 0).all()  # the arrow
-    assert (picture[y, x + 52] == MARGIN).all()
-    label = picture[gap + 102 :]
-    assert label.min() < 60
-    assert (picture[:, [0, -1]] == MARGIN).all()  # nothing is cut off
-    assert (picture[[0, -1]] == MARGIN).all()
-
-
-@pytest.mark.parametrize(
-    ("largest", "label"),
-    [(12.345, "12.3 px"), (5, "5 px"), (0.0012345, "0.00123 px"), (1234.5, "1230 px"), (None, "13 px")],
-)
-def test_the_label_is_the_length_of_full_colour(tmp_path, monkeypatch, largest, label):
-    written = []
-    monkeypatch.setattr("perceivers.data.flow.ImageDraw.ImageDraw.text", lambda *given: written.append(given[2]))
-    write_picture(tmp_path / "a.png", flow_of((5, 12), (400, 0)), torch.tensor([[True, False]]), largest)
-    assert written == [label]
-
-
-def test_pictures_of_other_suffixes(tmp_path):
-    for name in ("a.jpg", "b.webp", "c.TIFF"):
-        write_picture(tmp_path / name, torch.full((2, 70, 90), nan))
-        picture = read_frame(tmp_path / name)[:, :, :80]
-        assert picture.shape[1] == legend(1, 48).height
-        assert picture[:, 10:60].max() < 10
-    for name, message in {
-        "a.flo": "a.flo is no picture by its suffix: use .png",
-        "a": "a is no picture by its suffix: use .png",
-        "a.xbm": r"a.xbm cannot hold this picture \(cannot write mode RGB as XBM\): use .png",
-    }.items():
-        with pytest.raises(PerceiversError, match=message):
-            write_picture(tmp_path / name, random_flow())
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jpg", "b.webp", "c.TIFF"]
-
-
-def test_a_real_flow_becomes_a_picture(shared_data, tmp_path):
-    flow, valid = read_flow(shared_data / "flow/middlebury/other-gt-flow/RubberWhale/flow10.flo")
-    write_picture(tmp_path / "a.png", flow, valid)
-    picture = read_frame(tmp_path / "a.png")[:, :, :584]
-    assert torch.equal(picture.sum(0) == 0, ~valid)
-    assert torch.equal(picture, flow_picture(flow))

@@ -1,14 +1,15 @@
-"""Optical flow in files and in pictures.
+"""Optical flow, and the frames it belongs to, in files.
 
 Flow is a tensor float32 [2, Y, X] in pixels: how far the content of each pixel moves to the right (first) and
 downwards (second). Where it is not known it is NaN.
 
-Shape suffixes: Y rows, X columns, C colours (3), N colours of the wheel (55)
+Shape suffixes: Y rows, X columns, C colours (3)
 """
 
 import io
 import math
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,11 @@ from perceivers.extras import need
 
 need("vision")
 
+import h5py
 import kornia_rs
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from perceivers.data.images import to_tensor
@@ -33,9 +35,8 @@ Array = np.ndarray[Any, Any]
 FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float
 LARGEST_KNOWN = 1e9  # in pixels; Middlebury writes more where the flow is not known
 UNKNOWN = 1e10
+PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+(-?)[\d.eE+-]+\s")  # width, height, minus if little-endian
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the level of zero flow; levels a pixel
-
-MARGIN = (235, 235, 235)  # not white, which is a picture's own colour where nothing moves
 
 
 def read_frame(path: str | Path) -> Tensor:
@@ -81,7 +82,8 @@ def check_flow_path(path: str | Path) -> None:
 def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
     """Reads a flow file; its suffix says which kind it is.
 
-    `.flo` is Middlebury's format, `.png` KITTI's (16-bit RGB), `.npy` an array [Y, X, 2] of floating point numbers.
+    `.flo` is Middlebury's format, `.png` KITTI's (16-bit RGB), `.npy` an array [Y, X, 2] of floating point numbers,
+    `.pfm` FlyingThings3D's, `.flo5` Spring's (HDF5).
 
     Returns:
         The flow, float32 [2, Y, X] in pixels, to the right and downwards, NaN where it is not known; and where it is
@@ -102,7 +104,7 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
 def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> None:
     """Writes a file that `read_flow` reads; its suffix says which kind.
 
-    `.flo` and `.npy` keep float32 exactly, `.png` rounds to 1/64 pixel.
+    `.png` rounds to 1/64 pixel, the others keep float32 exactly.
 
     Args:
         path: where to; a file there is replaced.
@@ -116,103 +118,6 @@ def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> N
     check_flow_path(path)
     flow_YX2 = np.ascontiguousarray(masked(flow, valid).permute(1, 2, 0).numpy())
     FORMATS[Path(path).suffix.lower()].write(Path(path), flow_YX2)
-
-
-def flow_picture(flow: Tensor, largest: float | None = None) -> Tensor:
-    """Shows flow in the colours of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
-
-    The hue is the direction (red to the right, yellow down, cyan-blue left, violet up), the saturation the length,
-    from white (no flow).
-
-    Args:
-        flow: [2, Y, X] in pixels, to the right and downwards; NaN where it is not known.
-        largest: length in pixels that has full colour; longer vectors are darkened. The longest vector's, if not given.
-
-    Returns:
-        bytes [3, Y, X]; black where the flow is not known.
-
-    Raises:
-        PerceiversError: the shape is wrong, or `largest` is not above 0.
-    """
-    flow_2YX = masked(flow)
-    x_YX, y_YX = flow_2YX.double().nan_to_num()
-    length_YX1 = (torch.hypot(x_YX, y_YX) / full_colour(flow_2YX, largest))[..., None]
-    last = len(WHEEL_NC) - 1
-    place_YX = (torch.atan2(-y_YX, -x_YX) / math.pi + 1) / 2 * last % last
-    index_YX = place_YX.long()
-    hue_YXC = torch.lerp(WHEEL_NC[index_YX], WHEEL_NC[(index_YX + 1) % len(WHEEL_NC)], (place_YX - index_YX)[..., None])
-    colour_YXC = torch.where(length_YX1 <= 1, 255 - length_YX1 * (255 - hue_YXC), 0.75 * hue_YXC)
-    return colour_YXC.byte().permute(2, 0, 1) * ~flow_2YX[0].isnan()
-
-
-def check_picture_path(path: str | Path) -> None:
-    """Raises a PerceiversError unless a picture can be written to a file of this suffix."""
-    if Image.registered_extensions().get(Path(path).suffix.lower()) not in Image.SAVE:
-        raise PerceiversError(f"{path} is no picture by its suffix: use .png.")
-
-
-def write_picture(path: str | Path, flow: Tensor, valid: Tensor | None = None, largest: float | None = None) -> None:
-    """Writes `flow_picture` with a legend at its right: the colour of each direction, and which length is full colour.
-
-    Args:
-        path: a picture file of any format that Pillow writes; a file there is replaced.
-        flow: [2, Y, X] in pixels, to the right and downwards; NaN where it is not known.
-        valid: bool [Y, X], False where it is not known either.
-        largest: length in pixels that has full colour; the longest vector's, if not given.
-
-    Raises:
-        PerceiversError: the suffix is no picture's, the path cannot be written to, or the arguments are not allowed.
-    """
-    check_picture_path(path)
-    flow_2YX = masked(flow, valid)
-    largest = full_colour(flow_2YX, largest)
-    picture = to_image(flow_picture(flow_2YX, largest))
-    margin = legend(largest, max(48, min(picture.size) // 4))
-    page = Image.new("RGB", (picture.width + margin.width, max(picture.height, margin.height)), MARGIN)
-    page.paste(picture, (0, (page.height - picture.height) // 2))
-    page.paste(margin, (picture.width, (page.height - margin.height) // 2))
-    content = io.BytesIO()
-    try:
-        page.save(content, Image.registered_extensions()[Path(path).suffix.lower()])
-    except Exception as error:  # the encoders raise many kinds
-        raise PerceiversError(f"{path} cannot hold this picture ({error}): use .png.") from error
-    write(Path(path), lambda file: file.write_bytes(content.getvalue()))
-
-
-def legend(largest: float, diameter: int) -> Image.Image:
-    """The colours of all vectors up to `largest` pixels, where they point to, and an arrow of that length."""
-    fine = 4 * diameter  # reduced in the end, which smooths the edges
-    axis = torch.linspace(-1, 1, fine)
-    disc = to_image(flow_picture(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), 1.0))
-    circle = Image.new("L", disc.size)
-    ImageDraw.Draw(circle).ellipse((0, 0, fine - 1, fine - 1), fill=255)
-    wheel = Image.composite(disc, Image.new("RGB", disc.size, MARGIN), circle)
-    middle, right, head = fine // 2, fine - 1, fine // 20
-    draw = ImageDraw.Draw(wheel)
-    draw.line((middle, middle, right - head, middle), fill="black", width=fine // 100 + 2)
-    draw.polygon(((right, middle), (right - 2 * head, middle - head), (right - 2 * head, middle + head)), fill="black")
-    label, font = f"{float(f'{largest:.3g}'):g} px", ImageFont.load_default(max(11, diameter // 7))
-    text_width, text_height = (math.ceil(end) for end in font.getbbox(label)[2:])
-    gap = diameter // 6
-    width, height = max(diameter, text_width) + 2 * gap, diameter + text_height + 5 * gap // 2
-    page = Image.new("RGB", (width, height), MARGIN)
-    page.paste(wheel.reduce(4), ((width - diameter) // 2, gap))
-    ImageDraw.Draw(page).text(((width - text_width) // 2, diameter + 3 * gap // 2), label, "black", font)
-    return page
-
-
-def full_colour(flow_2YX: Tensor, largest: float | None) -> float:
-    """`largest`, or the length of the longest vector if not given; 1 if nothing moves."""
-    if largest is None:
-        return torch.hypot(*flow_2YX.double().nan_to_num()).max().item() or 1.0
-    check_largest(largest)
-    return largest
-
-
-def check_largest(largest: float | None) -> None:
-    """Raises a PerceiversError unless it is a length that can have full colour, or not given."""
-    if largest is not None and not 0 < largest < math.inf:
-        raise PerceiversError(f"largest = {largest} is not allowed: it is a length in pixels, above 0.")
 
 
 def masked(flow: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -287,10 +192,7 @@ def read_array(path: Path) -> Array:
             flow_YX2: Array = np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, MemoryError) as error:
         raise PerceiversError(f"{path} cannot be read as a NumPy array: it is truncated, damaged or none.") from error
-    if flow_YX2.ndim != 3 or flow_YX2.shape[2] != 2 or flow_YX2.dtype.kind != "f":
-        raise PerceiversError(
-            f"{path} holds {flow_YX2.dtype} {list(flow_YX2.shape)}: floating point [height, width, 2] is expected."
-        )
+    check_array(flow_YX2, path)
     return flow_YX2
 
 
@@ -299,6 +201,62 @@ def write_array(path: Path, flow_YX2: Array) -> None:
     content = io.BytesIO()
     np.save(content, flow_YX2)
     write(path, lambda file: file.write_bytes(content.getvalue()))
+
+
+def read_pfm(path: Path) -> Array:
+    """-> [Y, X, 2], the first two of its three colours."""
+    content = path.read_bytes()
+    header = PFM_HEADER.match(content)
+    if header is None:
+        raise PerceiversError(f"{path} is no PFM file of three colours: it does not begin with PF, its size and scale.")
+    width, height = int(header[1]), int(header[2])
+    have = len(content) - header.end()
+    if width < 1 or height < 1 or have != 12 * width * height:
+        raise PerceiversError(
+            f"{path} is truncated or damaged: it says that its flow is {width} x {height} pixels, "
+            f"but has {have} bytes of flow."
+        )
+    levels = np.frombuffer(content, "<f4" if header[3] else ">f4", offset=header.end())
+    return levels.reshape(height, width, 3)[::-1, :, :2]  # the bottom row comes first
+
+
+def write_pfm(path: Path, flow_YX2: Array) -> None:
+    """From [Y, X, 2], NaN where not known."""
+    height, width, _ = flow_YX2.shape
+    levels_YXC = np.dstack([flow_YX2, np.zeros((height, width))])[::-1].astype("<f4")
+    header = f"PF\n{width} {height}\n-1.0\n".encode()
+    write(path, lambda file: file.write_bytes(header + levels_YXC.tobytes()))
+
+
+def read_flo5(path: Path) -> Array:
+    """-> [Y, X, 2]."""
+    try:
+        with h5py.File(path, "r") as file:
+            if not isinstance(file.get("flow"), h5py.Dataset):
+                raise PerceiversError(f"{path} is no Spring flow file: it has no data set 'flow'.")
+            check_array(file["flow"], path)
+            flow_YX2: Array = file["flow"][()]
+    except (OSError, RuntimeError) as error:
+        raise PerceiversError(f"{path} cannot be read as an HDF5 file: it is truncated, damaged or none.") from error
+    return flow_YX2
+
+
+def write_flo5(path: Path, flow_YX2: Array) -> None:
+    """From [Y, X, 2], NaN where not known."""
+
+    def fill(temporary: Path) -> None:
+        with h5py.File(temporary, "w") as file:
+            file.create_dataset("flow", data=flow_YX2, compression="gzip")
+
+    write(path, fill)
+
+
+def check_array(array: Any, path: Path) -> None:
+    """Raises a PerceiversError unless an array of NumPy or HDF5 can be flow."""
+    if array.ndim != 3 or array.shape[2] != 2 or array.dtype.kind != "f":
+        raise PerceiversError(
+            f"{path} holds {array.dtype} {list(array.shape)}: floating point [height, width, 2] is expected."
+        )
 
 
 class Format(NamedTuple):
@@ -312,6 +270,8 @@ FORMATS = {
     ".flo": Format(read_flo, write_flo),
     ".png": Format(read_kitti, write_kitti),
     ".npy": Format(read_array, write_array),
+    ".pfm": Format(read_pfm, write_pfm),
+    ".flo5": Format(read_flo5, write_flo5),
 }
 
 
@@ -321,33 +281,3 @@ def existing(path: str | Path) -> Path:
     if not path.is_file() or not os.access(path, os.R_OK):
         raise PerceiversError(f"{path} is no file that can be read: give the path of one.")
     return path
-
-
-def to_image(picture_CYX: Tensor) -> Image.Image:
-    """From bytes."""
-    return Image.fromarray(picture_CYX.permute(1, 2, 0).contiguous().numpy())
-
-
-def colour_wheel() -> Tensor:
-    """-> [N, C], from 0 to 255."""
-    steps = 15, 6, 4, 11, 13, 6  # perceived differences are about equal
-    corners = [
-        (255, 0, 0),
-        (255, 255, 0),
-        (0, 255, 0),
-        (0, 255, 255),
-        (0, 0, 255),
-        (255, 0, 255),
-        (255, 0, 0),
-    ]
-    return torch.tensor(
-        [
-            [start + (end - start) // 255 * (255 * step // count) for start, end in zip(here, there, strict=True)]
-            for count, here, there in zip(steps, corners, corners[1:], strict=False)
-            for step in range(count)
-        ],
-        dtype=torch.float64,
-    )
-
-
-WHEEL_NC = colour_wheel()
