@@ -475,11 +475,11 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-LANGUAGE = ["masked_language", "text_classification", "glue"]
+EXPERIMENTS = {"language": ["masked_language", "text_classification", "glue"], "flow": ["optical_flow"]}
 
 
 def test_configs_say_what_they_are_for():
     for path in (ROOT / "configs").rglob("*.yaml"):
         assert path.read_text().startswith("# "), path
         experiment = yaml.safe_load(path.read_text())["experiment"]
-        assert experiment in {"language": LANGUAGE}.get(path.parent.name, [path.parent.name]), path
+        assert experiment in EXPERIMENTS.get(path.parent.name, [path.parent.name]), path

@@ -367,6 +367,13 @@ def test_what_cannot_be_opened_is_said(known, tmp_path):
         open_pairs(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(("gone", "left"), [("clean", "final"), ("final", "clean")])
+def test_one_rendering_of_sintel_may_be_alone(known, gone, left):
+    sintel(known)
+    shutil.rmtree(known.root / "training" / gone)
+    assert open_pairs(known.root).layout == f"sintel-{left}"
+
+
 def test_all_that_have_the_split_are_opened(known):
     things(known)
     shutil.rmtree(known.root / "frames_finalpass/TEST")

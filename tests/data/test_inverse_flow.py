@@ -64,6 +64,11 @@ def test_a_shift_is_undone():
     assert torch.equal(inverse_flow(inverse)[:, 2:, :6], flow[:, 2:, :6])
 
 
+def test_pixels_are_counted_exactly_in_half_precision():
+    flow = torch.tensor([3.0, -2.0])[:, None, None].expand(2, 50, 90)
+    torch.testing.assert_close(inverse_flow(flow.half()), inverse_flow(flow).half(), equal_nan=True, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("shape", [(5, 4, 2), (2, 4), (1, 1, 2, 4, 5)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(PerceiversError, match=r"flow has the shape .*: \[2, height, width\] or a batch is expected"):

@@ -33,7 +33,8 @@ def inverse_flow(flow: Tensor) -> Tensor:
     ends_BYX = (x_BYX >= 0) & (x_BYX < width) & (y_BYX >= 0) & (y_BYX < height)
     frame_B11 = torch.arange(batch, device=flow.device)[:, None, None]
     pixels = batch * height * width
-    end_BYX = ((frame_B11 * height + y_BYX) * width + x_BYX).masked_fill(~ends_BYX, pixels).long()  # the last: nowhere
+    end_BYX = (frame_B11 * height + y_BYX.long()) * width + x_BYX.long()
+    end_BYX = end_BYX.masked_fill(~ends_BYX, pixels)  # one more, which is nowhere
     ones_P1 = flow.new_ones(pixels, 1)
     sum_P2 = flow.new_zeros(pixels + 1, 2).index_add(0, end_BYX.flatten(), flow_B2YX.movedim(1, -1).reshape(-1, 2))
     count_P1 = flow.new_zeros(pixels + 1, 1).index_add(0, end_BYX.flatten(), ones_P1)
