@@ -8,13 +8,9 @@ as many are trained side by side as there are cores.
 """
 
 import argparse
-import csv
 import json
-import os
 import statistics
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +19,9 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.data.text import TextData
 from perceivers.data.tokenizers import train_tokenizer
 from perceivers.experiments.configuration import read_config
@@ -77,28 +76,12 @@ def make_vocabulary(text: Path, runs: Path) -> None:
         train_tokenizer(data.documents_once(), runs / WORDS, settings["model"]["vocabulary"])
 
 
-def side_by_side(arguments: argparse.Namespace) -> None:
-    """Runs each model in a process of its own, `jobs` at a time; what they say goes to a file each."""
-
-    def run(name: str) -> int:
-        own = [sys.executable, __file__, "--text", arguments.text, "--glue", arguments.glue, "--runs", arguments.runs]
-        threads = str(max(1, cores() // arguments.jobs))
-        with (arguments.runs / f"{name}.log").open("a") as log:
-            print(f"{MODELS[name]}: tail -f {log.name}", flush=True)
-            environment = os.environ | {"OMP_NUM_THREADS": threads}
-            return subprocess.run(
-                [*own, "--only", name], stdout=log, stderr=log, env=environment, check=False
-            ).returncode
-
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        failed = [name for name, code in zip(MODELS, pool.map(run, MODELS), strict=True) if code]
+def run_all(arguments: argparse.Namespace) -> None:
+    """Runs each model in a process of its own, `jobs` at a time."""
+    own = [sys.executable, __file__, "--text", arguments.text, "--glue", arguments.glue, "--runs", arguments.runs]
+    failed = side_by_side({name: [*own, "--only", name] for name in MODELS}, arguments.runs, arguments.jobs)
     if failed:
         sys.exit(f"language.py: not finished: {', '.join(failed)}; see the ends of their logs in {arguments.runs}.")
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
@@ -115,16 +98,6 @@ def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
         print(f"\nFine-tuning {MODELS[name]}", flush=True)
         read_config(CONFIGS / "glue_mini.yaml", overrides).run()
     return json.loads((output / "metrics.json").read_text())
-
-
-def curve(folder: Path, column: str) -> list[tuple[int, float]]:
-    """A metric of a run by step."""
-    points: dict[int, float] = {}
-    for file in sorted(folder.glob("csv/version_*/metrics.csv"), key=lambda file: int(file.parent.name[8:])):
-        for row in csv.DictReader(file.open()):
-            if row.get(column):
-                points[int(row["step"]) + 1] = float(row[column])
-    return sorted(points.items())
 
 
 def size_of(name: str) -> tuple[float, float]:
@@ -191,7 +164,7 @@ def main() -> None:
             pretrain(arguments.only, arguments.text, arguments.runs)
             fine_tune(arguments.only, arguments.glue, arguments.runs)
             return
-        side_by_side(arguments)
+        run_all(arguments)
         results = {name: fine_tune(name, arguments.glue, arguments.runs) for name in MODELS}
     except PerceiversError as error:
         sys.exit(f"language.py: {error}")

@@ -1,0 +1,166 @@
+"""Optical flow at mini scale: with and without the curriculum's first phase, and the lengths of flow.
+
+What is measured goes into docs/optical_flow.md.
+
+    python benchmarks/flow.py --data FOLDER [--data FOLDER]    # benchmark folders: Middlebury, KITTI, Sintel ...
+
+The runs of the ablation are kept in `runs/flow` and skipped when the same command is called again; what was interrupted
+goes on. As many are trained side by side as there are cores.
+"""
+
+import argparse
+import json
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.side_by_side import cores, curve, side_by_side
+from perceivers.data.flow_batches import HELD_OUT
+from perceivers.data.flow_generator import FlowGenerator, Scenes
+from perceivers.data.flow_pictures import flow_picture, to_image
+from perceivers.data.flow_sets import open_all
+from perceivers.experiments.configuration import read_config
+from perceivers.experiments.training import LAST
+from perceivers.model.errors import PerceiversError
+
+ROOT = Path(__file__).parents[1]
+CONFIG = ROOT / "configs/flow/mini.yaml"
+MINI = ROOT / "runs/flow_mini"
+"""What `perceivers fit configs/flow/mini.yaml` writes."""
+
+ABLATION = {
+    "as in mini.yaml": [],
+    "no first phase": ["--curriculum.plain=0", "--curriculum.growing=0.9"],
+    "no local start": ["--model.start=normal"],
+    "neither": ["--curriculum.plain=0", "--curriculum.growing=0.9", "--model.start=normal"],
+}
+"""What is changed in each run."""
+
+SCENES = {
+    "generated, motion 3": Scenes(motion=3.0),
+    "generated, motion 10": Scenes(motion=10.0),
+    "generated, motion 10, tail 2": Scenes(motion=10.0, tail=2.0),
+    "generated, motion 40": Scenes(motion=40.0),
+}
+"""Whose lengths of flow are compared with those of real pairs."""
+
+EDGES = torch.tensor([0, 1, 2, 4, 8, 16, 32, 64, torch.inf])
+"""Bounds of the histogram, in pixels."""
+
+START, END = "<!-- measured by benchmarks/flow.py -->\n", "<!-- end -->\n"
+
+
+def train(name: str, runs: Path, epochs: int) -> None:
+    """Trains a run of the ablation, or goes on with it, unless it is done."""
+    output = runs / name.replace(" ", "_")
+    if not (output / "metrics.json").is_file():
+        resume = str((output / "checkpoints" / LAST).is_file()).lower()
+        own = [f"--training.epochs={epochs}", f"--training.output={output}", f"--training.resume={resume}"]
+        read_config(CONFIG, [*ABLATION[name], *own]).run()
+
+
+def parts(lengths: Tensor) -> list[float]:
+    """Which part of lengths of flow lies between each two bounds."""
+    known = lengths[~lengths.isnan()]
+    return [float(((known >= low) & (known < high)).float().mean()) for low, high in pairwise(EDGES)]
+
+
+def histogram(folders: list[Path]) -> str:
+    """Lengths of generated and of real flow, as a table."""
+    bounds = [f"{low:g} to {high:g}" for low, high in pairwise(EDGES[:-1])]
+    rows = [
+        "| pixels | mean | " + " | ".join([*bounds, f"{EDGES[-2]:g} or more"]) + " |",
+        "| --- |" + " --- |" * len(EDGES),
+    ]
+    lengths = {name: FlowGenerator(scenes).pairs(range(100)).forward.norm(dim=1) for name, scenes in SCENES.items()}
+    for folder in folders:
+        for pairs in open_all(folder):
+            flows = [pairs[index].flow.norm(dim=0).flatten() for index in range(len(pairs))]
+            lengths[f"{pairs.layout}, {len(pairs)} pairs"] = torch.cat(flows)
+    for name, found in lengths.items():
+        figures = " | ".join(f"{part:.1%}" for part in parts(found))
+        rows.append(f"| {name} | {found.nanmean():.1f} | {figures} |")
+    return "\n".join(rows)
+
+
+def draw_scenes(file: Path, count: int = 4) -> None:
+    """Frames, flow and hidden content of some held-out scenes."""
+    pairs = FlowGenerator(Scenes(size=(240, 320))).pairs(range(HELD_OUT, HELD_OUT + count))
+    rows = []
+    for frames, flow, occluded in zip(pairs.frames, pairs.forward, pairs.occluded, strict=True):
+        first, second = (255 * frames).round().byte()
+        rows.append(torch.cat([first, second, flow_picture(flow), 255 * occluded.byte().expand(3, -1, -1)], -1))
+    to_image(torch.cat(rows, -2)).resize((960, 720 * count // 4), Image.Resampling.LANCZOS).save(file)
+
+
+def draw_curves(runs: dict[str, Path], file: Path) -> None:
+    """Error on held-out generated pairs by step."""
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name, folder in runs.items():
+        steps, errors = zip(*curve(folder, "test_epe"), strict=True)
+        (_, zero), *_ = curve(folder, "test_zero")
+        axis.plot(steps, [error / zero for error in errors], label=name)
+    axis.axhline(1, color="black", linewidth=0.8)
+    axis.axhline(1 / 3, color="black", linewidth=0.8, linestyle=":")
+    axis.set(xlabel="step", ylabel="error, of that of zero flow", ylim=(0, None))
+    axis.legend()
+    figure.savefig(file, dpi=110)
+
+
+def ablation(runs: dict[str, Path]) -> str:
+    """Results of the runs, as a table."""
+    rows = ["| run | steps | pairs | minutes | error | zero flow | ratio |", "| --- |" + " --- |" * 6]
+    for name, folder in runs.items():
+        found, config = (json.loads((folder / file).read_text()) for file in ("metrics.json", "config.json"))
+        steps, _ = curve(folder, "test_epe")[-1]
+        pairs = config["data"]["pairs"] * config["training"]["epochs"]
+        error, zero = found["test_epe"], found["test_zero"]
+        rows.append(
+            f"| {name} | {steps:,} | {pairs:,} | {found['seconds'] / 60:.0f} | {error:.2f} | {zero:.2f} | "
+            f"{error / zero:.2f} |"
+        )
+    return "\n".join(rows)
+
+
+def main() -> None:
+    """Runs what is not done yet and writes the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", type=Path, action="append", default=[], help="a folder of real pairs with their flow")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/flow", help="where runs are kept")
+    parser.add_argument("--epochs", type=int, default=4, help="of the ablation's runs (4)")
+    parser.add_argument("--only", choices=list(ABLATION), help="run one of the ablation, in this process")
+    parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else min(cores(), len(ABLATION)))
+    arguments = parser.parse_args()
+    try:
+        if arguments.only:
+            train(arguments.only, arguments.runs, arguments.epochs)
+            return
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        own = [sys.executable, __file__, "--runs", str(arguments.runs), "--epochs", str(arguments.epochs)]
+        failed = side_by_side({name: [*own, "--only", name] for name in ABLATION}, arguments.runs, arguments.jobs)
+        if failed:
+            sys.exit(f"flow.py: not finished: {', '.join(failed)}; see the ends of their logs in {arguments.runs}.")
+        lengths = histogram(arguments.data)
+    except PerceiversError as error:
+        sys.exit(f"flow.py: {error}")
+    runs = {name: arguments.runs / name.replace(" ", "_") for name in ABLATION}
+    whole = {"mini.yaml, whole": MINI} if (MINI / "metrics.json").is_file() else {}
+    draw_scenes(ROOT / "docs/flow_scenes.png")
+    draw_curves(runs | whole, ROOT / "docs/flow_mini.png")
+    tables = f"{ablation(whole | runs)}\n\nLengths of flow:\n\n{lengths}\n"
+    page = ROOT / "docs/optical_flow.md"
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(before + START + tables + END + rest.partition(END)[2])
+    print("\n" + tables)
+
+
+if __name__ == "__main__":
+    main()
