@@ -1,4 +1,4 @@
-"""How fast text becomes masked batches of bytes, without a model."""
+"""How fast training data is made, without a model: masked batches of bytes from text, and pairs of flow."""
 
 import itertools
 import os
@@ -7,6 +7,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from perceivers.data.flow_generator import FlowGenerator, Scenes
 from perceivers.data.text import Stream, StreamLoader, TextData
 from perceivers.data.tokenizers import Bytes
 
@@ -30,6 +31,15 @@ def bytes_per_second(batches: int = 400) -> float:
         for _ in itertools.islice(loader, batches):
             pass
         return batches * BATCH * LENGTH / (time.perf_counter() - started)
+
+
+def pairs_per_second(device: str, pairs: int = 64) -> float:
+    """Pairs of 368 x 496 pixels a second that are generated."""
+    generator = FlowGenerator(Scenes(), device)
+    generator.pairs(range(pairs))
+    started = time.perf_counter()
+    float(generator.pairs(range(pairs, 2 * pairs)).forward.sum())  # waits for the device
+    return pairs / (time.perf_counter() - started)
 
 
 def write_text(file: Path, size: int) -> None:

@@ -97,6 +97,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device == "cpu" and (not arguments.only or "pipeline" in arguments.only):
         found["pipeline"] = pipeline.bytes_per_second(2 if arguments.tiny else 400)
         print(f"text pipeline: {found['pipeline'] / 1e6:.0f} MB/s", flush=True)
+    if not arguments.only or "flow pairs" in arguments.only:
+        pairs = 512 if arguments.device == "cuda" else 64
+        found["flow pairs"] = pipeline.pairs_per_second(arguments.device, 2 if arguments.tiny else pairs)
+        print(f"flow pairs: {found['flow pairs']:.1f} a second", flush=True)
     for dtype, peak in found["peaks"]["start"].items():
         print(f"peak in {dtype}: {peak['flops'] / 1e9:,.0f} GFLOP/s ({peak['way']})", flush=True)
     total, differ = len(rows) + len(series), 0

@@ -55,6 +55,9 @@ EXPONENT, EXPONENT_WITHIN = 1.0, 0.05
 PIPELINE = 20e6
 """Bytes of text a second, from a file to masked batches."""
 
+FLOW_PAIRS = {"cpu": 15, "cuda": 500}
+"""Pairs of flow a second that are to be generated, on two cores and on a large GPU."""
+
 MILLION, BEYOND = 1048576, 2e9
 
 GPU_RATIOS = ((rows.FLOW, 3.0, 1), (rows.FOURIER_STEP, 1.5, 64))
@@ -94,7 +97,8 @@ def fraction(run: Run, row: dict[str, Any], side: str) -> float:
 def targets(run: Run) -> list[Target]:
     """All targets with what a run has found."""
     if run["device"] == "cuda":
-        return [target for work, ratio, batch in GPU_RATIOS for target in gpu(run, work, ratio, batch)]
+        found = [target for work, ratio, batch in GPU_RATIOS for target in gpu(run, work, ratio, batch)]
+        return [*found, flow_pairs(run)]
     found = []
     for work, _, *wanted in RATIOS:
         for dtype, ratio in zip(FRACTION, wanted, strict=True):
@@ -104,7 +108,7 @@ def targets(run: Run) -> list[Target]:
     found += [fractions(run, dtype, part) for dtype, part in FRACTION.items()]
     for what in ("inputs", "outputs"):
         found += [exponent(run, what, "seconds", "time"), exponent(run, what, "peak", "memory")]
-    return [*found, million(run), pipeline(run)]
+    return [*found, million(run), pipeline(run), flow_pairs(run)]
 
 
 def speed(run: Run, work: str, dtype: str, wanted: float, side: str = "ours", batch: int | None = 1) -> Target:
@@ -214,6 +218,16 @@ def pipeline(run: Run) -> Target:
         return target
     speed = run["pipeline"]
     return judged(target, speed >= PIPELINE, f"{speed / 1e6:.0f} MB/s", f"{1 - speed / PIPELINE:.0%} too slow")
+
+
+def flow_pairs(run: Run) -> Target:
+    """How fast pairs of frames with exact flow are generated."""
+    wanted = FLOW_PAIRS[run["device"]]
+    target = Target("flow pairs", "pairs of 368 x 496 generated, no model", "float32", f"at least {wanted} a second")
+    if "flow pairs" not in run:
+        return target
+    speed = run["flow pairs"]
+    return judged(target, speed >= wanted, f"{speed:.0f} a second", f"{1 - speed / wanted:.0%} too slow")
 
 
 def gpu(run: Run, work: str, wanted: float, batch: int) -> list[Target]:
