@@ -9,10 +9,11 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.cli import main
+from perceivers.commands import split_model
 from perceivers.data.flow_files import read_flow
 from perceivers.data.flow_pictures import flow_picture
 from perceivers.data.video import read_frames, write_video
-from perceivers.inference.flow import flow, flow_video, starts, tile_weights
+from perceivers.inference.flow import SHIPPED, flow, flow_video, starts, tile_weights
 from tests.inference.tiny import TILE, classifier, constant_flow, optical
 from tests.test_cli import fails
 
@@ -371,3 +372,17 @@ def test_tiles_without_points_are_left_out():
 def test_points_that_cannot_be_asked_for(settings, points, expected):
     with pytest.raises(PerceiversError, match=expected):
         flow(optical(**settings), *random_frames(*TILE), points)
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "frames"),
+    [
+        (["a.png", "b.PNG"], SHIPPED, ["a.png", "b.PNG"]),
+        (["clip.mp4"], SHIPPED, ["clip.mp4"]),
+        (["folder", "clip.mp4"], "folder", ["clip.mp4"]),
+        (["deepmind/optical-flow-perceiver", "a.png", "b.ppm"], "deepmind/optical-flow-perceiver", ["a.png", "b.ppm"]),
+        (["a.png", "b.png", "c.png"], "a.png", ["b.png", "c.png"]),
+    ],
+)
+def test_the_model_is_what_stands_before_the_frames(files, model, frames):
+    assert split_model(files) == (model, frames)
