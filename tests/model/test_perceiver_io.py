@@ -210,7 +210,7 @@ def test_compiles_without_a_graph_break(data):
         sum(value.square().sum() for value in run(data, outputs).values()).backward()
     for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
         if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_exports_for_any_batch_and_length(data):
