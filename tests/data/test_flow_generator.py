@@ -107,10 +107,11 @@ def test_motion_is_what_its_formula_says(generator):
 
 
 def test_a_pair_depends_on_its_seed_alone(generator):
-    alone, together = generator.pairs([11]), generator.pairs([3, 11, 2**40 + 5])
+    alone, together = generator.pairs([11]), generator.pairs([3, 11, 2**31 + 3])
     for one, three in zip(alone, together, strict=True):
         torch.testing.assert_close(three[1].float(), one[0].float(), atol=1e-4, rtol=0)
-    assert not torch.equal(together.frames[0], together.frames[1])
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not torch.allclose(together.forward[a], together.forward[b], atol=0.1)
 
 
 def test_another_seed_of_the_scenes_paints_with_other_textures(generator):
@@ -223,7 +224,7 @@ def test_pairs_are_written_as_flyingchairs_and_kept(tmp_path):
     assert (tmp_path / "pairs" / "00002_img1.png").stat().st_mtime_ns == before
     training, validation = (open_pairs(tmp_path / "pairs", split=split) for split in ("training", "validation"))
     assert (len(training), validation.names) == (38, ["00020", "00040"])
-    made = FlowGenerator(scenes).pairs([(3 << 32) + 2])
+    made = FlowGenerator(scenes).pairs([3 * 2**20 + 2])
     pair = training[1]
     assert (pair.frames / 255 - made.frames[0]).abs().max() <= 0.5 / 255 + 1e-4
     torch.testing.assert_close(pair.flow, made.forward[0])

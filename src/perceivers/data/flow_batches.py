@@ -16,7 +16,7 @@ from perceivers.data.flow_sets import FlowPair, FlowPairs, open_pairs
 from perceivers.data.loader import Item
 from perceivers.model.errors import PerceiversError
 
-HELD_OUT = 2**40
+HELD_OUT = 2**31
 """Seeds of held-out scenes start here, beyond all that training draws."""
 
 

@@ -104,7 +104,7 @@ class ScenePairs(NamedTuple):
 
 
 class FlowGenerator:
-    """Makes pairs; a seed's pair is always the same.
+    """Makes pairs; the pair of a seed (from 0 to 2**32 - 1) is always the same.
 
     Args:
         scenes: what they look like.
@@ -208,7 +208,7 @@ def write_scenes(scenes: Scenes, folder: str | Path, count: int) -> None:
     write(note, lambda file: file.write_text(described))
     for number in tqdm(range(1, count + 1), "pairs", disable=None):
         if not (folder / f"{number:05d}_flow.flo").exists():  # the last of its files to be written
-            pair = generator.pairs([(scenes.seed << 32) + number])
+            pair = generator.pairs([(scenes.seed * 2**20 + number) % 2**32])
             frames = (255 * pair.frames[0]).round().byte()
             write_pair(folder, number, FlowPair(frames, pair.forward[0], pair.occluded[0]))
     lines = "".join("2\n" if number % VALIDATION == 0 else "1\n" for number in range(1, count + 1))
@@ -417,11 +417,12 @@ class Draw:
     """Random numbers of scenes; those of each depend on its seed alone.
 
     Args:
-        seeds: of the scenes.
+        seeds: of the scenes, less than 2**32: torch's generator takes no more digits into account.
         device: where the numbers are wanted.
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
+        assert all(0 <= seed < 2**32 for seed in seeds)
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.device = device
 
