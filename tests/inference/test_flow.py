@@ -11,6 +11,7 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.commands import split_model
 from perceivers.data.flow_files import read_flow
+from perceivers.data.flow_generator import FlowGenerator, Scenes
 from perceivers.data.flow_pictures import flow_picture
 from perceivers.data.video import read_frames, write_video
 from perceivers.inference.flow import SHIPPED, flow, flow_video, starts, tile_weights
@@ -386,3 +387,23 @@ def test_points_that_cannot_be_asked_for(settings, points, expected):
 )
 def test_the_model_is_what_stands_before_the_frames(files, model, frames):
     assert split_model(files) == (model, frames)
+
+
+def test_the_model_that_comes_along_is_small_and_sees_motion():
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 8e6
+    pairs = FlowGenerator(Scenes((64, 64), shapes=(1, 5), motion=3.0)).pairs(range(2**31 + 1000, 2**31 + 1032))
+    answers = torch.stack([flow(SHIPPED, *frames) for frames in pairs.frames])
+    errors = (answers - pairs.forward).norm(dim=1)
+    assert errors.mean() < 0.6 * pairs.forward.norm(dim=1).mean()
+    still = flow(SHIPPED, pairs.frames[0, 0], pairs.frames[0, 0])
+    assert still.norm(dim=0).mean() < 0.5
+
+
+def test_real_frames_without_naming_a_model(shared_data, tmp_path, capsys):
+    folder = shared_data / "flow" / "middlebury"
+    frames = [str(folder / "other-data" / "Dimetrodon" / f"frame{number}.png") for number in (10, 11)]
+    main(["flow", *frames, "--out", str(tmp_path / "f.flo"), "--picture", str(tmp_path / "f.png")])
+    answer, _ = read_flow(tmp_path / "f.flo")
+    truth, _ = read_flow(folder / "other-gt-flow" / "Dimetrodon" / "flow10.flo")
+    assert (answer - truth).norm(dim=0).nanmean() < 1.0  # zero flow has 2.06
+    assert (tmp_path / "f.png").stat().st_size > 1000
