@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
-# make mini-flow FLOW=FOLDER: optical flow from generated pairs, an hour on two cores, and its errors on real ones.
+# make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 .PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow
 
 demo: .venv/installed
