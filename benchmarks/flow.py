@@ -23,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.data.flow_batches import HELD_OUT
-from perceivers.data.flow_generator import FlowGenerator, Scenes
+from perceivers.data.flow_generator import FlowGenerator
 from perceivers.data.flow_pictures import flow_picture, to_image
+from perceivers.data.flow_scenes import Scenes
 from perceivers.data.flow_sets import open_all
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.training import LAST

@@ -7,7 +7,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from perceivers.data.flow_generator import FlowGenerator, Scenes
+from perceivers.data.flow_generator import FlowGenerator
+from perceivers.data.flow_scenes import Scenes
 from perceivers.data.text import Stream, StreamLoader, TextData
 from perceivers.data.tokenizers import Bytes
 

@@ -245,7 +245,8 @@ def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
 
 
 def make_flow_data(arguments: argparse.Namespace) -> None:
-    from perceivers.data.flow_generator import Scenes, write_scenes
+    from perceivers.data.flow_generator import write_scenes
+    from perceivers.data.flow_scenes import Scenes
 
     fields = ("textures", "motion", "tail", "blur", "fog", "lighting", "seed")
     scenes = Scenes(tuple(arguments.size), **{field: getattr(arguments, field) for field in fields})

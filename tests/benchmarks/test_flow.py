@@ -7,7 +7,8 @@ from benchmarks import flow
 from benchmarks.flow import ABLATION, CONFIG, EDGES, ablation, histogram, parts
 from benchmarks.side_by_side import curve
 from perceivers.data import flow_generator
-from perceivers.data.flow_generator import Scenes, write_scenes
+from perceivers.data.flow_generator import write_scenes
+from perceivers.data.flow_scenes import Scenes
 from perceivers.experiments.configuration import read_config
 
 

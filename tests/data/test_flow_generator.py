@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from perceivers import PerceiversError
 from perceivers.data import flow_generator
-from perceivers.data.flow_generator import Draw, FlowGenerator, Scenes, draw_layers, write_scenes
+from perceivers.data.flow_generator import FlowGenerator, write_scenes
+from perceivers.data.flow_scenes import Draw, Scenes, draw_layers
 from perceivers.data.flow_sets import open_pairs
 
 SIZE = (72, 96)

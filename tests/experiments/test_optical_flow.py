@@ -8,7 +8,8 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_any
 from perceivers.data import flow_generator
 from perceivers.data.flow_batches import HELD_OUT, FlowData, SeededPairs, StoredPairs
-from perceivers.data.flow_generator import FlowGenerator, Scenes
+from perceivers.data.flow_generator import FlowGenerator
+from perceivers.data.flow_scenes import Scenes
 from perceivers.data.flow_sets import FlowPair, open_pairs, write_pair
 from perceivers.data.inverse_flow import inverse_flow
 from perceivers.data.loader import Item

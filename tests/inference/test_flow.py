@@ -11,8 +11,9 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.commands import split_model
 from perceivers.data.flow_files import read_flow
-from perceivers.data.flow_generator import FlowGenerator, Scenes
+from perceivers.data.flow_generator import FlowGenerator
 from perceivers.data.flow_pictures import flow_picture
+from perceivers.data.flow_scenes import Scenes
 from perceivers.data.video import read_frames, write_video
 from perceivers.inference.flow import SHIPPED, flow, flow_video, starts, tile_weights
 from tests.inference.tiny import TILE, classifier, constant_flow, optical

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from perceivers.data.flow_generator import Scenes
+from perceivers.data.flow_scenes import Scenes
 from perceivers.data.flow_sets import FlowPair, FlowPairs, open_pairs
 from perceivers.data.loader import Item
 from perceivers.model.errors import PerceiversError
