@@ -95,7 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="two image files of the same size, or one video; before them a saved model, in any format, or none: then "
         "the small one that comes with the package answers",
     )
-    flow.add_argument("--out", required=True, help=".flo, .png (KITTI), .npy for two frames; .mp4 for a video")
+    flow.add_argument(
+        "--out", required=True, help=".flo, .png (KITTI), .pfm, .flo5, .npy for two frames; .mp4 for a video"
+    )
     flow.add_argument("--picture", help="also draw the flow of two frames in colours, to this file")
     flow.add_argument("--largest", type=float, help="pixels of flow that have full colour; the longest, if not given")
     flow.add_argument("--overlap", type=int, default=20, help="fewest pixels by which tiles overlap (20)")

@@ -202,15 +202,16 @@ def test_checkpointing_gives_the_same_gradients_in_less_memory(data):
 
 
 def test_compiles_without_a_graph_break(data):
-    model = two_modalities(depth=1, checkpointing=True)
+    model = two_modalities(depth=1, checkpointing=True).double()  # in float32 processors differ by rounding
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    data = {name: array.double() for name, array in data.items()}
     data = data | {"points": InputArray(data["points"], torch.rand(2, 9) < 0.7)}
     outputs = {"picture": torch.tensor([3, 7]), "label": None}
     for run in (model, compiled):
         sum(value.square().sum() for value in run(data, outputs).values()).backward()
     for (name, a), b in zip(model.named_parameters(), compiled.parameters(), strict=True):
         if a.grad is not None:
-            torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-3, msg=name)
+            torch.testing.assert_close(a.grad, b.grad, atol=1e-7, rtol=1e-6, msg=name)
 
 
 def test_exports_for_any_batch_and_length(data):

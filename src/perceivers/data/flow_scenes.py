@@ -16,6 +16,7 @@ from perceivers.data.textures import TEXTURE_SIZE
 from perceivers.model.errors import PerceiversError
 
 SHEARS = 2
+"""Of each layer, along directions of their own: two bend it both ways."""
 
 
 @dataclass
