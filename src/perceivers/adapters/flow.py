@@ -150,7 +150,7 @@ class FlowOutput(OutputAdapter):
             return flow_BO2
         height, width = self.size(encoded)
         rows_columns = self.elements(height, width)
-        flow_B2yx = flow_BO2.unflatten(1, rows_columns).movedim(-1, 1)
+        flow_B2yx = flow_BO2.unflatten(1, rows_columns).movedim(-1, 1).contiguous()
         if self.upsampling is None:
             return flow_B2yx
         scores_Byx9ff = y_BOE[..., 2:].unflatten(1, rows_columns).unflatten(-1, (9, self.upsampling, self.upsampling))

@@ -6,9 +6,10 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from pytorch_optimizer import Lamb
+from pytorch_optimizer import Lamb, Muon
 from torch import nn
 
+from perceivers.model.attention import MLP, Attention
 from perceivers.model.errors import PerceiversError
 
 
@@ -17,7 +18,8 @@ class Optimization:
     """How weights are updated.
 
     Attributes:
-        name: "lamb" as in the paper, or "adamw".
+        name: "lamb" as in the paper; "adamw"; or "muon", which makes the updates of the weights of attention and MLPs
+            orthogonal (Jordan et al., 2024), scaled to the size that AdamW's have, and gives all else to AdamW.
         lr: peak learning rate.
         weight_decay: how much of the weights decays, times the learning rate.
         decay: what decays: "weights" of linear and convolutional layers; "arrays", these and the learned latents,
@@ -29,7 +31,7 @@ class Optimization:
         clip_norm: largest norm of the gradient of all weights together; no bound, if not given.
     """
 
-    name: Literal["lamb", "adamw"] = "adamw"
+    name: Literal["lamb", "adamw", "muon"] = "adamw"
     lr: float = 1e-3
     weight_decay: float = 0.1
     decay: Literal["weights", "arrays", "all"] = "weights"
@@ -56,6 +58,9 @@ class Optimization:
             # of the first moment's bias, which this implementation would apply outside the trust ratio.
             optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False, adam_debias=True)
             optimizer.clamp = math.inf  # type: ignore[attr-defined]
+        elif self.name == "muon":
+            own = {"lr": self.lr, "betas": (0.9, self.beta2), "eps": 1e-8, "use_adjusted_lr": True}
+            optimizer = Muon([group | own for group in split(groups, hidden_weights(module))])
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
         scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, steps))
@@ -89,3 +94,19 @@ def parameter_groups(
             (with_decay if decays else without).append(parameter)
     groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def hidden_weights(module: nn.Module) -> set[nn.Parameter]:
+    """Matrices between hidden channels: the weights of attention and MLPs."""
+    parts = (part for part in module.modules() if isinstance(part, Attention | MLP))
+    return {layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)}
+
+
+def split(groups: list[dict[str, Any]], matrices: set[nn.Parameter]) -> list[dict[str, Any]]:
+    """Parameters whose updates are made orthogonal, and the others of each group."""
+    parts = [
+        group | {"params": [p for p in group["params"] if (p in matrices) == orthogonal], "use_muon": orthogonal}
+        for group in groups
+        for orthogonal in (True, False)
+    ]
+    return [group for group in parts if group["params"]]
