@@ -17,7 +17,7 @@ from perceivers.model.attention import compute_as_written
 from perceivers.model.config import call
 from perceivers.model.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
+from perceivers.tasks import autoencoder, clip_classifier, image_classifier, language_model, optical_flow
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,17 @@ def kinetics(row: str, **settings: Any) -> Preset:
     return Preset("autoencoding", row, autoencoder, settings, inputs, 20.0e6, 310e9, outputs)
 
 
+def audioset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+    """A row of the paper's AudioSet table (section 4.6 and appendix)."""
+    inputs = {"video": example(32, 3, 224, 224), "audio": example(61440)}
+    return Preset("clip_classification", row, clip_classifier, settings, inputs, paper_parameters, paper_flops)
+
+
 LEARNED = {"feature_channels": 256, "positions": "learned", "query_residual": False}
 CONV = {"preprocessing": "conv", "feature_channels": 64}
 LARGE = {"depth": 16, "blocks": 1, "widening": 4}  # configuration B
 FIRST = {"decoder": "average"}  # the first Perceiver, in the paper's reproduction: one cross-attention
+MEL = {"sound": "mel", "audio_bands": 64}  # 120 spectra of 40 bands are the paper's 4,800 elements
 BYTE_BERT = {"vocabulary": 262, "length": 2048, "channels": 512, "depth": 6, "heads": 8}
 
 PRESETS = {
@@ -113,6 +120,10 @@ PRESETS = {
     "autoencoder_88x": kinetics("compression 88x", latents=784),
     "autoencoder_176x": kinetics("compression 176x", latents=392),
     "autoencoder_352x": kinetics("compression 352x", latents=196),
+    "audioset_raw_perceiver": audioset("Perceiver, raw audio + video", 21.0e6, 52.3e9, **FIRST),
+    "audioset_raw": audioset("Perceiver IO, raw audio + video", 25.0e6, 52.9e9),
+    "audioset_mel_perceiver": audioset("Perceiver, mel + video", 21.0e6, 60.7e9, **MEL, **FIRST),
+    "audioset_mel": audioset("Perceiver IO, mel + video", 88.2e6, 129.5e9, **MEL, channels=1024),
 }
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.audio import AudioInput, AudioOutput, MelInput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
@@ -16,6 +16,7 @@ from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.baselines.bert import BERT
+from perceivers.model.adapter import InputAdapter
 from perceivers.model.attention import Gelu
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO, check_sizes
@@ -353,3 +354,107 @@ def autoencoder(
         gelu=gelu,
         checkpointing=checkpointing,
     )
+
+
+def clip_classifier(
+    *,
+    frames: int | None = 32,
+    image_size: Sequence[int] = (224, 224),
+    video_patch: Sequence[int] = (2, 8, 8),
+    video_bands: int = 16,
+    sound: Literal["samples", "mel"] | None = "samples",
+    samples: int = 61440,
+    samples_per_patch: int = 128,
+    audio_bands: int = 128,
+    mel_patch: Sequence[int] = (1, 1),
+    mel_bands: int = 40,
+    hop: int = 512,
+    window: int = 2048,
+    sample_rate: int = 48000,
+    classes: int = 527,
+    class_names: list[str] | None = None,
+    latents: int = 512,
+    channels: int = 512,
+    depth: int = 12,
+    blocks: int = 1,
+    heads: int = 8,
+    widening: int = 1,
+    qk_channels: int | None = None,
+    v_channels: int | None = None,
+    cross_heads: int = 1,
+    cross_widening: int = 1,
+    decoder: Literal["query", "average"] = "query",
+    query_channels: int = 1024,
+    query_residual: bool = True,
+    dropout: float = 0.0,
+    gelu: Gelu = "tanh",
+    checkpointing: bool = False,
+) -> PerceiverIO:
+    """Classes of clips from video and sound, or from one of them (AudioSet, section 4.6 and appendix).
+
+    The defaults are the paper's model of raw sound and video. Input "video": [B, frames, 3, height, width] in [0, 1];
+    input "audio": [B, samples] in [-1, 1]; output "label": logits [B, classes].
+
+    Args:
+        frames, image_size: of the video; no video, if `frames` is None.
+        video_patch: frames, rows and columns of a patch; each divides the video's.
+        video_bands, audio_bands: frequencies of the Fourier positions in each dimension.
+        sound: "samples", cut into patches of `samples_per_patch`; "mel", as in `MelInput` with `mel_patch`,
+            `mel_bands`, `hop`, `window`; or None for video alone.
+        samples, sample_rate: of the sound; a second has `sample_rate` samples.
+        classes, class_names: as in `LabelOutput`.
+        decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
+        query_channels: channels of the label's query.
+        The others are those of `PerceiverIO`.
+
+    Raises:
+        PerceiversError: there is neither video nor sound, or sizes do not fit.
+    """
+    inputs: dict[str, InputAdapter] = {}
+    if frames is not None:
+        grid = divide("video_patch", (frames, *image_size), video_patch)
+        inputs["video"] = VideoInput(video_patch, FourierPositions(grid, video_bands))
+    if sound == "samples":
+        grid = divide("samples_per_patch", (samples,), (samples_per_patch,))
+        inputs["audio"] = AudioInput(samples_per_patch, FourierPositions(grid, audio_bands, (samples,)))
+    elif sound == "mel":
+        (spectra,) = divide("hop", (samples,), (hop,))
+        grid = divide("mel_patch", (spectra, mel_bands), mel_patch)
+        positions = FourierPositions(grid, audio_bands)
+        inputs["audio"] = MelInput(mel_patch, positions, mel_bands, hop, window, sample_rate)
+    elif sound is not None:
+        raise PerceiversError(f"sound = {sound!r} is not allowed: it is 'samples', 'mel' or None.")
+    if not inputs:
+        raise PerceiversError("frames and sound are both None: a clip has video, sound or both.")
+    if decoder not in ("query", "average"):
+        raise PerceiversError(f"decoder = {decoder!r} is not allowed: it is 'query' or 'average'.")
+    label = LabelOutput(classes, query_channels if decoder == "query" else None, class_names)
+    return PerceiverIO(
+        inputs=inputs,
+        outputs={"label": label},
+        latents=latents,
+        channels=channels,
+        depth=depth,
+        blocks=blocks,
+        heads=heads,
+        widening=widening,
+        qk_channels=qk_channels,
+        v_channels=v_channels,
+        cross_heads=cross_heads,
+        cross_widening=cross_widening,
+        query_residual=query_residual,
+        dropout=dropout,
+        gelu=gelu,
+        checkpointing=checkpointing,
+    )
+
+
+def divide(field: str, sizes: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """How many patches there are along each dimension.
+
+    Raises:
+        PerceiversError: the patches do not fill the sizes.
+    """
+    if len(patch) != len(sizes) or any(side < 1 or size % side for size, side in zip(sizes, patch, strict=True)):
+        raise PerceiversError(f"{field} = {list(patch)} is not allowed: it must divide {list(sizes)}.")
+    return tuple(size // side for size, side in zip(sizes, patch, strict=True))

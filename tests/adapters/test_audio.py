@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 
 from perceivers import FourierPositions, PerceiverIO, PerceiversError
-from perceivers.adapters import AudioInput, AudioOutput
+from perceivers.adapters import AudioInput, AudioOutput, MelInput
+from perceivers.adapters.audio import mel_filters
 
 
 def positions():
@@ -58,3 +61,60 @@ def test_wrong_sound_is_refused():
     for shape in ((1, 23), (24,), (1, 24, 1)):
         with pytest.raises(PerceiversError, match=r"is expected, with samples a multiple of 4"):
             AudioInput(4, positions())(torch.rand(*shape))
+
+
+def test_mel_filters_are_librosas():
+    """`librosa.filters.mel(sr=16000, n_fft=32, n_mels=5)`, version 0.11.0: bands below and above 1,000 Hz."""
+    want = torch.zeros(5, 17)
+    want[0, 1:3] = torch.tensor([1.97798e-3, 2.232e-5])
+    want[1, 2:4] = torch.tensor([1.66716e-3, 4.6617e-4])
+    want[2, 3:6] = torch.tensor([7.9041e-4, 7.9628e-4, 3.2026e-4])
+    want[3, 4:10] = torch.tensor([1.7635e-4, 4.5979e-4, 5.9526e-4, 4.2649e-4, 2.5772e-4, 8.895e-5])
+    want[4, 6:11] = torch.tensor([3.288e-5, 1.3337e-4, 2.3387e-4, 3.3436e-4, 3.5903e-4])
+    want[4, 11:16] = torch.tensor([2.9919e-4, 2.3935e-4, 1.7951e-4, 1.1968e-4, 5.984e-5])
+    torch.testing.assert_close(mel_filters(5, 32, 16000), want, atol=1e-8, rtol=0)
+
+
+def test_spectrograms_are_librosas():
+    """`librosa.feature.melspectrogram(y=..., sr=16000, n_fft=512, hop_length=256, n_mels=20)` of a rising tone."""
+    tone = 0.5 * torch.sin(2 * torch.pi * torch.linspace(100, 7000, 4096, dtype=torch.float64).cumsum(0) / 16000)
+    adapter = MelInput((1, 1), FourierPositions((16, 20), 2), bands=20, hop=256, window=512, sample_rate=16000)
+    power_LT = (10 ** (4 * adapter.spectrogram(tone[None].float())[0] - 4)).T
+    assert power_LT.shape == (20, 16)
+    places = torch.tensor([[0, 0], [3, 1], [10, 5], [15, 9], [19, 15]])
+    want = torch.tensor([9.86402, 16.5602, 0.525817, 7.66218, 3.92482])
+    torch.testing.assert_close(power_LT[places[:, 0], places[:, 1]], want, rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        power_LT.sum(0)[[0, 7, 15]], torch.tensor([18.7536, 13.3178, 6.31988]), rtol=1e-3, atol=0
+    )
+    silence = adapter.spectrogram(torch.zeros(1, 512))
+    torch.testing.assert_close(silence, torch.full_like(silence, (math.log10(1e-10) + 4) / 4))
+
+
+def test_patches_of_a_spectrogram_hold_their_part_of_it_and_their_place():
+    adapter = MelInput((2, 5), FourierPositions((4, 4), 2), bands=20, hop=64, window=128, sample_rate=8000)
+    sound = torch.rand(3, 512) * 2 - 1
+    spectrogram_BTL = adapter.spectrogram(sound)
+    array = adapter(sound)
+    assert array.grid == (4, 4)
+    assert array.x_BMC.shape == (3, 16, adapter.channels) == (3, 16, 10 + 10)
+    place = 2 * 4 + 3  # spectra 4 and 5, bands 15 to 19
+    assert torch.equal(array.x_BMC[1, place, :10], spectrogram_BTL[1, 4:6, 15:20].flatten())
+    torch.testing.assert_close(array.x_BMC[1, place, 10:12], torch.tensor([1 / 3, 1.0]))  # of 0 ... 3 each
+
+
+def test_autocast_hardly_rounds_a_spectrogram():
+    adapter = MelInput((1, 1), FourierPositions((8, 20), 2), bands=20, hop=64, window=128, sample_rate=8000)
+    sound = torch.rand(1, 512) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = adapter.spectrogram(sound)
+    torch.testing.assert_close(rounded, adapter.spectrogram(sound), atol=2e-3, rtol=0)
+
+
+def test_wrong_spectrograms_are_refused():
+    positions = FourierPositions((4, 4), 2)
+    for shape in ((1, 500), (512,), (1, 0)):
+        with pytest.raises(PerceiversError, match=r"is expected, with samples a multiple of 128"):
+            MelInput((2, 5), positions, bands=20, hop=64, window=128)(torch.rand(*shape))
+    with pytest.raises(PerceiversError, match="bands = 20 cannot be cut into patches of 3"):
+        MelInput((2, 3), positions, bands=20)

@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import math
@@ -198,6 +199,33 @@ def test_lamb_is_the_published_update():
     update = adam + 0.3 * before
     want = before - 0.1 * before.norm() / update.norm() * update
     torch.testing.assert_close(layer.weight.detach(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest_to_adamw():
+    """A step along the gradient with all singular values near 1, as large as 0.2 in each entry on average."""
+    model = regression().model
+    copied = copy.deepcopy(model)
+    for p, other in zip(model.parameters(), copied.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        other.grad = p.grad.clone()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, changed in (("muon", model), ("adamw", copied)):
+        optimizer = Optimization(name, lr=0.1, weight_decay=0.5).build(changed, 10)["optimizer"]
+        optimizer.step()
+    by_adamw = dict(copied.named_parameters())
+    matrices = 0
+    for name, p in model.named_parameters():
+        if not name.endswith("weight") or not (".attention." in name or ".mlp." in name):
+            torch.testing.assert_close(p, by_adamw[name])
+            continue
+        matrices += 1
+        update = (0.95 * before[name] - p.detach()) / (0.1 * 0.2 * math.sqrt(max(p.shape)))
+        left, _, right = torch.linalg.svd(by_adamw[name].grad)
+        rank = min(p.shape)
+        values = left[:, :rank].mT @ update @ right[:rank].mT
+        assert (values - values.diag().diag()).abs().max() < 0.1  # the same directions
+        assert 0.6 < values.diag().min() <= values.diag().max() < 1.3
+    assert matrices == 3 * 4 + 3 * 2
 
 
 @pytest.mark.parametrize(

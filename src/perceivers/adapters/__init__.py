@@ -1,7 +1,7 @@
 """How domains enter and leave the architecture: one file a modality."""
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
-from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.audio import AudioInput, AudioOutput, MelInput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
@@ -20,6 +20,7 @@ __all__ = [
     "ImageInput",
     "LabelInput",
     "LabelOutput",
+    "MelInput",
     "Patches",
     "TaskOutput",
     "TextInput",

@@ -1,8 +1,12 @@
-"""Sound in and out: patches of raw samples (section 4.3, tables 5 and 6).
+"""Sound in and out: patches of raw samples, or of a mel-spectrogram (sections 4.3 and 4.6, tables 5 and 6).
 
-Shape suffixes: B batch, S samples; others as in `perceivers.model.adapter`
+Shape suffixes: B batch, S samples, T moments, F frequencies, L mel bands; others as in `perceivers.model.adapter`
 """
 
+import math
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from perceivers.adapters.array import ArrayOutput, with_positions
@@ -35,6 +39,83 @@ class AudioInput(InputAdapter):
         patches = data.float().unflatten(1, (-1, self.patch))
         grid = (patches.shape[1],)
         return InputArray(with_positions(patches, self.positions, grid), grid=grid)
+
+
+class MelInput(InputAdapter):
+    """A mono recording as a log-mel-spectrogram, cut into patches of time and frequency, each with its position.
+
+    Spectra are those of librosa: of Hann windows, centred, with silence around the recording; mel bands are Slaney's,
+    of equal area. Powers are taken as (log10 + 4) / 4, at least 1e-10, which brings most of them to -1.5 ... 1.
+
+    Args:
+        patch: spectra and bands of a patch.
+        positions: encodes the places of the patches in time and frequency.
+        bands: number of mel bands, from 0 to half the sample rate; `patch` divides it.
+        hop: samples from one spectrum to the next.
+        window: samples that a spectrum is of.
+        sample_rate: samples a second.
+
+    Raises:
+        PerceiversError: `patch` does not divide the bands.
+    """
+
+    def __init__(
+        self,
+        patch: Sequence[int],
+        positions: Positions,
+        bands: int = 128,
+        hop: int = 512,
+        window: int = 2048,
+        sample_rate: int = 48000,
+    ) -> None:
+        super().__init__()
+        if bands % patch[1]:
+            raise PerceiversError(f"bands = {bands} cannot be cut into patches of {patch[1]}: choose a multiple.")
+        self.patch = (patch[0], patch[1])
+        self.positions = positions
+        self.bands, self.hop, self.window, self.sample_rate = bands, hop, window, sample_rate
+        self.channels = patch[0] * patch[1] + positions.channels
+
+    def forward(self, data: Tensor) -> InputArray:
+        """Takes samples [B, S] in [-1, 1]."""
+        step = self.hop * self.patch[0]
+        if data.dim() != 2 or not data.shape[1] or data.shape[1] % step:
+            raise PerceiversError(
+                f"sound of shape {tuple(data.shape)} was given, "
+                f"but [batch, samples] is expected, with samples a multiple of {step}."
+            )
+        patches = self.spectrogram(data).unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
+        patches = patches.transpose(2, 3)  # B T L, and within a patch: time, band
+        grid = tuple(patches.shape[1:3])
+        return InputArray(with_positions(patches.flatten(3).flatten(1, 2), self.positions, grid), grid=grid)
+
+    def spectrogram(self, sound_BS: Tensor) -> Tensor:
+        """Scaled logarithms of the power in each mel band, a spectrum every `hop` samples; -> [B, T, L]."""
+        sound_BS = sound_BS.float()
+        hann_S = torch.hann_window(self.window, device=sound_BS.device)
+        spectrum_BFT = torch.stft(
+            sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True
+        )
+        power_BTF = spectrum_BFT[..., : sound_BS.shape[1] // self.hop].abs().square().mT
+        filters_LF = mel_filters(self.bands, self.window, self.sample_rate, sound_BS.device)
+        power_BTL = (power_BTF @ filters_LF.mT).float()  # of lower precision under autocast; its logarithm is not
+        return (power_BTL.clamp_min(1e-10).log10() + 4) / 4
+
+
+def mel_filters(bands: int, window: int, sample_rate: int, device: torch.device | None = None) -> Tensor:
+    """Weights of the frequencies 0 ... sample_rate / 2 of a spectrum in mel bands; -> [L, window / 2 + 1].
+
+    Bands are triangles that reach to the middles of their neighbours, evenly spaced on Slaney's scale: linear to
+    1,000 Hz, which is 15 mel, and logarithmic above, 27 mel for a factor of 6.4. Each has the area 1 (in Hz).
+    """
+    above = 27 / math.log(6.4)
+    highest = 3 * sample_rate / 2 / 200 if sample_rate <= 2000 else 15 + above * math.log(sample_rate / 2000)
+    mel = torch.linspace(0, highest, bands + 2, dtype=torch.float64, device=device)
+    edge = torch.where(mel < 15, 200 / 3 * mel, 1000 * ((mel - 15) / above).exp())
+    low_L1, middle_L1, high_L1 = edge[:-2, None], edge[1:-1, None], edge[2:, None]
+    frequency_F = torch.linspace(0, sample_rate / 2, window // 2 + 1, dtype=torch.float64, device=device)
+    rising, falling = (frequency_F - low_L1) / (middle_L1 - low_L1), (high_L1 - frequency_F) / (high_L1 - middle_L1)
+    return (torch.minimum(rising, falling).clamp_min(0) * 2 / (high_L1 - low_L1)).float()
 
 
 class AudioOutput(ArrayOutput):

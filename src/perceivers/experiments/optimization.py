@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_optimizer import Lamb, Muon
-from torch import nn
+from torch import Tensor, nn
 
 from perceivers.model.attention import MLP, Attention
 from perceivers.model.errors import PerceiversError
@@ -96,13 +96,13 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def hidden_weights(module: nn.Module) -> set[nn.Parameter]:
+def hidden_weights(module: nn.Module) -> set[Tensor]:
     """Matrices between hidden channels: the weights of attention and MLPs."""
     parts = (part for part in module.modules() if isinstance(part, Attention | MLP))
     return {layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)}
 
 
-def split(groups: list[dict[str, Any]], matrices: set[nn.Parameter]) -> list[dict[str, Any]]:
+def split(groups: list[dict[str, Any]], matrices: set[Tensor]) -> list[dict[str, Any]]:
     """Parameters whose updates are made orthogonal, and the others of each group."""
     parts = [
         group | {"params": [p for p in group["params"] if (p in matrices) == orthogonal], "use_muon": orthogonal}
