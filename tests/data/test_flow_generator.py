@@ -128,6 +128,21 @@ def test_the_background_moves_by_the_length_that_was_asked_for():
     assert pairs.forward[:, :, 0, 0].norm(dim=1).mean() == pytest.approx(6.0, rel=0.12)
 
 
+def test_a_shape_moves_as_much_again_on_top_of_the_background():
+    layers = draw_layers(Draw(range(3000), torch.device("cpu")), Scenes(SIZE, shapes=(1, 2), motion=4.0), 3, 3)
+    background, shape = layers.shift[:, 0], layers.shift[:, 1]
+    assert background.norm(dim=-1).mean() == pytest.approx(4.0, rel=0.1)
+    assert (shape - background).norm(dim=-1).mean() == pytest.approx(4.0, rel=0.1)
+    assert abs(((shape - background) * background).sum(-1).mean()) < 1.5  # whatever way that moves
+
+
+def test_bending_never_folds_a_layer():
+    """Neighbouring places would change their order where swing * wave exceeds 1; it stays at half of that."""
+    layers = draw_layers(Draw(range(300), torch.device("cpu")), Scenes(SIZE, motion=30.0, bending=5.0), 3, 3)
+    steepness = layers.swing.norm(dim=-1) * layers.wave.norm(dim=-1)
+    assert steepness.max() == pytest.approx(0.5, rel=1e-4)
+
+
 def test_a_heavier_tail_has_the_same_mean_but_longer_motions():
     plain, heavy = (
         draw_layers(Draw(range(3000), torch.device("cpu")), Scenes(SIZE, shapes=(0, 0), tail=tail), 3, 3).shift.norm(

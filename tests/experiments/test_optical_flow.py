@@ -142,6 +142,26 @@ def test_in_the_first_phase_every_pair_is_also_reversed():
     assert torch.equal(flow, made.forward)
 
 
+def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
+    """Of eight steps two in the first phase, with every pair also reversed, then four in which augmentation grows."""
+    seen = []
+    whole_loss = FlowEstimator.loss
+
+    def loss(self, frames, flow):
+        seen.append((len(frames), self.config.curriculum.strength(self.progress())))
+        return whole_loss(self, frames, flow)
+
+    monkeypatch.setattr(FlowEstimator, "loss", loss)
+    output = small_run(tmp_path / "run", curriculum=Curriculum(0.25, 0.5)).run()
+    assert [count for count, _ in seen] == [4, 4, 2, 2, 2, 2, 2, 2]
+    assert [strength for _, strength in seen] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
+    rows = csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open())
+    errors = [float(row["test_epe"]) for row in rows if row["test_epe"]]
+    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)
+    assert errors[0] != errors[1]
+    assert best["epoch"] == errors.index(min(errors))
+
+
 def test_the_reversed_flow_of_stored_pairs_is_the_mean_of_what_ends_in_a_pixel(stored):
     pairs = StoredPairs(open_pairs(stored))
     batch = pairs.collate([pairs[Item(0, 0)], pairs[Item(1, 0)]])
@@ -161,6 +181,17 @@ def test_the_loss_is_the_mean_error_of_known_pixels():
     unknown.backward()
     assert unknown == 0
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
+
+
+def test_some_pixels_are_compared_with_their_own_flow():
+    module = estimator(pixels=40)
+    frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
+    torch.manual_seed(5)
+    loss = module.loss(frames, flow)
+    torch.manual_seed(5)
+    points = torch.randint(SIZE[0] * SIZE[1], (40,))
+    error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
+    torch.testing.assert_close(loss, error.flatten(1)[:, points].mean())
 
 
 def test_some_pixels_drawn_at_random_have_the_same_loss_on_average():

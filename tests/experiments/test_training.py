@@ -209,9 +209,12 @@ def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest
         p.grad = torch.randn_like(p)
         other.grad = p.grad.clone()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for name, changed in (("muon", model), ("adamw", copied)):
-        optimizer = Optimization(name, lr=0.1, weight_decay=0.5).build(changed, 10)["optimizer"]
-        optimizer.step()
+    muon, adamw = (
+        Optimization(name, lr=0.1, weight_decay=0.5).build(changed, 10)["optimizer"]
+        for name, changed in (("muon", model), ("adamw", copied))
+    )
+    muon.step()
+    adamw.step()
     by_adamw = dict(copied.named_parameters())
     matrices = 0
     for name, p in model.named_parameters():
@@ -226,6 +229,14 @@ def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest
         assert (values - values.diag().diag()).abs().max() < 0.1  # the same directions
         assert 0.6 < values.diag().min() <= values.diag().max() < 1.3
     assert matrices == 3 * 4 + 3 * 2
+    for p, other in zip(model.parameters(), copied.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        other.grad = p.grad.clone()
+    muon.step()
+    adamw.step()
+    latents = model.encoder.latents
+    torch.testing.assert_close(latents, by_adamw["encoder.latents"])  # whose moments are those of two steps
+    assert (latents - before["encoder.latents"]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(
