@@ -416,7 +416,7 @@ def clip_classifier(
         inputs["video"] = VideoInput(video_patch, FourierPositions(grid, video_bands))
     if sound == "samples":
         grid = divide("samples_per_patch", (samples,), (samples_per_patch,))
-        inputs["audio"] = AudioInput(samples_per_patch, FourierPositions(grid, audio_bands, (samples,)))
+        inputs["audio"] = AudioInput(samples_per_patch, FourierPositions(grid, audio_bands, (samples,)), sample_rate)
     elif sound == "mel":
         (spectra,) = divide("hop", (samples,), (hop,))
         grid = divide("mel_patch", (spectra, mel_bands), mel_patch)

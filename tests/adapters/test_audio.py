@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from perceivers import FourierPositions, PerceiverIO, PerceiversError
+from perceivers import FourierPositions, InputArray, PerceiverIO, PerceiversError
 from perceivers.adapters import AudioInput, AudioOutput, MelInput
 from perceivers.adapters.audio import mel_filters
 
@@ -26,6 +26,16 @@ def test_patches_hold_their_samples_and_their_place():
 
 def test_longer_sound_is_taken():
     assert AudioInput(4, positions())(torch.rand(1, 40)).x_BMC.shape[1] == 10
+
+
+def test_a_patch_with_a_real_sample_is_real():
+    mask = torch.zeros(2, 24, dtype=torch.bool)
+    mask[0, 7:9] = True
+    array = AudioInput(4, positions())(InputArray(torch.rand(2, 24), mask))
+    assert array.mask_BM.tolist() == [[False, True, True, False, False, False], [False] * 6]
+    adapter = MelInput((2, 5), FourierPositions((4, 2), 2), bands=10, hop=3, window=6, sample_rate=8000)
+    array = adapter(InputArray(torch.rand(2, 24), mask))  # patches of 6 samples, two bands of each moment
+    assert array.mask_BM.tolist() == [[False, False, True, True, False, False, False, False], [False] * 8]
 
 
 def model():

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from perceivers import FourierPositions, PerceiverIO, PerceiversError
+from perceivers import FourierPositions, InputArray, PerceiverIO, PerceiversError
 from perceivers.adapters import VideoInput, VideoOutput
 
 GRID = (2, 2, 3)  # of patches of 2 frames, 2 rows and 3 columns
@@ -35,6 +35,12 @@ def test_patches_hold_time_rows_columns_and_colours_and_their_place(adapter):
 def test_bytes_and_floats_are_the_same_video(adapter):
     video = torch.randint(256, (1, FRAMES, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     torch.testing.assert_close(adapter(video).x_BMC, adapter(video.float() / 255).x_BMC)
+
+
+def test_a_patch_with_a_real_frame_is_real(adapter):
+    mask = torch.tensor([[False, True, False, False], [True, True, True, True]])
+    array = adapter(InputArray(torch.rand(2, FRAMES, 3, HEIGHT, WIDTH), mask))
+    assert array.mask_BM.tolist() == [[True] * 6 + [False] * 6, [True] * 12]
 
 
 def test_longer_and_larger_videos_are_taken(adapter):

@@ -8,16 +8,15 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.data.images import (
-    Files,
     ImageData,
     ImageDataset,
     LabelledImages,
     collate,
     evaluation_view,
-    image_folder,
     to_tensor,
     training_view,
 )
+from perceivers.data.labelled_files import Files, labelled_folder
 from perceivers.data.loader import Item
 
 
@@ -143,7 +142,7 @@ def test_undecodable_images_are_named_and_left_out(tmp_path):
     (tmp_path / "cat" / "1.png").write_bytes(b"not an image")
     whole = (tmp_path / "dog" / "0.png").read_bytes()
     (tmp_path / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
-    dataset = ImageDataset(image_folder(tmp_path), (4, 4), 3, 1.0)
+    dataset = ImageDataset(labelled_folder(LabelledImages, tmp_path), (4, 4), 3, 1.0)
     batch = collate([dataset[Item(index, 0)] for index in range(6)])
     assert batch["problems"] == [
         f"{tmp_path / name} cannot be decoded as an image." for name in ("cat/1.png", "dog/0.png")

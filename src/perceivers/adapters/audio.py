@@ -21,24 +21,38 @@ class AudioInput(InputAdapter):
     Args:
         patch: samples of a patch.
         positions: encodes the places of the patches in time.
+        sample_rate: samples a second that the model was trained on.
     """
 
-    def __init__(self, patch: int, positions: Positions) -> None:
+    def __init__(self, patch: int, positions: Positions, sample_rate: int = 48000) -> None:
         super().__init__()
         self.patch = patch
         self.positions = positions
+        self.sample_rate = sample_rate
         self.channels = patch + positions.channels
 
-    def forward(self, data: Tensor) -> InputArray:
-        """Takes samples [B, S] in [-1, 1]."""
-        if data.dim() != 2 or data.shape[1] % self.patch:
-            raise PerceiversError(
-                f"sound of shape {tuple(data.shape)} was given, "
-                f"but [batch, samples] is expected, with samples a multiple of {self.patch}."
-            )
-        patches = data.float().unflatten(1, (-1, self.patch))
+    def forward(self, data: Tensor | InputArray) -> InputArray:
+        """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
+        sound_BS, mask_BS = samples_and_mask(data, self.patch)
+        patches = sound_BS.unflatten(1, (-1, self.patch))
+        mask_BM = None if mask_BS is None else mask_BS.unflatten(1, (-1, self.patch)).any(-1)
         grid = (patches.shape[1],)
-        return InputArray(with_positions(patches, self.positions, grid), grid=grid)
+        return InputArray(with_positions(patches, self.positions, grid), mask_BM, grid)
+
+
+def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tensor | None]:
+    """Samples [B, S] and which of them are real, [B, S].
+
+    Raises:
+        PerceiversError: they have other dimensions, or do not fill patches of `step` samples.
+    """
+    sound_BS, mask_BS, _ = data if isinstance(data, InputArray) else InputArray(data)
+    if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % step:
+        raise PerceiversError(
+            f"sound of shape {tuple(sound_BS.shape)} was given, "
+            f"but [batch, samples] is expected, with samples a multiple of {step}."
+        )
+    return sound_BS.float(), mask_BS
 
 
 class MelInput(InputAdapter):
@@ -76,22 +90,23 @@ class MelInput(InputAdapter):
         self.bands, self.hop, self.window, self.sample_rate = bands, hop, window, sample_rate
         self.channels = patch[0] * patch[1] + positions.channels
 
-    def forward(self, data: Tensor) -> InputArray:
-        """Takes samples [B, S] in [-1, 1]."""
+    def forward(self, data: Tensor | InputArray) -> InputArray:
+        """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`.
+
+        A patch is real if any sample is that lies between the middles of its first and of the next patch's spectrum.
+        """
         step = self.hop * self.patch[0]
-        if data.dim() != 2 or not data.shape[1] or data.shape[1] % step:
-            raise PerceiversError(
-                f"sound of shape {tuple(data.shape)} was given, "
-                f"but [batch, samples] is expected, with samples a multiple of {step}."
-            )
-        patches = self.spectrogram(data).unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
+        sound_BS, mask_BS = samples_and_mask(data, step)
+        patches = self.spectrogram(sound_BS).unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
         patches = patches.transpose(2, 3)  # B T L, and within a patch: time, band
         grid = tuple(patches.shape[1:3])
-        return InputArray(with_positions(patches.flatten(3).flatten(1, 2), self.positions, grid), grid=grid)
+        mask_BM = None
+        if mask_BS is not None:
+            mask_BM = mask_BS.unflatten(1, (-1, step)).any(-1).repeat_interleave(grid[1], 1)
+        return InputArray(with_positions(patches.flatten(3).flatten(1, 2), self.positions, grid), mask_BM, grid)
 
     def spectrogram(self, sound_BS: Tensor) -> Tensor:
         """Scaled logarithms of the power in each mel band, a spectrum every `hop` samples; -> [B, T, L]."""
-        sound_BS = sound_BS.float()
         hann_S = torch.hann_window(self.window, device=sound_BS.device)
         spectrum_BFT = torch.stft(
             sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True

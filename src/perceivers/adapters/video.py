@@ -30,8 +30,12 @@ class VideoInput(InputAdapter):
         self.colours = colours
         self.channels = colours * patch[0] * patch[1] * patch[2] + positions.channels
 
-    def forward(self, data: Tensor) -> InputArray:
-        """Takes frames [B, T, C, Y, X] in [0, 1], or bytes in 0 ... 255."""
+    def forward(self, data: Tensor | InputArray) -> InputArray:
+        """Takes frames [B, T, C, Y, X] in [0, 1], or bytes in 0 ... 255; or `InputArray(frames, mask)`.
+
+        The mask [B, T] says which frames are real; a patch with any of them is real.
+        """
+        data, mask_BT, _ = data if isinstance(data, InputArray) else InputArray(data)
         if data.dim() != 5 or data.shape[2] != self.colours:
             raise PerceiversError(
                 f"video of shape {tuple(data.shape)} was given, "
@@ -47,7 +51,10 @@ class VideoInput(InputAdapter):
         patches = video.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(1, (-1, time))
         patches = patches.permute(0, 1, 4, 6, 2, 5, 7, 3)  # B T Y X, and within a patch: time, height, width, C
         grid = tuple(patches.shape[1:4])
-        return InputArray(with_positions(patches.flatten(4).flatten(1, 3), self.positions, grid), grid=grid)
+        mask_BM = None
+        if mask_BT is not None:
+            mask_BM = mask_BT.unflatten(1, (-1, time)).any(-1).repeat_interleave(grid[1] * grid[2], 1)
+        return InputArray(with_positions(patches.flatten(4).flatten(1, 3), self.positions, grid), mask_BM, grid)
 
 
 class VideoOutput(ArrayOutput):

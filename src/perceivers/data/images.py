@@ -3,12 +3,9 @@
 Shape suffixes: B batch, C colours, Y rows, X columns
 """
 
-import io
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from perceivers.extras import need
 
@@ -20,46 +17,18 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from perceivers.data.labelled_files import Labelled, Splits, hold_out, open_splits
 from perceivers.data.loader import Item
-from perceivers.model.errors import PerceiversError, nearest
+from perceivers.model.errors import PerceiversError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
-TRAINING_NAMES = ("train", "training")
-EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
-
-
-class Source(Protocol):
-    """Where images come from, one at a time, by index."""
-
-    def open(self, index: int) -> Any:
-        """A file's path or content, as PIL opens it, or an image."""
-
-    def describe(self, index: int) -> str:
-        """Names the image in a message: its file, or its row."""
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
-class LabelledImages:
-    """Images with class labels.
+class LabelledImages(Labelled):
+    """Images with class labels."""
 
-    Attributes:
-        classes: names of the classes.
-        labels: class index of each image.
-        source: where the images come from.
-        indices: their indices there.
-    """
-
-    classes: list[str]
-    labels: Sequence[int]
-    source: Source
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def describe(self, index: int) -> str:
-        """Names an image in a message."""
-        return self.source.describe(self.indices[index])
+    noun, suffixes, features = "image", SUFFIXES, ("Image",)
 
     def read(self, index: int, colours: int) -> Image.Image:
         """Decodes an image to grey (1 colour) or RGB (3); transparent parts become white, 16 bits 8.
@@ -80,40 +49,6 @@ class LabelledImages:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return image.convert("L" if colours == 1 else "RGB")
 
-    def part(self, indices: Sequence[int]) -> "LabelledImages":
-        """Some of the images."""
-        labels, places = [self.labels[i] for i in indices], [self.indices[i] for i in indices]
-        return LabelledImages(self.classes, labels, self.source, places)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files."""
-
-    paths: list[Path]
-
-    def open(self, index: int) -> Path:
-        return self.paths[index]
-
-    def describe(self, index: int) -> str:
-        return str(self.paths[index])
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Encoded images in a column of a Hugging Face data set."""
-
-    table: Any
-    column: str
-    name: str
-
-    def open(self, index: int) -> Any:
-        entry = self.table[index][self.column]
-        return entry["path"] if entry["bytes"] is None else io.BytesIO(entry["bytes"])
-
-    def describe(self, index: int) -> str:
-        return f"row {index} of {self.name}"
-
 
 @dataclass(frozen=True)
 class Pixels:
@@ -126,14 +61,6 @@ class Pixels:
 
     def describe(self, index: int) -> str:
         return f"digit {index}"
-
-
-@dataclass(frozen=True)
-class ImageSplits:
-    """The images to train on and those to evaluate on."""
-
-    training: LabelledImages
-    evaluation: LabelledImages
 
 
 @dataclass
@@ -157,134 +84,25 @@ class ImageData:
         if not 0 < self.held_out < 1:
             raise PerceiversError(f"data.held_out = {self.held_out} is not allowed: it is a part between 0 and 1.")
 
-    def open(self) -> ImageSplits:
+    def open(self) -> Splits[LabelledImages]:
         """Finds the images.
 
         Raises:
             PerceiversError: there are none, or only one class.
         """
         if self.path == "digits":
-            splits = digits()
-        elif not Path(self.path).exists():
-            splits = self.hugging_face(self.path)
-        elif not Path(self.path).is_dir():
-            raise PerceiversError(f"data.path = {self.path} is a file: give the folder that holds the images.")
-        elif next(Path(self.path).rglob("*.parquet"), None) is not None:
-            splits = self.hugging_face(self.path)
-        else:
-            splits = self.folder(Path(self.path))
-        if len(splits.training.classes) < 2:
-            raise PerceiversError(
-                f"{self.path} has only the class {splits.training.classes[0]!r}: a classifier needs at least two."
-            )
-        return splits
-
-    def folder(self, root: Path) -> ImageSplits:
-        """Splits of an image folder."""
-        training = next((root / name for name in TRAINING_NAMES if (root / name).is_dir()), None)
-        evaluation = next((root / name for name in EVALUATION_NAMES if (root / name).is_dir()), None)
-        if training is None:
-            return self.hold_out(image_folder(root))
-        images = image_folder(training)
-        return ImageSplits(images, image_folder(evaluation, images.classes)) if evaluation else self.hold_out(images)
-
-    def hugging_face(self, name: str) -> ImageSplits:
-        """Splits of a Hugging Face data set, from the hub or a local folder."""
-        import datasets
-
-        try:
-            splits = datasets.load_dataset(name)
-        except Exception as error:  # the library raises many kinds; each means that it cannot be had
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            kind = (
-                "cannot be read as a data set"
-                if Path(name).exists()
-                else "is neither a folder nor a data set of the hub"
-            )
-            raise PerceiversError(f"data.path = {name} {kind}: {reason}") from error
-        training = next((splits[split] for split in TRAINING_NAMES if split in splits), None)
-        evaluation = next((splits[split] for split in EVALUATION_NAMES if split in splits), None)
-        if training is None:
-            only = next(iter(splits.values()))
-            return self.hold_out(self.rows(only, name))
-        images = self.rows(training, f"{name} (train)")
-        if evaluation is None:
-            return self.hold_out(images)
-        return ImageSplits(images, self.rows(evaluation, f"{name} ({evaluation.split})", images.classes))
-
-    def rows(self, table: Any, name: str, classes: list[str] | None = None) -> LabelledImages:
-        """The rows of one split; `classes` are those of the training split, if that is another."""
-        import datasets
-
-        image = self.image_column or column(table, datasets.Image, "image", name)
-        label = self.label_column or column(table, datasets.ClassLabel, "label", name)
-        for field, value in (("image_column", image), ("label_column", label)):
-            if value not in table.features:
-                raise PerceiversError(f"data.{field}: {name} has no column {value!r}: {nearest(value, table.features)}")
-        feature = table.features[label]
-        labels: list[Any] = list(table[label])
-        if isinstance(feature, datasets.ClassLabel):
-            names = list(feature.names)
-        else:
-            labels = [str(value) for value in labels]
-            names = sorted(set(labels)) if classes is None else classes
-            unknown = set(labels) - set(names)
-            if unknown:
-                raise PerceiversError(f"{name} has the class {min(unknown)!r}, which the training images do not have.")
-            labels = [names.index(value) for value in labels]
-        rows = Rows(table.cast_column(image, datasets.Image(decode=False)), image, name)
-        return LabelledImages(names, labels, rows, range(len(labels)))
-
-    def hold_out(self, images: LabelledImages) -> ImageSplits:
-        """Divides images at random, always the same way."""
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()
-        count = max(1, round(self.held_out * len(images)))
-        return ImageSplits(images.part(order[count:]), images.part(order[:count]))
+            return digits()
+        return open_splits(LabelledImages, self.path, self.held_out, self.image_column, self.label_column)
 
 
-def column(table: Any, kind: type, usual: str, name: str) -> str:
-    """The column of a data set that is of this kind, or has the usual name."""
-    found: list[str] = [field for field, feature in table.features.items() if isinstance(feature, kind)]
-    if not found and usual in table.features:
-        found = [usual]
-    if len(found) != 1:
-        raise PerceiversError(
-            f"{name} has the columns {', '.join(table.features)}: say with data.{usual}_column which holds the {usual}."
-        )
-    return found[0]
-
-
-def image_folder(root: Path, classes: list[str] | None = None) -> LabelledImages:
-    """A folder of images for each class, its name the class.
-
-    Raises:
-        PerceiversError: there are no images, or a class that is not among `classes`.
-    """
-    found = {
-        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-    }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
-        raise PerceiversError(f"{root} has no images: a folder of images for each class is expected in it.")
-    names = list(found) if classes is None else classes
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        raise PerceiversError(f"{root / unknown[0]} is a class that the training images do not have.")
-    files = [file for paths in found.values() for file in paths]
-    labels = [names.index(name) for name, paths in found.items() for _ in paths]
-    return LabelledImages(names, labels, Files(files), range(len(files)))
-
-
-def digits() -> ImageSplits:
+def digits() -> Splits[LabelledImages]:
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries, a fixed third held out."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = Pixels((bunch.images / 16 * 255).round().astype(np.uint8))
     images = LabelledImages([str(name) for name in bunch.target_names], bunch.target.tolist(), pixels, range(1797))
-    return ImageData(held_out=1 / 3).hold_out(images)
+    return hold_out(images, 1 / 3)
 
 
 def evaluation_view(image: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:

@@ -6,6 +6,7 @@ pictures and sound; what users ask for counts from the first frame.
 Shape suffixes: T frames, C colours, Y rows, X columns, S samples
 """
 
+import io
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from perceivers.extras import need
 
@@ -54,6 +55,26 @@ class Clip:
 
     video: Tensor
     audio: Tensor | None
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file that is in memory.
+
+    Attributes:
+        data: its bytes.
+        name: what messages call it.
+    """
+
+    data: bytes
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Media = str | Path | Content
+"""A file with pictures or sound: its path or its content."""
 
 
 @dataclass(frozen=True)
@@ -110,20 +131,16 @@ def read_clip(
         slack = min((stream.time_base or 0) / Fraction(2), MILLISECOND / 2)  # files round moments to ticks of a clock
     begin = origin + Fraction(start)
     moments = [begin + slack + k / Fraction(rate) for k in range(frames)]
-    views: list[Tensor] = []
-    end = origin
-    for frame, end in spans(frames_from(path, "video", begin, origin), usual):
-        shown = bisect_left(moments, end) - len(views)
-        if shown > 0:
-            views += [to_tensor(evaluation_view(Image.fromarray(pixels(frame)), shape, 1.0))] * shown
-        if len(views) == frames:
-            break
-    else:
+    views, end = read_pictures(path, begin, origin, usual, moments, shape)
+    if len(views) < frames:
         raise too_short(f"{path} lasts", float(end - origin), start, frames / rate)
-    sound_S, length = read_sound(path, begin, origin, round(frames / rate * sample_rate), sample_rate)
-    if sound_S is not None and frames / rate - length >= MISSING:
+    sound = read_sound(path, begin, origin, round(frames / rate * sample_rate), sample_rate)
+    if sound is None:
+        return Clip(torch.stack(views), None)
+    length = sound.end / sample_rate
+    if frames / rate - length >= MISSING:
         raise too_short(f"The sound of {path} lasts", start + length, start, frames / rate)
-    return Clip(torch.stack(views), sound_S)
+    return Clip(torch.stack(views), sound.samples)
 
 
 def read_frames(path: str | Path) -> Frames:
@@ -187,24 +204,31 @@ def write_video(
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[InputContainer]:
+def opened(media: Media) -> Iterator[InputContainer]:
     """A file to decode; what av finds wrong with it becomes one sentence."""
-    if not Path(path).is_file():
-        raise PerceiversError(f"{path} is not a file: give the path of a video.")
+    if not isinstance(media, Content) and not Path(media).is_file():
+        raise PerceiversError(f"{media} is not a file: give the path of a video.")
     try:
-        with av.open(path, "r", metadata_errors="ignore") as container:
+        with av.open(
+            io.BytesIO(media.data) if isinstance(media, Content) else media, "r", metadata_errors="ignore"
+        ) as container:
             yield container
     except av.FFmpegError as error:
         raise PerceiversError(
-            f"{path} cannot be read as a video ({error.strerror}): it is truncated, damaged or something else."
+            f"{media} cannot be read as a video ({error.strerror}): it is truncated, damaged or something else."
         ) from error
 
 
-def video_stream(container: InputContainer, path: str | Path) -> av.VideoStream:
-    """The first with moving pictures; the cover of a record comes as a video too."""
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+def video_streams(container: InputContainer) -> list[av.VideoStream]:
+    """Those with moving pictures; the cover of a record comes as a video too."""
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+
+
+def video_stream(container: InputContainer, media: Media) -> av.VideoStream:
+    """The first with moving pictures."""
+    streams = video_streams(container)
     if not streams:
-        raise PerceiversError(f"{path} has no video: give a file with moving pictures.")
+        raise PerceiversError(f"{media} has no video: give a file with moving pictures.")
     return streams[0]
 
 
@@ -225,13 +249,13 @@ def timed(container: InputContainer, stream: av.VideoStream | av.AudioStream) ->
     return (frame for frame in container.decode(stream) if frame.pts is not None)
 
 
-def frames_from(path: str | Path, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
+def frames_from(media: Media, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
     """The frames from one at or before a moment on; from the first of the file, if that is later."""
     for earlier in (0, 10, None) if begin > origin else (None,):  # seconds: a seek can land later than it was told
-        with opened(path) as container:
+        with opened(media) as container:
             if kind == "audio" and not container.streams.audio:
                 return
-            stream = video_stream(container, path) if kind == "video" else container.streams.audio[0]
+            stream = video_stream(container, media) if kind == "video" else container.streams.audio[0]
             if earlier is not None:
                 with suppress(av.FFmpegError):  # then it stays at the beginning
                     container.seek(round((begin - earlier) / (stream.time_base or 1)), stream=stream)
@@ -267,26 +291,54 @@ def too_short(what: str, length: float, start: float, wanted: float) -> Perceive
     )
 
 
-def read_sound(
-    path: str | Path, begin: Fraction, origin: Fraction, count: int, sample_rate: int
-) -> tuple[Tensor | None, float]:
-    """Sound [S] from a moment on, silence where there is none, and the seconds until its end; None without any."""
+def read_pictures(
+    media: Media, begin: Fraction, origin: Fraction, usual: Fraction, moments: list[Fraction], size: tuple[int, int]
+) -> tuple[list[Tensor], Fraction]:
+    """The frames [C, Y, X] that a file shows at some moments, as many as it has, and until when it shows the last."""
+    views: list[Tensor] = []
+    end = origin
+    for frame, end in spans(frames_from(media, "video", begin, origin), usual):
+        shown = bisect_left(moments, end) - len(views)
+        if shown > 0:
+            views += [to_tensor(evaluation_view(Image.fromarray(pixels(frame)), size, 1.0))] * shown
+        if len(views) == len(moments):
+            break
+    return views, end
+
+
+class Sound(NamedTuple):
+    """Samples [S] from a moment on, silence where the file has no sound; it has some from `begin` to before `end`.
+
+    Both are numbers of samples, and may lie beyond the last.
+    """
+
+    samples: Tensor
+    begin: int
+    end: int
+
+
+def read_sound(media: Media, begin: Fraction, origin: Fraction, count: int, sample_rate: int) -> Sound | None:
+    """The sound of a file from a moment on; None if there is none."""
     sound_S = np.zeros(count, dtype=np.float32)
     resampler = av.AudioResampler("fltp", rate=sample_rate)
+    first: int | None = None
     place: int | None = None
-    for frame in chain(frames_from(path, "audio", begin - LEAD, origin), [None]):
+    for frame in chain(frames_from(media, "audio", begin - LEAD, origin), [None]):
         for chunk in filter(None, resampler.resample(frame)):  # it can answer [None] to the None that ends the sound
             wave_S = chunk.to_ndarray().mean(axis=0)  # its own mix of stereo to mono is louder than its parts
             stated = round((moment(chunk) - begin) * sample_rate)
             if place is None or abs(stated - place) > JUMP * sample_rate:
                 place = stated
+            first = place if first is None else first
             low, high = max(place, 0), min(place + len(wave_S), count)
             if low < high:
                 sound_S[low:high] = wave_S[low - place : high - place]
             place += len(wave_S)
         if place is not None and place >= count:
             break
-    return (None, 0.0) if place is None else (torch.from_numpy(sound_S.clip(-1, 1)), place / sample_rate)
+    if first is None or place is None:
+        return None
+    return Sound(torch.from_numpy(sound_S.clip(-1, 1)), max(first, 0), place)
 
 
 def encode(

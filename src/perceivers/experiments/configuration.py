@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from perceivers.experiments.clip_classification import ClipClassification
 from perceivers.experiments.glue import Glue
 from perceivers.experiments.image_classification import ImageClassification
 from perceivers.experiments.masked_language import MaskedLanguage
@@ -16,7 +17,7 @@ from perceivers.experiments.optical_flow import OpticalFlow
 from perceivers.experiments.text_tasks import TextClassification
 from perceivers.model.errors import PerceiversError, nearest
 
-Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow
+Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow | ClipClassification
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "image_classification": ImageClassification,
@@ -24,6 +25,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "text_classification": TextClassification,
     "glue": Glue,
     "optical_flow": OpticalFlow,
+    "clip_classification": ClipClassification,
 }
 """What the field `experiment` of a config file may be."""
 

@@ -19,10 +19,10 @@ from perceivers.adapters.label import LabelOutput
 from perceivers.data.images import (
     ImageData,
     ImageDataset,
-    ImageSplits,
     LabelledImages,
     collate,
 )
+from perceivers.data.labelled_files import Splits
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.augmentation import Augment, Augmentation
 from perceivers.experiments.optimization import Optimization, check
@@ -79,7 +79,7 @@ class ImageClassification:
 class ImageBatches(L.LightningDataModule):
     """Batches for training and evaluation."""
 
-    def __init__(self, splits: ImageSplits, images: ImageInput, config: ImageClassification) -> None:
+    def __init__(self, splits: Splits[LabelledImages], images: ImageInput, config: ImageClassification) -> None:
         super().__init__()
         self.splits, self.images, self.config = splits, images, config
 

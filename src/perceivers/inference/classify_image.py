@@ -7,7 +7,8 @@ import torch
 
 from perceivers.adapters.image import ImageInput
 from perceivers.adapters.label import LabelOutput
-from perceivers.data.images import Files, LabelledImages, evaluation_view, to_tensor
+from perceivers.data.images import LabelledImages, evaluation_view, to_tensor
+from perceivers.data.labelled_files import Files
 from perceivers.inference.prepare import device_of, prepare, rank
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
