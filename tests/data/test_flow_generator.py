@@ -115,6 +115,13 @@ def test_a_pair_depends_on_its_seed_alone(generator):
         assert not torch.allclose(together.forward[a], together.forward[b], atol=0.1)
 
 
+def test_mixed_precision_does_not_round_pairs(generator):
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = generator.pairs([11, 12])
+    for one, other in zip(rounded, generator.pairs([11, 12]), strict=True):
+        assert torch.equal(one, other)
+
+
 def test_another_seed_of_the_scenes_paints_with_other_textures(generator):
     other = FlowGenerator(Scenes(SIZE, motion=5.0, seed=1))
     assert not torch.equal(other.textures, generator.textures)
