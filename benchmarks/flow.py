@@ -156,7 +156,7 @@ def main() -> None:
     whole = {"mini.yaml, whole": MINI} if (MINI / "metrics.json").is_file() else {}
     draw_scenes(ROOT / "docs/flow_scenes.png")
     draw_curves(runs | whole, ROOT / "docs/flow_mini.png")
-    tables = f"{ablation(whole | runs)}\n\n### Lengths of flow\n\n{lengths}\n"
+    tables = f"{ablation(whole | runs)}\n\nLengths of flow:\n\n{lengths}\n"
     page = ROOT / "docs/optical_flow.md"
     before, _, rest = page.read_text().partition(START)
     page.write_text(before + START + tables + END + rest.partition(END)[2])
