@@ -216,7 +216,8 @@ def test_the_released_decoders_with_a_query_residual_are_those_of_image_classifi
     with torch.device("meta"):
         models = {name: perceivers.create_model(name) for name in perceivers.list_models()}
     without = [name for name in models if "perceiver" in name or "bert" in name]
-    residuals = {name: model.decoder.query_residual for name, model in models.items() if name not in without}
+    released = {name: model for name, model in models.items() if not name.startswith("audioset")}
+    residuals = {name: model.decoder.query_residual for name, model in released.items() if name not in without}
     assert residuals == {name: name.startswith("imagenet") and "learned" not in name for name in residuals}
     assert not any(hasattr(models[name], "decoder") for name in without)
 

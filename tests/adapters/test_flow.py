@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -264,7 +265,8 @@ def test_every_weight_learns_whether_or_not_decoding_is_bounded_in_memory(model)
 def test_a_saved_model_answers_the_same(model, tmp_path):
     model.save(tmp_path)
     frames = {"frames": torch.rand(1, 2, 3, *TILE)}
-    assert torch.equal(perceivers.load(tmp_path)(frames)["flow"], model(frames)["flow"])
+    loaded = copy.deepcopy(perceivers.load(tmp_path))  # products round by how weights lie in memory; copies lie alike
+    assert torch.equal(loaded(frames)["flow"], model(frames)["flow"])
 
 
 @torch.no_grad()
