@@ -475,7 +475,11 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     assert not (tmp_path / "new").exists()
 
 
-EXPERIMENTS = {"language": ["masked_language", "text_classification", "glue"], "flow": ["optical_flow"]}
+EXPERIMENTS = {
+    "language": ["masked_language", "text_classification", "glue"],
+    "flow": ["optical_flow"],
+    "clips": ["clip_classification"],
+}
 
 
 def test_configs_say_what_they_are_for():
