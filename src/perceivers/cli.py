@@ -22,6 +22,7 @@ examples:
   perceivers classify-text MODEL "A film to see twice."
   perceivers attention MODEL "A film to see twice." --out attention.html
   perceivers flow frame1.png frame2.png --out flow.flo --picture flow.png
+  perceivers classify-clip MODEL clip.mp4 sound.wav --windows 16
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
   perceivers make-flow-data pairs/ --pairs 1000
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
@@ -86,6 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     classify.add_argument("--classes", metavar="FILE", help="names of the classes, one a line, in order")
     classify.add_argument("--top", type=positive, default=5, help="how many classes to print for each file (5)")
     classify.set_defaults(run=commands.classify_images)
+
+    hear = parsers.add_parser("classify-clip", help="say what is seen and heard in clips", parents=[common, printed])
+    hear.add_argument("files", metavar="FILE", nargs="+", help="with sound or video, whichever the model reads")
+    hear.add_argument(
+        "--windows", type=positive, default=1, help="evenly spaced in each clip, whose answers are averaged (1)"
+    )
+    hear.add_argument("--top", type=positive, default=5, help="how many classes to print for each file (5)")
+    hear.set_defaults(run=commands.classify_clips)
 
     flow = parsers.add_parser("flow", help="optical flow of two frames, or of a video", parents=[placed])
     flow.add_argument(

@@ -172,6 +172,18 @@ def classify_images(arguments: argparse.Namespace) -> None:
 
     classes = None if arguments.classes is None else read_lines(Path(arguments.classes))
     answers = classify_image(arguments.model, arguments.files, classes, arguments.device, arguments.dtype)
+    print_answers(arguments, answers)
+
+
+def classify_clips(arguments: argparse.Namespace) -> None:
+    from perceivers.inference.classify_clip import classify_clip
+
+    answers = classify_clip(arguments.model, arguments.files, arguments.windows, arguments.device, arguments.dtype)
+    print_answers(arguments, answers)
+
+
+def print_answers(arguments: argparse.Namespace, answers: list[dict[str, float]]) -> None:
+    """Prints the most probable classes of each file."""
     top: list[dict[str, Any]] = [
         {"file": file, "classes": dict(list(answer.items())[: arguments.top])}
         for file, answer in zip(arguments.files, answers, strict=True)

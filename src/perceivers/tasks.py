@@ -16,11 +16,14 @@ from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.baselines.bert import BERT
-from perceivers.model.adapter import InputAdapter
+from perceivers.model.adapter import InputAdapter, OutputAdapter
 from perceivers.model.attention import Gelu
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO, check_sizes
 from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
+
+FRAME_RATE = 25
+"""Frames a second of clips that are autoencoded (section 4.3)."""
 
 
 def image_classifier(
@@ -285,10 +288,10 @@ def autoencoder(
     image_size: Sequence[int] = (224, 224),
     patch_size: int = 4,
     video_bands: int = 32,
-    samples_per_frame: int = 1920,
+    samples_per_frame: int | None = 1920,
     samples_per_patch: int = 16,
     audio_bands: int = 192,
-    classes: int = 700,
+    classes: int | None = 700,
     class_names: list[str] | None = None,
     label_query_channels: int = 1024,
     output_channels: int = 512,
@@ -309,34 +312,40 @@ def autoencoder(
     """Autoencoding of video, sound and label (section 4.3). The defaults are the paper's model of 88x compression.
 
     Inputs and outputs "video": [B, frames, 3, height, width] in [0, 1]; "audio": [B, frames * samples_per_frame] in
-    [-1, 1]; "label": class index [B] in, logits [B, classes] out. All three inputs are maskable: with the label masked
-    the model is a classifier.
+    [-1, 1]; "label": class index [B] in, logits [B, classes] out. All inputs are maskable: with the label masked the
+    model is a classifier.
 
     Args:
         frames, image_size: of a clip, in pixels.
         patch_size: side of the video's input patches, in pixels; it must divide the image size.
         video_bands, audio_bands: frequencies of the Fourier positions in each dimension.
-        samples_per_frame, samples_per_patch: of the sound, and of one of its elements.
-        classes, class_names: as in `LabelOutput`.
+        samples_per_frame, samples_per_patch: of the sound, and of one of its elements; a second has 25 frames. No
+            sound, if the first is None.
+        classes, class_names: as in `LabelOutput`; no label, if `classes` is None.
         label_query_channels: channels of the label's query.
         output_channels: of the linear layer behind the decoder that all outputs share.
         The others are those of `PerceiverIO`.
     """
     height, width = image_size
-    samples = frames * samples_per_frame
-    grid = (frames, height // patch_size, width // patch_size)
-    patches = (samples // samples_per_patch,)
+    grid = divide("patch_size", (frames, height, width), (1, patch_size, patch_size))
+    pixels = FourierPositions((frames, height, width), video_bands, grid, endpoint=False)
+    inputs: dict[str, InputAdapter] = {
+        "video": VideoInput((1, patch_size, patch_size), FourierPositions(grid, video_bands))
+    }
+    outputs: dict[str, OutputAdapter] = {"video": VideoOutput(pixels)}
+    if samples_per_frame is not None:
+        samples = frames * samples_per_frame
+        patches = divide("samples_per_patch", (samples,), (samples_per_patch,))
+        positions = FourierPositions(patches, audio_bands, (samples,))
+        inputs["audio"] = AudioInput(samples_per_patch, positions, FRAME_RATE * samples_per_frame)
+        places = FourierPositions(patches, audio_bands, (samples,), endpoint=False)
+        outputs["audio"] = AudioOutput(samples_per_patch, places)
+    if classes is not None:
+        inputs["label"] = LabelInput(classes)
+        outputs["label"] = LabelOutput(classes, label_query_channels, class_names)
     return PerceiverIO(
-        inputs={
-            "video": VideoInput((1, patch_size, patch_size), FourierPositions(grid, video_bands)),
-            "audio": AudioInput(samples_per_patch, FourierPositions(patches, audio_bands, (samples,))),
-            "label": LabelInput(classes),
-        },
-        outputs={
-            "video": VideoOutput(FourierPositions((frames, height, width), video_bands, grid, endpoint=False)),
-            "audio": AudioOutput(samples_per_patch, FourierPositions(patches, audio_bands, (samples,), endpoint=False)),
-            "label": LabelOutput(classes, label_query_channels, class_names),
-        },
+        inputs=inputs,
+        outputs=outputs,
         latents=latents,
         channels=channels,
         depth=depth,
@@ -348,7 +357,7 @@ def autoencoder(
         cross_heads=cross_heads,
         cross_widening=cross_widening,
         query_residual=False,
-        maskable=["video", "audio", "label"],
+        maskable=list(inputs),
         output_channels=output_channels,
         dropout=dropout,
         gelu=gelu,
@@ -373,6 +382,7 @@ def clip_classifier(
     sample_rate: int = 48000,
     classes: int = 527,
     class_names: list[str] | None = None,
+    several: bool = True,
     latents: int = 512,
     channels: int = 512,
     depth: int = 12,
@@ -402,7 +412,7 @@ def clip_classifier(
         sound: "samples", cut into patches of `samples_per_patch`; "mel", as in `MelInput` with `mel_patch`,
             `mel_bands`, `hop`, `window`; or None for video alone.
         samples, sample_rate: of the sound; a second has `sample_rate` samples.
-        classes, class_names: as in `LabelOutput`.
+        classes, class_names, several: as in `LabelOutput`.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
         query_channels: channels of the label's query.
         The others are those of `PerceiverIO`.
@@ -428,7 +438,7 @@ def clip_classifier(
         raise PerceiversError("frames and sound are both None: a clip has video, sound or both.")
     if decoder not in ("query", "average"):
         raise PerceiversError(f"decoder = {decoder!r} is not allowed: it is 'query' or 'average'.")
-    label = LabelOutput(classes, query_channels if decoder == "query" else None, class_names)
+    label = LabelOutput(classes, query_channels if decoder == "query" else None, class_names, several)
     return PerceiverIO(
         inputs=inputs,
         outputs={"label": label},

@@ -9,8 +9,7 @@ from scipy.io import wavfile
 from perceivers import PerceiversError
 
 pytest.importorskip("av")
-from perceivers.data.clips import ClipData, ClipDataset, Window, collate, read_window
-from perceivers.data.loader import Item
+from perceivers.data.clips import Window, read_whole, read_window
 from perceivers.data.video import Content, read_clip
 from tests.data.test_video import flash_and_click, make, numbers, ramp, tone
 
@@ -109,93 +108,42 @@ def test_sound_that_is_no_number_is_refused(tmp_path):
         read_window(tmp_path / "a.wav", SOUND, 0.5)
 
 
-def make_folder(root):
-    """Two classes of three recordings; the first sample of each but a broken one tells which it is."""
-    for label, name in enumerate(("high", "low")):
-        (root / name).mkdir(parents=True)
-        for number in range(3):
-            samples = np.full(1000, (3 * label + number + 1) / 10)
-            (root / name / f"{number}.wav").write_bytes(wav(samples))
-    (root / "low" / "1.wav").write_bytes(b"nothing")
-    return root
+@pytest.mark.parametrize("place", [0.0, 0.31, 0.5, 0.77, 1.0])
+def test_cutting_a_whole_clip_shows_what_reading_a_window_does(tmp_path, place):
+    path = make(tmp_path / "a.mkv", ramp(20), rate=30, wave=tone(0.6, 48000)[None])
+    whole = read_whole(path, BOTH, 1e9)
+    assert whole.bytes == whole.frames.nbytes + whole.sound.samples.nbytes > 20 * 3 * 16 * 16
+    cut, read = whole.cut(place), read_window(path, BOTH, place)
+    assert torch.equal(cut.video, read.video)
+    assert torch.equal(cut.shown, read.shown)
+    assert (cut.heard != read.heard).sum() <= 1
+    assert (cut.audio - read.audio).abs().max() < 0.1  # the tone's slope times a part of a sample
 
 
-def test_clips_of_a_folder_become_batches_without_those_that_cannot_be_read(tmp_path):
-    clips = ClipData(str(make_folder(tmp_path / "data"))).open()
-    assert clips.training.classes == ["high", "low"]
-    assert (len(clips.training), len(clips.evaluation)) == (5, 1)
-    every = ClipData(str(tmp_path / "data"), held_out=0.5).open()
-    order = [int(every.training.describe(i)[-5]) + 3 * every.training.labels[i] for i in range(3)]
-    batch = collate([ClipDataset(every.training, SOUND, 1)[Item(i, 0)] for i in range(3)])
-    readable = [number for number in order if number != 4]
-    torch.testing.assert_close(batch["audio"][:, 400], (torch.tensor(readable) + 1) / 10, atol=1e-3, rtol=0)
-    assert batch["label"].tolist() == [number // 3 for number in readable]
-    assert [problem for problem in batch["problems"] if "low/1.wav cannot be read" not in problem] == []
-    assert len(batch["problems"]) == (4 in order)
-    assert "video" not in batch
-    assert set(collate([{"problem": "broken"}])) == {"problems"}
+@pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
+def test_cutting_a_clip_shorter_than_its_window_masks_around_it(tmp_path, place):
+    path = make(tmp_path / "a.mkv", ramp(3), wave=tone(0.12, 48000)[None])
+    cut, read = read_whole(path, BOTH, 1e9).cut(place), read_window(path, BOTH, place)
+    assert torch.equal(cut.shown, read.shown)
+    assert torch.equal(cut.video, read.video)
+    assert (cut.heard != read.heard).sum() <= 2
+    assert 0 < read.shown.sum() < 5
 
 
-def test_training_places_windows_at_random_and_evaluation_evenly(tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "1.wav").write_bytes(wav(stairs(2000)))
-    clips = ClipData(str(tmp_path), held_out=0.5).open().training
-
-    def first(windows, *item):
-        return round(float(ClipDataset(clips, SOUND, windows)[Item(*item)]["seen"].audio[0]) * 4096)
-
-    assert [first(3, number, 0) for number in range(3)] == [0, 600, 1200]
-    assert first(1, 0, 0) == 600
-    places = {first(None, 0, seed) for seed in range(20)}
-    assert len(places) > 15
-    assert min(places) < 300 < 900 < max(places) <= 1200
-    assert first(None, 0, 7) == first(None, 0, 7)
-    dataset = ClipDataset(clips, SOUND, 3)
-    assert (len(dataset), dataset[Item(2, 0)]["clip"]) == (3, 0)
-
-
-def test_recordings_in_a_column_of_a_data_set(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    import pyarrow
-    from pyarrow import parquet
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    features = datasets.Features({"audio": datasets.Audio(), "label": datasets.ClassLabel(names=["low", "high"])})
-    (tmp_path / "data").mkdir()
-    for split, count in (("train", 4), ("test", 2)):
-        sounds = [{"bytes": wav(np.full(900, (i + 1) / 10)), "path": f"{i}.wav"} for i in range(count)]
-        rows = [{"audio": sound, "label": i % 2} for i, sound in enumerate(sounds)]
-        table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
-        parquet.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet")
-    splits = ClipData(str(tmp_path / "data")).open()
-    assert splits.training.classes == ["low", "high"]
-    assert splits.evaluation.labels == [0, 1]
-    torch.testing.assert_close(splits.training.read(3, SOUND, 0.5).audio, torch.full((800,), 0.4), atol=1e-3, rtol=0)
-    with pytest.raises(PerceiversError, match=r"data.clip_column: .* has no column 'sound'"):
-        ClipData(str(tmp_path / "data"), clip_column="sound").open()
-
-
-def test_the_spoken_digits(shared_data, tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    splits = ClipData(str(shared_data / "spoken_digits")).open()
-    assert (len(splits.training), len(splits.evaluation)) == (2700, 300)
-    assert splits.training.classes == list("0123456789")
-    seen = splits.evaluation.read(0, Window(samples=8000, sample_rate=8000), 0.5)
-    assert 1000 < seen.heard.sum() <= 8000
-    assert seen.audio[seen.heard].std() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"held_out": 1.0}, "data.held_out = 1.0 is not allowed"),
-        ({"windows": 0}, "data.windows = 0 is not allowed"),
-    ],
-)
-def test_values_that_are_not_allowed(fields, message):
-    with pytest.raises(PerceiversError, match=message):
-        ClipData("clips", **fields)
-    with pytest.raises(PerceiversError, match=r"data\.path is not given"):
-        ClipData().open()
+def test_a_whole_clip_may_lack_a_modality_or_be_too_large(tmp_path):
+    path = make(tmp_path / "a.mkv", ramp(10))
+    silent = read_whole(path, BOTH, 1e9)
+    assert silent.sound is None
+    assert not silent.cut(0.5).heard.any()
+    (tmp_path / "b.wav").write_bytes(wav(stairs(4000)))
+    blind = read_whole(tmp_path / "b.wav", BOTH, 1e9).cut(0.5)
+    assert not blind.shown.any()
+    assert blind.heard.all()
+    size = 10 * 3 * 16 * 16
+    assert read_whole(path, BOTH, 0.9 * size) is None
+    assert read_whole(path, BOTH, 1.1 * size).frames.shape == (10, 3, 16, 16)
+    samples = np.zeros(4000, dtype=np.float32)
+    samples[2000] = np.nan
+    wavfile.write(tmp_path / "c.wav", 8000, samples)
+    with pytest.raises(PerceiversError, match=r"the sound of .*c\.wav has NaN"):
+        read_whole(tmp_path / "c.wav", SOUND, 1e9)

@@ -8,11 +8,13 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_any
 
 pytest.importorskip("av")
-from perceivers.data.clips import ClipData, ClipDataset, Window, collate
+from perceivers.data.clip_batches import ClipData, ClipDataset, collate, evenly
+from perceivers.data.clips import Window
 from perceivers.data.loader import Item
-from perceivers.experiments.clip_classification import ClipClassification, ClipClassifier, window_of
+from perceivers.experiments.clip_classification import ClipClassification, ClipClassifier
 from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Training
+from perceivers.inference.windows import window_of
 from perceivers.tasks import clip_classifier
 from tests.data.test_clips import wav
 from tests.data.test_video import make, ramp, tone
@@ -58,7 +60,9 @@ def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     model = load_any(output / "model")
     assert model.outputs["label"].names == ["high", "low"]
     held_out = ClipData(str(tones), held_out=0.2).open().evaluation
-    batch = collate([ClipDataset(held_out, window_of(model), 1)[Item(place, 0)] for place in range(len(held_out))])
+    batch = collate(
+        [ClipDataset(held_out, window_of(model), evenly(1))[Item(place, 0)] for place in range(len(held_out))]
+    )
     assert model({"audio": batch["audio"]})["label"].argmax(1).tolist() == batch["label"].tolist()
 
 
@@ -90,12 +94,12 @@ def test_video_and_sound_train_together_and_what_cannot_be_read_is_left_out(tmp_
         small_run(tmp_path / "other", tmp_path / "clips", BOTH, batch_size=2).run()
 
 
-def module(settings=SOUND, clips=3, classes=4):
-    return ClipClassifier(clip_classifier(classes=classes, **settings), Optimization(), 0.0, clips, classes).eval()
+def module(settings=SOUND, clips=3, **own):
+    return ClipClassifier(clip_classifier(**(settings | own)), Optimization(), 0.0, clips).eval()
 
 
 def test_what_is_masked_changes_nothing():
-    chosen = module(BOTH)
+    chosen = module(BOTH, classes=4)
     batch = {"video": torch.rand(2, 4, 3, 8, 8), "shown": torch.ones(2, 4, dtype=torch.bool),
              "audio": torch.rand(2, 7680), "heard": torch.ones(2, 7680, dtype=torch.bool)}  # fmt: skip
     batch["shown"][0, 2:] = False
@@ -110,7 +114,7 @@ def test_what_is_masked_changes_nothing():
 
 
 def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
-    chosen = module(clips=2, classes=2)
+    chosen = module(clips=2, classes=2, several=False)
     probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [0.7, 0.3]])
     batches = [
         {"clip": torch.tensor([0, 0, 0, 1]), "label": torch.tensor([1, 1, 1, 0]), "problems": []},
@@ -118,11 +122,10 @@ def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
     ]
     parts = iter(probabilities.log().split([4, 2]))
     monkeypatch.setattr(chosen, "predict", lambda batch: next(parts))
-    chosen.on_validation_epoch_start()
     for number, batch in enumerate(batches):
         chosen.validation_step(batch, number)
-    torch.testing.assert_close(chosen.probability_LK, torch.tensor([[1.3, 1.7], [1.6, 1.4]]))
-    assert chosen.label_L.tolist() == [1, 0]
+    torch.testing.assert_close(chosen.scores.score_LK, torch.tensor([[1.3, 1.7], [1.6, 1.4]]))
+    assert chosen.scores.compute() == {"top1": 1.0}
 
 
 def test_a_window_is_what_the_model_was_built_for():

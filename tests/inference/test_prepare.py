@@ -5,6 +5,7 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.inference.autoencode import autoencode
+from perceivers.inference.classify_clip import classify_clip
 from perceivers.inference.classify_image import classify_image
 from perceivers.inference.classify_text import classify_text
 from perceivers.inference.fill_mask import fill_mask
@@ -98,6 +99,7 @@ def ask(tmp_path):
         "classify-text": lambda model, **how: classify_text(model, ["a text"], **how),
         "flow": lambda model, **how: flow(model, *frames, **how),
         "classify-image": lambda model, **how: classify_image(model, [tmp_path / "image.png"], **how),
+        "classify-clip": lambda model, **how: classify_clip(model, [clip], **how),
         "autoencode": lambda model, **how: autoencode(model, clip, **how),
     }
 

@@ -3,7 +3,7 @@
 import torch
 
 from perceivers import PerceiverIO
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow, text_tasks
+from perceivers.tasks import autoencoder, clip_classifier, image_classifier, language_model, optical_flow, text_tasks
 
 TRUNK = {"latents": 6, "channels": 16, "depth": 1, "heads": 2}
 TILE = (22, 28)
@@ -49,10 +49,17 @@ def coder(**settings):
     return shaken(autoencoder(**(clip | channels | TRUNK | settings)))
 
 
+def hearer(**settings):
+    clip = {"frames": 4, "image_size": (16, 16), "video_patch": (2, 8, 8), "video_bands": 3, "samples": 1280}
+    sound = {"samples_per_patch": 16, "audio_bands": 4, "sample_rate": 8000, "classes": 5, "query_channels": 16}
+    return shaken(clip_classifier(**(clip | sound | TRUNK | settings)))
+
+
 MODELS = {
     "fill-mask": language,
     "classify-text": labels,
     "flow": optical,
     "autoencode": coder,
     "classify-image": classifier,
+    "classify-clip": hearer,
 }

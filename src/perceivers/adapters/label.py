@@ -31,15 +31,23 @@ class LabelOutput(OutputAdapter):
         classes: number of classes.
         query_channels: Q; None reads the average of the latents instead, as the first Perceiver does.
         names: what the classes are called, in order; optional, kept with the model.
+        several: whether several classes can apply at once, so that each has a probability of its own.
     """
 
-    def __init__(self, classes: int, query_channels: int | None = 1024, names: list[str] | None = None) -> None:
+    def __init__(
+        self,
+        classes: int,
+        query_channels: int | None = 1024,
+        names: list[str] | None = None,
+        several: bool = False,
+    ) -> None:
         super().__init__()
         if names is not None and len(names) != classes:
             raise PerceiversError(f"{len(names)} names were given for classes = {classes}: give one for each.")
         self.classes = self.channels = classes
         self.query_channels = query_channels
         self.names = names
+        self.several = several
         if query_channels is not None:
             self.query = learned(1, 1, query_channels)
 

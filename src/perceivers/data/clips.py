@@ -1,39 +1,36 @@
-"""Clips with pictures, sound or both, and their classes: what a model sees of each, as tensors of one size.
+"""Clips with pictures, sound or both: what a window shows of each, as tensors of one size.
 
-A clip may lack one of the two, or be shorter than what the model sees: masks say what is there.
+A clip may lack one of the two, or be shorter than the window: masks say what is there.
 
-Shape suffixes: B batch, T frames, C colours, Y rows, X columns, S samples
+Shape suffixes: T frames, Y rows, X columns, S samples
 """
 
-from collections.abc import Sequence
+import math
+from bisect import bisect_right
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import av
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from perceivers.data.labelled_files import Labelled, Splits, open_splits
-from perceivers.data.loader import Item
 from perceivers.data.video import (
     MILLISECOND,
-    Content,
     Media,
+    Sound,
     frame_rate,
+    frames_from,
     moment,
     opened,
     read_pictures,
     read_sound,
+    spans,
     timed,
     video_streams,
+    view,
 )
 from perceivers.model.errors import PerceiversError
-
-SOUNDS = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
-VIDEOS = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,54 @@ class Seen:
     heard: Tensor | None
 
 
+class Extent(NamedTuple):
+    """Where a clip lies on the clock of its file, and what of it a window can show.
+
+    Attributes:
+        origin: moment of its first frame, or of its first sound, if only that is to be shown.
+        length: seconds.
+        usual: seconds that a frame lasts, on average.
+        slack: seconds by which moments in the file may be rounded.
+        pictures, sound: whether it has what the window shows of these.
+    """
+
+    origin: Fraction
+    length: Fraction
+    usual: Fraction
+    slack: Fraction
+    pictures: bool
+    sound: bool
+
+
+def measure(media: Media, window: Window) -> Extent:
+    """Finds out how long a clip is.
+
+    Raises:
+        PerceiversError: it cannot be read, or has nothing of what the window is to show.
+    """
+    with opened(media) as container:
+        pictures = video_streams(container)[:1] if window.frames is not None else []
+        sounds = list(container.streams.audio[:1]) if window.samples is not None else []
+        streams: list[av.VideoStream | av.AudioStream] = [*pictures, *sounds]
+        if not streams:
+            wanted = " or ".join(
+                ["moving pictures"] * (window.frames is not None) + ["sound"] * (window.samples is not None)
+            )
+            raise PerceiversError(f"{media} has no {wanted}: leave it out, or give another clip.")
+        frames = timed(container, streams[0])
+        first = next(frames, None)
+        if first is None:
+            raise PerceiversError(f"{media} is empty, or nothing of it can be decoded: leave it out.")
+        origin = moment(first)
+        usual = 1 / frame_rate(pictures[0]) if pictures else Fraction(0)
+        slack = min((streams[0].time_base or 0) / Fraction(2), MILLISECOND / 2)
+        if container.duration:
+            length = Fraction(container.duration, av.time_base)
+        else:
+            length = max(moment(frame) for frame in [first, *frames]) - origin
+    return Extent(origin, length, usual, slack, bool(pictures), bool(sounds))
+
+
 def read_window(media: Media, window: Window, place: float) -> Seen:
     """Reads what a window shows of a clip.
 
@@ -90,26 +135,7 @@ def read_window(media: Media, window: Window, place: float) -> Seen:
     Raises:
         PerceiversError: the clip cannot be read, or has nothing of what the window is to show.
     """
-    with opened(media) as container:
-        pictures = video_streams(container)[:1] if window.frames is not None else []
-        sounds = list(container.streams.audio[:1]) if window.samples is not None else []
-        streams: list[av.VideoStream | av.AudioStream] = [*pictures, *sounds]
-        if not streams:
-            wanted = " or ".join(
-                ["moving pictures"] * (window.frames is not None) + ["sound"] * (window.samples is not None)
-            )
-            raise PerceiversError(f"{media} has no {wanted}: leave it out, or give another clip.")
-        leading = streams[0]
-        frames = timed(container, leading)
-        first = next(frames, None)
-        if first is None:
-            raise PerceiversError(f"{media} is empty, or nothing of it can be decoded: leave it out.")
-        origin = moment(first)
-        length = Fraction(container.duration, av.time_base) if container.duration else None
-        usual = 1 / frame_rate(pictures[0]) if pictures else Fraction(0)
-        slack = min((leading.time_base or 0) / Fraction(2), MILLISECOND / 2)
-        if length is None:
-            length = max(moment(frame) for frame in [first, *frames]) - origin
+    origin, length, usual, slack, pictures, has_sound = measure(media, window)
     begin = origin + Fraction(place) * (length - window.seconds)
     video = shown = audio = heard = None
     if window.frames is not None:
@@ -124,105 +150,85 @@ def read_window(media: Media, window: Window, place: float) -> Seen:
             shown[before : before + len(views)] = True
     if window.samples is not None:
         audio, heard = torch.zeros(window.samples), torch.zeros(window.samples, dtype=torch.bool)
-        sound = read_sound(media, begin, origin, window.samples, window.sample_rate) if sounds else None
+        sound = read_sound(media, begin, origin, window.samples, window.sample_rate) if has_sound else None
+        check_sound(media, sound)
         if sound is not None:
             audio = sound.samples
             heard[sound.begin : max(sound.end, 0)] = True
-            if not audio.isfinite().all():
-                raise PerceiversError(f"the sound of {media} has NaN or infinite samples: leave it out.")
     return Seen(video, shown, audio, heard)
 
 
 @dataclass(frozen=True)
-class LabelledClips(Labelled):
-    """Clips with class labels."""
-
-    noun, suffixes, features = "clip", SOUNDS | VIDEOS, ("Audio", "Video")
-
-    def read(self, index: int, window: Window, place: float) -> Seen:
-        """What a window shows of a clip, see `read_window`."""
-        source = self.source.open(self.indices[index])
-        media = source if isinstance(source, str | Path) else Content(source.getvalue(), self.describe(index))
-        return read_window(media, window, place)
-
-
-@dataclass
-class ClipData:
-    """Which labelled clips to use.
+class Whole:
+    """A clip decoded to what windows show of it, so that they are cut from memory.
 
     Attributes:
-        path: a folder with a folder of clips for each class, directly or under train/ and val/; a folder of parquet
-            files; or the name of a data set on the hub.
-        held_out: part of the clips to evaluate on where the data set has no split of its own for that.
-        clip_column: column of a Hugging Face data set that holds the sound or video; found by its type, if not given.
-        label_column: column that holds the labels; likewise.
-        windows: of a clip in evaluation, evenly spaced, whose answers are averaged.
+        extent: of the clip.
+        window: what is cut.
+        frames: bytes [N, 3, Y, X], all of the clip's, of the window's size.
+        ends: the moments until which they are shown.
+        sound: from the first frame on; None if there is none.
     """
 
-    path: str = ""
-    held_out: float = 0.1
-    clip_column: str | None = None
-    label_column: str | None = None
-    windows: int = 1
+    extent: Extent
+    window: Window
+    frames: Tensor
+    ends: list[Fraction]
+    sound: Sound | None
 
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise PerceiversError(f"data.held_out = {self.held_out} is not allowed: it is a part between 0 and 1.")
-        if self.windows < 1:
-            raise PerceiversError(f"data.windows = {self.windows} is not allowed: it must be at least 1.")
+    @property
+    def bytes(self) -> int:
+        """What it takes of memory."""
+        return self.frames.nbytes + (0 if self.sound is None else self.sound.samples.nbytes)
 
-    def open(self) -> Splits[LabelledClips]:
-        """Finds the clips.
+    def cut(self, place: float) -> Seen:
+        """What `read_window` shows at a place; the same frames, and the same samples but for a part of one."""
+        window, origin = self.window, self.extent.origin
+        begin = origin + Fraction(place) * (self.extent.length - window.seconds)
+        video = shown = audio = heard = None
+        if window.frames is not None:
+            video = torch.zeros(window.frames, 3, *window.size, dtype=torch.uint8)
+            moments = [begin + self.extent.slack + k / Fraction(window.rate) for k in range(window.frames)]
+            frame_T = torch.tensor([bisect_right(self.ends, each) for each in moments])
+            shown = (frame_T < len(self.ends)) & torch.tensor([each >= origin for each in moments])
+            video[shown] = self.frames[frame_T[shown]]
+        if window.samples is not None:
+            audio, heard = torch.zeros(window.samples), torch.zeros(window.samples, dtype=torch.bool)
+            if self.sound is not None:
+                first = round((begin - origin) * window.sample_rate)
+                low = max(first, self.sound.begin, 0)
+                high = min(first + window.samples, self.sound.end, len(self.sound.samples))
+                if low < high:
+                    audio[low - first : high - first] = self.sound.samples[low:high]
+                    heard[low - first : high - first] = True
+        return Seen(video, shown, audio, heard)
 
-        Raises:
-            PerceiversError: there are none, or only one class.
-        """
-        if not self.path:
-            raise PerceiversError("data.path is not given: it is a folder of clips.")
-        return open_splits(LabelledClips, self.path, self.held_out, self.clip_column, self.label_column)
 
+def read_whole(media: Media, window: Window, largest: float) -> Whole | None:
+    """Decodes a clip whole, unless it takes more bytes than `largest`.
 
-class ClipDataset(Dataset[dict[str, Any]]):
-    """Windows of labelled clips.
-
-    Args:
-        clips: the clips.
-        window: what the model sees.
-        windows: of each clip, evenly spaced, one after another; None for one at a random place, in training.
+    Raises:
+        PerceiversError: as in `read_window`.
     """
-
-    def __init__(self, clips: LabelledClips, window: Window, windows: int | None) -> None:
-        self.clips, self.window, self.windows = clips, window, windows
-
-    def __len__(self) -> int:
-        return len(self.clips) * (self.windows or 1)
-
-    def __getitem__(self, item: Item) -> dict[str, Any]:
-        """A clip that cannot be read gives a "problem" instead."""
-        clip, number = divmod(item.sample, self.windows or 1)
-        if self.windows is None:
-            place = float(torch.rand((), generator=torch.Generator().manual_seed(item.seed)))
-        else:
-            place = 0.5 if self.windows == 1 else number / (self.windows - 1)
-        try:
-            seen = self.clips.read(clip, self.window, place)
-        except PerceiversError as error:
-            return {"problem": str(error)}
-        return {"seen": seen, "label": self.clips.labels[clip], "clip": clip}
+    extent = measure(media, window)
+    count = math.ceil(extent.length * window.sample_rate)
+    size = 3 * math.prod(window.size) * extent.length / extent.usual if extent.pictures else 0
+    if size + (4 * count if extent.sound else 0) > largest:
+        return None
+    frames, ends = [], []
+    if extent.pictures:
+        for frame, end in spans(frames_from(media, "video", extent.origin, extent.origin), extent.usual):
+            frames.append(view(frame, window.size))
+            ends.append(end)
+    sound = None
+    if extent.sound:
+        sound = read_sound(media, extent.origin, extent.origin, count, window.sample_rate)
+        check_sound(media, sound)
+    none = torch.empty(0, 3, *window.size, dtype=torch.uint8)
+    return Whole(extent, window, torch.stack(frames) if frames else none, ends, sound)
 
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """-> "label" [B], "clip" [B], the number of each; "video", "shown", "audio", "heard" as in `Seen`; "problems".
-
-    What a window does not have is left out, and so are clips that cannot be read: "problems" says which. A batch of
-    which nothing could be read has "problems" alone.
-    """
-    good = [sample for sample in samples if "seen" in sample]
-    batch: dict[str, Any] = {"problems": [sample["problem"] for sample in samples if "problem" in sample]}
-    if good:
-        for field in ("label", "clip"):
-            batch[field] = torch.tensor([sample[field] for sample in good])
-        for field in ("video", "shown", "audio", "heard"):
-            if getattr(good[0]["seen"], field) is not None:
-                batch[field] = torch.stack([getattr(sample["seen"], field) for sample in good])
-    return batch
+def check_sound(media: Media, sound: Sound | None) -> None:
+    """Raises a PerceiversError for samples that are no numbers."""
+    if sound is not None and not sound.samples.isfinite().all():
+        raise PerceiversError(f"the sound of {media} has NaN or infinite samples: leave it out.")

@@ -1,7 +1,7 @@
 """Files or rows with class labels, whatever they hold: a folder for each class, or a Hugging Face data set."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -59,7 +59,7 @@ class Labelled:
 
     Attributes:
         classes: names of the classes.
-        labels: class index of each example.
+        labels: class index of each example; where several can apply at once, a tuple of them.
         source: where the examples come from.
         indices: their indices there.
     """
@@ -70,7 +70,7 @@ class Labelled:
     """Types of a Hugging Face data set's column that can hold such examples."""
 
     classes: list[str]
-    labels: Sequence[int]
+    labels: Sequence[Any]
     source: Source
     indices: Sequence[int]
 
@@ -98,7 +98,12 @@ class Splits(Generic[L]):
 
 
 def open_splits(
-    kind: type[L], path: str, held_out: float, column: str | None = None, label_column: str | None = None
+    kind: type[L],
+    path: str,
+    held_out: float,
+    column: str | None = None,
+    label_column: str | None = None,
+    held_out_where: Mapping[str, Any] | None = None,
 ) -> Splits[L]:
     """Finds examples of a kind.
 
@@ -109,6 +114,7 @@ def open_splits(
         held_out: part of the examples to evaluate on where there is no split for that.
         column: of a Hugging Face data set, that holds the examples; found by its type, if not given.
         label_column: that holds the labels; likewise.
+        held_out_where: columns and their values of the rows to evaluate on, in place of its splits.
 
     Raises:
         PerceiversError: there are none, or only one class.
@@ -116,10 +122,12 @@ def open_splits(
     if Path(path).is_file():
         raise PerceiversError(f"data.path = {path} is a file: give the folder that holds the {kind.noun}s.")
     is_folder = Path(path).exists() and next(Path(path).rglob("*.parquet"), None) is None
+    if is_folder and held_out_where:
+        raise PerceiversError(f"data.held_out_where is for data sets with columns, but {path} is a folder of files.")
     if is_folder:
         splits = folder_splits(kind, Path(path), held_out)
     else:
-        splits = hub_splits(kind, path, held_out, column, label_column)
+        splits = hub_splits(kind, path, held_out, column, label_column, held_out_where)
     if len(splits.training.classes) < 2:
         raise PerceiversError(
             f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs at least two."
@@ -169,7 +177,14 @@ def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None)
     return kind(names, labels, Files(files), range(len(files)))
 
 
-def hub_splits(kind: type[L], name: str, held_out: float, column: str | None, label_column: str | None) -> Splits[L]:
+def hub_splits(
+    kind: type[L],
+    name: str,
+    held_out: float,
+    column: str | None,
+    label_column: str | None,
+    held_out_where: Mapping[str, Any] | None,
+) -> Splits[L]:
     """Splits of a Hugging Face data set, from the hub or a local folder."""
     import datasets
 
@@ -181,6 +196,9 @@ def hub_splits(kind: type[L], name: str, held_out: float, column: str | None, la
             "cannot be read as a data set" if Path(name).exists() else "is neither a folder nor a data set of the hub"
         )
         raise PerceiversError(f"data.path = {name} {known}: {reason}") from error
+    if held_out_where:
+        rows = labelled_rows(kind, datasets.concatenate_datasets(list(splits.values())), name, column, label_column)
+        return divide_rows(rows, held_out_where, name)
     training = next((splits[split] for split in TRAINING_NAMES if split in splits), None)
     evaluation = next((splits[split] for split in EVALUATION_NAMES if split in splits), None)
     if training is None:
@@ -191,6 +209,26 @@ def hub_splits(kind: type[L], name: str, held_out: float, column: str | None, la
         return hold_out(examples, held_out)
     other = f"{name} ({evaluation.split})"
     return Splits(examples, labelled_rows(kind, evaluation, other, column, label_column, examples.classes))
+
+
+def divide_rows(examples: L, held_out_where: Mapping[str, Any], name: str) -> Splits[L]:
+    """Holds out the rows whose columns have some values."""
+    assert isinstance(examples.source, Rows)
+    table = examples.source.table
+    for column in held_out_where:
+        if column not in table.features:
+            raise PerceiversError(
+                f"data.held_out_where: {name} has no column {column!r}: {nearest(column, table.features)}"
+            )
+    columns = [[found == value for found in table[column]] for column, value in held_out_where.items()]
+    chosen = [all(row) for row in zip(*columns, strict=True)]
+    if all(chosen) or not any(chosen):
+        which = "every row" if any(chosen) else "no row"
+        raise PerceiversError(
+            f"data.held_out_where = {dict(held_out_where)} holds for {which} of {name}: choose others."
+        )
+    training, evaluation = ([place for place, held in enumerate(chosen) if held == part] for part in (False, True))
+    return Splits(examples.part(training), examples.part(evaluation))
 
 
 def labelled_rows(

@@ -282,6 +282,11 @@ def pixels(frame: av.VideoFrame) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(np.rot90(pixels_YXC, round(frame.rotation / 90)))
 
 
+def view(frame: av.VideoFrame, size: tuple[int, int]) -> Tensor:
+    """A frame, resized and the middle cut out; -> bytes [3, Y, X]."""
+    return to_tensor(evaluation_view(Image.fromarray(pixels(frame)), size, 1.0))
+
+
 def too_short(what: str, length: float, start: float, wanted: float) -> PerceiversError:
     """The error for a clip that ends after the file."""
     latest = math.floor((length - wanted) * 100) / 100
@@ -300,7 +305,7 @@ def read_pictures(
     for frame, end in spans(frames_from(media, "video", begin, origin), usual):
         shown = bisect_left(moments, end) - len(views)
         if shown > 0:
-            views += [to_tensor(evaluation_view(Image.fromarray(pixels(frame)), size, 1.0))] * shown
+            views += [view(frame, size)] * shown
         if len(views) == len(moments):
             break
     return views, end

@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser
 
+from perceivers.experiments.autoencoding import Autoencoding
 from perceivers.experiments.clip_classification import ClipClassification
 from perceivers.experiments.glue import Glue
 from perceivers.experiments.image_classification import ImageClassification
@@ -17,7 +18,9 @@ from perceivers.experiments.optical_flow import OpticalFlow
 from perceivers.experiments.text_tasks import TextClassification
 from perceivers.model.errors import PerceiversError, nearest
 
-Experiment = ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow | ClipClassification
+Experiment = (
+    ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow | ClipClassification | Autoencoding
+)
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
     "image_classification": ImageClassification,
@@ -26,6 +29,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "glue": Glue,
     "optical_flow": OpticalFlow,
     "clip_classification": ClipClassification,
+    "autoencoding": Autoencoding,
 }
 """What the field `experiment` of a config file may be."""
 

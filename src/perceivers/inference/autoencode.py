@@ -4,6 +4,7 @@ Shape suffixes: T frames, C colours, Y rows, X columns, S samples, K classes
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +18,9 @@ from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.data.video import check_video_path, read_clip, write_video
 from perceivers.inference.classify_image import class_names
 from perceivers.inference.prepare import check_folder, device_of, only, prepare, rank
+from perceivers.inference.windows import window_of
 from perceivers.model.perceiver_io import PerceiverIO
-
-RATE = 25
-"""Frames a second (section 4.3)."""
+from perceivers.tasks import FRAME_RATE
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +31,14 @@ class Autoencoded:
 
     Attributes:
         video: float [T, 3, Y, X] in [0, 1].
-        audio: float [S] in [-1, 1].
-        classes: probabilities of the classes, most probable first.
+        audio: float [S] in [-1, 1]; None if the model has no sound.
+        classes: probabilities of the classes, most probable first; none if the model has no label.
         video_psnr: peak signal-to-noise ratio of the video in dB, of colours in [0, 1].
-        audio_psnr: the same of the sound, of samples in [-1, 1] with a peak of 1; None if the clip has no sound.
+        audio_psnr: the same of the sound, of samples in [-1, 1] with a peak of 1; None if there is none.
     """
 
     video: Tensor
-    audio: Tensor
+    audio: Tensor | None
     classes: dict[str, float]
     video_psnr: float
     audio_psnr: float | None
@@ -71,44 +71,55 @@ def autoencode(
         check_video_path(out)
         check_folder(out)
     model = prepare(model, device, dtype)
-    video_in, audio_in, label_in = (
-        only(model.inputs, kind, "autoencode")[0] for kind in (VideoInput, AudioInput, LabelInput)
-    )
+    video_in, _ = only(model.inputs, VideoInput, "autoencode")
     video_out, pixels = only(model.outputs, VideoOutput, "autoencode")
-    audio_out, sound = only(model.outputs, AudioOutput, "autoencode")
-    label_out, _ = only(model.outputs, LabelOutput, "autoencode")
+    window = window_of(model)
     frames, height, width = pixels.positions.grid
-    samples = sound.patch * sound.positions.grid[0]
-    sample_rate = samples * RATE // frames
-
-    read = read_clip(clip, start, frames, RATE, (height, width), sample_rate)
-    if read.audio is None:
-        log.warning("%s has no sound: silence takes its place.", clip)
-    original = read.video.float() / 255
-    device_ = device_of(model)
-    heard = torch.zeros(samples) if read.audio is None else read.audio
-    encoded = model.encode(
-        {
-            video_in: read.video[None].to(device_),
-            audio_in: heard[None].to(device_),
-            label_in: torch.zeros(1, dtype=torch.long, device=device_),
-        },
-        masked={label_in: torch.ones(1, 1, dtype=torch.bool, device=device_)},
+    audio_in, audio_out = (
+        only(parts, kind, "autoencode")[0] if window.samples else None
+        for parts, kind in ((model.inputs, AudioInput), (model.outputs, AudioOutput))
     )
-    answers = model.decode(encoded, {audio_out: None, label_out: None})
+    labels = [name for name, part in model.inputs.items() if isinstance(part, LabelInput)]
+    label_out = only(model.outputs, LabelOutput, "autoencode")[0] if labels else None
+
+    read = read_clip(clip, start, frames, FRAME_RATE, (height, width), window.sample_rate)
+    if audio_in is not None and read.audio is None:
+        log.warning("%s has no sound: silence takes its place.", clip)
+    device_ = device_of(model)
+    heard = torch.zeros(window.samples or 0) if read.audio is None else read.audio
+    data = {name: torch.zeros(1, dtype=torch.long, device=device_) for name in labels}
+    data[video_in] = read.video[None].to(device_)
+    if audio_in is not None:
+        data[audio_in] = heard[None].to(device_)
+    encoded = model.encode(data, {name: torch.ones(1, 1, dtype=torch.bool, device=device_) for name in labels})
+    answers = model.decode(encoded, dict.fromkeys(name for name in (audio_out, label_out) if name is not None))
     points = torch.arange(frames * height * width, device=device_).split(height * width)
     decoded = [
         model.decode(encoded, {video_out: frame})[video_out][0].float().cpu()
         for frame in tqdm(points, "frames", disable=None if progress else True)
     ]
     video = torch.stack(decoded).unflatten(1, (height, width)).movedim(-1, 1).clamp(0, 1)
-    audio = answers[audio_out][0].float().cpu().clamp(-1, 1)
-    classes = rank(answers[label_out][0], class_names(model, label_out))
+    audio = None if audio_out is None else answers[audio_out][0].float().cpu().clamp(-1, 1)
+    classes = {} if label_out is None else rank(answers[label_out][0], class_names(model, label_out))
+    original = read.video.float() / 255
     if out is not None:
-        both = torch.cat([original, video], -1).mul(255).round().byte()
-        write_video(out, both, RATE, audio, sample_rate)
-    audio_psnr = None if read.audio is None else psnr(audio, heard)
+        write_video(out, side_by_side(original, video), FRAME_RATE, audio, window.sample_rate)
+    audio_psnr = None if audio is None or read.audio is None else psnr(audio, heard)
     return Autoencoded(video, audio, classes, psnr(video, original), audio_psnr)
+
+
+def side_by_side(original_TCYX: Tensor, decoded_TCYX: Tensor) -> Tensor:
+    """Frames with colours in [0, 1] beside those that were decoded; -> bytes [T, C, Y, 2 X]."""
+    return torch.cat([original_TCYX, decoded_TCYX], -1).mul(255).round().byte()
+
+
+def compression(model: PerceiverIO) -> float:
+    """How many times larger the inputs are than the latents, as the paper counts (section 5).
+
+    Its 88x are the 50,176 patches of video of 704 channels, positions and padding among them, over 784 latents of 512.
+    """
+    _, video = only(model.inputs, VideoInput, "autoencode")
+    return math.prod(video.positions.grid) * model.input_padding.common / model.encoder.latents.numel()
 
 
 def psnr(decoded: Tensor, original: Tensor) -> float:

@@ -86,10 +86,15 @@ def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
 
 
 def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Probabilities of the classes, most probable first; names that several classes share are told apart by number."""
+    """Probabilities of the classes, as `sort` names and sorts them."""
+    return sort(logits_K.float().softmax(-1), names)
+
+
+def sort(probability_K: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Classes, most probable first; names that several share are told apart by number."""
     count = Counter(names)
     unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
-    probability_K, class_K = logits_K.float().softmax(-1).sort(descending=True)
+    probability_K, class_K = probability_K.sort(descending=True)
     return {unique[k]: value for k, value in zip(class_K.tolist(), probability_K.tolist(), strict=True)}
 
 

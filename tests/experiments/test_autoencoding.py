@@ -1,0 +1,252 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+
+pytest.importorskip("av")
+from perceivers.data.clip_batches import ClipData, collate
+from perceivers.data.video import read_frames, write_video
+from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder, Weights
+from perceivers.experiments.configuration import read_config
+from perceivers.experiments.optimization import Optimization
+from perceivers.experiments.training import Training
+from perceivers.inference.autoencode import autoencode, compression, psnr
+from perceivers.presets import create_model
+from perceivers.tasks import autoencoder
+from tests.data.test_clips import wav
+from tests.experiments.test_training import interrupt_at, state
+
+ROOT = Path(__file__).parents[2]
+
+SIZES = {
+    "frames": 4, "image_size": [8, 8], "patch_size": 4, "video_bands": 3, "samples_per_frame": 320, "audio_bands": 4,
+    "latents": 8, "channels": 32, "depth": 1, "heads": 2, "label_query_channels": 16, "output_channels": 24,
+}  # fmt: skip
+
+
+def clips(root):
+    """Bright clips with a high tone and dark ones with a low."""
+    time = np.arange(3200) / 8000
+    for number, (name, grey, frequency) in enumerate((("bright", 200, 900), ("dark", 60, 200))):
+        (root / name).mkdir(parents=True)
+        for index in range(5):
+            video = [torch.full((3, 8, 8), grey + 5 * index + k, dtype=torch.uint8) for k in range(10)]
+            sound = torch.from_numpy(0.5 * np.sin(2 * np.pi * frequency * time + number)).float()
+            write_video(root / name / f"{index}.mkv", video, 25, sound, 8000)
+    return root
+
+
+def small_run(output, data, model=None, fields=None, **training):
+    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
+    return Autoencoding(
+        {"preset": "autoencoder_88x"} | SIZES | (model or {}),
+        ClipData(str(data), held_out=0.2, memory=0.1),
+        Weights(1.0, 1.0, 0.1),
+        Optimization(lr=3e-3),
+        Training(**training),
+        **({"points": 32} | (fields or {})),
+    )
+
+
+def test_clips_are_learned_and_the_model_works_in_the_command(tmp_path):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data, epochs=40).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["test_video_psnr"] > 20
+    assert figures["test_audio_psnr"] > 3
+    assert 0 <= figures["test_top1"] <= 1
+    written = read_frames(output / "reconstructions" / "0.mp4")
+    assert [frame.shape for frame in written.frames] == [(3, 8, 16)] * 4
+    result = autoencode(output / "model", data / "bright" / "2.mkv", tmp_path / "out.mp4", start=0.08)
+    assert result.video_psnr > 18
+    assert set(result.classes) == {"bright", "dark"}
+    assert load_any(output / "model").inputs["audio"].sample_rate == 8000
+
+
+@pytest.mark.parametrize("without", ["samples_per_frame", "classes"])
+def test_a_modality_is_left_out_by_a_line(tmp_path, without):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data, {without: None}).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert ("test_audio_psnr" in figures) == (without == "classes")
+    assert ("test_top1" in figures) == (without != "classes")
+    result = autoencode(output / "model", data / "bright" / "0.mkv", tmp_path / "out.mp4")
+    assert (result.audio is None) == (without != "classes")
+    assert (result.classes == {}) == (without == "classes")
+
+
+def test_windows_of_one_clip_are_learned(tmp_path):
+    clip = clips(tmp_path / "clips") / "dark" / "0.mkv"
+    run = small_run(tmp_path / "run", clip, {"classes": None})
+    run.data.draws = 8
+    assert "test_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    data = clips(tmp_path / "clips")
+    small_run(tmp_path / "whole", data).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "parts", data).run()
+    small_run(tmp_path / "parts", data, resume=True).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def module(**changes):
+    config = Autoencoding({"preset": "autoencoder_88x"}, **changes)
+    return ClipAutoencoder(autoencoder(**SIZES, classes=5), config).eval()
+
+
+def batch(clips=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "video": torch.randint(256, (clips, 4, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        "shown": torch.tensor([[True] * 4, [True, False, False, True], [True] * 4])[:clips],
+        "audio": torch.rand(clips, 1280, generator=generator) - 0.5,
+        "heard": torch.stack([torch.ones(1280), torch.arange(1280) < 100, torch.zeros(1280)])[:clips].bool(),
+        "label": torch.tensor([0, 4, 2])[:clips],
+    }
+
+
+def full_losses(chosen, data, hidden):
+    answers = chosen.model.decode(chosen.encode(data, hidden))
+    return chosen.losses(data, answers, dict.fromkeys(answers)), answers
+
+
+@torch.no_grad()
+def test_losses_by_their_definitions():
+    chosen, data = module(), batch()
+    found, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    video = (answers["video"] - data["video"] / 255).abs()
+    assert float(found["video"]) == pytest.approx(float(video[data["shown"]].mean()), rel=1e-5)
+    audio = (answers["audio"] - data["audio"]).abs()
+    assert float(found["audio"]) == pytest.approx(float(audio[data["heard"]].mean()), rel=1e-5)
+    assert float(found["label"]) == pytest.approx(float(F.cross_entropy(answers["label"], data["label"])), rel=1e-5)
+
+
+@torch.no_grad()
+def test_losses_of_some_outputs_are_those_of_the_same_entries_of_all():
+    chosen, data = module(), batch()
+    encoded = chosen.encode(data, torch.ones(3, 1, dtype=torch.bool))
+    whole = chosen.model.decode(encoded)
+    points = {"video": torch.randint(256, (3, 20)), "audio": torch.randint(80, (3, 20)), "label": None}
+    found = chosen.losses(data, chosen.model.decode(encoded, points), points)
+    errors, known = (whole["video"] - data["video"] / 255).abs().movedim(2, -1).flatten(1, 3), data["shown"]
+    total = [errors[b, p].sum() for b in range(3) for p in points["video"][b] if known[b, p // 64]]
+    assert float(found["video"]) == pytest.approx(float(sum(total)) / (3 * len(total)), rel=1e-4)
+    errors, heard = ((each.unflatten(1, (80, 16))) for each in ((whole["audio"] - data["audio"]).abs(), data["heard"]))
+    total = [errors[b, p][heard[b, p]] for b in range(3) for p in points["audio"][b]]
+    assert float(found["audio"]) == pytest.approx(float(torch.cat(total).mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_losses_of_random_subsets_are_those_of_everything_on_average():
+    chosen, data = module(points=64), batch(1)
+    hidden = torch.ones(1, 1, dtype=torch.bool)
+    found, _ = full_losses(chosen, data, hidden)
+    encoded, draws = chosen.encode(data, hidden), []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        points = chosen.draw(data)
+        assert points["video"].shape == points["audio"].shape == (1, 64)
+        assert points["label"] is None
+        draws.append(chosen.losses(data, chosen.model.decode(encoded, points), points))
+    for name, spread in (("video", 0.15), ("audio", 0.1)):
+        each = torch.stack([draw[name] for draw in draws])
+        assert each.std() < spread
+        assert abs(each.mean() - found[name]) < 3 * each.std() / len(draws) ** 0.5
+
+
+def test_the_label_is_hidden_from_some_in_training_and_from_all_in_evaluation(monkeypatch):
+    chosen, data, seen = module(label_masking=0.25, points=4), batch(), []
+    encode = chosen.model.encode
+    monkeypatch.setattr(chosen.model, "encode", lambda inputs, masked: (seen.append(masked), encode(inputs, masked))[1])
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        chosen.training_step(data, 0)
+    hidden = torch.cat([masked["label"] for masked in seen])
+    assert hidden.shape == (300, 1)
+    assert float(hidden.float().mean()) == pytest.approx(0.25, abs=0.08)
+    seen.clear()
+    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
+    chosen.validation_step(data | {"problems": []}, 0)
+    assert seen[0]["label"].all()
+
+
+def test_the_weights_of_the_modalities(monkeypatch):
+    chosen = module(weights=Weights(0.5, 2.0, 0.25))
+    losses = {"video": torch.tensor(3.0), "audio": torch.tensor(5.0), "label": torch.tensor(7.0)}
+    monkeypatch.setattr(chosen, "losses", lambda *arguments: losses)
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    assert float(chosen.training_step(batch(), 0)) == 0.5 * 3 + 2 * 5 + 0.25 * 7
+    assert chosen.training_step(collate([{"problem": "broken"}]), 0) is None
+
+
+@torch.no_grad()
+def test_psnr_is_that_of_the_command_averaged_over_clips(monkeypatch):
+    chosen, data = module(), batch()
+    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
+    chosen.validation_step(data | {"problems": []}, 0)
+    _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
+    each = [psnr(video[b][data["shown"][b]], data["video"][b][data["shown"][b]] / 255) for b in range(3)]
+    assert float(chosen.video_psnr.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
+    heard = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
+    assert float(chosen.audio_psnr.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
+    right = (answers["label"].argmax(1) == data["label"]).float().mean()
+    assert float(chosen.top1.compute()) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("88x", 88), ("176x", 176), ("352x", 352)])
+def test_the_papers_compression_ratios(name, ratio):
+    with torch.device("meta"):
+        assert compression(create_model(f"autoencoder_{name}")) == ratio
+    config = read_config(ROOT / "configs/autoencoding" / f"paper_{name}.yaml")
+    assert config.model["preset"] == f"autoencoder_{name}"
+    assert (config.weights.video, config.weights.audio, config.weights.label) == (0.03, 1, 0.0001)
+    assert (config.points, config.label_masking) == (512, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": {}}, r"model\.preset is missing"),
+        ({"model": {"preset": "audioset_raw"}}, "model.preset = audioset_raw is of clip_classification"),
+        ({"points": 0}, "points = 0 is not allowed"),
+        ({"label_masking": 1.5}, "label_masking = 1.5 is not allowed"),
+    ],
+)
+def test_values_that_are_not_allowed(fields, message):
+    with pytest.raises(PerceiversError, match=message):
+        Autoencoding(**({"model": {"preset": "autoencoder_88x"}} | fields))
+    with pytest.raises(PerceiversError, match=r"weights\.audio = -1 is not allowed"):
+        Weights(audio=-1)
+
+
+def test_clips_that_cannot_be_autoencoded(tmp_path):
+    data = clips(tmp_path / "clips")
+    with pytest.raises(PerceiversError, match=r"patch_size = \[1, 3, 3\] is not allowed: it must divide"):
+        small_run(tmp_path / "run", data, {"patch_size": 3}).run()
+    with pytest.raises(PerceiversError, match=r"model\.classes = 3 is not allowed: it must be 2, as in the data"):
+        small_run(tmp_path / "run", data, {"classes": 3}).run()
+    (tmp_path / "list.csv").write_text('file,labels\nbright/0.mkv,"a,b"\ndark/0.mkv,a\n')
+    run = small_run(tmp_path / "run", data)
+    run.data.training_list = str(tmp_path / "list.csv")
+    with pytest.raises(PerceiversError, match=r"data\.training_list = .* must be a list with one class a clip"):
+        run.run()
+    (tmp_path / "sound" / "a").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "sound" / name).mkdir(exist_ok=True)
+        (tmp_path / "sound" / name / "1.wav").write_bytes(wav(np.zeros(4000)))
+    with pytest.raises(PerceiversError, match="no held-out clip has video"):
+        small_run(tmp_path / "other", tmp_path / "sound", batch_size=1).run()
