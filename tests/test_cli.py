@@ -378,7 +378,7 @@ def test_evaluate_refuses_what_it_cannot_do(middlebury, tmp_path, capsys):
         expected = f"{option[0]} is for models of optical flow, but {tmp_path / 'classifier'} classifies images"
         assert expected in fails(capsys, *images, *option)
     language().save(tmp_path / "language")
-    expected = f"{tmp_path / 'language'} reads text and predicts text: only image classifiers and models of"
+    expected = f"{tmp_path / 'language'} reads text and predicts text: only classifiers of images and"
     assert expected in fails(capsys, "evaluate", str(tmp_path / "language"), "--data", "digits")
     optical().save(tmp_path / "flow")
     flow = ["evaluate", str(tmp_path / "flow"), "--data", middlebury]

@@ -22,6 +22,15 @@ def test_a_new_modality_trains_saves_and_loads(tmp_path, monkeypatch):
     torch.testing.assert_close(names["noon"], whole[:, 11:13])
 
 
+def test_a_mixture_of_modalities_trains_in_less_than_60_lines():
+    example, _ = re.findall(r"```python\n(.*?)```", (ROOT / "docs/multimodal.md").read_text(), re.S)
+    assert len(example.splitlines()) < 60
+    names = {}
+    exec(code("docs/multimodal.md"), names)
+    assert names["accuracy"] > 0.75
+    assert names["error"] < 0.1
+
+
 def test_the_readme_code_runs():
     names = {}
     exec(code("README.md"), names)

@@ -291,7 +291,7 @@ def autoencode_clip(arguments: argparse.Namespace) -> None:
 def evaluate_model(arguments: argparse.Namespace) -> None:
     from torch import nn
 
-    from perceivers.adapters import FlowOutput, ImageInput, LabelOutput
+    from perceivers.adapters import AudioInput, FlowOutput, ImageInput, LabelOutput, MelInput, VideoInput, VideoOutput
     from perceivers.extras import need
     from perceivers.inference.prepare import prepare
 
@@ -299,29 +299,76 @@ def evaluate_model(arguments: argparse.Namespace) -> None:
         need(extra)
     model = prepare(arguments.model, arguments.device, arguments.dtype)
 
-    def has(parts: nn.ModuleDict, kind: type[nn.Module]) -> bool:
-        return any(isinstance(part, kind) for part in parts.values())
+    def has(parts: nn.ModuleDict, *kinds: type[nn.Module]) -> bool:
+        return any(isinstance(part, kinds) for part in parts.values())
 
+    flow_options, clip_options = ("split", "picture", "overlap"), ("windows", "list", "classes")
     if has(model.outputs, FlowOutput):
+        refuse(arguments, clip_options, "of clips", "estimates flow")
         evaluate_flow(arguments, model)
     elif has(model.inputs, ImageInput) and has(model.outputs, LabelOutput):
+        refuse(arguments, flow_options, "of optical flow", "classifies images")
+        refuse(arguments, clip_options, "of clips", "classifies images")
         evaluate_images(arguments, model)
+    elif has(model.outputs, VideoOutput) or (
+        has(model.inputs, VideoInput, AudioInput, MelInput) and has(model.outputs, LabelOutput)
+    ):
+        refuse(arguments, flow_options, "of optical flow", "reads clips")
+        evaluate_clips(arguments, model, has(model.outputs, VideoOutput))
     else:
         raise PerceiversError(
             f"{arguments.model} reads {', '.join(model.inputs)} and predicts {', '.join(model.outputs)}: "
-            "only image classifiers and models of optical flow can be evaluated."
+            "only classifiers of images and clips, autoencoders and models of optical flow can be evaluated."
         )
+
+
+def refuse(arguments: argparse.Namespace, options: tuple[str, ...], kind: str, does: str) -> None:
+    """Raises a PerceiversError for an option of `evaluate` that is for other models."""
+    for option in options:
+        if getattr(arguments, option) is not None:
+            raise PerceiversError(f"--{option} is for models {kind}, but {arguments.model} {does}: leave it out.")
+
+
+def evaluate_clips(arguments: argparse.Namespace, model: perceivers.PerceiverIO, decodes: bool) -> None:
+    from perceivers.data.clip_batches import ClipData, clips_below, listed_clips
+    from perceivers.data.clip_lists import read_classes
+    from perceivers.experiments import autoencoding, clip_classification
+    from perceivers.inference.classify_image import class_names
+
+    path, windows = Path(arguments.data), arguments.windows or 1
+    if arguments.classes is not None and arguments.list is None:
+        raise PerceiversError("--classes tells what the classes of a --list are: give both, or neither.")
+    if "label" not in model.outputs:
+        clips = clips_below(path)
+    elif arguments.list is not None:
+        own = {name: name for name in class_names(model)}
+        classes = own if arguments.classes is None else read_classes(Path(arguments.classes))
+        clips = listed_clips(Path(arguments.list), path, classes, skip_missing=False)
+    else:
+        clips = ClipData(arguments.data).open().evaluation
+    if decodes:
+        results = autoencoding.evaluate(model, clips, windows, arguments.batch_size or 1)
+    else:
+        results = clip_classification.evaluate(model, clips, windows, arguments.batch_size or 16)
+    if arguments.json:
+        print(json.dumps(results | {"clips": len(clips), "windows": windows}, indent=2))
+        return
+    units = {
+        "video_psnr": "PSNR of the video {:.2f} dB",
+        "audio_psnr": "of the sound {:.2f} dB",
+        "top1": "top-1 {:.2%}",
+        "map": "mean average precision {:.2%}",
+        "d_prime": "d-prime {:.3f}",
+    }
+    figures = ", ".join(units[name].format(value) for name, value in results.items())
+    few = "1 window" if windows == 1 else f"{windows} windows"
+    print(f"{len(clips)} clip{'s' if len(clips) > 1 else ''}, {few} of each: {figures}")
 
 
 def evaluate_images(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:
     from perceivers.data.images import ImageData
     from perceivers.experiments.image_classification import evaluate
 
-    for option in ("split", "picture", "overlap"):
-        if getattr(arguments, option) is not None:
-            raise PerceiversError(
-                f"--{option} is for models of optical flow, but {arguments.model} classifies images: leave it out."
-            )
     results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size or 64)
     if arguments.json:
         print(json.dumps(results, indent=2))

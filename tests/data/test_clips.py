@@ -1,5 +1,6 @@
 import io
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +148,60 @@ def test_a_whole_clip_may_lack_a_modality_or_be_too_large(tmp_path):
     wavfile.write(tmp_path / "c.wav", 8000, samples)
     with pytest.raises(PerceiversError, match=r"the sound of .*c\.wav has NaN"):
         read_whole(tmp_path / "c.wav", SOUND, 1e9)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_sound_of_any_channels_is_their_mean(tmp_path, channels):
+    samples = np.stack([stairs(1000) * (channel + 1) / channels for channel in range(channels)], 1).astype(np.float32)
+    wavfile.write(tmp_path / "a.wav", 8000, samples)
+    expected = torch.from_numpy(samples.mean(1)[:800])
+    torch.testing.assert_close(read_window(tmp_path / "a.wav", SOUND, 0.0).audio, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_frames_of_a_variable_rate_are_those_of_their_moments(tmp_path):
+    moments = [0, 40, 50, 60, 200, 240, 400, 480]  # milliseconds
+    path = make(tmp_path / "a.mkv", ramp(8), moments=moments)
+    seen = read_window(path, Window(frames=10, size=(16, 16)), 0.0)
+    assert numbers(seen.video) == [0, 1, 3, 3, 3, 4, 5, 5, 5, 5]
+    assert torch.equal(read_whole(path, Window(frames=10, size=(16, 16)), 1e9).cut(0.0).video, seen.video)
+
+
+def test_turned_and_odd_video_fills_its_window(tmp_path):
+    pictures = [np.zeros((34, 50, 3), dtype=np.uint8) for _ in range(6)]
+    for picture in pictures:
+        picture[:, :25] = 255  # the left half is white
+    upright = read_window(make(tmp_path / "a.mp4", pictures), Window(frames=3, size=(20, 30)), 0.0).video.float()
+    turned = read_window(make(tmp_path / "b.mp4", pictures, rotation=90), Window(frames=3, size=(30, 20)), 0.0)
+    assert upright[..., :10].mean() > 240 > 10 > upright[..., 20:].mean()
+    halves = turned.video.float()[..., :10, :].mean(), turned.video.float()[..., 20:, :].mean()
+    assert max(halves) > 240
+    assert min(halves) < 10
+
+
+def test_damage_in_the_middle_is_reported_or_passed_over(tmp_path):
+    path = make(tmp_path / "a.mkv", ramp(30), wave=tone(1.2, 48000)[None], gap=10)
+    content, random, messages = path.read_bytes(), np.random.default_rng(0), []
+    for trial in range(12):
+        broken, place = bytearray(content), random.integers(1000, len(content) - 400)
+        broken[place : place + 300] = random.bytes(300)
+        try:
+            assert read_window(Content(bytes(broken), f"trial {trial}"), BOTH, 0.5).video.shape == (5, 3, 16, 16)
+        except PerceiversError as error:
+            messages.append(str(error))
+    assert all("trial" in message for message in messages)
+    cut = Content(content[: len(content) // 4], "what is left")
+    assert not read_window(cut, BOTH, 1.0).heard.all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_memory_does_not_grow_from_clip_to_clip(tmp_path):
+    path = make(tmp_path / "a.mkv", ramp(10), wave=tone(0.4, 48000)[None])
+
+    def pages():
+        return int(Path("/proc/self/statm").read_text().split()[1])
+
+    for number in range(600):
+        read_window(path, BOTH, 0.5)
+        if number == 100:
+            before = pages()
+    assert (pages() - before) * 4096 < 20e6  # a frame or stream kept from each would be more

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_any
 
 pytest.importorskip("av")
+from perceivers.cli import main
 from perceivers.data.clip_batches import ClipData, collate
 from perceivers.data.video import read_frames, write_video
-from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder, Weights
+from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder, Weights, evaluate
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Training
@@ -200,11 +202,11 @@ def test_psnr_is_that_of_the_command_averaged_over_clips(monkeypatch):
     _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
     video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
     each = [psnr(video[b][data["shown"][b]], data["video"][b][data["shown"][b]] / 255) for b in range(3)]
-    assert float(chosen.video_psnr.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
+    assert float(chosen.errors.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
     heard = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
-    assert float(chosen.audio_psnr.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
+    assert float(chosen.errors.audio.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
     right = (answers["label"].argmax(1) == data["label"]).float().mean()
-    assert float(chosen.top1.compute()) == pytest.approx(float(right))
+    assert float(chosen.errors.label.compute()) == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("88x", 88), ("176x", 176), ("352x", 352)])
@@ -248,5 +250,25 @@ def test_clips_that_cannot_be_autoencoded(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "sound" / name).mkdir(exist_ok=True)
         (tmp_path / "sound" / name / "1.wav").write_bytes(wav(np.zeros(4000)))
-    with pytest.raises(PerceiversError, match="no held-out clip has video"):
+    with pytest.raises(PerceiversError, match="no clip of the evaluation has video"):
         small_run(tmp_path / "other", tmp_path / "sound", batch_size=1).run()
+
+
+def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    held_out = ClipData(str(data), held_out=0.2).open().evaluation
+    found = evaluate(load_any(output / "model"), held_out)
+    assert found == {name: pytest.approx(figures[f"test_{name}"], rel=1e-4) for name in found}
+    assert set(found) == {"video_psnr", "audio_psnr", "top1"}
+    capsys.readouterr()
+    main(["evaluate", str(output / "model"), "--data", str(data)])
+    assert re.fullmatch(
+        r"1 clip, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
+        capsys.readouterr().out,
+    )
+    other = autoencoder(**(SIZES | {"classes": None}))
+    other.save(tmp_path / "other")
+    main(["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv"), "--windows", "3", "--json"])
+    assert json.loads(capsys.readouterr().out)["windows"] == 3

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -8,17 +9,20 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_any
 
 pytest.importorskip("av")
-from perceivers.data.clip_batches import ClipData, ClipDataset, collate, evenly
+from perceivers.cli import main
+from perceivers.data.clip_batches import ClipData, ClipDataset, collate, evenly, listed_clips
 from perceivers.data.clips import Window
 from perceivers.data.loader import Item
-from perceivers.experiments.clip_classification import ClipClassification, ClipClassifier
+from perceivers.experiments.clip_classification import ClipClassification, ClipClassifier, evaluate
 from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Training
+from perceivers.inference.classify_clip import classify_clip
 from perceivers.inference.windows import window_of
 from perceivers.tasks import clip_classifier
 from tests.data.test_clips import wav
 from tests.data.test_video import make, ramp, tone
 from tests.experiments.test_training import interrupt_at, state
+from tests.test_cli import fails
 
 SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
 SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
@@ -149,3 +153,80 @@ def test_what_cannot_be_trained(tmp_path, tones, changes, message):
         small_run(tmp_path / "run", tones, SOUND | changes).run()
     with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
         ClipClassification({})
+
+
+def chords(root):
+    """Recordings of a high tone, a low one, both or none, and the list that says so."""
+    random = np.random.default_rng(0)
+    root.mkdir()
+    lines = ["file,labels"]
+    for number in range(60):
+        there = random.random(2) < 0.5
+        time = np.arange(1200) / 8000
+        tones = [np.sin(2 * np.pi * (f * time + random.random())) for f in (1500, 300)]
+        (root / f"{number}.wav").write_bytes(wav(0.4 * sum(a * b for a, b in zip(tones, there, strict=True))))
+        lines.append(f'{number}.wav,"{",".join(np.array(["high", "low"])[there])}"')
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_several_classes_of_a_clip_are_told(tmp_path):
+    root = chords(tmp_path / "chords")
+    run = small_run(tmp_path / "run", root, MEL, epochs=15)
+    run.data.training_list = str(root / "list.csv")
+    figures = json.loads((run.run() / "metrics.json").read_text())
+    assert figures["test_map"] > 0.95
+    assert "test_d_prime" in figures
+    model = load_any(tmp_path / "run" / "model")
+    assert model.outputs["label"].several
+    answers = classify_clip(model, [root / f"{number}.wav" for number in range(20)])
+    told = [{name for name, probability in answer.items() if probability > 0.5} for answer in answers]
+    lines = (root / "list.csv").read_text().splitlines()[1:21]
+    wanted = [set(line.split('"')[1].split(",")) - {""} for line in lines]
+    assert sum(ours == theirs for ours, theirs in zip(told, wanted, strict=True)) > 16
+    clips = listed_clips(root / "list.csv", root, {"high": "high", "low": "low"}, skip_missing=False)
+    assert evaluate(model, clips)["map"] > 0.95
+    run.label_smoothing = 0.1
+    with pytest.raises(PerceiversError, match=r"label_smoothing = 0\.1 is not allowed: it must be 0 where clips have"):
+        run.run()
+
+
+def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
+    output = small_run(tmp_path / "run", tones, SOUND).run()
+    model, clips = load_any(output / "model"), ClipData(str(tones), held_out=0.2).open().evaluation
+    figures = json.loads((output / "metrics.json").read_text())
+    assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
+    assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]
+    with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 5"):
+        evaluate(clip_classifier(classes=5, several=False, **SOUND), clips)
+    with pytest.raises(PerceiversError, match="one class a clip, but the model knows several"):
+        evaluate(clip_classifier(classes=2, **SOUND), clips)
+
+
+def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
+    model, clips = clip_classifier(classes=2, class_names=["high", "low"], several=False, **SOUND), str(tones)
+    model.save(tmp_path / "model")
+    expected = evaluate(model.eval(), ClipData(clips).open().evaluation, 2)["top1"]
+    main(["evaluate", str(tmp_path / "model"), "--data", clips, "--windows", "2"])
+    assert capsys.readouterr().out == f"6 clips, 2 windows of each: top-1 {expected:.2%}\n"
+    (tmp_path / "list.csv").write_text("file,label\n0.wav,high\n1.wav,low\n")
+    listed = ["evaluate", str(tmp_path / "model"), "--data", clips, "--list", str(tmp_path / "list.csv")]
+    main([*listed, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"top1": found["top1"], "clips": 2, "windows": 1}
+    (tmp_path / "classes").write_text("low\nhigh\n")
+    assert "the data has the class 'low' where the model knows 'high'" in fails(
+        capsys, *listed, "--classes", str(tmp_path / "classes")
+    )
+    several = clip_classifier(classes=2, class_names=["high", "low"], **SOUND)
+    several.save(tmp_path / "several")
+    (tmp_path / "list.csv").write_text('file,labels\n0.wav,"high,low"\n1.wav,low\n2.wav,\n')
+    main(["evaluate", str(tmp_path / "several"), *listed[2:]])
+    assert re.fullmatch(
+        r"3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n", capsys.readouterr().out
+    )
+    for options, message in (
+        (["--classes", "names"], "--classes tells what the classes of a --list are: give both"),
+        (["--split", "training"], "--split is for models of optical flow, but"),
+    ):
+        assert message in fails(capsys, *listed[:4], *options)

@@ -4,7 +4,7 @@ Shape suffixes: B batch, T frames, Y rows, X columns, S samples, K classes
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -124,25 +124,11 @@ class ClipData:
 
     def open_lists(self, training: Path) -> Splits[LabelledClips]:
         """Finds the clips that lists name."""
-        root, listed = Path(self.path), read_list(training)
-        if not root.is_dir():
-            raise PerceiversError(
-                f"data.path = {root} is not a folder: give the one that holds the clips of the lists."
-            )
-        classes = classes_of(listed) if self.class_list is None else read_classes(Path(self.class_list))
-        lists = [listed, *([] if self.evaluation_list is None else [read_list(Path(self.evaluation_list))])]
-        parts = []
-        for each in lists:
-            labels, files = each.indices(classes), each.files(root, LabelledClips.suffixes)
-            if not self.skip_missing:
-                check_found(each, files, root)
-            pairs = [(file, label) for file, label in zip(files, labels, strict=True) if file is not None]
-            if not pairs:
-                raise PerceiversError(f"{root} has none of the clips of {each.path}.")
-            found = [label if listed.several else label[0] for _, label in pairs]
-            source = Files([file for file, _ in pairs])
-            parts.append(LabelledClips(list(classes.values()), found, source, range(len(pairs)), listed.several))
-        return Splits(*parts) if len(parts) == 2 else hold_out(parts[0], self.held_out)
+        classes = classes_of(read_list(training)) if self.class_list is None else read_classes(Path(self.class_list))
+        listed = listed_clips(training, Path(self.path), classes, self.skip_missing)
+        if self.evaluation_list is None:
+            return hold_out(listed, self.held_out)
+        return Splits(listed, listed_clips(Path(self.evaluation_list), Path(self.path), classes, self.skip_missing))
 
     def datasets(self, splits: Splits[LabelledClips], window: Window) -> tuple["ClipDataset", "ClipDataset"]:
         """Windows of the clips to train on and of those to evaluate on."""
@@ -155,28 +141,59 @@ class ClipData:
         )
 
 
+def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabelledClips:
+    """The clips that a list names, and their files below a folder.
+
+    Args:
+        path: the list, see `read_list`.
+        root: the folder.
+        classes: what the list calls the classes, and what they are called.
+        skip_missing: leave out what is not there.
+
+    Raises:
+        PerceiversError: the list is wrong, or there is no file of what it names.
+    """
+    clips = read_list(path)
+    if not root.is_dir():
+        raise PerceiversError(f"data.path = {root} is not a folder: give the one with the clips of the lists.")
+    labels, files = clips.indices(classes), clips.files(root, LabelledClips.suffixes)
+    if not skip_missing:
+        check_found(clips, files, root)
+    pairs = [(file, label) for file, label in zip(files, labels, strict=True) if file is not None]
+    if not pairs:
+        raise PerceiversError(f"{root} has none of the clips of {path}.")
+    found = [label if clips.several else label[0] for _, label in pairs]
+    source = Files([file for file, _ in pairs])
+    return LabelledClips(list(classes.values()), found, source, range(len(pairs)), clips.several)
+
+
 def unlabelled(path: Path, held_out: float) -> Splits[LabelledClips]:
-    """All clips of a folder, or a single one."""
-
-    def clips(folder: Path) -> LabelledClips:
-        files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in LabelledClips.suffixes)
-        if not files:
-            raise PerceiversError(f"{folder} has no clips: files such as .mp4, .mkv and .wav are expected below it.")
-        return LabelledClips([], [0] * len(files), Files(files), range(len(files)))
-
-    if path.is_file():
-        clip = LabelledClips([], [0], Files([path]), range(1))
-        return Splits(clip, clip)
-    if not path.is_dir():
-        raise PerceiversError(f"data.path = {path} is neither a folder of clips nor a clip.")
+    """All clips of a folder, or a single one, which is both splits."""
     training = next((path / name for name in TRAINING_NAMES if (path / name).is_dir()), None)
     evaluation = next((path / name for name in EVALUATION_NAMES if (path / name).is_dir()), None)
     if training is not None and evaluation is not None:
-        return Splits(clips(training), clips(evaluation))
-    found = clips(training or path)
+        return Splits(clips_below(training), clips_below(evaluation))
+    found = clips_below(training or path)
+    if path.is_file():
+        return Splits(found, found)
     if len(found) < 2:
         raise PerceiversError(f"{path} has only one clip: give its path, and some of its windows are held out.")
     return hold_out(found, held_out)
+
+
+def clips_below(path: Path) -> LabelledClips:
+    """All clips of a folder, or a single one, without classes.
+
+    Raises:
+        PerceiversError: there are none.
+    """
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    found = [file for file in files if file == path or file.suffix.lower() in LabelledClips.suffixes]
+    if not path.exists():
+        raise PerceiversError(f"{path} is neither a folder of clips nor a clip.")
+    if not found:
+        raise PerceiversError(f"{path} has no clips: files such as .mp4, .mkv and .wav are expected below it.")
+    return LabelledClips([], [0] * len(found), Files(found), range(len(found)))
 
 
 def evenly(windows: int) -> list[float]:

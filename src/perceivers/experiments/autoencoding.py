@@ -16,15 +16,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torchmetrics import MeanMetric
 
-from perceivers.data.clip_batches import ClipData
+from perceivers.data.clip_batches import ClipData, LabelledClips
 from perceivers.data.video import write_video
-from perceivers.experiments.clip_classification import ClipBatches
-from perceivers.experiments.image_classification import check_complete
+from perceivers.experiments.clip_classification import ClipBatches, windows_of
+from perceivers.experiments.clip_metrics import ReconstructionErrors
+from perceivers.experiments.image_classification import check_classes, check_complete
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
 from perceivers.inference.autoencode import compression, side_by_side
+from perceivers.inference.classify_image import class_names
+from perceivers.inference.prepare import device_of
 from perceivers.inference.windows import masked_inputs, window_of
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -123,7 +125,7 @@ class ClipAutoencoder(Trained):
     def __init__(self, model: PerceiverIO, config: Autoencoding) -> None:
         super().__init__(model, config.optimization)
         self.config = config
-        self.video_psnr, self.audio_psnr, self.top1 = MeanMetric(), MeanMetric(), MeanMetric()
+        self.errors = ReconstructionErrors(model.outputs)
         self.shown = 0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
@@ -179,22 +181,15 @@ class ClipAutoencoder(Trained):
         check_complete(batch)
         encoded = self.encode(batch, torch.ones(len(batch["label"]), 1, dtype=torch.bool, device=self.device))
         answers = {name: answer.float() for name, answer in self.model.decode(encoded).items()}
-        video, original = answers["video"].clamp(0, 1), batch["video"].float() / 255
-        update(self.video_psnr, video, original, batch["shown"])
-        audio = None
-        if "audio" in answers:
-            audio = answers["audio"].clamp(-1, 1)
-            update(self.audio_psnr, audio, batch["audio"], batch["heard"])
-        if "label" in answers:
-            self.top1.update((answers["label"].argmax(1) == batch["label"]).float())
-        self.show(original, video, audio)
+        self.errors.update(answers, batch)
+        self.show(batch["video"], answers["video"], answers.get("audio"))
 
     def show(self, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
         """Writes some clips beside their reconstructions, with the reconstructed sound, and shows frames in the log."""
         for clip in range(len(original_BTCYX)):
             if self.shown == SHOWN or not self.trainer.is_global_zero:
                 return
-            both_TCYX = side_by_side(original_BTCYX[clip].cpu(), decoded_BTCYX[clip].cpu())
+            both_TCYX = side_by_side(original_BTCYX[clip].cpu() / 255, decoded_BTCYX[clip].cpu().clamp(0, 1))
             audio_S = None if audio_BS is None else audio_BS[clip].cpu()
             folder = Path(self.config.training.output, "reconstructions")
             folder.mkdir(exist_ok=True)
@@ -208,24 +203,9 @@ class ClipAutoencoder(Trained):
 
     def on_validation_epoch_end(self) -> None:
         self.shown = 0
-        metrics = {"video": ("video_psnr", self.video_psnr), "audio": ("audio_psnr", self.audio_psnr),
-                   "label": ("top1", self.top1)}  # fmt: skip
-        for output in self.model.outputs:
-            name, metric = metrics[output]
-            value = metric.compute()
-            if value.isnan():
-                raise PerceiversError(
-                    f"no held-out clip has {output}: hold out others, or train a model without {output}."
-                )
+        for name, value in self.errors.compute().items():
             self.log(f"test_{name}", value, prog_bar=True)
-            metric.reset()
-
-
-def update(metric: MeanMetric, decoded: Tensor, original: Tensor, known: Tensor) -> None:
-    """Adds the PSNR in dB, for a peak of 1, of what is known of each clip."""
-    for ours, theirs, there in zip(decoded, original, known, strict=True):
-        if there.any():
-            metric.update(-10 * (ours - theirs)[there].square().mean().log10())
+        self.errors.reset()
 
 
 def frame_of(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
@@ -250,3 +230,22 @@ def mean_error(answer: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
     """Mean absolute error where something is known; `known` lacks the last dimensions."""
     known = known.view(*known.shape, *[1] * (answer.dim() - known.dim())).expand_as(answer)
     return ((answer.float() - wanted).abs() * known).sum() / known.sum().clamp_min(1)
+
+
+@torch.inference_mode()
+def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
+    """PSNR of a model's reconstructions of windows, evenly spaced in each clip, and top-1 accuracy if it has labels.
+
+    Raises:
+        PerceiversError: a clip cannot be read, or none has video, or sound.
+    """
+    labelled = "label" in model.inputs
+    if labelled:
+        check_classes(clips, class_names(model))
+    errors = ReconstructionErrors(model.outputs).to(device_of(model))
+    for batch in windows_of(model, clips, windows, batch_size):
+        data: dict[str, Any] = dict(masked_inputs(model, batch))
+        hidden = torch.ones(len(batch["label"]), 1, dtype=torch.bool, device=device_of(model))
+        masked = {"label": hidden} if labelled else {}
+        errors.update(model(data | ({"label": batch["label"]} if labelled else {}), masked=masked), batch)
+    return {name: float(value) for name, value in errors.compute().items()}

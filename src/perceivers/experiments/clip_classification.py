@@ -3,6 +3,7 @@
 Shape suffixes: B batch, K classes
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perceivers.data.clip_batches import ClipData, ClipDataset, collate
+from perceivers.data.clip_batches import ClipData, ClipDataset, LabelledClips, collate, evenly
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.clip_metrics import ClipScores
-from perceivers.experiments.image_classification import check_complete
+from perceivers.experiments.image_classification import check_classes, check_complete
 from perceivers.experiments.optimization import Optimization, check
 from perceivers.experiments.training import Trained, Training, train
 from perceivers.inference.classify_clip import label_of
+from perceivers.inference.classify_image import class_names
+from perceivers.inference.prepare import device_of
 from perceivers.inference.windows import masked_inputs, window_of
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -131,3 +134,33 @@ class ClipClassifier(Trained):
         for name, value in self.scores.compute().items():
             self.log(f"test_{name}", value, prog_bar=True)
         self.scores.reset()
+
+
+@torch.inference_mode()
+def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 16) -> dict[str, float]:
+    """Figures of a classifier on labelled clips, see `ClipScores`; windows are evenly spaced in each.
+
+    Raises:
+        PerceiversError: the classes are others than the model's, or a clip cannot be read.
+    """
+    output = label_of(model)
+    check_classes(clips, class_names(model))
+    if clips.several != output.several:
+        kinds = ("one class a clip", "several classes a clip")
+        raise PerceiversError(f"the data has {kinds[clips.several]}, but the model knows {kinds[output.several]}.")
+    scores = ClipScores(len(clips), output.classes, output.several).to(device_of(model))
+    for batch in windows_of(model, clips, windows, batch_size):
+        scores.update(model(masked_inputs(model, batch))["label"], batch["label"], batch["clip"])
+    return {name: float(value) for name, value in scores.compute().items()}
+
+
+def windows_of(model: PerceiverIO, clips: LabelledClips, windows: int, batch_size: int) -> Iterator[dict[str, Tensor]]:
+    """Batches of what a model sees of clips, where the model is.
+
+    Raises:
+        PerceiversError: a clip cannot be read.
+    """
+    dataset = ClipDataset(clips, window_of(model), evenly(windows))
+    for batch in ResumableLoader(dataset, len(dataset), batch_size, None, 0, collate):
+        check_complete(batch)
+        yield {name: value.to(device_of(model)) for name, value in batch.items() if name != "problems"}

@@ -1,18 +1,21 @@
-"""How good answers about clips are: each clip's is the mean over its windows.
+"""How good answers about clips are, and reconstructions of them.
 
 Shape suffixes: B batch, K classes, L clips
 """
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
+
+from perceivers.model.errors import PerceiversError
 
 
 class ClipScores(Metric):
-    """Top-1 accuracy; or, where several classes can apply at once, mean average precision and d-prime.
+    """Top-1 accuracy of the mean over each clip's windows; or mean average precision and d-prime of it.
 
     Args:
         clips: number of clips.
@@ -67,3 +70,65 @@ def several_figures(score_LK: Tensor, target_LK: Tensor) -> dict[str, Tensor]:
     assert isinstance(precision, Tensor)
     assert isinstance(area, Tensor)
     return {"map": precision, "d_prime": math.sqrt(2) * torch.special.ndtri(area)}
+
+
+class ReconstructionErrors(nn.Module):
+    """PSNR of video and sound in dB, for a peak of 1, averaged over windows; and top-1 accuracy.
+
+    Args:
+        outputs: names of the model's outputs, of "video", "audio" and "label".
+    """
+
+    def __init__(self, outputs: Iterable[str]) -> None:
+        super().__init__()
+        self.outputs = list(outputs)
+        self.video, self.audio, self.label = MeanMetric(), MeanMetric(), MeanMetric()
+
+    def update(self, answers: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
+        """Adds windows.
+
+        Args:
+            answers: what the model decoded of each of its outputs, all of it.
+            batch: as `perceivers.data.clip_batches.collate` makes it.
+        """
+        for name in self.outputs:
+            answer = answers[name].float()
+            if name == "video":
+                add_psnr(self.video, answer.clamp(0, 1), batch["video"].float() / 255, batch["shown"])
+            elif name == "audio":
+                add_psnr(self.audio, answer.clamp(-1, 1), batch["audio"], batch["heard"])
+            else:
+                self.label.update((answer.argmax(1) == batch["label"]).float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """-> of its outputs "video_psnr" and "audio_psnr" in dB, and "top1" in [0, 1].
+
+        Raises:
+            PerceiversError: no window has one of them.
+        """
+        metrics = {
+            "video": ("video_psnr", self.video),
+            "audio": ("audio_psnr", self.audio),
+            "label": ("top1", self.label),
+        }
+        found = {}
+        for output in self.outputs:
+            name, metric = metrics[output]
+            found[name] = metric.compute()
+            if found[name].isnan():
+                raise PerceiversError(
+                    f"no clip of the evaluation has {output}: take others, or a model without {output}."
+                )
+        return found
+
+    def reset(self) -> None:
+        """Starts anew."""
+        for metric in (self.video, self.audio, self.label):
+            metric.reset()
+
+
+def add_psnr(metric: MeanMetric, decoded: Tensor, original: Tensor, known: Tensor) -> None:
+    """Adds the PSNR of what is known of each window."""
+    for ours, theirs, there in zip(decoded, original, known, strict=True):
+        if there.any():
+            metric.update(-10 * (ours - theirs)[there].square().mean().log10())

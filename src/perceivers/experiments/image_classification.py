@@ -15,14 +15,13 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.adapters.image import ImageInput
-from perceivers.adapters.label import LabelOutput
 from perceivers.data.images import (
     ImageData,
     ImageDataset,
     LabelledImages,
     collate,
 )
-from perceivers.data.labelled_files import Splits
+from perceivers.data.labelled_files import Labelled, Splits
 from perceivers.data.loader import ResumableLoader
 from perceivers.experiments.augmentation import Augment, Augmentation
 from perceivers.experiments.optimization import Optimization, check
@@ -144,6 +143,16 @@ def check_complete(batch: dict[str, Any]) -> None:
         raise PerceiversError(batch["problems"][0])
 
 
+def check_classes(examples: Labelled, names: list[str]) -> None:
+    """Raises a PerceiversError if the classes of data are others than those a model knows, by name or by number."""
+    if len(examples.classes) != len(names):
+        raise PerceiversError(f"the data has {len(examples.classes)} classes, but the model knows {len(names)}.")
+    numbered = names == [str(index) for index in range(len(names))]
+    for theirs, ours in zip(examples.classes, names, strict=True):
+        if theirs != ours and not numbered:
+            raise PerceiversError(f"the data has the class {theirs!r} where the model knows {ours!r}.")
+
+
 class Accuracy(torch.nn.Module):
     """Top-1 and top-5 accuracy and cross-entropy over a data set."""
 
@@ -178,13 +187,7 @@ def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64, w
         PerceiversError: the classes are others than the model's, or an image cannot be decoded.
     """
     adapter, names = image_input(model), class_names(model)
-    if len(images.classes) != len(names):
-        raise PerceiversError(f"the data has {len(images.classes)} classes, but the model knows {len(names)}.")
-    output = model.outputs["label"]
-    assert isinstance(output, LabelOutput)
-    for theirs, ours in zip(images.classes, output.names or images.classes, strict=True):
-        if theirs != ours:
-            raise PerceiversError(f"the data has the class {theirs!r} where the model knows {ours!r}.")
+    check_classes(images, names)
     device = next(model.parameters()).device
     dataset = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
     accuracy = Accuracy(len(names)).to(device)
