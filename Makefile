@@ -39,5 +39,5 @@ mini-flow: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,text,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,text,starcraft,dev]'
 	touch $@

@@ -5,6 +5,8 @@ Slow: `make test-slow`.
 
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,3 +190,41 @@ def test_autoencoding(made, shared_data, tmp_path):
     assert_parity(result.audio, expected["audio"][0].clamp(-1, 1))
     probabilities = torch.tensor([result.classes[str(index)] for index in range(700)])
     assert_parity(probabilities, expected["label"][0].softmax(-1))
+
+
+PEAK = """
+import resource, torch
+from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder
+from perceivers.presets import create_model
+
+torch.manual_seed(0)
+module = ClipAutoencoder(create_model("autoencoder_88x"), Autoencoding({{"preset": "autoencoder_88x"}}))
+module.log = lambda *arguments, **options: None
+batch = {{
+    "video": torch.randint(256, (1, 16, 3, 224, 224), dtype=torch.uint8), "shown": torch.ones(1, 16, dtype=torch.bool),
+    "audio": torch.rand(1, 30720) - 0.5, "heard": torch.ones(1, 30720, dtype=torch.bool), "label": torch.tensor([7]),
+}}
+{step}
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+TRAINING = """
+optimizer = torch.optim.AdamW(module.model.parameters())
+for _ in range(2):
+    module.training_step(batch, 0).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+"""
+DECODING = """
+with torch.inference_mode():
+    answers = module.model.eval().decode(module.encode(batch, torch.ones(1, 1, dtype=torch.bool)))
+assert answers["video"].shape == (1, 16, 3, 224, 224)
+"""
+
+
+@pytest.mark.parametrize(("step", "gibibytes"), [(TRAINING, 6), (DECODING, 3)], ids=["training", "decoding"])
+def test_memory_of_the_papers_autoencoder(step, gibibytes):
+    """Of the whole process, torch included."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK.format(step=step)], capture_output=True, text=True, check=True, timeout=600
+    )
+    assert float(done.stdout) < gibibytes

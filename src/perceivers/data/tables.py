@@ -219,7 +219,7 @@ def read_parquet(paths: list[Path]) -> Table:
     Raises:
         PerceiversError: they cannot be read, or have no rows.
     """
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet
     from datasets import Dataset
 
     try:
