@@ -7,6 +7,7 @@ from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
 from perceivers.presets import create_model, list_models
+from perceivers.set_encoder import SetEncoder
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ __all__ = [
     "OutputAdapter",
     "PerceiverIO",
     "PerceiversError",
+    "SetEncoder",
     "create_model",
     "fourier_features",
     "list_models",

@@ -2,6 +2,7 @@
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
 from perceivers.adapters.audio import AudioInput, AudioOutput, MelInput
+from perceivers.adapters.elements import ElementOutput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
@@ -15,6 +16,7 @@ __all__ = [
     "AudioInput",
     "AudioOutput",
     "ConvStem",
+    "ElementOutput",
     "FlowOutput",
     "FramePairInput",
     "ImageInput",

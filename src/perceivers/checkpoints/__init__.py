@@ -1,5 +1,5 @@
 """Reading and writing weights."""
 
-from perceivers.checkpoints.load import load
+from perceivers.checkpoints.load import load, load_any
 
-__all__ = ["load"]
+__all__ = ["load", "load_any"]

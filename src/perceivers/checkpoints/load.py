@@ -8,6 +8,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from perceivers import adapters
+from perceivers.baselines.alphastar import EntityTransformer
 from perceivers.baselines.bert import BERT
 from perceivers.checkpoints import haiku, transformers
 from perceivers.checkpoints.foreign import build
@@ -16,10 +17,15 @@ from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, read, read_config
+from perceivers.set_encoder import SetEncoder
+
+AnyModel = PerceiverIO | BERT | SetEncoder | EntityTransformer
 
 CLASSES: tuple[type[Configured], ...] = (
     PerceiverIO,
     BERT,
+    SetEncoder,
+    EntityTransformer,
     FourierPositions,
     LearnedPositions,
     *(getattr(adapters, name) for name in adapters.__all__),
@@ -46,8 +52,8 @@ def load(source: str | Path, classes: Sequence[type[Configured]] = (), **setting
     return model
 
 
-def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO | BERT:
-    """The same, for what is to work with the paper's baselines as well."""
+def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> AnyModel:
+    """The same, for what is to work with the paper's baselines and with encoders of sets as well."""
     path = locate(source)
     if path.is_file():
         return build(haiku.read(path, settings), settings)
@@ -57,7 +63,7 @@ def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **set
     if settings:
         raise PerceiversError(f"{path} tells all its settings: {', '.join(settings)} cannot be given.")
     model = read(path, (*CLASSES, *classes))
-    if not isinstance(model, PerceiverIO | BERT):
+    if not isinstance(model, AnyModel):
         raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
     return model
 

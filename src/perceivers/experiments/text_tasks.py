@@ -94,6 +94,8 @@ def pretrained(source: str | Path) -> tuple[PerceiverIO | BERT, Tokenizer]:
         PerceiversError: the model is of another kind, or its tokenizer is missing.
     """
     model = load_any(source)
+    if not isinstance(model, PerceiverIO | BERT):
+        raise PerceiversError(f"{source} holds a {type(model).__name__}: a pretrained language model is needed.")
     return model, find_tokenizer(locate(source), text_input(model).vocabulary)
 
 
