@@ -55,6 +55,10 @@ SCENES = {
 EDGES = torch.tensor([0, 1, 2, 4, 8, 16, 32, 64, torch.inf])
 """Bounds of the histogram, in pixels."""
 
+LENGTHS = (
+    "Parts of all pixels by the length of their flow in pixels, of 100 generated pairs each and of the real pairs at hand:"
+)
+
 START, END = "<!-- measured by benchmarks/flow.py -->\n", "<!-- end -->\n"
 
 
@@ -156,7 +160,7 @@ def main() -> None:
     whole = {"mini.yaml, whole": MINI} if (MINI / "metrics.json").is_file() else {}
     draw_scenes(ROOT / "docs/flow_scenes.png")
     draw_curves(runs | whole, ROOT / "docs/flow_mini.png")
-    tables = f"{ablation(whole | runs)}\n\nLengths of flow:\n\n{lengths}\n"
+    tables = f"{ablation(whole | runs)}\n\n### Lengths of flow\n\n{LENGTHS}\n\n{lengths}\n"
     page = ROOT / "docs/optical_flow.md"
     before, _, rest = page.read_text().partition(START)
     page.write_text(before + START + tables + END + rest.partition(END)[2])

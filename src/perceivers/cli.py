@@ -25,6 +25,7 @@ examples:
   perceivers classify-clip MODEL clip.mp4 sound.wav --windows 16
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
   perceivers make-flow-data pairs/ --pairs 1000
+  perceivers prepare-replays replays/ tables/
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
 """
@@ -164,6 +165,12 @@ def build_parser() -> argparse.ArgumentParser:
     pairs.add_argument("--lighting", type=float, default=0.0, help="part whose second frame is lighted otherwise (0)")
     pairs.add_argument("--seed", type=int, default=0, help="of textures, shapes and pairs (0)")
     pairs.set_defaults(run=commands.make_flow_data)
+
+    replays = parsers.add_parser("prepare-replays", help="write the decisions in StarCraft II replays as tables")
+    replays.add_argument("source", metavar="IN", help="a folder with .SC2Replay files")
+    replays.add_argument("out", metavar="OUT", help="the folder to write; replays that are there are kept")
+    replays.add_argument("--team-games", action="store_true", help="take games of more than two players, too")
+    replays.set_defaults(run=commands.prepare_replays)
 
     convert = parsers.add_parser("convert", help="write a model in another format")
     convert.add_argument("source", metavar="SRC", help="a saved model, in any format")

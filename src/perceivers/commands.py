@@ -266,6 +266,23 @@ def make_flow_data(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {arguments.pairs} pairs of {scenes.size[1]} x {scenes.size[0]} pixels with their flow.")
 
 
+def prepare_replays(arguments: argparse.Namespace) -> None:
+    from perceivers.data.replay_tables import write_replays
+
+    statistics = write_replays(Path(arguments.source), Path(arguments.out), arguments.team_games, progress=True)
+    for reason in statistics["refused"].values():
+        print(f"Refused: {reason}")
+    replays = statistics["replays"].values()
+    total = {
+        name: sum(each[name] for each in replays) for name in ("decisions", "selections", "cut", "unknown_abilities")
+    }
+    print(
+        f"{arguments.out}: {total['decisions']:,} decisions of {len(replays)} replays, {total['selections']:,} of them "
+        f"selections. Units were left out of {total['cut']:,}, of which there are too many; "
+        f"{total['unknown_abilities']:,} are of abilities that sc2reader does not know."
+    )
+
+
 def autoencode_clip(arguments: argparse.Namespace) -> None:
     from perceivers.inference.autoencode import autoencode
 

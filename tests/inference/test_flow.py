@@ -395,7 +395,7 @@ def test_the_model_that_comes_along_is_small_and_sees_motion():
     pairs = FlowGenerator(Scenes((64, 64), shapes=(1, 5), motion=3.0)).pairs(range(2**31 + 1000, 2**31 + 1032))
     answers = torch.stack([flow(SHIPPED, *frames) for frames in pairs.frames])
     errors = (answers - pairs.forward).norm(dim=1)
-    assert errors.mean() < 0.38 * pairs.forward.norm(dim=1).mean()
+    assert errors.mean() < 0.35 * pairs.forward.norm(dim=1).mean()
     still = flow(SHIPPED, pairs.frames[0, 0], pairs.frames[0, 0])
     assert still.norm(dim=0).mean() < 0.1
 
@@ -406,5 +406,5 @@ def test_real_frames_without_naming_a_model(shared_data, tmp_path, capsys):
     main(["flow", *frames, "--out", str(tmp_path / "f.flo"), "--picture", str(tmp_path / "f.png")])
     answer, _ = read_flow(tmp_path / "f.flo")
     truth, _ = read_flow(folder / "other-gt-flow" / "Dimetrodon" / "flow10.flo")
-    assert (answer - truth).norm(dim=0).nanmean() < 0.4  # zero flow has 2.06, Farneback's method 0.94
+    assert (answer - truth).norm(dim=0).nanmean() < 0.33  # zero flow has 2.06, Farneback's method 0.94
     assert (tmp_path / "f.png").stat().st_size > 1000

@@ -112,7 +112,6 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     files = sorted(source.rglob("*.SC2Replay"))
     if not files:
         raise PerceiversError(f"{source} has no replays: files that end in .SC2Replay are expected in it.")
-    out.mkdir(parents=True, exist_ok=True)
     vocabulary, statistics = read_vocabulary(out), read_statistics(out)
     for file in tqdm(files, "replays", disable=not progress):
         name = "__".join(file.relative_to(source).with_suffix("").parts)
@@ -132,6 +131,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
             figures["unknown_abilities"] += decision.ability == UNKNOWN
             rows.append(to_row(cut(decision), vocabulary))
         table = pyarrow.Table.from_pylist(rows, SCHEMA)
+        out.mkdir(parents=True, exist_ok=True)
         write(out / f"{name}.parquet", partial(parquet.write_table, table, compression="zstd"))
         statistics["replays"][name] = figures | {"version": replay.release_string, "map": replay.map_name}
         statistics["refused"].pop(name, None)
