@@ -56,7 +56,8 @@ EDGES = torch.tensor([0, 1, 2, 4, 8, 16, 32, 64, torch.inf])
 """Bounds of the histogram, in pixels."""
 
 LENGTHS = (
-    "Parts of all pixels by the length of their flow in pixels, of 100 generated pairs each and of the real pairs at hand:"
+    "Parts of all pixels by the length of their flow in pixels, of 100 generated pairs each and of the real pairs at "
+    "hand:"
 )
 
 START, END = "<!-- measured by benchmarks/flow.py -->\n", "<!-- end -->\n"
