@@ -90,10 +90,10 @@ def test_of_too_many_units_those_that_matter_are_kept():
 
 
 def test_more_units_than_fit_are_counted(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay_tables, "MOST", 200)
-    monkeypatch.setattr(replay_tables, "cut", lambda decision: cut(decision, 200))
+    monkeypatch.setattr(replay_tables, "MOST", 150)
+    monkeypatch.setattr(replay_tables, "cut", lambda decision: cut(decision, 150))
     figures = write_replays(source, tmp_path / "out")["replays"][FIRST]
-    assert figures["most_units"] > 200
+    assert figures["most_units"] > 150
     assert 0 < figures["cut"] <= figures["decisions"]
 
 

@@ -113,7 +113,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     if not files:
         raise PerceiversError(f"{source} has no replays: files that end in .SC2Replay are expected in it.")
     vocabulary, statistics = read_vocabulary(out), read_statistics(out)
-    for file in tqdm(files, "replays", disable=not progress):
+    for file in tqdm(files, "replays", disable=None if progress else True):
         name = "__".join(file.relative_to(source).with_suffix("").parts)
         if name in statistics["replays"] and (out / f"{name}.parquet").is_file():
             continue
