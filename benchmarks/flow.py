@@ -89,7 +89,7 @@ def histogram(folders: list[Path]) -> str:
     for folder in folders:
         for pairs in open_all(folder):
             flows = [pairs[index].flow.norm(dim=0).flatten() for index in range(len(pairs))]
-            lengths[f"{pairs.layout}, {len(pairs)} pairs"] = torch.cat(flows)
+            lengths[f"{pairs.layout}, {len(pairs)} pair{'s' if len(pairs) > 1 else ''}"] = torch.cat(flows)
     for name, found in lengths.items():
         figures = " | ".join(f"{part:.1%}" for part in parts(found))
         rows.append(f"| {name} | {found.nanmean():.1f} | {figures} |")
