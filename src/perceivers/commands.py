@@ -308,7 +308,7 @@ def autoencode_clip(arguments: argparse.Namespace) -> None:
 def evaluate_model(arguments: argparse.Namespace) -> None:
     from torch import nn
 
-    from perceivers.adapters import AudioInput, FlowOutput, ImageInput, LabelOutput, MelInput, VideoInput, VideoOutput
+    from perceivers.adapters import FlowOutput, ImageInput, LabelOutput, VideoOutput
     from perceivers.extras import need
     from perceivers.inference.prepare import prepare
 
@@ -327,9 +327,7 @@ def evaluate_model(arguments: argparse.Namespace) -> None:
         refuse(arguments, flow_options, "of optical flow", "classifies images")
         refuse(arguments, clip_options, "of clips", "classifies images")
         evaluate_images(arguments, model)
-    elif has(model.outputs, VideoOutput) or (
-        has(model.inputs, VideoInput, AudioInput, MelInput) and has(model.outputs, LabelOutput)
-    ):
+    elif has(model.outputs, LabelOutput, VideoOutput) and set(model.inputs) & {"video", "audio"}:
         refuse(arguments, flow_options, "of optical flow", "reads clips")
         evaluate_clips(arguments, model, has(model.outputs, VideoOutput))
     else:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from perceivers.adapters.audio import AudioInput, AudioOutput, MelInput
+from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
@@ -371,10 +371,11 @@ def clip_classifier(
     image_size: Sequence[int] = (224, 224),
     video_patch: Sequence[int] = (2, 8, 8),
     video_bands: int = 16,
-    sound: Literal["samples", "mel"] | None = "samples",
+    sound: Literal["samples", "conv", "mel"] | None = "samples",
     samples: int = 61440,
     samples_per_patch: int = 128,
     audio_bands: int = 128,
+    filters: int = 64,
     mel_patch: Sequence[int] = (1, 1),
     mel_bands: int = 40,
     hop: int = 512,
@@ -409,8 +410,9 @@ def clip_classifier(
         frames, image_size: of the video; no video, if `frames` is None.
         video_patch: frames, rows and columns of a patch; each divides the video's.
         video_bands, audio_bands: frequencies of the Fourier positions in each dimension.
-        sound: "samples", cut into patches of `samples_per_patch`; "mel", as in `MelInput` with `mel_patch`,
-            `mel_bands`, `hop`, `window`; or None for video alone.
+        sound: "samples", cut into patches of `samples_per_patch`; "conv", the same through `filters`, as in
+            `ConvAudioInput`; "mel", as in `MelInput` with `mel_patch`, `mel_bands`, `hop`, `window`; or None for video
+            alone.
         samples, sample_rate: of the sound; a second has `sample_rate` samples.
         classes, class_names, several: as in `LabelOutput`.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
@@ -427,13 +429,16 @@ def clip_classifier(
     if sound == "samples":
         grid = divide("samples_per_patch", (samples,), (samples_per_patch,))
         inputs["audio"] = AudioInput(samples_per_patch, FourierPositions(grid, audio_bands, (samples,)), sample_rate)
+    elif sound == "conv":
+        grid = divide("samples_per_patch", (samples,), (samples_per_patch,))
+        inputs["audio"] = ConvAudioInput(samples_per_patch, FourierPositions(grid, audio_bands), sample_rate, filters)
     elif sound == "mel":
         (spectra,) = divide("hop", (samples,), (hop,))
         grid = divide("mel_patch", (spectra, mel_bands), mel_patch)
         positions = FourierPositions(grid, audio_bands)
         inputs["audio"] = MelInput(mel_patch, positions, mel_bands, hop, window, sample_rate)
     elif sound is not None:
-        raise PerceiversError(f"sound = {sound!r} is not allowed: it is 'samples', 'mel' or None.")
+        raise PerceiversError(f"sound = {sound!r} is not allowed: it is 'samples', 'conv', 'mel' or None.")
     if not inputs:
         raise PerceiversError("frames and sound are both None: a clip has video, sound or both.")
     if decoder not in ("query", "average"):

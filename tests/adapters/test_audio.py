@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from perceivers import FourierPositions, InputArray, PerceiverIO, PerceiversError
-from perceivers.adapters import AudioInput, AudioOutput, MelInput
+from perceivers.adapters import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.audio import mel_filters
 
 
@@ -128,3 +128,37 @@ def test_wrong_spectrograms_are_refused():
             MelInput((2, 5), positions, bands=20, hop=64, window=128)(torch.rand(*shape))
     with pytest.raises(PerceiversError, match="bands = 20 cannot be cut into patches of 3"):
         MelInput((2, 3), positions, bands=20)
+
+
+def test_filters_find_tones_wherever_they_are_in_a_patch():
+    adapter = ConvAudioInput(64, FourierPositions((10,), 4), 8000, filters=8).eval()
+    time = torch.arange(640) / 8000
+    kernel = torch.sin(2 * torch.pi * 700 * torch.arange(64) / 8000)
+    with torch.no_grad():
+        adapter.convolution.weight.copy_(torch.zeros(8, 1, 64))
+        adapter.convolution.weight[3, 0] = kernel
+        tones = torch.stack([torch.sin(2 * torch.pi * f * time + phase) for f in (700, 2500) for phase in (0, 2)])
+        x_BMF, mask_BM, grid = adapter(tones)
+    assert x_BMF.shape == (4, 10, 8 + 9)
+    assert mask_BM is None
+    assert grid == (10,)
+    strength = x_BMF[:, 1:-1, 3].mean(1)
+    torch.testing.assert_close(strength[0], strength[1], rtol=0.1, atol=0)
+    assert strength[:2].min() > 20 * strength[2:].max()
+    torch.testing.assert_close(strength[0], torch.tensor(32.0), rtol=0.1, atol=0)  # 64 samples of sin^2
+
+
+def test_patches_of_filters_are_those_of_their_samples():
+    adapter = ConvAudioInput(64, FourierPositions((10,), 4), filters=4).eval()
+    sound, mask = torch.randn(1, 640), torch.arange(640)[None] < 100
+    before, found, _ = adapter(InputArray(sound, mask))
+    assert found.tolist() == [[True, True, *[False] * 8]]
+    sound[:, 320:384] += 1
+    after = adapter(sound).x_BMC
+    changed = (after - before).abs().amax(-1)[0] > 0
+    assert changed[4:7].any()
+    assert not changed[:4].any()
+    assert not changed[7:].any()
+    assert changed[5]
+    with pytest.raises(PerceiversError, match=r"stride = 5 is not allowed: it must divide patch = 64"):
+        ConvAudioInput(64, FourierPositions((10,), 4), stride=5)

@@ -27,6 +27,7 @@ from tests.test_cli import fails
 SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
 SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
 MEL = SOUND | {"sound": "mel", "hop": 80, "window": 160, "mel_bands": 10, "mel_patch": (1, 10)}
+CONV = SOUND | {"sound": "conv", "filters": 8}
 BOTH = SIZES | {
     "frames": 4, "image_size": (8, 8), "video_patch": (2, 4, 4), "video_bands": 2, "samples": 7680,
     "samples_per_patch": 64,
@@ -56,7 +57,7 @@ def small_run(output, data, model, **training):
     )
 
 
-@pytest.mark.parametrize(("settings", "epochs"), [(SOUND, 12), (MEL, 6)])
+@pytest.mark.parametrize(("settings", "epochs"), [(SOUND, 12), (CONV, 6), (MEL, 6)])
 def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     output = small_run(tmp_path / "run", tones, settings, epochs=epochs).run()
     figures = json.loads((output / "metrics.json").read_text())
@@ -134,6 +135,7 @@ def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
 
 def test_a_window_is_what_the_model_was_built_for():
     assert window_of(clip_classifier(**SOUND)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert window_of(clip_classifier(**CONV)) == Window(None, (0, 0), 25.0, 800, 8000)
     assert window_of(clip_classifier(**MEL)) == Window(None, (0, 0), 25.0, 800, 8000)
     assert window_of(clip_classifier(**BOTH)) == Window(4, (8, 8), 25.0, 7680, 48000)
     assert window_of(clip_classifier(**(BOTH | {"sound": None}))).samples is None

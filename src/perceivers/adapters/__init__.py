@@ -1,7 +1,7 @@
 """How domains enter and leave the architecture: one file a modality."""
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
-from perceivers.adapters.audio import AudioInput, AudioOutput, MelInput
+from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.elements import ElementOutput
 from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
@@ -15,6 +15,7 @@ __all__ = [
     "ArrayOutput",
     "AudioInput",
     "AudioOutput",
+    "ConvAudioInput",
     "ConvStem",
     "ElementOutput",
     "FlowOutput",

@@ -1,4 +1,4 @@
-"""Sound in and out: patches of raw samples, or of a mel-spectrogram (sections 4.3 and 4.6, tables 5 and 6).
+"""Sound in and out: patches of raw samples, filtered or not, or of a mel-spectrogram (sections 4.3, 4.6; tables 5, 6).
 
 Shape suffixes: B batch, S samples, T moments, F frequencies, L mel bands; others as in `perceivers.model.adapter`
 """
@@ -7,11 +7,13 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from perceivers.adapters.array import ArrayOutput, with_positions
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray
 from perceivers.model.errors import PerceiversError
+from perceivers.model.linear import lecun_normal_
 from perceivers.model.positions import Positions
 
 
@@ -38,6 +40,56 @@ class AudioInput(InputAdapter):
         mask_BM = None if mask_BS is None else mask_BS.unflatten(1, (-1, self.patch)).any(-1)
         grid = (patches.shape[1],)
         return InputArray(with_positions(patches, self.positions, grid), mask_BM, grid)
+
+
+class ConvAudioInput(InputAdapter):
+    """A mono recording through filters that are learned, each element with its position.
+
+    A convolution, batch normalisation, ReLU and max pooling over each patch of samples, as the paper does with images
+    (section 6): how strong a filter's tone is in a patch, wherever in it. No part of the paper for sound.
+
+    Args:
+        patch: samples of a patch.
+        positions: encodes the places of the patches in time.
+        sample_rate: samples a second that the model was trained on.
+        filters: how many.
+        kernel: samples that a filter spans.
+        stride: samples from one value of a filter to the next; it divides the patch.
+
+    Raises:
+        PerceiversError: it does not, or is more than the kernel.
+    """
+
+    def __init__(
+        self,
+        patch: int,
+        positions: Positions,
+        sample_rate: int = 48000,
+        filters: int = 64,
+        kernel: int = 64,
+        stride: int = 4,
+    ) -> None:
+        super().__init__()
+        if patch % stride or stride > kernel:
+            raise PerceiversError(
+                f"stride = {stride} is not allowed: it must divide patch = {patch}, and be at most kernel = {kernel}."
+            )
+        self.patch, self.positions, self.sample_rate = patch, positions, sample_rate
+        self.padding = ((kernel - stride) // 2, kernel - stride - (kernel - stride) // 2)
+        self.convolution = nn.Conv1d(1, filters, kernel, stride, bias=False)
+        lecun_normal_(self.convolution.weight)
+        self.norm = nn.BatchNorm1d(filters)
+        self.pool = nn.MaxPool1d(patch // stride)
+        self.channels = filters + positions.channels
+
+    def forward(self, data: Tensor | InputArray) -> InputArray:
+        """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
+        sound_BS, mask_BS = samples_and_mask(data, self.patch)
+        padded_B1S = F.pad(sound_BS, self.padding)[:, None].to(self.convolution.weight.dtype)
+        x_BMF = self.pool(self.norm(self.convolution(padded_B1S)).relu()).mT
+        mask_BM = None if mask_BS is None else mask_BS.unflatten(1, (-1, self.patch)).any(-1)
+        grid = (x_BMF.shape[1],)
+        return InputArray(with_positions(x_BMF, self.positions, grid), mask_BM, grid)
 
 
 def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tensor | None]:

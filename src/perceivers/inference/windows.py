@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from perceivers.adapters.audio import AudioInput, MelInput
+from perceivers.adapters.audio import AudioInput, ConvAudioInput, MelInput
 from perceivers.adapters.video import VideoInput
 from perceivers.data.clips import Window
 from perceivers.model.adapter import InputArray
@@ -24,7 +24,7 @@ def window_of(model: PerceiverIO) -> Window:
         if isinstance(adapter, VideoInput):
             frames, height, width = (a * b for a, b in zip(adapter.patch, adapter.positions.grid, strict=True))
             size = (height, width)
-        elif isinstance(adapter, AudioInput):
+        elif isinstance(adapter, AudioInput | ConvAudioInput):
             samples, sample_rate = adapter.patch * adapter.positions.grid[0], adapter.sample_rate
         elif isinstance(adapter, MelInput):
             samples = adapter.hop * adapter.patch[0] * adapter.positions.grid[0]
