@@ -18,14 +18,16 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, read, read_config
 from perceivers.set_encoder import SetEncoder
+from perceivers.unit_policy import UnitPolicy
 
-AnyModel = PerceiverIO | BERT | SetEncoder | EntityTransformer
+AnyModel = PerceiverIO | BERT | SetEncoder | EntityTransformer | UnitPolicy
 
 CLASSES: tuple[type[Configured], ...] = (
     PerceiverIO,
     BERT,
     SetEncoder,
     EntityTransformer,
+    UnitPolicy,
     FourierPositions,
     LearnedPositions,
     *(getattr(adapters, name) for name in adapters.__all__),
