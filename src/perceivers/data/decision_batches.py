@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from perceivers.data.loader import Item
 from perceivers.data.replay_tables import Vocabulary, read_statistics, read_vocabulary
+from perceivers.data.replays import UNKNOWN
 from perceivers.model.errors import PerceiversError, nearest
 
 PARTS = ("training", "validation", "test")
@@ -90,6 +91,15 @@ class Decisions(Dataset[dict[str, Any]]):
         self.vocabulary = vocabulary
         lengths = self.rows.data.column("flags").combine_chunks().value_lengths()
         self.lengths: list[int] = lengths.to_pylist()
+
+    def names(self) -> tuple[list[str], list[str]]:
+        """Types of units and abilities that there are in these decisions."""
+        columns = (self.rows.data.column("kind").combine_chunks().flatten(), self.rows.data.column("ability"))
+        found = [sorted(value for value in column.unique().to_pylist() if value >= 0) for column in columns]
+        kinds, abilities = self.vocabulary.kinds, self.vocabulary.abilities
+        return [kinds[place] for place in found[0]], [
+            abilities[place] for place in found[1] if abilities[place] != UNKNOWN
+        ]
 
     def __len__(self) -> int:
         return len(self.lengths)

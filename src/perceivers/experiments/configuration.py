@@ -10,6 +10,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from perceivers.experiments.autoencoding import Autoencoding
+from perceivers.experiments.behavioural_cloning import BehaviouralCloning
 from perceivers.experiments.clip_classification import ClipClassification
 from perceivers.experiments.glue import Glue
 from perceivers.experiments.image_classification import ImageClassification
@@ -19,7 +20,14 @@ from perceivers.experiments.text_tasks import TextClassification
 from perceivers.model.errors import PerceiversError, nearest
 
 Experiment = (
-    ImageClassification | MaskedLanguage | TextClassification | Glue | OpticalFlow | ClipClassification | Autoencoding
+    ImageClassification
+    | MaskedLanguage
+    | TextClassification
+    | Glue
+    | OpticalFlow
+    | ClipClassification
+    | Autoencoding
+    | BehaviouralCloning
 )
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
@@ -30,6 +38,7 @@ EXPERIMENTS: dict[str, type[Experiment]] = {
     "optical_flow": OpticalFlow,
     "clip_classification": ClipClassification,
     "autoencoding": Autoencoding,
+    "behavioural_cloning": BehaviouralCloning,
 }
 """What the field `experiment` of a config file may be."""
 

@@ -34,6 +34,7 @@ from perceivers.experiments.optimization import Optimization, check
 from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import check_tensors, describe, write
+from perceivers.unit_policy import UnitPolicy
 
 CONFIG, LAST = "config.json", "last.ckpt"
 
@@ -89,7 +90,7 @@ class Training:
 class Trained(L.LightningModule):
     """Base of the experiments: a model and how it is optimised."""
 
-    def __init__(self, model: PerceiverIO | BERT, optimization: Optimization) -> None:
+    def __init__(self, model: PerceiverIO | BERT | UnitPolicy, optimization: Optimization) -> None:
         super().__init__()
         self.model = model
         self.optimization = optimization
