@@ -124,24 +124,30 @@ def build_parser() -> argparse.ArgumentParser:
     code.set_defaults(run=commands.autoencode_clip)
 
     evaluate = parsers.add_parser(
-        "evaluate", help="measure a saved model of images, clips or optical flow on data", parents=[common, printed]
+        "evaluate",
+        help="measure a saved model of images, clips, optical flow or units on data",
+        parents=[common, printed],
     )
     evaluate.add_argument(
         "--data",
         required=True,
         help="of images: 'digits', a folder, or a data set of the hub, of which the evaluation split or held-out part "
         "counts; of clips: likewise, or any clips for an autoencoder without label; of optical flow: the folder of a "
-        "data set as it is published, such as Sintel's",
+        "data set as it is published, such as Sintel's; of units: what prepare-replays wrote",
     )
     evaluate.add_argument(
         "--batch-size", type=positive, help="images (64), windows of clips (16, or 1) or tiles (1) computed at a time"
     )
     evaluate.add_argument("--windows", type=positive, help="evenly spaced in each clip, whose answers are averaged (1)")
-    evaluate.add_argument("--list", metavar="CSV", help="which clips below --data, and their classes (docs/clips.md)")
+    evaluate.add_argument(
+        "--list",
+        metavar="CSV",
+        help="which clips below --data, and their classes (docs/clips.md); or how replays are divided",
+    )
     evaluate.add_argument(
         "--classes", metavar="FILE", help="what the list's classes are: AudioSet's file, or one a line"
     )
-    evaluate.add_argument("--split", help="which part of a data set of optical flow (training)")
+    evaluate.add_argument("--split", help="which part of a data set of optical flow (training), or of replays (test)")
     evaluate.add_argument("--picture", metavar="FOLDER", help="also draw the flow of each pair, and its error, to here")
     evaluate.add_argument("--overlap", type=int, help="fewest pixels by which tiles of frames overlap (20)")
     evaluate.set_defaults(run=commands.evaluate_model)

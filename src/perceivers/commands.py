@@ -309,11 +309,17 @@ def evaluate_model(arguments: argparse.Namespace) -> None:
     from torch import nn
 
     from perceivers.adapters import FlowOutput, ImageInput, LabelOutput, VideoOutput
+    from perceivers.checkpoints.load import holds
     from perceivers.extras import need
     from perceivers.inference.prepare import prepare
 
     for extra in ("train", "vision"):  # what is missing shows before the model is loaded
         need(extra)
+    if holds(arguments.model, "UnitPolicy"):
+        refuse(arguments, ("picture", "overlap"), "of optical flow", "decides for units")
+        refuse(arguments, ("windows", "classes"), "of clips", "decides for units")
+        evaluate_policy(arguments)
+        return
     model = prepare(arguments.model, arguments.device, arguments.dtype)
 
     def has(parts: nn.ModuleDict, *kinds: type[nn.Module]) -> bool:
@@ -378,6 +384,30 @@ def evaluate_clips(arguments: argparse.Namespace, model: perceivers.PerceiverIO,
     figures = ", ".join(units[name].format(value) for name, value in results.items())
     few = "1 window" if windows == 1 else f"{windows} windows"
     print(f"{len(clips)} clip{'s' if len(clips) > 1 else ''}, {few} of each: {figures}")
+
+
+def evaluate_policy(arguments: argparse.Namespace) -> None:
+    from perceivers.checkpoints import load_any
+    from perceivers.data.decision_batches import PARTS, DecisionData
+    from perceivers.experiments.behavioural_cloning import evaluate, references
+    from perceivers.unit_policy import UnitPolicy
+
+    part = arguments.split or "test"
+    if part not in PARTS:
+        raise PerceiversError(f"--split {part} is not allowed: it is {', '.join(PARTS)}.")
+    data = DecisionData(arguments.data) if arguments.list is None else DecisionData(arguments.data, arguments.list)
+    decisions, policy = data.open()[part], load_any(arguments.model)
+    assert isinstance(policy, UnitPolicy)
+    policy.to(arguments.device or "cpu")
+    results = {"model": evaluate(policy, decisions, arguments.batch_size or 64)} | references(decisions)
+    if arguments.json:
+        print(json.dumps(results | {"decisions": len(decisions)}, indent=2))
+        return
+    columns = list(results["model"])
+    print_table(
+        [f"{part}, {len(decisions):,} decisions", *columns],
+        [[name, *(f"{row[key]:.2%}" if key in row else "" for key in columns)] for name, row in results.items()],
+    )
 
 
 def evaluate_images(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:

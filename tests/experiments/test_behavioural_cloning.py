@@ -6,6 +6,7 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.checkpoints import load_any
+from perceivers.cli import main
 
 pytest.importorskip("sc2reader")
 pytest.importorskip("datasets")
@@ -30,6 +31,7 @@ from perceivers.experiments.training import Training
 from perceivers.unit_policy import UnitPolicy
 from tests.data.test_decision_batches import row
 from tests.experiments.test_training import interrupt_at, state
+from tests.test_cli import fails
 
 SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 2}
 KINDS, ABILITIES = ["Probe", "Zealot", "Nexus"], ["Attack", "Move"]
@@ -165,3 +167,29 @@ def test_the_configs_can_be_read(name):
 def test_values_that_are_not_allowed(fields, message):
     with pytest.raises(PerceiversError, match=message):
         BehaviouralCloning(**fields)
+
+
+def test_the_command_evaluates_policies(tmp_path, tables, capsys):
+    policy().save(tmp_path / "model")
+    call = ["evaluate", str(tmp_path / "model"), "--data", tables.path, "--list", tables.split]
+    main([*call, "--json"])
+    results = json.loads(capsys.readouterr().out)
+    assert results["decisions"] == 80
+    assert results["model"] == {
+        name: pytest.approx(value, nan_ok=True)
+        for name, value in evaluate(policy_of(tmp_path), tables.open()["test"]).items()
+    }
+    main([*call, "--split", "validation"])
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.startswith("validation, 80 decisions")
+    assert [line.split("  ")[0] for line in rows] == ["model", "as before", "most frequent type", "one at random"]
+    for options, message in (
+        (["--split", "final"], "--split final is not allowed: it is training, validation, test."),
+        (["--windows", "3"], "--windows is for models of clips, but"),
+        (["--picture", "x"], "--picture is for models of optical flow, but"),
+    ):
+        assert message in fails(capsys, *call, *options)
+
+
+def policy_of(folder):
+    return load_any(folder / "model")

@@ -70,6 +70,15 @@ def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **set
     return model
 
 
+def holds(source: str | Path, name: str) -> bool:
+    """Whether there is a folder here that holds a model of ours of the class of that name."""
+    path = Path(source)
+    if not (path / CONFIG).is_file():
+        return False
+    model = read_config(path).get("model")
+    return isinstance(model, dict) and model.get("class") == name
+
+
 def locate(source: str | Path) -> Path:
     """The folder or file of a model; what is on the hub is fetched first.
 
