@@ -142,7 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--list",
         metavar="CSV",
-        help="which clips below --data, and their classes (docs/clips.md); or how replays are divided",
+        help="which clips below --data, and their classes (docs/clips.md); or a split of replays",
     )
     evaluate.add_argument(
         "--classes", metavar="FILE", help="what the list's classes are: AudioSet's file, or one a line"

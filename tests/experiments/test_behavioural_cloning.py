@@ -175,10 +175,8 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
     main([*call, "--json"])
     results = json.loads(capsys.readouterr().out)
     assert results["decisions"] == 80
-    assert results["model"] == {
-        name: pytest.approx(value, nan_ok=True)
-        for name, value in evaluate(policy_of(tmp_path), tables.open()["test"]).items()
-    }
+    found = evaluate(load_any(tmp_path / "model"), tables.open()["test"])
+    assert results["model"] == {name: pytest.approx(value, nan_ok=True) for name, value in found.items()}
     main([*call, "--split", "validation"])
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.startswith("validation, 80 decisions")
@@ -189,7 +187,3 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
         (["--picture", "x"], "--picture is for models of optical flow, but"),
     ):
         assert message in fails(capsys, *call, *options)
-
-
-def policy_of(folder):
-    return load_any(folder / "model")
