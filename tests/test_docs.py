@@ -31,6 +31,12 @@ def test_a_mixture_of_modalities_trains_in_less_than_60_lines():
     assert names["error"] < 0.1
 
 
+def test_a_set_encoder_tells_shapes_from_points():
+    names = {}
+    exec(code("docs/starcraft.md"), names)
+    assert names["accuracy"] > 0.85
+
+
 def test_the_readme_code_runs():
     names = {}
     exec(code("README.md"), names)
