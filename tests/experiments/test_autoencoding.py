@@ -14,7 +14,13 @@ pytest.importorskip("av")
 from perceivers.cli import main
 from perceivers.data.clip_batches import ClipData, collate
 from perceivers.data.video import read_frames, write_video
-from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder, Weights, evaluate
+from perceivers.experiments.autoencoding import (
+    Autoencoding,
+    ClipAugmentation,
+    ClipAutoencoder,
+    Weights,
+    evaluate,
+)
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.optimization import Optimization
 from perceivers.experiments.training import Training
@@ -50,8 +56,8 @@ def small_run(output, data, model=None, fields=None, **training):
         {"preset": "autoencoder_88x"} | SIZES | (model or {}),
         ClipData(str(data), held_out=0.2, memory=0.1),
         Weights(1.0, 1.0, 0.1),
-        Optimization(lr=3e-3),
-        Training(**training),
+        optimization=Optimization(lr=3e-3),
+        training=Training(**training),
         **({"points": 32} | (fields or {})),
     )
 
@@ -272,3 +278,35 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     other.save(tmp_path / "other")
     main(["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv"), "--windows", "3", "--json"])
     assert json.loads(capsys.readouterr().out)["windows"] == 3
+
+
+def test_all_frames_of_a_clip_are_changed_alike():
+    augment = ClipAugmentation((0.25, 0.5), flip=True).build((8, 8))
+    frame_CYX = torch.rand(3, 16, 16)
+    video = torch.nn.functional.interpolate(frame_CYX[None], (8, 8)).expand(6, 5, -1, -1, -1).clone()
+    torch.manual_seed(0)
+    changed = augment(video)
+    assert changed.shape == video.shape
+    assert (changed - changed[:, :1]).abs().max() < 1e-5
+    assert all((changed[a] - changed[b]).abs().max() > 0.01 for a in range(6) for b in range(a))
+    assert torch.equal(ClipAugmentation().build((8, 8))(video), video)
+    flipped = ClipAugmentation(flip=True).build((8, 8))(video)
+    mirrored = [bool(torch.allclose(clip, video[0].flip(-1), atol=1e-5)) for clip in flipped]
+    same = [bool(torch.allclose(clip, video[0], atol=1e-5)) for clip in flipped]
+    assert sum(mirrored) + sum(same) == 6
+    with pytest.raises(PerceiversError, match=r"augmentation\.area = \(0\.5, 0\.2\) is not allowed"):
+        ClipAugmentation((0.5, 0.2))
+
+
+def test_training_clips_are_augmented_and_evaluation_is_not(monkeypatch):
+    chosen, data = module(augmentation=ClipAugmentation((0.2, 0.3))), batch()
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    seen, losses = [], chosen.losses
+    monkeypatch.setattr(chosen, "losses", lambda batch, *rest: (seen.append(batch["video"]), losses(batch, *rest))[1])
+    chosen.training_step(data, 0)
+    assert seen[0].shape == data["video"].shape
+    assert 0 <= seen[0].min() < seen[0].max() <= 1
+    assert (seen[0] - data["video"] / 255).abs().mean() > 0.05
+    whole, _ = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    same, _ = full_losses(chosen, data | {"video": data["video"] / 255}, torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(same["video"], whole["video"])

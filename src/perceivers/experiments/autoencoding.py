@@ -14,8 +14,9 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from kornia import augmentation as K
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.data.clip_batches import ClipData, LabelledClips
 from perceivers.data.video import write_video
@@ -56,6 +57,35 @@ class Weights:
 
 
 @dataclass
+class ClipAugmentation:
+    """How training clips are changed, all frames of one alike. The sound stays as it is.
+
+    Attributes:
+        area: bounds of the part of a frame's area that is cut out at random and resized; all of it, if not given.
+        flip: mirror half of the clips.
+    """
+
+    area: tuple[float, float] | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        low, high = self.area or (1.0, 1.0)
+        check("augmentation.area", self.area, 0 < low <= high <= 1, "two parts, each above 0 and at most 1, in order")
+
+    def build(self, size: tuple[int, int]) -> nn.Module:
+        """What changes videos [B, T, C, Y, X] in [0, 1], with height and width `size`."""
+        layers: list[nn.Module] = []
+        if self.area is not None:
+            layers.append(K.RandomResizedCrop(size, scale=self.area))
+        if self.flip:
+            layers.append(K.RandomHorizontalFlip())
+        if not layers:
+            return nn.Identity()
+        changed: nn.Module = K.VideoSequential(*layers, data_format="BTCHW", same_on_frame=True)
+        return changed
+
+
+@dataclass
 class Autoencoding:
     """A training run of autoencoding.
 
@@ -65,6 +95,7 @@ class Autoencoding:
             come from the data otherwise.
         data: the clips.
         weights: what each modality counts.
+        augmentation: how training clips are changed.
         optimization: how weights are updated.
         training: how the run is done.
         points: so many pixels, and patches of sound, of each clip are decoded in training, drawn at random.
@@ -74,6 +105,7 @@ class Autoencoding:
     model: dict[str, Any]
     data: ClipData = field(default_factory=ClipData)
     weights: Weights = field(default_factory=Weights)
+    augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
     optimization: Optimization = field(default_factory=Optimization)
     training: Training = field(default_factory=Training)
     points: int = 512
@@ -125,12 +157,14 @@ class ClipAutoencoder(Trained):
     def __init__(self, model: PerceiverIO, config: Autoencoding) -> None:
         super().__init__(model, config.optimization)
         self.config = config
+        self.augment = config.augmentation.build(window_of(model).size)
         self.errors = ReconstructionErrors(model.outputs)
         self.shown = 0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if "label" not in batch:
             return None  # nothing of it could be read
+        batch = batch | {"video": self.augment(batch["video"].float() / 255)}
         hidden_B1 = torch.rand(len(batch["label"]), 1, device=self.device) < self.config.label_masking
         points = self.draw(batch)
         answers = self.model.decode(self.encode(batch, hidden_B1), points)
@@ -160,7 +194,13 @@ class ClipAutoencoder(Trained):
     def losses(
         self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], points: Mapping[str, Tensor | None]
     ) -> dict[str, Tensor]:
-        """The loss of each output, over what the clips have of it; `points` as in `PerceiverIO.decode`."""
+        """The loss of each output, over what the clips have of it.
+
+        Args:
+            batch: as it comes; video may be bytes, or in [0, 1].
+            answers: what was decoded.
+            points: where, as in `PerceiverIO.decode`.
+        """
         found = {}
         for name, answer in answers.items():
             asked = points[name]
@@ -169,7 +209,8 @@ class ClipAutoencoder(Trained):
             elif name == "video":
                 wanted = batch["video"] if asked is None else pixels_at(batch["video"], asked)
                 shown = batch["shown"] if asked is None else batch["shown"].gather(1, frame_of(batch["video"], asked))
-                found[name] = mean_error(answer, wanted.float() / 255, shown)
+                wanted = wanted / 255 if wanted.dtype == torch.uint8 else wanted
+                found[name] = mean_error(answer, wanted, shown)
             else:
                 wanted, heard = batch["audio"], batch["heard"]
                 if asked is not None:
