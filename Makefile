@@ -5,7 +5,8 @@ BIN := .venv/bin
 
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
-.PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow
+# make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md; an hour.
+.PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow mini-multimodal
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -36,6 +37,9 @@ mini-glue: .venv/installed
 mini-flow: .venv/installed
 	test -e runs/flow_mini/metrics.json || $(BIN)/perceivers fit configs/flow/mini.yaml
 	$(BIN)/perceivers evaluate runs/flow_mini/model --data $(FLOW)
+
+mini-multimodal: .venv/installed
+	$(BIN)/python benchmarks/multimodal.py --digits $(DIGITS) --clip $(CLIP)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
