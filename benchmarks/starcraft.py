@@ -1,0 +1,170 @@
+"""StarCraft II at mini scale: AlphaStar's Transformer and the paper's Perceiver IO on units, three seeds each.
+
+What is measured goes into docs/starcraft.md.
+
+    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; about three hours
+
+Runs are kept in `runs/starcraft` and skipped when the same command is called again; what was interrupted goes on.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.side_by_side import cores, curve, side_by_side
+from perceivers.checkpoints import load_any
+from perceivers.data.decision_batches import DecisionData, Decisions, collate
+from perceivers.data.loader import Item
+from perceivers.experiments.behavioural_cloning import Numbers, evaluate, references
+from perceivers.experiments.configuration import read_config
+from perceivers.experiments.training import LAST
+from perceivers.model.errors import PerceiversError
+from perceivers.presets import compute_as_written
+from perceivers.unit_policy import UnitPolicy
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs/starcraft"
+ENCODERS = {
+    "Transformer": ("transformer.yaml", []),
+    "Perceiver IO, 32 latents": ("perceiver.yaml", []),
+    "Perceiver IO, 64 latents": ("perceiver.yaml", ["--model.latents=64"]),
+}
+SEEDS = (0, 1, 2)
+BATCH = 64
+"""Decisions of a batch when encoders are timed."""
+FIGURES = ("f1", "precision", "recall", "exact", "first", "ability", "target")
+
+START, END = "<!-- measured by benchmarks/starcraft.py -->\n", "<!-- end -->\n"
+
+
+def folder(runs: Path, encoder: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return runs / f"{encoder.replace(', ', '_').replace(' ', '_')}_{seed}"
+
+
+def train(encoder: str, seed: int, runs: Path, tables: Path) -> None:
+    """Trains a run, or goes on with it, unless it is done."""
+    output, (config, changes) = folder(runs, encoder, seed), ENCODERS[encoder]
+    if not (output / "metrics.json").is_file():
+        resume = str((output / "checkpoints" / LAST).is_file()).lower()
+        own = [f"--data.path={tables}", f"--data.split={CONFIGS / 'split.json'}", f"--training.seed={seed}"]
+        own += [f"--training.output={output}", f"--training.resume={resume}"]
+        read_config(CONFIGS / config, [*changes, *own]).run()
+
+
+def tested(run: Path, decisions: Decisions) -> dict[str, float]:
+    """A run's figures on the test replays, computed once."""
+    file = run / "test.json"
+    if not file.is_file():
+        policy = load_any(run / "model")
+        assert isinstance(policy, UnitPolicy)
+        file.write_text(json.dumps(evaluate(policy, decisions)))
+    found: dict[str, float] = json.loads(file.read_text())
+    return found
+
+
+def flops(policy: UnitPolicy, units: int) -> int:
+    """Of the encoder for one decision of so many units."""
+    with torch.device("meta"):
+        encoder = type(policy.encoder)(**policy.encoder.config).eval().requires_grad_(False)
+        compute_as_written(encoder)
+        with FlopCounterMode(display=False) as counter:
+            encoder(torch.empty(1, units, policy.units.channels), torch.ones(1, units, dtype=torch.bool))
+    return counter.get_total_flops()
+
+
+@torch.inference_mode()
+def encoded_per_second(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int = 7) -> dict[str, float]:
+    """Decisions that each encodes in a second, in turns, of the same batch; medians."""
+    middle = sorted(range(len(decisions)), key=decisions.lengths.__getitem__)[len(decisions) // 2 :][:BATCH]
+    batch = collate([decisions[Item(place, 0)] for place in middle])
+    seconds: dict[str, list[float]] = {name: [] for name in policies}
+    for turn in range(rounds + 1):
+        for name, policy in policies.items():
+            known = Numbers(policy, decisions)(batch)
+            started = time.perf_counter()
+            policy.encoder(policy.units(known), known["real"])
+            if turn:  # the first is to warm up
+                seconds[name].append(time.perf_counter() - started)
+    return {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+
+
+def spread(values: list[float]) -> str:
+    """Mean and standard deviation, in percent."""
+    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
+def report(runs: Path, tables: Path) -> str:
+    """Figures on the test replays and costs of each encoder, as tables."""
+    decisions = DecisionData(str(tables), str(CONFIGS / "split.json")).open()["test"]
+    rows = ["| | " + " | ".join(FIGURES) + " |", "| --- |" + " --- |" * len(FIGURES)]
+    costs = [
+        "| encoder | parameters | FLOPs of 512 units | decisions a second in training | encoded a second |",
+        "| --- |" + " --- |" * 4,
+    ]
+    policies = {}
+    for encoder in ENCODERS:
+        done = [run for run in (folder(runs, encoder, seed) for seed in SEEDS) if (run / "metrics.json").is_file()]
+        if not done:
+            continue
+        found = [tested(run, decisions) for run in done]
+        rows.append(f"| {encoder} | " + " | ".join(spread([each[key] for each in found]) for key in FIGURES) + " |")
+        policy = load_any(done[0] / "model")
+        assert isinstance(policy, UnitPolicy)
+        policies[encoder] = policy
+    for name, figures in references(decisions).items():
+        rows.append(
+            f"| {name} | " + " | ".join(f"{100 * figures[k]:.1f}" if k in figures else "" for k in FIGURES) + " |"
+        )
+    speeds = encoded_per_second(policies, decisions)
+    for name, policy in policies.items():
+        training = statistics.median(value for _, value in curve(folder(runs, name, SEEDS[0]), "examples_per_second"))
+        parameters = sum(parameter.numel() for parameter in policy.encoder.parameters())
+        costs.append(
+            f"| {name} | {parameters / 1e6:.2f}M | {flops(policy, 512) / 1e9:.3f}B | {training:.0f} | "
+            f"{speeds[name]:.0f} |"
+        )
+    title = (
+        f"On the {len(decisions):,} decisions of the test replays, in percent, mean and standard deviation over seeds:"
+    )
+    return title + "\n\n" + "\n".join(rows) + "\n\n" + "\n".join(costs) + "\n"
+
+
+def main() -> None:
+    """Runs what is not done yet and writes the document."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--tables", type=Path, required=True, help="what `perceivers prepare-replays` wrote")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/starcraft", help="where runs are kept")
+    parser.add_argument("--only", nargs=2, metavar=("ENCODER", "SEED"), help="train one, in this process")
+    parser.add_argument("--jobs", type=int, default=1 if torch.cuda.is_available() else cores())
+    arguments = parser.parse_args()
+    try:
+        if arguments.only:
+            train(arguments.only[0], int(arguments.only[1]), arguments.runs, arguments.tables)
+            return
+        arguments.runs.mkdir(parents=True, exist_ok=True)
+        own = [sys.executable, __file__, "--runs", str(arguments.runs), "--tables", str(arguments.tables), "--only"]
+        commands = {f"{name} {seed}": [*own, name, str(seed)] for seed in SEEDS for name in ENCODERS}
+        failed = side_by_side(commands, arguments.runs, arguments.jobs)
+        if failed:
+            sys.exit(f"starcraft.py: not finished: {', '.join(failed)}; their logs are in {arguments.runs}.")
+        tables = report(arguments.runs, arguments.tables)
+    except PerceiversError as error:
+        sys.exit(f"starcraft.py: {error}")
+    page = ROOT / "docs/starcraft.md"
+    before, _, rest = page.read_text().partition(START)
+    page.write_text(before + START + tables + END + rest.partition(END)[2])
+    print("\n" + tables)
+
+
+if __name__ == "__main__":
+    main()
