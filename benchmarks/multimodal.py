@@ -189,6 +189,8 @@ def draw(points: list[tuple[float, float, float]], none: tuple[float, float], fi
     for axis, name, place in zip(figure.subplots(1, 2), ("video", "sound"), (1, 2), strict=True):
         axis.plot([point[0] for point in points], [point[place] for point in points], "o-")
         axis.axhline(none[place - 1], color="black", linewidth=0.8, linestyle=":")
+        values = [none[place - 1], *(point[place] for point in points)]
+        axis.set_ylim(min(values) - 1, max(values) + 1)  # what differs by nothing shall look so
         axis.set(xlabel="compression", ylabel=f"PSNR of the {name}, dB", xscale="log")
         axis.set_xticks([point[0] for point in points], [f"{point[0]:.0f}x" for point in points], minor=False)
         axis.minorticks_off()

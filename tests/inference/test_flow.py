@@ -395,7 +395,7 @@ def test_the_model_that_comes_along_is_small_and_sees_motion():
     pairs = FlowGenerator(Scenes((64, 64), shapes=(1, 5), motion=3.0)).pairs(range(2**31 + 1000, 2**31 + 1032))
     answers = torch.stack([flow(SHIPPED, *frames) for frames in pairs.frames])
     errors = (answers - pairs.forward).norm(dim=1)
-    assert errors.mean() < 0.35 * pairs.forward.norm(dim=1).mean()
+    assert errors.mean() < 0.37 * pairs.forward.norm(dim=1).mean()
     still = flow(SHIPPED, pairs.frames[0, 0], pairs.frames[0, 0])
     assert still.norm(dim=0).mean() < 0.1
 
