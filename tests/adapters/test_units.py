@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.adapters.units import CELLS, LOOPS, ScalarFeatures, UnitFeatures
+from perceivers.adapters.units import CELLS, HOUR, ScalarFeatures, UnitFeatures
 
 
 def units(**changes):
@@ -17,7 +17,7 @@ def test_numbers_of_a_unit_stand_where_they_belong():
     one = torch.ones(1, 1, dtype=torch.long)
     x_C = features(
         units(kind=2 * one, owner=2 * one, flags=5 * one, groups=513 * one, x=torch.tensor([[CELLS / 2]]),
-              y=torch.tensor([[CELLS / 4]]), age=LOOPS * one, unseen=0 * one)
+              y=torch.tensor([[CELLS / 4]]), age=HOUR * one, unseen=0 * one)
     )[0, 0]  # fmt: skip
     torch.testing.assert_close(x_C[:4], features.embedding.weight[2])
     assert x_C[4:8].tolist() == [0, 0, 1, 0]

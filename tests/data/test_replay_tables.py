@@ -10,8 +10,20 @@ from pyarrow import parquet
 
 from perceivers.cli import main
 from perceivers.data import replay_tables
-from perceivers.data.replay_tables import BUILDING, FINISHED, SELECTED, cut, read_vocabulary, write_replays
-from perceivers.data.replays import ALLY, ENEMY, NEUTRAL, SELF, Decision, Entity, decisions, open_replay
+from perceivers.data.replay_tables import cut, read_vocabulary, write_replays
+from perceivers.data.replays import (
+    ALLY,
+    BUILDING,
+    ENEMY,
+    FINISHED,
+    NEUTRAL,
+    SELECTED,
+    SELF,
+    Decision,
+    Entity,
+    decisions,
+    open_replay,
+)
 from tests.test_cli import fails
 
 FIRST, SECOND = "4.3.0.64469__1", "2.0.8.25605__ggtracker_3663861"

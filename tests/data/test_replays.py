@@ -1,9 +1,11 @@
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 
-from perceivers import PerceiversError
+from perceivers import PerceiversError, extras
 
 pytest.importorskip("sc2reader")
 from perceivers.data import replays
@@ -115,6 +117,16 @@ def test_damaged_and_short_replays_are_refused(shared_data, tmp_path, monkeypatc
     monkeypatch.setattr(replays, "SHORTEST", 16 * 3600)
     with pytest.raises(PerceiversError, match=r"lasts 661 s: games of less than 3600 s are not taken"):
         open_replay(shared_data / "replays" / "4.4.0.65895__1.SC2Replay")
+
+
+def test_only_replays_themselves_need_their_reader(tmp_path, monkeypatch):
+    """Whoever trains on something else need not have it."""
+    code = "import sys; sys.modules['sc2reader'] = None; import perceivers.experiments.configuration"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "a.SC2Replay").write_bytes(b"")
+    monkeypatch.setitem(extras.MODULES, "starcraft", ("no_such_reader",))
+    with pytest.raises(PerceiversError, match=r"'no_such_reader' is not installed.*perceivers\[starcraft\]"):
+        open_replay(tmp_path / "a.SC2Replay")
 
 
 def test_team_games_have_allies(shared_data):

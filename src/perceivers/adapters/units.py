@@ -16,7 +16,7 @@ from perceivers.model.linear import Linear, learned
 
 CELLS = 256
 """Cells of the largest map, along each side."""
-LOOPS = 16 * 60 * 60
+HOUR = 16 * 60 * 60
 """Game loops of an hour, in which ages are measured."""
 OWNERS, FLAGS, GROUPS, RACES = 4, 3, 10, 3
 
@@ -67,7 +67,7 @@ class UnitFeatures(Configured, nn.Module):
                 place_BM2,
                 wave_BMF.sin(),
                 wave_BMF.cos(),
-                times_BM2.log1p() / math.log1p(LOOPS),
+                times_BM2.log1p() / math.log1p(HOUR),
             ],
             -1,
         )
@@ -93,6 +93,6 @@ class ScalarFeatures(Configured, nn.Module):
         if scalar_BS.shape[-1] != self.scalars:
             raise PerceiversError(f"{scalar_BS.shape[-1]} scalars were given, but the model reads {self.scalars}.")
         races = [F.one_hot(race + 1, RACES + 1).float() for race in (race_B, enemy_race_B)]
-        time_B1 = loop_B[:, None].float().log1p() / math.log1p(LOOPS)
+        time_B1 = loop_B[:, None].float().log1p() / math.log1p(HOUR)
         vector_BC: Tensor = self.layers(torch.cat([scalar_BS.clamp_min(0).log1p() / 8, *races, time_B1], -1))
         return vector_BC

@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceivers.data.replays import ALLY, BUILDING, ENEMY, FINISHED, NEUTRAL, SELECTED, SELF
 from perceivers.model.errors import PerceiversError
 
 UNIT_TYPE, ALLIANCE, BUILD_PROGRESS, DISPLAY_TYPE, X, Y, IS_SELECTED, TAG = 0, 1, 6, 10, 12, 13, 17, 29
 """Columns that are read; the others (health, orders, cargo ...) have no counterpart in replays."""
 
-OWNERS = {1: 0, 2: 1, 3: 3, 4: 2}
-"""pysc2's alliances (1 self, 2 ally, 3 neutral, 4 enemy) as the owners of `perceivers.data.replays`."""
+OWNERS = {1: SELF, 2: ALLY, 3: NEUTRAL, 4: ENEMY}
+"""pysc2's alliances as the owners of replays."""
 
 VISIBLE = 1
 """The display type of a unit that is seen now; 2 is one that is remembered where it was, 3 is hidden."""
 
-BUILDING, FINISHED, SELECTED = 1, 2, 4
 FEATURES = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
 
 

@@ -7,19 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from perceivers.extras import need
-
-need("starcraft")
-
 import pyarrow
 from pyarrow import parquet
 from tqdm import tqdm
 
 from perceivers.data.replays import (
     ALLY,
+    BUILDING,
     ENEMY,
+    FINISHED,
     NEUTRAL,
     SCALARS,
+    SELECTED,
     SELF,
     UNKNOWN,
     UPGRADES,
@@ -38,9 +37,6 @@ VOCABULARY, STATISTICS = "vocabulary.json", "statistics.json"
 RACES = ("Protoss", "Terran", "Zerg")
 AS_THEY_ARE = ("owner", "x", "y", "age", "unseen", "groups")
 """Columns that hold what `Entity` does."""
-BUILDING, FINISHED, SELECTED = 1, 2, 4
-"""Bits of the column `flags`."""
-
 SCHEMA = pyarrow.schema(
     {
         "player": pyarrow.int8(),
@@ -54,7 +50,7 @@ SCHEMA = pyarrow.schema(
         "y": pyarrow.list_(pyarrow.float32()),
         "age": pyarrow.list_(pyarrow.int32()),
         "unseen": pyarrow.list_(pyarrow.int32()),
-        "flags": pyarrow.list_(pyarrow.uint8()),
+        "flags": pyarrow.list_(pyarrow.uint8()),  # BUILDING, FINISHED, SELECTED
         "groups": pyarrow.list_(pyarrow.int16()),
         "chosen": pyarrow.list_(pyarrow.int16()),  # places among the units
         "ability": pyarrow.int16(),  # place in the vocabulary; -1 for a selection

@@ -11,11 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.extras import need
-
-need("starcraft")
-
-import sc2reader
-
 from perceivers.model.errors import PerceiversError
 
 LOOPS = 16
@@ -23,6 +18,9 @@ LOOPS = 16
 
 SELF, ALLY, ENEMY, NEUTRAL = range(4)
 """Owners of units, as a player sees them."""
+
+BUILDING, FINISHED, SELECTED = 1, 2, 4
+"""Bits for what is true of a unit, in tables of units."""
 
 SHORTEST = 30 * LOOPS
 """Loops of the shortest game that is taken for one."""
@@ -176,8 +174,12 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
         team_games: take games of more than two players, too.
 
     Raises:
-        PerceiversError: it cannot be read, was resumed, has no record of units, is a team game, or too short.
+        PerceiversError: it cannot be read, was resumed, has no record of units, is a team game, or too short; or
+            sc2reader is not installed.
     """
+    need("starcraft")
+    import sc2reader
+
     if not Path(path).is_file():
         raise PerceiversError(f"{path} is not a file: give the path of a replay.")
     try:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from perceivers.data.replays import SELF
+from perceivers.data.replays import SELECTED, SELF
 
 
 class SelectionScores(Metric):
@@ -70,7 +70,7 @@ def own(batch: Mapping[str, Tensor]) -> Tensor:
 
 def as_before(batch: Mapping[str, Tensor]) -> Tensor:
     """Predicts what is selected already."""
-    return own(batch) & (batch["flags"] & 4).bool()
+    return own(batch) & (batch["flags"] & SELECTED).bool()
 
 
 def most_frequent(batch: Mapping[str, Tensor]) -> Tensor:
