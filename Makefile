@@ -5,7 +5,7 @@ BIN := .venv/bin
 
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
-# make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md; an hour.
+# make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 .PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow mini-multimodal
 
 demo: .venv/installed

@@ -10,7 +10,7 @@ SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 
 NAMES = (["Probe", "Zealot"], ["Attack", "Move", "Stop"], ["minerals", "vespene"])
 
 
-def batch(generator=None):
+def batch():
     real = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
     return {
         "real": real, "kind": torch.randint(3, (2, 6)), "owner": torch.randint(4, (2, 6)),

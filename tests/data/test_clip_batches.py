@@ -163,6 +163,8 @@ def test_a_list_tells_the_classes_of_clips_of_a_folder(tmp_path):
         ClipData(str(root), str(tmp_path / "d.csv"), skip_missing=True).open()
     with pytest.raises(PerceiversError, match=r"data\.training_list is not given"):
         ClipData(str(root), evaluation_list="a.csv")
+    with pytest.raises(PerceiversError, match=r"held_out_where is for data sets with columns, but data\.training_list"):
+        ClipData(str(root), "a.csv", held_out_where={"speaker": "b"})
 
 
 def test_windows_of_one_clip_are_held_out_without_overlap(tmp_path):

@@ -94,6 +94,7 @@ def test_a_class_is_unknown_or_a_file_is_missing(tmp_path, write):
         ("youtube_id,time_start,time_end,split\nx,0,10,test\n", "is no list of clips"),
         ("file,label\n", "names no clips"),
         ("file,label\na.wav,dog\nb.wav\n", "line 3 has 1 columns, but file, label are expected"),
+        ("file,label\na.wav,dog\nb.wav,\n", "line 3 has no label: give the clip a class"),
         (KINETICS + "yoga,x,zero,10,train\n", "line 4: could not convert string to float: 'zero'"),
         ("# YTID, start_seconds, end_seconds, positive_labels\nx, 0, ten, /m/1\n", "line 2: could not convert"),
     ],

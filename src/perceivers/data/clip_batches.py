@@ -102,6 +102,8 @@ class ClipData:
             raise PerceiversError(f"data.memory = {self.memory} is not allowed: it must be at least 0.")
         if self.training_list is None and (self.evaluation_list is not None or self.class_list is not None):
             raise PerceiversError("data.training_list is not given, which the other lists belong to.")
+        if self.training_list is not None and self.held_out_where:
+            raise PerceiversError("data.held_out_where is for data sets with columns, but data.training_list is given.")
 
     def open(self, labelled: bool = True) -> Splits[LabelledClips]:
         """Finds the clips.

@@ -96,6 +96,8 @@ def read_list(path: Path) -> ClipList:
             entries.append(Entry(line, *kind(fields)))
         except ValueError as error:
             raise PerceiversError(f"{path}, line {line}: {error}; it should be a number of seconds.") from error
+        if "label" in header and not entries[-1].labels[0]:
+            raise PerceiversError(f"{path}, line {line} has no label: give the clip a class, or take the line out.")
     if not entries:
         raise PerceiversError(f"{path} names no clips.")
     return ClipList(path, "label" not in header, entries)
