@@ -6,7 +6,8 @@ BIN := .venv/bin
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
-.PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow mini-multimodal
+# make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; 50 minutes.
+.PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow mini-multimodal mini-starcraft
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -40,6 +41,10 @@ mini-flow: .venv/installed
 
 mini-multimodal: .venv/installed
 	$(BIN)/python benchmarks/multimodal.py --digits $(DIGITS) --clip $(CLIP)
+
+mini-starcraft: .venv/installed
+	$(BIN)/perceivers prepare-replays $(REPLAYS) runs/tables
+	$(BIN)/python benchmarks/starcraft.py --tables runs/tables
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -10,7 +10,9 @@ are kept in `runs/multimodal` and skipped when the same command is called again;
 
 import argparse
 import json
+import statistics
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
-from benchmarks.side_by_side import side_by_side
+from benchmarks.side_by_side import curve, side_by_side
 from perceivers.data.clip_batches import ClipData, ClipDataset, LabelledClips, collate
 from perceivers.data.clips import Window, measure, read_window
 from perceivers.data.flow_pictures import to_image
@@ -163,12 +165,33 @@ def trade_off(runs: Path, names: list[str], clip: Path) -> str:
     return "\n".join(rows)
 
 
-def windows(clip: Path) -> tuple[ClipDataset, ClipDataset]:
-    """Those of the clip that are trained on and those that are held out."""
-    config = read_config(CONFIGS / "autoencoding/mini.yaml", [f"--data.path={clip}"])
+def windows(clip: Path, *changes: str) -> tuple[ClipDataset, ClipDataset]:
+    """Those of the clip that are trained on and those that are held out; `changes` are of the config."""
+    config = read_config(CONFIGS / "autoencoding/mini.yaml", [f"--data.path={clip}", *changes])
     assert isinstance(config, Autoencoding)
     window = window_of(build("autoencoder_88x", {k: v for k, v in config.model.items() if k != "preset"}))
     return config.data.datasets(config.data.open(labelled=False), window)
+
+
+def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:
+    """Windows of training that one process reads in a second, after it has read as many."""
+    training, _ = windows(clip, *changes)
+    for round in range(2):
+        started = time.perf_counter()
+        for seed in range(count):
+            training[Item(0, count * round + seed)]
+    return count / (time.perf_counter() - started)
+
+
+def keeps_up(runs: Path, names: list[str], clip: Path) -> str:
+    """Windows that are read in a second, and those that training takes, as a table."""
+    rows = ["| windows of 16 frames with sound | a second |", "| --- | --- |"]
+    rows.append(f"| read from the file, by one process | {drawn_per_second(clip, '--data.memory=0'):.1f} |")
+    rows.append(f"| read with the decoded clip in memory, as in mini.yaml | {drawn_per_second(clip):.0f} |")
+    for name in names:
+        speed = statistics.median(value for _, value in curve(folder(runs, name), "examples_per_second"))
+        rows.append(f"| trained on: {name} | {speed:.0f} |")
+    return "\n".join(rows)
 
 
 def without_model(clip: Path) -> tuple[float, float]:
@@ -259,6 +282,7 @@ def report(runs: Path, clip: Path) -> None:
             parts.append(f"{title}\n\n{accuracy(runs, names)}\n")
     if coded:
         parts.append(f"A clip at several compressions:\n\n{trade_off(runs, coded, clip)}\n")
+        parts.append(f"Reading beside training:\n\n{keeps_up(runs, coded, clip)}\n")
         reconstruct(runs, coded, clip)
     page = ROOT / "docs/multimodal.md"
     before, _, rest = page.read_text().partition(START)

@@ -2,7 +2,7 @@
 
 What is measured goes into docs/starcraft.md.
 
-    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; about three hours
+    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; 45 minutes on two cores
 
 Runs are kept in `runs/starcraft` and skipped when the same command is called again; what was interrupted goes on.
 """
@@ -13,17 +13,20 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.side_by_side import cores, curve, side_by_side
+from benchmarks.side_by_side import cores, side_by_side
+from benchmarks.starcraft_pictures import draw_attention, draw_selections
+from benchmarks.worker import peak, reset_peak
 from perceivers.checkpoints import load_any
 from perceivers.data.decision_batches import DecisionData, Decisions, collate
 from perceivers.data.loader import Item
-from perceivers.experiments.behavioural_cloning import Numbers, evaluate, references
+from perceivers.experiments.behavioural_cloning import Numbers, evaluate, losses_of, references
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.training import LAST
 from perceivers.model.errors import PerceiversError
@@ -37,6 +40,7 @@ ENCODERS = {
     "Perceiver IO, 32 latents": ("perceiver.yaml", []),
     "Perceiver IO, 64 latents": ("perceiver.yaml", ["--model.latents=64"]),
 }
+PICTURED = ("Transformer", "Perceiver IO, 32 latents")
 SEEDS = (0, 1, 2)
 BATCH = 64
 """Decisions of a batch when encoders are timed."""
@@ -81,20 +85,49 @@ def flops(policy: UnitPolicy, units: int) -> int:
     return counter.get_total_flops()
 
 
+def usual_batch(decisions: Decisions) -> dict[str, torch.Tensor]:
+    """The batch in the middle, by number of units."""
+    ordered = sorted(range(len(decisions)), key=decisions.lengths.__getitem__)
+    begin = max(0, (len(ordered) - BATCH) // 2)
+    return collate([decisions[Item(place, 0)] for place in ordered[begin : begin + BATCH]])
+
+
+def train_step(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:
+    """Losses and gradients of the whole policy, in the precision of the runs."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = torch.stack(list(losses_of(policy, batch).values())).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    policy.zero_grad()
+
+
 @torch.inference_mode()
-def encoded_per_second(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int = 7) -> dict[str, float]:
-    """Decisions that each encodes in a second, in turns, of the same batch; medians."""
-    middle = sorted(range(len(decisions)), key=decisions.lengths.__getitem__)[len(decisions) // 2 :][:BATCH]
-    batch = collate([decisions[Item(place, 0)] for place in middle])
-    seconds: dict[str, list[float]] = {name: [] for name in policies}
+def encode(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:
+    """The encoder alone."""
+    with torch.autocast("cpu", torch.bfloat16):
+        policy.encoder(policy.units(batch), batch["real"])
+
+
+def measured(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int = 7) -> dict[str, tuple[float, ...]]:
+    """What each trains on and encodes in a second, and bytes that a training step needs, of the same batch, in turns.
+
+    Speeds are medians; memory is the peak of the process above what it held before the step.
+    """
+    known = usual_batch(decisions)
+    batches = {name: Numbers(policy, decisions)(known) for name, policy in policies.items()}
+    found: dict[str, tuple[float, ...]] = {}
+    seconds: dict[tuple[str, Any], list[float]] = {(name, do): [] for do in (train_step, encode) for name in policies}
     for turn in range(rounds + 1):
-        for name, policy in policies.items():
-            known = Numbers(policy, decisions)(batch)
+        for (name, do), times in seconds.items():
             started = time.perf_counter()
-            policy.encoder(policy.units(known), known["real"])
+            do(policies[name], batches[name])
             if turn:  # the first is to warm up
-                seconds[name].append(time.perf_counter() - started)
-    return {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+                times.append(time.perf_counter() - started)
+    for name, policy in policies.items():
+        before = reset_peak("cpu")
+        train_step(policy, batches[name])
+        speeds = (len(known["real"]) / statistics.median(seconds[name, do]) for do in (train_step, encode))
+        found[name] = (*speeds, peak("cpu") - before)
+    return found
 
 
 def spread(values: list[float]) -> str:
@@ -108,8 +141,8 @@ def report(runs: Path, tables: Path) -> str:
     decisions = DecisionData(str(tables), str(CONFIGS / "split.json")).open()["test"]
     rows = ["| | " + " | ".join(FIGURES) + " |", "| --- |" + " --- |" * len(FIGURES)]
     costs = [
-        "| encoder | parameters | FLOPs of 512 units | decisions a second in training | encoded a second |",
-        "| --- |" + " --- |" * 4,
+        "| encoder | parameters | FLOPs of 512 units | trained on a second | encoded a second | memory of a step |",
+        "| --- |" + " --- |" * 5,
     ]
     policies = {}
     for encoder in ENCODERS:
@@ -125,14 +158,17 @@ def report(runs: Path, tables: Path) -> str:
         rows.append(
             f"| {name} | " + " | ".join(f"{100 * figures[k]:.1f}" if k in figures else "" for k in FIGURES) + " |"
         )
-    speeds = encoded_per_second(policies, decisions)
+    costs_of = measured(policies, decisions)
     for name, policy in policies.items():
-        training = statistics.median(value for _, value in curve(folder(runs, name, SEEDS[0]), "examples_per_second"))
         parameters = sum(parameter.numel() for parameter in policy.encoder.parameters())
+        trained, encoded, memory = costs_of[name]
         costs.append(
-            f"| {name} | {parameters / 1e6:.2f}M | {flops(policy, 512) / 1e9:.3f}B | {training:.0f} | "
-            f"{speeds[name]:.0f} |"
+            f"| {name} | {parameters / 1e6:.2f}M | {flops(policy, 512) / 1e9:.3f}B | {trained:.0f} | {encoded:.0f} | "
+            f"{memory / 1e6:.0f} MB |"
         )
+    if policies.keys() >= set(PICTURED):
+        draw_selections({name: policies[name] for name in PICTURED}, decisions, ROOT / "docs/starcraft_selections.png")
+        draw_attention(policies[PICTURED[1]], decisions, ROOT / "docs/starcraft_attention.png")
     title = (
         f"On the {len(decisions):,} decisions of the test replays, in percent, mean and standard deviation over seeds:"
     )

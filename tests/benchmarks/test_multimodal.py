@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import multimodal
-from benchmarks.multimodal import CONFIGS, RUNS, accuracy, folder, windows, without_model, write_digits
+from benchmarks.multimodal import CONFIGS, RUNS, accuracy, folder, keeps_up, windows, without_model, write_digits
 from perceivers.data.clip_batches import ClipData
 from perceivers.data.clips import Window, read_window
 from perceivers.data.images import digits
@@ -77,6 +77,17 @@ def test_what_no_model_would_be_right_about(tmp_path):
     found, sound = without_model(tmp_path / "a.mkv")
     assert found == pytest.approx(-10 * np.log10(0.25), abs=0.5)
     assert sound == pytest.approx(20, abs=1)
+
+
+def test_reading_beside_training(tmp_path):
+    video = [torch.full((3, 64, 64), 255 * (number % 2), dtype=torch.uint8) for number in range(200)]
+    write_video(tmp_path / "a.mkv", video, 25, torch.full((8 * 16000,), 0.1), 16000)
+    log = folder(tmp_path, "clip, 40 latents") / "csv/version_0/metrics.csv"
+    log.parent.mkdir(parents=True)
+    log.write_text("step,examples_per_second\n9,10.0\n19,24.0\n29,30.0\n")
+    *_, file, memory, trained = keeps_up(tmp_path, ["clip, 40 latents"], tmp_path / "a.mkv").splitlines()
+    assert trained == "| trained on: clip, 40 latents | 24 |"
+    assert float(memory.split("|")[2]) > float(file.split("|")[2]) > 0
 
 
 def test_the_report(tmp_path, monkeypatch):

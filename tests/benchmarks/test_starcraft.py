@@ -1,11 +1,15 @@
 import json
 
+import PIL.Image
 import pytest
 
 pytest.importorskip("sc2reader")
 from benchmarks import starcraft
-from benchmarks.starcraft import CONFIGS, ENCODERS, flops, folder, report, spread
+from benchmarks.starcraft import CONFIGS, ENCODERS, PICTURED, flops, folder, measured, report, spread, usual_batch
+from benchmarks.starcraft_pictures import draw_attention, draw_selections, selected, some_selections
 from perceivers.experiments.configuration import read_config
+from perceivers.experiments.selection_metrics import own
+from perceivers.unit_policy import UnitPolicy
 from tests.experiments.test_behavioural_cloning import policy, small_run, tables  # noqa: F401
 
 
@@ -43,3 +47,40 @@ def test_the_report(tmp_path, tables, monkeypatch):  # noqa: F811
     ]
     assert row.split(" | ")[1] == spread(figures)
     assert "| most frequent type |" in text
+
+
+def test_selections_of_pictures_are_several_units_and_always_the_same(tables):  # noqa: F811
+    test = tables.open()["test"]
+    batch = some_selections(test, 3)
+    assert (batch["ability"] < 0).all()
+    assert (batch["chosen"].sum(1) >= 3).all()
+    assert all((batch[name] == value).all() for name, value in some_selections(test, 3).items())
+    found = selected(policy(), test, batch)
+    assert found.any(1).all()
+    assert not (found & ~own(batch)).any()
+
+
+def test_pictures(tmp_path, tables):  # noqa: F811
+    test = tables.open()["test"]
+    policies = {"Transformer": policy(encoder="transformer"), "Perceiver IO": policy()}
+    draw_selections(policies, test, tmp_path / "selections.png", states=2)
+    draw_attention(policies["Perceiver IO"], test, tmp_path / "attention.png", latents=3)
+    assert PIL.Image.open(tmp_path / "selections.png").size == (832, 840)
+    assert PIL.Image.open(tmp_path / "attention.png").size == (960, 672)
+
+
+def test_costs_are_of_the_same_batch(tables):  # noqa: F811
+    test = tables.open()["test"]
+    batch = usual_batch(test)
+    middle = sorted(test.lengths)[8:72]
+    assert sorted(batch["real"].sum(1).tolist()) == middle
+    large: UnitPolicy = policy(latents=64, latent_channels=256)
+    found = measured({"small": policy(), "large": large}, test, rounds=2)
+    assert found["small"][0] > found["large"][0]
+    assert found["small"][1] > found["large"][1]
+    assert found["small"][0] < found["small"][1]
+    assert found["small"][2] <= found["large"][2]
+
+
+def test_the_pictured_encoders_are_measured():
+    assert set(PICTURED) < set(ENCODERS)

@@ -66,7 +66,8 @@ class PointerNetwork(Configured, nn.Module):
         open_BL = F.pad(allowed_BM, (0, 1), value=True)
         taken_BTL = F.one_hot(place_BT, end + 1).cumsum(1).roll(1, 1).bool()
         taken_BTL[:, 0] = False
-        logits_BTL = logits_BTL.masked_fill(~open_BL[:, None] | (taken_BTL & (torch.arange(end + 1) < end)), -torch.inf)
+        element_L = torch.arange(end + 1, device=key_BLK.device) < end
+        logits_BTL = logits_BTL.masked_fill(~open_BL[:, None] | (taken_BTL & element_L), -torch.inf)
         log_BT = logits_BTL.log_softmax(-1).take_along_dim(place_BT[..., None], -1)[..., 0]
         real_BT = torch.arange(most, device=steps_B.device) < steps_B[:, None]
         return log_BT.where(real_BT, 0).sum(1), steps_B
@@ -82,6 +83,7 @@ class PointerNetwork(Configured, nn.Module):
         """The most probable choice at each step, at least one; -> places in order of choice [B, T], -1 behind."""
         key_BLK = self.keys(elements_BME)
         batch, end = len(key_BLK), key_BLK.shape[1] - 1
+        row_B = torch.arange(batch, device=key_BLK.device)
         open_BL = F.pad(allowed_BM, (0, 1), value=False)
         context_B1K = self.context(context_BC)[:, None]
         total_B1K, state = torch.zeros_like(context_B1K), None
@@ -94,10 +96,10 @@ class PointerNetwork(Configured, nn.Module):
             place_B = logits_BL.argmax(1)
             done_B = done_B | (place_B == end)
             steps.append(place_B.where(~done_B, -1))
-            open_BL[torch.arange(batch), place_B] &= place_B == end
+            open_BL[row_B, place_B] &= place_B == end
             open_BL[:, end] = True  # from the second step on
-            total_B1K = total_B1K + key_BLK[torch.arange(batch), place_B][:, None]
-        return torch.stack(steps, 1) if steps else torch.full((batch, 0), -1)
+            total_B1K = total_B1K + key_BLK[row_B, place_B][:, None]
+        return torch.stack(steps, 1) if steps else torch.full((batch, 0), -1, device=key_BLK.device)
 
 
 class SeparateSelection(Configured, nn.Module):
