@@ -76,9 +76,7 @@ class RawUnits:
             PerceiversError: the array has another layout.
         """
         check_layout(raw_units)
-        fields: dict[str, list[float]] = {
-            name: [] for name in ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
-        }
+        fields: dict[str, list[float]] = {name: [] for name in FEATURES}
         for row in np.asarray(raw_units).tolist():
             tag, number = int(row[TAG]), int(row[UNIT_TYPE])
             if row[DISPLAY_TYPE] == VISIBLE:

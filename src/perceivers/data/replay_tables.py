@@ -180,10 +180,7 @@ def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
         "loop": decision.loop,
         "scalars": [decision.scalars[name] for name in vocabulary.scalars],
         "kind": [vocabulary.place("kinds", entity.kind) for entity in entities],
-        **{
-            name: [getattr(entity, name) for entity in entities]
-            for name in ("owner", "x", "y", "age", "unseen", "groups")
-        },
+        **{name: [getattr(entity, name) for entity in entities] for name in AS_THEY_ARE},
         "flags": [BUILDING * e.building + FINISHED * e.finished + SELECTED * e.selected for e in entities],
         "chosen": decision.chosen,
         "ability": -1 if decision.ability is None else vocabulary.place("abilities", decision.ability),
