@@ -91,7 +91,7 @@ def draw_attention(policy: UnitPolicy, decisions: Decisions, file: Path, latents
         read = Counter[str]()
         for place, weight in enumerate(weight_M.tolist()):
             read[decisions.vocabulary.kinds[int(batch["kind"][0, place])]] += weight
-        most = ", ".join(f"{kind} {share:.0%}" for kind, share in read.most_common(3))
+        most = ", ".join(f"{kind} {share:.0%}" for kind, share in read.most_common(2))
         axis.set_title(f"latent {latent}\n{most}", fontsize=8)
     figure.savefig(file, dpi=80)
 

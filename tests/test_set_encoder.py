@@ -8,6 +8,7 @@ from perceivers.baselines.alphastar import EntityTransformer
 from perceivers.checkpoints.load import load_any
 from perceivers.model.adapter import InputArray
 from perceivers.presets import compute_as_written
+from perceivers.set_encoder import SetHeads
 from tests.inference.tiny import shaken
 
 SMALL = {"answer_channels": 12, "width": 16, "depth": 2, "heads": 2}
@@ -64,6 +65,16 @@ def test_every_element_counts(encoder, elements):
     other = encoder(changed, mask_BM)
     assert (other.elements_BME - found.elements_BME).abs().amax(-1)[mask_BM].min() > 1e-6
     assert (other.whole_BE - found.whole_BE).abs().amax(-1).min() > 1e-5
+
+
+@torch.no_grad()
+def test_heads_are_alphastars():
+    """Elements through ReLU and a linear layer; their mean through a linear layer, then ReLU."""
+    heads, y_BMD = shaken(SetHeads(6, 5)), torch.randn(1, 4, 6)
+    found = heads(y_BMD, torch.tensor([[True, True, True, False]]))
+    torch.testing.assert_close(found.elements_BME[0, :3], heads.element(y_BMD[0, :3].clamp_min(0)))
+    torch.testing.assert_close(found.whole_BE, heads.whole(y_BMD[:, :3].mean(1)).clamp_min(0))
+    assert (heads.whole(y_BMD[:, :3].mean(1)) < 0).any()
 
 
 @torch.no_grad()

@@ -54,6 +54,8 @@ def test_what_is_commanded_depends_on_who_is_selected_and_where_on_the_ability(p
     assert not torch.allclose(policy.ability_logits(found, one), policy.ability_logits(found, other))
     target = [policy.target_logits(found, one, torch.tensor([ability, ability])) for ability in (0, 2)]
     assert not torch.allclose(*target)
+    nobody = torch.zeros(2, 6, dtype=torch.bool)
+    assert (policy.with_chosen(found, nobody)[:, found.context_BC.shape[1] :] == 0).all()
 
 
 @pytest.mark.parametrize("selection", ["pointer", "separate"])

@@ -47,6 +47,7 @@ def test_probabilities_of_all_sets_add_up_to_one_where_each_is_chosen_by_itself(
         subsets = [[place for bit, place in enumerate(free) if number >> bit & 1] for number in range(2 ** len(free))]
         total = sum(float(one(chooser, known, example, subset)[0].exp()) for subset in subsets)
         assert total == pytest.approx(1, abs=1e-5)
+        assert [int(one(chooser, known, example, subset)[1]) for subset in ([], free)] == [len(free)] * 2
 
 
 @torch.no_grad()
@@ -93,14 +94,63 @@ def test_the_pointer_goes_to_the_best_at_each_step(known):
     assert nothing.shape == (2, 0)
 
 
+def lively():
+    """A pointer network in whose steps much depends on what came before."""
+    chooser = pointer()
+    for parameter in chooser.parameters():
+        parameter.data *= 4
+    return chooser
+
+
+def step_by_step(chooser, elements, context, allowed, sequence):
+    """Logarithms of the probabilities of what comes after a sequence, as the formula has them; the end's is behind."""
+    keys = chooser.keys(elements)[0]
+    means = [keys[sequence[:count]].mean(0) if count else torch.zeros(8) for count in range(len(sequence) + 1)]
+    logits = chooser.logits(keys[None], context, torch.stack(means)[None])[0, -1]
+    closed = ~torch.cat([allowed[0], torch.ones(1, dtype=torch.bool)])
+    closed[sequence] = True
+    return logits.masked_fill(closed, -torch.inf).log_softmax(0)
+
+
+@torch.no_grad()
+def test_long_sequences_are_those_of_the_formula():
+    lengths = set()
+    for _ in range(20):
+        chooser, elements, context = lively(), torch.randn(1, 12, 6), torch.randn(1, 5)
+        allowed = torch.rand(1, 12) < 0.8
+        found = [place for place in chooser.choose(elements, context, allowed)[0].tolist() if place >= 0]
+        for count, place in enumerate([*found, 12]):
+            log = step_by_step(chooser, elements, context, allowed, found[:count])
+            assert int((log if count else log[:-1]).argmax()) == place  # at least one is chosen
+        lengths.add(len(found))
+        chosen = allowed & (torch.rand(1, 12) < 0.7)
+        sequence = [*chosen[0].nonzero()[:, 0].tolist(), 12]
+        steps = [step_by_step(chooser, elements, context, allowed, sequence[:k])[sequence[k]] for k in
+                 range(len(sequence))]  # fmt: skip
+        log, count = chooser.log_likelihood(elements, context, allowed, chosen)
+        torch.testing.assert_close(log[0], torch.stack(steps).sum(), rtol=1e-4, atol=1e-4)
+        assert int(count) == len(sequence)
+    assert max(lengths) > 3
+
+
+def test_gradients_are_finite_if_all_are_chosen_and_others_take_more_steps(known):
+    elements, context, _ = known
+    allowed = torch.tensor([[True, True, True, True], [True, False, False, False]])
+    chooser = pointer()
+    log, _ = chooser.log_likelihood(elements, context, allowed, allowed)
+    log.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in chooser.parameters())
+
+
 @torch.no_grad()
 def test_each_by_itself_if_more_probable_than_not(known):
     chooser = shaken(SeparateSelection(6, 5))
-    elements, context, allowed = known
+    elements, context, allowed = torch.randn(2, 40, 6), known[1], torch.rand(2, 40) < 0.8
+    allowed[1] = torch.arange(40) < 2
     found, logits = chooser.choose(elements, context, allowed), chooser.logits(elements, context)
     for example in range(2):
-        expected = {p for p in range(4) if allowed[example, p] and logits[example, p] > 0}
-        best = max((p for p in range(4) if allowed[example, p]), key=lambda p: float(logits[example, p]))
+        expected = {p for p in range(40) if allowed[example, p] and logits[example, p] > 0}
+        best = max((p for p in range(40) if allowed[example, p]), key=lambda p: float(logits[example, p]))
         assert {place for place in found[example].tolist() if place >= 0} == expected | {best}
         assert found[example, 0] == best
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -42,5 +44,9 @@ def test_scalars_are_brought_to_a_common_size():
     assert found.shape == (2, 8)
     torch.testing.assert_close(found[0], found[1])
     assert not torch.equal(features(numbers, zero - 1, zero, zero), found)
+    features.layers = torch.nn.Identity()
+    x_C = features(numbers, zero, zero + 2, zero + HOUR)[1]
+    expected = [0, math.log(101) / 8, math.log(5001) / 8, 0, 1, 0, 0, 0, 0, 0, 1, math.log(HOUR + 1) / math.log(HOUR)]
+    torch.testing.assert_close(x_C, torch.tensor(expected))
     with pytest.raises(PerceiversError, match="3 scalars were given, but the model reads 2"):
         ScalarFeatures(2)(numbers, zero, zero, zero)

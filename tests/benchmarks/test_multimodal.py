@@ -87,7 +87,7 @@ def test_reading_beside_training(tmp_path):
     log.write_text("step,examples_per_second\n9,10.0\n19,24.0\n29,30.0\n")
     *_, file, memory, trained = keeps_up(tmp_path, ["clip, 40 latents"], tmp_path / "a.mkv").splitlines()
     assert trained == "| trained on: clip, 40 latents | 24 |"
-    assert float(memory.split("|")[2]) > float(file.split("|")[2]) > 0
+    assert float(memory.split("|")[2]) > 3 * float(file.split("|")[2]) > 0  # cut from memory, not decoded
 
 
 def test_the_report(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from perceivers.data.replay_tables import SCHEMA, STATISTICS, VOCABULARY
 from perceivers.experiments.behavioural_cloning import (
     BehaviouralCloning,
     Numbers,
+    PolicyLearner,
     PolicyScores,
     evaluate,
     losses_of,
@@ -139,12 +140,27 @@ def test_losses_are_those_of_each_kind_of_decision(tables):
 
 
 @torch.no_grad()
+def test_what_counts_in_training(tables):
+    model, decisions = policy(), tables.open()["training"]
+    config = BehaviouralCloning(SIZES, tables, ability_weight=0.25, target_weight=3.0)
+    learner = PolicyLearner(model, decisions, config)
+    learner.log = lambda *_, **__: None
+    batch = collate([decisions[Item(place, 0)] for place in range(40)])
+    losses = losses_of(model, learner.numbers(batch))
+    expected = losses["selection"] + 0.25 * losses["ability"] + 3 * losses["target"]
+    assert min(losses.values()) > 0
+    torch.testing.assert_close(learner.training_step(batch, 0), expected)
+
+
 def test_figures_do_not_depend_on_batches(tables):
     decisions, model = tables.open()["test"], policy()
     found = evaluate(model, decisions, 7)
     assert found == {name: pytest.approx(value, nan_ok=True) for name, value in evaluate(model, decisions, 80).items()}
     scores = PolicyScores()
     assert float(scores.compute()["f1"]) == 0
+    nothing_before = references(decisions)["as before"]
+    assert nothing_before["first"] == nothing_before["recall"] == 0
+    assert any(0 in decisions[Item(place, 0)]["chosen"] for place in range(len(decisions)))
 
 
 @pytest.mark.parametrize("name", ["perceiver", "transformer"])
