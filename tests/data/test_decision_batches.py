@@ -13,6 +13,7 @@ from pyarrow import parquet
 from perceivers.data.decision_batches import DecisionData, collate, read_split
 from perceivers.data.loader import Item
 from perceivers.data.replay_tables import SCHEMA, STATISTICS, VOCABULARY
+from perceivers.data.replays import UNKNOWN
 
 
 def row(loop, kinds, chosen, ability=-1):
@@ -53,6 +54,13 @@ def test_decisions_of_the_parts(tables):
     assert batch["chosen"].tolist() == [[False, True, False], [True, False, False], [False, False, True]]
     assert batch["ability"].tolist() == [0, -1, 1]
     assert batch["scalars"].tolist() == [[1, 2], [30, 2], [32, 2]]
+
+
+def test_names_are_those_that_occur(tables):
+    names = {"kinds": ["Probe", "Zealot", "Nexus", "Drone"], "abilities": [UNKNOWN, "Move", "Burrow"]}
+    (tables / VOCABULARY).write_text(json.dumps(names | {"scalars": ["minerals", "vespene"]}))
+    part = DecisionData(str(tables), str(tables / "split.json")).open()["test"]
+    assert part.names() == (["Probe", "Zealot", "Nexus"], ["Move"])
 
 
 @pytest.mark.parametrize(

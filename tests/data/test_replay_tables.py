@@ -87,6 +87,17 @@ def test_what_is_written_is_kept_and_numbers_stay(source, tmp_path, monkeypatch)
     assert read_vocabulary(tmp_path / "out").kinds[: len(kinds)] == kinds
 
 
+def test_a_table_that_was_not_entered_is_written_again(source, tmp_path, monkeypatch):
+    write_replays(source, tmp_path / "out")
+    file = tmp_path / "out" / "statistics.json"
+    statistics = json.loads(file.read_text())
+    figures = statistics["replays"].pop(FIRST)
+    file.write_text(json.dumps(statistics | {"refused": {FIRST: "for some reason"}}))
+    again = write_replays(source, tmp_path / "out")
+    assert again["replays"][FIRST] == figures
+    assert list(again["refused"]) == ["4.1.2.60604__1"]
+
+
 def unit(owner, age):
     return Entity("Probe", owner, 0.0, 0.0, age, 0, False, True, False, 0)
 
@@ -98,15 +109,18 @@ def test_of_too_many_units_those_that_matter_are_kept():
     assert [(entity.owner, entity.age) for entity in few.entities] == [(SELF, 9), (ENEMY, 5), (ENEMY, 2), (NEUTRAL, 8)]
     assert (few.chosen, few.target) == ([0], 3)
     assert cut(decision, 6) is decision
+    assert cut(decision, 3).entities == [entities[1], entities[4], entities[5]]  # the older enemy is left out first
     assert cut(decision, 2).entities == [entities[1], entities[5]]
 
 
 def test_more_units_than_fit_are_counted(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(replay_tables, "MOST", 150)
-    monkeypatch.setattr(replay_tables, "cut", lambda decision: cut(decision, 150))
+    counts = sorted(len(each.entities) for each in decisions(open_replay(source / f"{FIRST}.SC2Replay")))
+    most = counts[len(counts) // 2]
+    monkeypatch.setattr(replay_tables, "MOST", most)
+    monkeypatch.setattr(replay_tables, "cut", lambda decision: cut(decision, most))
     figures = write_replays(source, tmp_path / "out")["replays"][FIRST]
-    assert figures["most_units"] > 150
-    assert 0 < figures["cut"] <= figures["decisions"]
+    assert figures["most_units"] == counts[-1]
+    assert figures["cut"] == sum(count > most for count in counts) > 0
 
 
 def test_the_command(source, tmp_path, capsys):

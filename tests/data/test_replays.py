@@ -53,6 +53,22 @@ def test_units_are_those_that_live_at_the_time_by_the_readers_own_record(replay)
     assert checked > 5
 
 
+def test_places_are_the_last_that_are_known():
+    game = Game({1: 1, 2: 2}, {1: "Zerg", 2: "Terran"})
+    replays.born(game, SimpleNamespace(unit_type_name="Drone", unit_id_index=5, unit_id=500, control_pid=1, x=3, y=4,
+                                       frame=100, unit=None))  # fmt: skip
+
+    def known(loop):
+        (entity,) = replays.decide(game, 1, loop, set(), {500}).entities
+        return entity.x, entity.y, entity.age, entity.unseen
+
+    assert known(130) == (3, 4, 30, 30)
+    replays.placed(game, SimpleNamespace(positions=[(5, (7, 8)), (6, (1, 1))], frame=340))
+    assert known(400) == (7, 8, 300, 60)
+    replays.aim(game, SimpleNamespace(target_unit_id=500, x=9, y=10, frame=410))
+    assert known(415) == (9, 10, 315, 5)
+
+
 def test_what_is_chosen_is_the_players_own(replay):
     count = Counter()
     for decision in decisions(replay):
