@@ -1,5 +1,6 @@
 import io
 import wave
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,15 @@ def test_cutting_a_clip_shorter_than_its_window_masks_around_it(tmp_path, place)
     assert torch.equal(cut.video, read.video)
     assert (cut.heard != read.heard).sum() <= 2
     assert 0 < read.shown.sum() < 5
+
+
+def test_sound_that_begins_after_the_picture_is_masked_before(tmp_path):
+    path = make(tmp_path / "a.mkv", ramp(20), rate=30, wave=tone(0.6, 48000)[None])
+    whole = read_whole(path, BOTH, 1e9)
+    late = replace(whole, sound=whole.sound._replace(begin=500)).cut(0.0)
+    assert not late.heard[:500].any()
+    assert late.heard[500:].equal(whole.cut(0.0).heard[500:])
+    assert not late.audio[:500].any()
 
 
 def test_a_whole_clip_may_lack_a_modality_or_be_too_large(tmp_path):

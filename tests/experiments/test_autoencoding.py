@@ -20,6 +20,7 @@ from perceivers.experiments.autoencoding import (
     ClipAutoencoder,
     Weights,
     evaluate,
+    pixels_at,
 )
 from perceivers.experiments.configuration import read_config
 from perceivers.experiments.optimization import Optimization
@@ -142,6 +143,13 @@ def test_losses_by_their_definitions():
 
 
 @torch.no_grad()
+def test_pixels_of_frames_that_are_not_square():
+    video = torch.rand(2, 5, 3, 4, 7)
+    points = torch.randint(5 * 4 * 7, (2, 30))
+    flat = video.movedim(2, -1).flatten(1, 3)
+    assert pixels_at(video, points).equal(flat.take_along_dim(points[..., None], 1))
+
+
 def test_losses_of_some_outputs_are_those_of_the_same_entries_of_all():
     chosen, data = module(), batch()
     encoded = chosen.encode(data, torch.ones(3, 1, dtype=torch.bool))

@@ -42,6 +42,14 @@ def test_probabilities_are_the_mean_over_windows(clip, several):
     assert middle != pytest.approx(answer, rel=1e-3)
 
 
+def test_several_clips_are_each_by_itself(tmp_path, clip):
+    model, other = hearer(class_names=NAMES), make_clip(tmp_path / "other.mp4", sound=False)
+    both = classify_clip(model, [clip, other], windows=3)
+    alone = [*classify_clip(model, [clip], windows=3), *classify_clip(model, [other], windows=3)]
+    assert [pytest.approx(each, rel=1e-4) for each in both] == alone
+    assert both[0] != pytest.approx(both[1], rel=1e-3)
+
+
 def test_a_missing_modality_is_masked(tmp_path):
     model, silent = hearer(class_names=NAMES), make_clip(tmp_path / "silent.mp4", sound=False)
     (answer,) = classify_clip(model, [silent])

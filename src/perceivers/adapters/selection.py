@@ -66,8 +66,7 @@ class PointerNetwork(Configured, nn.Module):
         open_BL = F.pad(allowed_BM, (0, 1), value=True)
         taken_BTL = F.one_hot(place_BT, end + 1).cumsum(1).roll(1, 1).bool()
         taken_BTL[:, 0] = False
-        element_L = torch.arange(end + 1, device=key_BLK.device) < end
-        logits_BTL = logits_BTL.masked_fill(~open_BL[:, None] | (taken_BTL & element_L), -torch.inf)
+        logits_BTL = logits_BTL.masked_fill(~open_BL[:, None] | taken_BTL, -torch.inf)
         log_BT = logits_BTL.log_softmax(-1).take_along_dim(place_BT[..., None], -1)[..., 0]
         real_BT = torch.arange(most, device=steps_B.device) < steps_B[:, None]
         return log_BT.where(real_BT, 0).sum(1), steps_B
