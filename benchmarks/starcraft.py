@@ -2,7 +2,7 @@
 
 What is measured goes into docs/starcraft.md.
 
-    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; 45 minutes on two cores
+    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; an hour on two cores
 
 Runs are kept in `runs/starcraft` and skipped when the same command is called again; what was interrupted goes on.
 """
@@ -39,6 +39,7 @@ ENCODERS = {
     "Transformer": ("transformer.yaml", []),
     "Perceiver IO, 32 latents": ("perceiver.yaml", []),
     "Perceiver IO, 64 latents": ("perceiver.yaml", ["--model.latents=64"]),
+    "Perceiver IO, 32 latents, units by themselves": ("perceiver.yaml", ["--model.selection=separate"]),
 }
 PICTURED = ("Transformer", "Perceiver IO, 32 latents")
 SEEDS = (0, 1, 2)
