@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -108,14 +108,22 @@ def encode(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:
         policy.encoder(policy.units(batch), batch["real"])
 
 
-def measured(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int = 7) -> dict[str, tuple[float, ...]]:
-    """What each trains on and encodes in a second, and bytes that a training step needs, of the same batch, in turns.
+class Costs(NamedTuple):
+    """Decisions that are trained on and encoded in a second, and bytes that a training step needs."""
+
+    trained: float
+    encoded: float
+    memory: int
+
+
+def measured(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int = 7) -> dict[str, Costs]:
+    """Costs of each policy, of the same batch, in turns.
 
     Speeds are medians; memory is the peak of the process above what it held before the step.
     """
     known = usual_batch(decisions)
     batches = {name: Numbers(policy, decisions)(known) for name, policy in policies.items()}
-    found: dict[str, tuple[float, ...]] = {}
+    found: dict[str, Costs] = {}
     seconds: dict[tuple[str, Any], list[float]] = {(name, do): [] for do in (train_step, encode) for name in policies}
     for turn in range(rounds + 1):
         for (name, do), times in seconds.items():
@@ -126,8 +134,9 @@ def measured(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int 
     for name, policy in policies.items():
         before = reset_peak("cpu")
         train_step(policy, batches[name])
-        speeds = (len(known["real"]) / statistics.median(seconds[name, do]) for do in (train_step, encode))
-        found[name] = (*speeds, peak("cpu") - before)
+        memory = peak("cpu") - before
+        trained, encoded = (len(known["real"]) / statistics.median(seconds[name, do]) for do in (train_step, encode))
+        found[name] = Costs(trained, encoded, memory)
     return found
 
 
@@ -162,10 +171,10 @@ def report(runs: Path, tables: Path) -> str:
     costs_of = measured(policies, decisions)
     for name, policy in policies.items():
         parameters = sum(parameter.numel() for parameter in policy.encoder.parameters())
-        trained, encoded, memory = costs_of[name]
+        cost = costs_of[name]
         costs.append(
-            f"| {name} | {parameters / 1e6:.2f}M | {flops(policy, 512) / 1e9:.3f}B | {trained:.0f} | {encoded:.0f} | "
-            f"{memory / 1e6:.0f} MB |"
+            f"| {name} | {parameters / 1e6:.2f}M | {flops(policy, 512) / 1e9:.3f}B | {cost.trained:.0f} | "
+            f"{cost.encoded:.0f} | {cost.memory / 1e6:.0f} MB |"
         )
     if policies.keys() >= set(PICTURED):
         draw_selections({name: policies[name] for name in PICTURED}, decisions, ROOT / "docs/starcraft_selections.png")

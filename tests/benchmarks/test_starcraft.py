@@ -76,10 +76,10 @@ def test_costs_are_of_the_same_batch(tables):  # noqa: F811
     assert sorted(batch["real"].sum(1).tolist()) == middle
     large: UnitPolicy = policy(latents=64, latent_channels=256)
     found = measured({"small": policy(), "large": large}, test, rounds=2)
-    assert found["small"][0] > found["large"][0]
-    assert found["small"][1] > found["large"][1]
-    assert found["small"][0] < found["small"][1]
-    assert found["small"][2] <= found["large"][2]
+    assert found["small"].trained > found["large"].trained
+    assert found["small"].encoded > found["large"].encoded
+    assert found["small"].trained < found["small"].encoded
+    assert found["small"].memory <= found["large"].memory
 
 
 def test_the_pictured_encoders_are_measured():
