@@ -22,14 +22,14 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import cores, curve, side_by_side
-from perceivers.data.flow_batches import HELD_OUT
-from perceivers.data.flow_generator import FlowGenerator
-from perceivers.data.flow_pictures import flow_picture, to_image
-from perceivers.data.flow_scenes import Scenes
-from perceivers.data.flow_sets import open_all
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.training import LAST
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
+from perceivers.flow.data import HELD_OUT
+from perceivers.flow.datasets import open_all
+from perceivers.flow.generator import FlowGenerator
+from perceivers.flow.pictures import flow_picture, to_image
+from perceivers.flow.scenes import Scenes
+from perceivers.training.config import read_config
+from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/flow/mini.yaml"

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import cores, curve, side_by_side
-from perceivers.data.text import TextData
-from perceivers.data.tokenizers import train_tokenizer
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.glue import table
-from perceivers.experiments.training import LAST
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 from perceivers.presets import create_model, example, measure
+from perceivers.text.glue import table
+from perceivers.text.stream import TextData
+from perceivers.text.tokenizers import train_tokenizer
+from perceivers.training.config import read_config
+from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/language"

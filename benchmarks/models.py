@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import perceivers
-from perceivers.checkpoints.transformers import TASKS, read_settings
+from perceivers.released.transformers import TASKS, read_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -26,20 +26,20 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 from benchmarks.side_by_side import curve, side_by_side
-from perceivers.data.clip_batches import ClipData, ClipDataset, LabelledClips, collate
-from perceivers.data.clips import Window, measure, read_window
-from perceivers.data.flow_pictures import to_image
-from perceivers.data.images import digits, to_tensor
+from perceivers.clips.autoencoding import Autoencoding, build
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, collate
+from perceivers.clips.metrics import ReconstructionErrors
+from perceivers.clips.model_window import window_of
+from perceivers.clips.reconstruct import autoencode, compression
+from perceivers.clips.windows import Window, measure, read_window
 from perceivers.data.loader import Item
 from perceivers.data.video import read_clip, write_video
-from perceivers.experiments.autoencoding import Autoencoding, build
-from perceivers.experiments.clip_metrics import ReconstructionErrors
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.training import LAST
-from perceivers.inference.autoencode import autoencode, compression
-from perceivers.inference.windows import window_of
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
+from perceivers.flow.pictures import to_image
+from perceivers.images.data import digits, to_tensor
 from perceivers.tasks import FRAME_RATE
+from perceivers.training.config import read_config
+from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

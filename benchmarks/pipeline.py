@@ -7,10 +7,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from perceivers.data.flow_generator import FlowGenerator
-from perceivers.data.flow_scenes import Scenes
-from perceivers.data.text import Stream, StreamLoader, TextData
-from perceivers.data.tokenizers import Bytes
+from perceivers.flow.generator import FlowGenerator
+from perceivers.flow.scenes import Scenes
+from perceivers.text.stream import Stream, StreamLoader, TextData
+from perceivers.text.tokenizers import Bytes
 
 LENGTH, BATCH = 2048, 64
 """Bytes of a window, as the paper's model reads, and windows of a batch."""

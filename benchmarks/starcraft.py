@@ -24,14 +24,14 @@ from benchmarks.side_by_side import cores, side_by_side
 from benchmarks.starcraft_pictures import draw_attention, draw_selections
 from benchmarks.worker import peak, reset_peak
 from perceivers.checkpoints import load_any
-from perceivers.data.decision_batches import DecisionData, Decisions, collate
 from perceivers.data.loader import Item
-from perceivers.experiments.behavioural_cloning import Numbers, evaluate, losses_of, references
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.training import LAST
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 from perceivers.presets import compute_as_written
-from perceivers.unit_policy import UnitPolicy
+from perceivers.starcraft.data import DecisionData, Decisions, collate
+from perceivers.starcraft.policy import UnitPolicy
+from perceivers.starcraft.training import Numbers, evaluate, losses_of, references
+from perceivers.training.config import read_config
+from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/starcraft"

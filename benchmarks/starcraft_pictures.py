@@ -10,13 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from perceivers.data.decision_batches import Decisions, collate
 from perceivers.data.loader import Item
-from perceivers.data.replays import BUILDING, LOOPS
-from perceivers.experiments.behavioural_cloning import Numbers, part
-from perceivers.experiments.selection_metrics import as_mask, own
 from perceivers.model.attention import record_attention
-from perceivers.unit_policy import UnitPolicy
+from perceivers.starcraft.data import Decisions, collate
+from perceivers.starcraft.metrics import as_mask, own
+from perceivers.starcraft.policy import UnitPolicy
+from perceivers.starcraft.replays import BUILDING, LOOPS
+from perceivers.starcraft.training import Numbers, part
 
 COLOURS = ("#1b6ca8", "#2a9d5c", "#c4472b", "#b9b9b9")
 OWNERS = ("own units", "an ally's", "the enemy's", "nobody's")

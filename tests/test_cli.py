@@ -14,12 +14,12 @@ from sklearn.datasets import load_digits
 
 import perceivers
 from perceivers.cli import main
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.demo import digits_run
-from perceivers.experiments.local_start import start_locally
 from perceivers.extras import MODULES
+from perceivers.images.demo import digits_run
 from perceivers.presets import PRESETS
-from tests.inference.tiny import classifier, constant_flow, language, optical
+from perceivers.training.config import read_config
+from perceivers.training.local_start import start_locally
+from tests.support.models import classifier, constant_flow, language, optical
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/image_classification/digits.yaml"
@@ -225,7 +225,7 @@ def test_a_missing_extra_is_named(command):
 def test_the_core_needs_no_extra():
     """The architecture, presets, saved models and text work where only the core's dependencies are installed."""
     code = WITHOUT_EXTRAS + (
-        "from perceivers.inference.fill_mask import fill_mask\n"
+        "from perceivers.text.fill_mask import fill_mask\n"
         "import perceivers, torch\n"
         "model = perceivers.create_model('imagenet_fourier', image_size=8, latents=2, channels=8, depth=1, heads=1)\n"
         "print(tuple(model({'image': torch.rand(1, 3, 8, 8)})['label'].shape))\n"
@@ -324,7 +324,7 @@ def test_evaluate_takes_some_images_at_a_time(capsys):
 @pytest.fixture
 def middlebury(tmp_path):
     """Two pairs of known flow in Middlebury's folders: everything moves by (3, 4), or by (0, 1)."""
-    from perceivers.data.flow_files import write_flow
+    from perceivers.flow.files import write_flow
 
     for name, vector in {"Fast": (3.0, 4.0), "Slow": (0.0, 1.0)}.items():
         for kind in ("other-data", "other-gt-flow"):
@@ -365,7 +365,7 @@ def test_evaluate_flow(middlebury, tmp_path, capsys):
 
 def test_evaluate_tells_visible_and_occluded_pixels_apart(capsys):
     from perceivers.commands import print_scores
-    from perceivers.experiments.flow_evaluation import FlowScore
+    from perceivers.flow.evaluation import FlowScore
 
     parts = dict.fromkeys(("over1px", "over3px", "over5px", "fl_all"), 0.125)
     errors = {"epe": 2.0, **parts, "epe_visible": 1.5, "epe_occluded": 12.25}

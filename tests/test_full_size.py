@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
-from perceivers.checkpoints import transformers as port
 from perceivers.cli import main
-from perceivers.data.flow_files import read_flow, read_frame
-from perceivers.data.images import evaluation_view, to_tensor
+from perceivers.clips.reconstruct import autoencode
 from perceivers.data.video import read_clip
-from perceivers.inference.autoencode import autoencode
-from perceivers.inference.fill_mask import mask
+from perceivers.flow.files import read_flow, read_frame
+from perceivers.images.data import evaluation_view, to_tensor
+from perceivers.released import transformers as port
+from perceivers.text.fill_mask import mask
 
 pytestmark = pytest.mark.slow
 
@@ -196,7 +196,7 @@ def test_autoencoding(made, shared_data, tmp_path):
 PEAK = """
 import torch
 from benchmarks.worker import peak, reset_peak
-from perceivers.experiments.autoencoding import Autoencoding, ClipAutoencoder
+from perceivers.clips.autoencoding import Autoencoding, ClipAutoencoder
 from perceivers.presets import create_model
 
 reset_peak("cpu")  # or the peak of the process that began this one would count, too

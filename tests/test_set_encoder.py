@@ -4,12 +4,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers import PerceiverIO, PerceiversError, SetEncoder
 from perceivers.adapters import ArrayInput, ElementOutput
-from perceivers.baselines.alphastar import EntityTransformer
 from perceivers.checkpoints.load import load_any
 from perceivers.model.adapter import InputArray
 from perceivers.presets import compute_as_written
 from perceivers.set_encoder import SetHeads
-from tests.inference.tiny import shaken
+from perceivers.starcraft.entity_transformer import EntityTransformer
+from tests.support.models import shaken
 
 SMALL = {"answer_channels": 12, "width": 16, "depth": 2, "heads": 2}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import perceivers
 from perceivers import commands
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 
 EXAMPLES = """\
 examples:

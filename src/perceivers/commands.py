@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import perceivers
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 
 if TYPE_CHECKING:
-    from perceivers.experiments.flow_evaluation import FlowScore
+    from perceivers.flow.evaluation import FlowScore
 
 
 def list_models(arguments: argparse.Namespace) -> None:
@@ -72,7 +72,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def fit_config(arguments: argparse.Namespace) -> None:
-    from perceivers.experiments.configuration import describe, read_config
+    from perceivers.training.config import describe, read_config
 
     if arguments.config is None:
         print(
@@ -92,7 +92,7 @@ def fit_config(arguments: argparse.Namespace) -> None:
 
 
 def fill_masks(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.fill_mask import fill_mask
+    from perceivers.text.fill_mask import fill_mask
 
     filled = fill_mask(arguments.model, read_text(arguments), arguments.top, arguments.device, arguments.dtype)
     if arguments.json:
@@ -120,7 +120,7 @@ def read_text(arguments: argparse.Namespace) -> str:
 
 
 def classify_texts(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.classify_text import SCORE, classify_text
+    from perceivers.text.classify import SCORE, classify_text
 
     texts = read_texts(arguments)
     answers = classify_text(arguments.model, texts, arguments.task, arguments.device, arguments.dtype)
@@ -152,7 +152,7 @@ def read_texts(arguments: argparse.Namespace) -> list[str | tuple[str, str]]:
 
 
 def draw_attention(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.attention_page import attention_page
+    from perceivers.text.attention_page import attention_page
 
     latents = attention_page(
         arguments.model,
@@ -168,7 +168,7 @@ def draw_attention(arguments: argparse.Namespace) -> None:
 
 
 def classify_images(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.classify_image import classify_image
+    from perceivers.images.classify import classify_image
 
     classes = None if arguments.classes is None else read_lines(Path(arguments.classes))
     answers = classify_image(arguments.model, arguments.files, classes, arguments.device, arguments.dtype)
@@ -176,7 +176,7 @@ def classify_images(arguments: argparse.Namespace) -> None:
 
 
 def classify_clips(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.classify_clip import classify_clip
+    from perceivers.clips.classify import classify_clip
 
     answers = classify_clip(arguments.model, arguments.files, arguments.windows, arguments.device, arguments.dtype)
     print_answers(arguments, answers)
@@ -211,10 +211,10 @@ def print_classes(classes: dict[str, float]) -> None:
 
 
 def compute_flow(arguments: argparse.Namespace) -> None:
-    from perceivers.data.flow_files import check_flow_path, write_flow
-    from perceivers.data.flow_pictures import check_largest, check_picture_path, write_picture
-    from perceivers.inference.flow import flow, flow_video
-    from perceivers.inference.prepare import check_folder
+    from perceivers.flow.estimate import flow, flow_video
+    from perceivers.flow.files import check_flow_path, write_flow
+    from perceivers.flow.pictures import check_largest, check_picture_path, write_picture
+    from perceivers.inference import check_folder
 
     outputs = [path for path in (arguments.out, arguments.picture) if path is not None]
     for path in outputs:
@@ -248,8 +248,8 @@ def compute_flow(arguments: argparse.Namespace) -> None:
 
 def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
     """The model and the frames, or the video, that flow is given; without a model, the one of the package."""
-    from perceivers.data.images import SUFFIXES
-    from perceivers.inference.flow import SHIPPED
+    from perceivers.flow.estimate import SHIPPED
+    from perceivers.images.data import SUFFIXES
 
     if len(files) == 1 or (len(files) == 2 and all(Path(file).suffix.lower() in SUFFIXES for file in files)):
         return SHIPPED, files
@@ -257,8 +257,8 @@ def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
 
 
 def make_flow_data(arguments: argparse.Namespace) -> None:
-    from perceivers.data.flow_generator import write_scenes
-    from perceivers.data.flow_scenes import Scenes
+    from perceivers.flow.generator import write_scenes
+    from perceivers.flow.scenes import Scenes
 
     fields = ("textures", "motion", "tail", "blur", "fog", "lighting", "seed")
     scenes = Scenes(tuple(arguments.size), **{field: getattr(arguments, field) for field in fields})
@@ -267,7 +267,7 @@ def make_flow_data(arguments: argparse.Namespace) -> None:
 
 
 def prepare_replays(arguments: argparse.Namespace) -> None:
-    from perceivers.data.replay_tables import write_replays
+    from perceivers.starcraft.tables import write_replays
 
     statistics = write_replays(Path(arguments.source), Path(arguments.out), arguments.team_games, progress=True)
     for reason in statistics["refused"].values():
@@ -284,7 +284,7 @@ def prepare_replays(arguments: argparse.Namespace) -> None:
 
 
 def autoencode_clip(arguments: argparse.Namespace) -> None:
-    from perceivers.inference.autoencode import autoencode
+    from perceivers.clips.reconstruct import autoencode
 
     result = autoencode(
         arguments.model,
@@ -311,7 +311,7 @@ def evaluate_model(arguments: argparse.Namespace) -> None:
     from perceivers.adapters import FlowOutput, ImageInput, LabelOutput, VideoOutput
     from perceivers.checkpoints.load import holds
     from perceivers.extras import need
-    from perceivers.inference.prepare import prepare
+    from perceivers.inference import prepare
 
     for extra in ("train", "vision"):  # what is missing shows before the model is loaded
         need(extra)
@@ -351,10 +351,10 @@ def refuse(arguments: argparse.Namespace, options: tuple[str, ...], kind: str, d
 
 
 def evaluate_clips(arguments: argparse.Namespace, model: perceivers.PerceiverIO, decodes: bool) -> None:
-    from perceivers.data.clip_batches import ClipData, clips_below, listed_clips
-    from perceivers.data.clip_lists import read_classes
-    from perceivers.experiments import autoencoding, clip_classification
-    from perceivers.inference.classify_image import class_names
+    from perceivers.clips import autoencoding, classification
+    from perceivers.clips.data import ClipData, clips_below, listed_clips
+    from perceivers.clips.lists import read_classes
+    from perceivers.images.classify import class_names
 
     path, windows = Path(arguments.data), arguments.windows or 1
     if arguments.classes is not None and arguments.list is None:
@@ -370,7 +370,7 @@ def evaluate_clips(arguments: argparse.Namespace, model: perceivers.PerceiverIO,
     if decodes:
         results = autoencoding.evaluate(model, clips, windows, arguments.batch_size or 1)
     else:
-        results = clip_classification.evaluate(model, clips, windows, arguments.batch_size or 16)
+        results = classification.evaluate(model, clips, windows, arguments.batch_size or 16)
     if arguments.json:
         print(json.dumps(results | {"clips": len(clips), "windows": windows}, indent=2))
         return
@@ -388,9 +388,9 @@ def evaluate_clips(arguments: argparse.Namespace, model: perceivers.PerceiverIO,
 
 def evaluate_policy(arguments: argparse.Namespace) -> None:
     from perceivers.checkpoints import load_any
-    from perceivers.data.decision_batches import PARTS, DecisionData
-    from perceivers.experiments.behavioural_cloning import evaluate, references
-    from perceivers.unit_policy import UnitPolicy
+    from perceivers.starcraft.data import PARTS, DecisionData
+    from perceivers.starcraft.policy import UnitPolicy
+    from perceivers.starcraft.training import evaluate, references
 
     part = arguments.split or "test"
     if part not in PARTS:
@@ -411,8 +411,8 @@ def evaluate_policy(arguments: argparse.Namespace) -> None:
 
 
 def evaluate_images(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:
-    from perceivers.data.images import ImageData
-    from perceivers.experiments.image_classification import evaluate
+    from perceivers.images.data import ImageData
+    from perceivers.images.training import evaluate
 
     results = evaluate(model, ImageData(arguments.data).open().evaluation, arguments.batch_size or 64)
     if arguments.json:
@@ -423,9 +423,9 @@ def evaluate_images(arguments: argparse.Namespace, model: perceivers.PerceiverIO
 
 
 def evaluate_flow(arguments: argparse.Namespace, model: perceivers.PerceiverIO) -> None:
-    from perceivers.data.flow_sets import open_all
-    from perceivers.experiments.flow_evaluation import evaluate
-    from perceivers.inference.flow import OVERLAP
+    from perceivers.flow.datasets import open_all
+    from perceivers.flow.estimate import OVERLAP
+    from perceivers.flow.evaluation import evaluate
 
     if arguments.picture is not None and Path(arguments.picture).is_file():
         raise PerceiversError(f"--picture {arguments.picture} is a file: give a folder, new or not.")
@@ -470,9 +470,9 @@ def print_scores(title: str, scores: Mapping[str, "FlowScore"]) -> None:
 
 
 def train_words(arguments: argparse.Namespace) -> None:
-    from perceivers.data.text import TextData
-    from perceivers.data.tokenizers import SentencePiece, bytes_per_token, train_tokenizer
-    from perceivers.inference.prepare import check_folder
+    from perceivers.inference import check_folder
+    from perceivers.text.stream import TextData
+    from perceivers.text.tokenizers import SentencePiece, bytes_per_token, train_tokenizer
 
     check_folder(arguments.out)
     data, out = TextData(path=arguments.data, leave_out=arguments.leave_out), Path(arguments.out)
@@ -483,7 +483,7 @@ def train_words(arguments: argparse.Namespace) -> None:
 
 
 def convert_model(arguments: argparse.Namespace) -> None:
-    from perceivers.checkpoints.export import to_transformers
+    from perceivers.released.export import to_transformers
 
     settings = {}
     for setting in arguments.set:
@@ -513,6 +513,6 @@ def parse(value: str) -> Any:
 
 
 def run_demo(arguments: argparse.Namespace) -> None:
-    from perceivers.experiments.demo import demo
+    from perceivers.images.demo import demo
 
     demo(Path(arguments.output), arguments.epochs)

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 
 MODULES = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),

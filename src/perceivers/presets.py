@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.baselines.bert import BERT
+from perceivers.errors import PerceiversError, nearest
 from perceivers.model.attention import compute_as_written
 from perceivers.model.config import call
-from perceivers.model.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.tasks import autoencoder, clip_classifier, image_classifier, language_model, optical_flow
+from perceivers.text.bert import BERT
 
 
 @dataclass(frozen=True)

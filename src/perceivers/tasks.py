@@ -9,18 +9,18 @@ from typing import Literal
 import torch
 
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
-from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
-from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
-from perceivers.baselines.bert import BERT
+from perceivers.errors import PerceiversError
+from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.model.adapter import InputAdapter, OutputAdapter
 from perceivers.model.attention import Gelu
-from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO, check_sizes
 from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
+from perceivers.text.bert import BERT
+from perceivers.text.task_output import TaskOutput
 
 FRAME_RATE = 25
 """Frames a second of clips that are autoencoded (section 4.3)."""
@@ -145,7 +145,7 @@ def language_model(
     Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
 
     Args:
-        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.data.tokenizers`) and 256.
+        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
         length: the most tokens of a text.
         embedding_channels: channels of a token, of its position and of the queries.
         The others are those of `PerceiverIO`.

@@ -6,10 +6,10 @@ import torch
 from benchmarks import flow
 from benchmarks.flow import ABLATION, CONFIG, EDGES, ablation, histogram, parts
 from benchmarks.side_by_side import curve
-from perceivers.data import flow_generator
-from perceivers.data.flow_generator import write_scenes
-from perceivers.data.flow_scenes import Scenes
-from perceivers.experiments.configuration import read_config
+from perceivers.flow import generator as flow_generator
+from perceivers.flow.generator import write_scenes
+from perceivers.flow.scenes import Scenes
+from perceivers.training.config import read_config
 
 
 def test_lengths_are_counted_between_bounds_without_those_not_known():

@@ -6,12 +6,12 @@ import torch
 
 from benchmarks import multimodal
 from benchmarks.multimodal import CONFIGS, RUNS, accuracy, folder, keeps_up, windows, without_model, write_digits
-from perceivers.data.clip_batches import ClipData
-from perceivers.data.clips import Window, read_window
-from perceivers.data.images import digits
+from perceivers.clips.data import ClipData
+from perceivers.clips.windows import Window, read_window
 from perceivers.data.video import write_video
-from perceivers.experiments.configuration import read_config
-from tests.data.test_clips import wav
+from perceivers.images.data import digits
+from perceivers.training.config import read_config
+from tests.clips.test_windows import wav
 
 SEEN = Window(frames=2, size=(16, 16), samples=8192, sample_rate=8000)
 

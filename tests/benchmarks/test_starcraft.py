@@ -7,10 +7,10 @@ pytest.importorskip("sc2reader")
 from benchmarks import starcraft
 from benchmarks.starcraft import CONFIGS, ENCODERS, PICTURED, flops, folder, measured, report, spread, usual_batch
 from benchmarks.starcraft_pictures import draw_attention, draw_selections, selected, some_selections
-from perceivers.experiments.configuration import read_config
-from perceivers.experiments.selection_metrics import own
-from perceivers.unit_policy import UnitPolicy
-from tests.experiments.test_behavioural_cloning import policy, small_run, tables  # noqa: F401
+from perceivers.starcraft.metrics import own
+from perceivers.starcraft.policy import UnitPolicy
+from perceivers.training.config import read_config
+from tests.starcraft.test_training import policy, small_run, tables  # noqa: F401
 
 
 def test_every_run_is_a_config():

@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
-from perceivers.checkpoints import haiku
-from perceivers.checkpoints import transformers as port
+from perceivers.errors import PerceiversError
 from perceivers.model.config import to_tree
-from perceivers.model.errors import PerceiversError
+from perceivers.released import haiku
+from perceivers.released import transformers as port
 from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 
 TRUNK = {"latents": 4, "channels": 16, "depth": 2, "heads": 4}

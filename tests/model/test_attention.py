@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from perceivers.errors import PerceiversError
 from perceivers.model.attention import (
     Attention,
     CrossAttention,
@@ -13,7 +14,6 @@ from perceivers.model.attention import (
     record_attention,
     sum_then_linear,
 )
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear
 
 

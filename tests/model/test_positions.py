@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
 
 

@@ -3,12 +3,12 @@
 from perceivers.adapters.array import ArrayInput, ArrayOutput
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.elements import ElementOutput
-from perceivers.adapters.flow import FlowOutput, FramePairInput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
-from perceivers.adapters.tasks import TaskOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
+from perceivers.flow.adapter import FlowOutput, FramePairInput
+from perceivers.text.task_output import TaskOutput
 
 __all__ = [
     "ArrayInput",

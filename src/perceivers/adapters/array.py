@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.errors import PerceiversError
 from perceivers.model.positions import Positions
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.adapters.array import ArrayOutput, with_positions
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import lecun_normal_
 from perceivers.model.positions import Positions
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, OutputAdapter
-from perceivers.model.errors import PerceiversError
 
 
 class ElementOutput(OutputAdapter):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.adapters.array import with_positions
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.config import Configured
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, lecun_normal_
 from perceivers.model.positions import Positions
 

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import learned
 
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import learned, project
 from perceivers.model.positions import LearnedPositions
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from perceivers.adapters.array import ArrayOutput, with_positions
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray
-from perceivers.model.errors import PerceiversError
 from perceivers.model.positions import Positions
 
 

@@ -8,17 +8,17 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from perceivers import adapters
-from perceivers.baselines.alphastar import EntityTransformer
-from perceivers.baselines.bert import BERT
-from perceivers.checkpoints import haiku, transformers
-from perceivers.checkpoints.foreign import build
+from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured
-from perceivers.model.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, read, read_config
+from perceivers.released import haiku, transformers
+from perceivers.released.conversion import build
 from perceivers.set_encoder import SetEncoder
-from perceivers.unit_policy import UnitPolicy
+from perceivers.starcraft.entity_transformer import EntityTransformer
+from perceivers.starcraft.policy import UnitPolicy
+from perceivers.text.bert import BERT
 
 AnyModel = PerceiverIO | BERT | SetEncoder | EntityTransformer | UnitPolicy
 

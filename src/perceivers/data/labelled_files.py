@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from perceivers.model.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, nearest
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")

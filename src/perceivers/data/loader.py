@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from perceivers.model.errors import PerceiversError
+from perceivers.errors import PerceiversError
 
 
 class Item(NamedTuple):

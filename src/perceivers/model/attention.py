@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceivers.errors import PerceiversError
 from perceivers.model.attend import attend, known
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, project
 
 Gelu = Literal["tanh", "none"]

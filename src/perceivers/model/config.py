@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Self, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from perceivers.model.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, nearest
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from perceivers.model.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, nearest
 from perceivers.model.linear import learned
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
 from perceivers.model.attend import known
 from perceivers.model.attention import CrossAttention, Gelu, Remembered, SelfAttention
 from perceivers.model.config import Configured
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, learned
 from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
 from perceivers.model.saving import save

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured
-from perceivers.model.errors import PerceiversError
 from perceivers.model.linear import Linear, learned
 
 

@@ -11,8 +11,8 @@ import safetensors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured, from_tree, to_tree
-from perceivers.model.errors import PerceiversError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words

@@ -1,0 +1,1 @@
+"""Optical flow (section 4.2)."""

@@ -1,0 +1,1 @@
+"""The published models: their formats, read and written."""

@@ -1,0 +1,197 @@
+"""Writing a model in the format of `transformers`, so that it can be published for everyone.
+
+The config that a model gets is read back, and describes the model exactly or is not written.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from perceivers.adapters.audio import AudioInput, AudioOutput
+from perceivers.adapters.image import ConvStem, ImageInput
+from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.adapters.video import VideoInput, VideoOutput
+from perceivers.errors import PerceiversError
+from perceivers.flow.adapter import FlowOutput, FramePairInput
+from perceivers.model.config import call, to_tree
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.positions import LearnedPositions
+from perceivers.model.saving import CONFIG, WEIGHTS, write
+from perceivers.released.conversion import FLOW_PROJECTION, frames_first
+from perceivers.released.transformers import (
+    AUTOENCODER,
+    CONV,
+    FLOW,
+    FOURIER,
+    LANGUAGE,
+    LEARNED,
+    PREPROCESSOR,
+    TASKS,
+    read_preprocessing,
+    read_settings,
+    rename,
+)
+
+TOKENIZER = "tokenizer_config.json"
+QUERY = "outputs.label.query"
+BIAS = "decoder.attention.output.bias"
+PIXEL_PROJECTION = "inputs.image.features.projection.weight"
+
+
+def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
+    """Writes a model to a folder that `transformers` loads, and where it answers the same.
+
+    Raises:
+        PerceiversError: `transformers` has no class for such a model.
+    """
+    folder = Path(folder)
+    architecture = find_architecture(model)
+    ours, tensors = to_tree(model), model.state_dict()
+    if architecture in (FOURIER, LEARNED, CONV) and not ours["query_residual"]:
+        # Theirs always adds the query. It is one constant vector, which the bias in front of the sum can take away.
+        tensors = tensors | {BIAS: tensors[BIAS] - tensors[QUERY].flatten()}
+        ours["query_residual"] = True
+    config = make_config(model, architecture)
+    companion = make_companion(model)
+    with torch.device("meta"):
+        settings = read_settings(architecture, config, folder) | read_preprocessing(companion, folder)
+        theirs = to_tree(call(TASKS[architecture], settings))
+    if difference := first_difference(ours, theirs):
+        raise PerceiversError(f"transformers has no such model: {difference} in its {architecture}.")
+    if FLOW_PROJECTION in tensors:
+        tensors = tensors | {FLOW_PROJECTION: frames_first(tensors[FLOW_PROJECTION])}
+    arrays = {rename(name, architecture): their_shape(name, array) for name, array in tensors.items()}
+    write(folder / WEIGHTS, lambda file: save_file(arrays, file, metadata={"format": "pt"}))
+    name = TOKENIZER if architecture == LANGUAGE else PREPROCESSOR
+    for file, contents in ((name, companion), (CONFIG, config)):
+        if contents:
+            write(folder / file, partial(Path.write_text, data=json.dumps(contents, indent=2) + "\n"))
+
+
+def find_architecture(model: PerceiverIO) -> str:
+    """Which of their classes has inputs and outputs of these kinds."""
+    kinds = [{name: type(adapter) for name, adapter in part.items()} for part in (model.inputs, model.outputs)]
+    if kinds == [{"text": TextInput}, {"text": TextOutput}]:
+        return LANGUAGE
+    if kinds == [{"frames": FramePairInput}, {"flow": FlowOutput}]:
+        return FLOW
+    if kinds == [
+        {"video": VideoInput, "audio": AudioInput, "label": LabelInput},
+        {"video": VideoOutput, "audio": AudioOutput, "label": LabelOutput},
+    ]:
+        return AUTOENCODER
+    if kinds != [{"image": ImageInput}, {"label": LabelOutput}]:
+        raise PerceiversError(
+            f"transformers has no such model, from {', '.join(model.inputs)} to {', '.join(model.outputs)}: it has "
+            f"those of the published models, whose inputs and outputs are those of perceivers.tasks."
+        )
+    images = cast(ImageInput, model.inputs["image"])
+    if images.colours != 3:
+        raise PerceiversError(
+            f"transformers has no such model: inputs.image has {images.colours} colours, but 3 in its."
+        )
+    if isinstance(images.features, ConvStem):
+        return CONV
+    return LEARNED if isinstance(images.positions, LearnedPositions) else FOURIER
+
+
+def their_shape(name: str, array: Tensor) -> Tensor:
+    """An array with the dimensions of size 1 that it has in their format."""
+    if name.startswith(("input_padding.", "query_padding.")):
+        array = array[None]
+    elif name == QUERY:
+        array = array[0]
+    elif name == PIXEL_PROJECTION:
+        array = array[..., None, None]
+    return array.contiguous()
+
+
+def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
+    """Says where two descriptions of models first differ, but for what does not change what they answer."""
+    if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("class") == theirs.get("class"):
+        for name in sorted((ours.keys() | theirs.keys()) - {"checkpointing", "crop"}):
+            difference = first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
+            if difference:
+                return difference
+        return None
+    return None if ours == theirs else f"{path} is {brief(ours)}, but {brief(theirs)}"
+
+
+def brief(value: Any) -> str:
+    """A part of a model's description, by its class if it has one."""
+    return value["class"] if isinstance(value, dict) and "class" in value else repr(value)
+
+
+def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
+    """The config with which `transformers` builds the model, as far as it can."""
+    ours = model.config
+    config: dict[str, Any] = {
+        "architectures": [architecture],
+        "model_type": "perceiver",
+        "num_latents": ours["latents"],
+        "d_latents": ours["channels"],
+        "num_self_attends_per_block": ours["depth"],
+        "num_blocks": ours["blocks"],
+        "num_self_attention_heads": ours["heads"],
+        "num_cross_attention_heads": ours["cross_heads"],
+        "self_attention_widening_factor": ours["widening"],
+        "cross_attention_widening_factor": ours["cross_widening"],
+        "qk_channels": ours["qk_channels"],
+        "v_channels": ours["v_channels"],
+        "hidden_act": {"none": "gelu", "tanh": "gelu_pytorch_tanh"}[ours["gelu"]],
+        "attention_probs_dropout_prob": ours["dropout"],
+    }
+    label = dict(model.outputs.items()).get("label")
+    if isinstance(label, LabelOutput):
+        names = label.names or [f"LABEL_{index}" for index in range(label.classes)]
+        config |= {
+            "id2label": {str(index): name for index, name in enumerate(names)},
+            "label2id": {name: index for index, name in enumerate(names)},
+        }
+    if architecture == LANGUAGE:
+        text = cast(TextInput, model.inputs["text"])
+        return config | {
+            "vocab_size": text.embedding.num_embeddings,
+            "max_position_embeddings": text.length,
+            "d_model": text.channels,
+        }
+    if architecture == FLOW:
+        return config | {"train_size": list(cast(FramePairInput, model.inputs["frames"]).size)}
+    if architecture == AUTOENCODER:
+        frames, height, width = cast(VideoOutput, model.outputs["video"]).positions.grid
+        sound = cast(AudioInput, model.inputs["audio"])
+        return config | {
+            "num_frames": frames,
+            "image_size": height // 4,
+            "output_shape": [1, frames, height, width],
+            "samples_per_patch": sound.patch,
+            "audio_samples_per_frame": sound.patch * sound.positions.grid[0] // frames,
+            "_label_trainable_num_channels": model.outputs["label"].query_channels,
+            "output_num_channels": ours["output_channels"],
+        }
+    return config | {"image_size": cast(ImageInput, model.inputs["image"]).size[0]}
+
+
+def make_companion(model: PerceiverIO) -> dict[str, Any]:
+    """What the tokenizer or image processor of `transformers` needs to know, if it has one for such a model."""
+    inputs = dict(model.inputs.items())
+    text, images = inputs.get("text"), inputs.get("image")
+    if isinstance(text, TextInput):
+        return {"tokenizer_class": "PerceiverTokenizer", "model_max_length": text.length}
+    if not isinstance(images, ImageInput):
+        return {}
+    mean, std = images.normalization
+    height, width = images.size
+    return {
+        "image_processor_type": "PerceiverImageProcessor",
+        "size": {"height": height, "width": width},
+        "crop_size": {"height": round(height / images.crop), "width": round(width / images.crop)},
+        "image_mean": list(mean),
+        "image_std": list(std),
+    }

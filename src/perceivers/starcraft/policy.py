@@ -1,0 +1,106 @@
+"""What a StarCraft II player does next, seen from all units: selection, command and target (section 4.5).
+
+AlphaStar's encoder of units with its heads for selection, ability and target, without the rest of its agent: maps,
+memory, planning. The encoder is the paper's Perceiver IO or AlphaStar's Transformer.
+
+Shape suffixes: B batch, M units, E channels of the encoder's answers, C channels of the context, A abilities
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perceivers.errors import PerceiversError
+from perceivers.model.config import Configured
+from perceivers.model.linear import Linear, learned
+from perceivers.model.saving import save
+from perceivers.set_encoder import SetEncoder, SetEncoding
+from perceivers.starcraft.entity_transformer import EntityTransformer
+from perceivers.starcraft.features import ScalarFeatures, UnitFeatures
+from perceivers.starcraft.pointer import PointerNetwork, SeparateSelection
+
+
+class Situation(NamedTuple):
+    """What a policy knows: the units' encoding, which of them are real, and the context [B, C]."""
+
+    encoding: SetEncoding
+    real_BM: Tensor
+    context_BC: Tensor
+
+
+class UnitPolicy(Configured, nn.Module):
+    """Selection, ability and target of a decision. The defaults are the paper's Perceiver IO.
+
+    Args:
+        kinds: names of the types of units that are told apart.
+        abilities: names of the commands that are predicted; all others are one, the unknown.
+        scalars: names of the player's numbers.
+        encoder: "perceiver" or "transformer".
+        width: channels of units inside the encoder.
+        latents, latent_channels: of Perceiver IO.
+        depth, heads: of both encoders.
+        selection: "pointer", one unit after another, or "separate", each by itself.
+    """
+
+    def __init__(
+        self,
+        kinds: Sequence[str],
+        abilities: Sequence[str],
+        scalars: Sequence[str],
+        encoder: Literal["perceiver", "transformer"] = "perceiver",
+        width: int = 128,
+        latents: int = 32,
+        latent_channels: int = 512,
+        depth: int = 3,
+        heads: int = 2,
+        selection: Literal["pointer", "separate"] = "pointer",
+    ) -> None:
+        super().__init__()
+        if encoder not in ("perceiver", "transformer"):
+            raise PerceiversError(f"encoder = {encoder!r} is not allowed: it is 'perceiver' or 'transformer'.")
+        if selection not in ("pointer", "separate"):
+            raise PerceiversError(f"selection = {selection!r} is not allowed: it is 'pointer' or 'separate'.")
+        self.abilities, self.scalars = list(abilities), list(scalars)
+        self.units, self.numbers = UnitFeatures(kinds), ScalarFeatures(len(scalars))
+        answers = 256
+        self.encoder: SetEncoder | EntityTransformer
+        if encoder == "perceiver":
+            self.encoder = SetEncoder(self.units.channels, answers, width, latents, latent_channels, depth, heads)
+        else:
+            self.encoder = EntityTransformer(self.units.channels, answers, width, depth, heads)
+        context = answers + self.numbers.channels
+        self.selection = (PointerNetwork if selection == "pointer" else SeparateSelection)(answers, context)
+        self.ability = nn.Sequential(Linear(context + answers, 256), nn.ReLU(), Linear(256, len(abilities) + 1))
+        self.ability_vector = learned(len(abilities) + 1, 64)
+        self.target_query = nn.Sequential(Linear(context + answers + 64, 256), nn.ReLU(), Linear(256, answers))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Situation:
+        """Encodes units and numbers; `batch` is as `perceivers.starcraft.data.collate` makes it."""
+        encoding = self.encoder(self.units(batch), batch["real"])
+        context_BC = self.numbers(batch["scalars"], batch["race"], batch["enemy_race"], batch["loop"])
+        return Situation(encoding, batch["real"], torch.cat([encoding.whole_BE, context_BC], 1))
+
+    def ability_logits(self, situation: Situation, chosen_BM: Tensor) -> Tensor:
+        """Of each ability, and of an unknown one before them, for the units that are selected; [B, 1 + A]."""
+        logits_BA: Tensor = self.ability(self.with_chosen(situation, chosen_BM))
+        return logits_BA.float()
+
+    def target_logits(self, situation: Situation, chosen_BM: Tensor, ability_B: Tensor) -> Tensor:
+        """Of each unit being aimed at by an ability, whose number counts the unknown as 0; [B, M]."""
+        known_BC = torch.cat([self.with_chosen(situation, chosen_BM), self.ability_vector[ability_B]], 1)
+        query_BE1 = self.target_query(known_BC)[..., None]
+        logits_BM = (situation.encoding.elements_BME @ query_BE1)[..., 0] / query_BE1.shape[1] ** 0.5
+        return logits_BM.float().masked_fill(~situation.real_BM, -torch.inf)
+
+    def with_chosen(self, situation: Situation, chosen_BM: Tensor) -> Tensor:
+        """The context and the mean of the units that are selected; [B, C + E]."""
+        chosen_BM1 = chosen_BM[..., None].to(situation.encoding.elements_BME.dtype)
+        mean_BE = (situation.encoding.elements_BME * chosen_BM1).sum(1) / chosen_BM1.sum(1).clamp_min(1)
+        return torch.cat([situation.context_BC, mean_BE], 1)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to a folder from which `perceivers.checkpoints.load_any` builds it again."""
+        save(self, path)

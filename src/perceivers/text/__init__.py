@@ -1,0 +1,1 @@
+"""Language: masked pretraining, GLUE, and classes of texts (section 4.1)."""

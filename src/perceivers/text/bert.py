@@ -1,0 +1,118 @@
+"""BERT (Devlin et al., 2019): the Transformer that the paper compares its language models with (section 4.1).
+
+It has the embedding, the attention and the MLP of the Perceiver IO beside it, and the same calls, so that both are
+trained by the same code. Layers are normalised before attention and MLP (pre-norm), as Perceiver IO's are.
+
+Shape suffixes: B batch, M tokens, P some of the places, C channels, V vocabulary
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from perceivers.adapters.text import TextInput
+from perceivers.errors import PerceiversError
+from perceivers.model.adapter import InputArray
+from perceivers.model.attention import Gelu, SelfAttention
+from perceivers.model.config import Configured
+from perceivers.model.linear import Linear, project
+from perceivers.model.perceiver_io import check_points
+from perceivers.model.saving import save
+from perceivers.text.task_output import TaskHeads
+
+
+class TokenLogits(nn.Module):
+    """Logits of tokens: a linear layer, GELU and norm, then products with the transposed embedding, and a bias."""
+
+    def __init__(self, text: TextInput, gelu: Gelu) -> None:
+        super().__init__()
+        self.text = (text,)  # in a tuple, so that torch does not take the input's weights for this module's own
+        self.gelu = gelu
+        self.hidden = Linear(text.channels, text.channels)
+        self.norm = nn.LayerNorm(text.channels)
+        self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
+
+    def forward(self, h_BPC: Tensor) -> Tensor:
+        """[B, P, C] -> logits [B, P, V]."""
+        h_BPC = self.norm(F.gelu(self.hidden(h_BPC), approximate=self.gelu))
+        return project(h_BPC, self.text[0].embedding.weight, self.bias)
+
+
+class BERT(Configured, nn.Module):
+    """A Transformer encoder of text. The defaults are BERT Base.
+
+    Input "text": tokens [B, M], or `InputArray(tokens, mask_BM)`. Output "text": logits [B, M, V], or [B, P, V] of some
+    places; or, where `tasks` are given, "label": by task, logits [B, classes] read at the first token.
+
+    Args:
+        vocabulary: V, number of tokens.
+        length: the most tokens of a text.
+        channels: C of a token.
+        depth: layers of self-attention.
+        heads: heads of each.
+        widening: width of their MLPs, in channels.
+        tasks, names: as in `TaskHeads`: predict labels instead of tokens.
+        extra: as in `TextInput`.
+        dropout: probability of dropping an attention weight in training.
+        gelu: as in `PerceiverIO`.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int = 32000,
+        length: int = 512,
+        channels: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        widening: int = 4,
+        tasks: dict[str, int] | None = None,
+        names: dict[str, list[str]] | None = None,
+        extra: int = 0,
+        dropout: float = 0.0,
+        gelu: Gelu = "tanh",
+    ) -> None:
+        super().__init__()
+        text = TextInput(vocabulary, length, channels, extra)
+        self.inputs = nn.ModuleDict({"text": text})
+        self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
+        self.layers = nn.ModuleList(
+            SelfAttention(channels, heads, widening=widening, dropout=dropout, gelu=gelu) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.tasks = len(tasks or ())
+        self.outputs = nn.ModuleDict(
+            {"text": TokenLogits(text, gelu)} if tasks is None else {"label": TaskHeads(tasks, channels, names)}
+        )
+
+    def forward(self, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> dict[str, Any]:
+        """Reads `data` and predicts `outputs`, by name those at integer points [P] or [B, P], or None for all."""
+        x_BMC, mask_BM, _ = InputArray(*self.inputs["text"](data["text"]))
+        x_BMC = self.norm_x(x_BMC)
+        for layer in self.layers:
+            x_BMC = layer(x_BMC, mask_BM)
+        predictions = {}
+        for name, points in (dict.fromkeys(self.outputs) if outputs is None else outputs).items():
+            if name not in self.outputs:
+                raise PerceiversError(f"the model has no output {name!r}: it has {', '.join(self.outputs)}.")
+            if points is not None:
+                check_points(name, points, self.tasks if name == "label" else x_BMC.shape[1])
+            if name == "label":  # every task reads the first token
+                asked = torch.arange(self.tasks) if points is None else points
+                predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), points)
+            else:
+                h_BPC = x_BMC if points is None else at(x_BMC, points)
+                predictions[name] = self.outputs[name](self.norm(h_BPC))
+        return predictions
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model to a folder from which `perceivers.load` builds it again: its config and its weights."""
+        save(self, path)
+
+
+def at(x_BMC: Tensor, points: Tensor) -> Tensor:
+    """The vectors at some places [P] or [B, P]; -> [B, P, C]."""
+    return x_BMC.gather(1, points.expand(len(x_BMC), -1)[..., None].expand(-1, -1, x_BMC.shape[2]))

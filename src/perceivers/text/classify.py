@@ -1,0 +1,117 @@
+"""Labels of texts: `perceivers classify-text`.
+
+Shape suffixes: B batch, M tokens, K classes
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from perceivers.adapters.text import TextInput
+from perceivers.errors import PerceiversError, nearest
+from perceivers.inference import device_of, prepare, rank, tokenizer_of
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.text.batches import TextCode
+from perceivers.text.bert import BERT
+from perceivers.text.task_output import TaskHeads, TaskOutput
+from perceivers.text.tokenizers import Tokenizer
+
+SCORE = "score"
+"""What the answer of a task that is a number is called."""
+
+
+def text_code(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextCode:
+    """How a model that `perceivers.tasks.text_tasks` makes reads texts, in training and afterwards (section 4.1).
+
+    Where each task has a query of its own, nothing stands in front of a text. Elsewhere it is the token of the task, if
+    the model has such, or the same one for all.
+    """
+    text, label = model.inputs["text"], model.outputs["label"]
+    assert isinstance(text, TextInput)
+    if isinstance(label, TaskOutput) and not label.shared:
+        return TextCode(tokenizer, text.length)
+    heads = label.heads if isinstance(label, TaskOutput) else label
+    assert isinstance(heads, TaskHeads)
+    each = text.embedding.num_embeddings > text.vocabulary
+    first = [text.vocabulary + number if each else tokenizer.cls for number in range(len(heads.tasks))]
+    return TextCode(tokenizer, text.length, first)
+
+
+def text_classifier(model: PerceiverIO) -> tuple[TextInput, TaskHeads]:
+    """The adapter of a text classifier's texts, and the heads of its tasks.
+
+    Raises:
+        PerceiversError: the model is of another kind.
+    """
+    text = model.inputs["text"] if list(model.inputs) == ["text"] else None
+    label = model.outputs["label"] if list(model.outputs) == ["label"] else None
+    if not isinstance(text, TextInput) or not isinstance(label, TaskOutput):
+        raise PerceiversError(
+            f"this model is no text classifier: it reads {', '.join(model.inputs)} "
+            f"and predicts {', '.join(model.outputs)}, instead of a text and its label."
+        )
+    return text, label.heads
+
+
+def find_task(tasks: Sequence[str], task: str | None) -> int:
+    """The number of a task.
+
+    Raises:
+        PerceiversError: there is none of that name, or none is named and there are several.
+    """
+    if task is None:
+        if len(tasks) > 1:
+            raise PerceiversError(f"the model has several tasks: name one as task (--task), of {', '.join(tasks)}.")
+        return 0
+    if task not in tasks:
+        raise PerceiversError(f"the model has no task {task!r}: {nearest(task, tasks)}")
+    return tasks.index(task)
+
+
+@torch.no_grad()
+def classify_text(
+    model: PerceiverIO | str | Path,
+    texts: Sequence[str | tuple[str, str]],
+    task: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> list[dict[str, float]]:
+    """Probabilities of the classes for each text, as `rank` names and sorts them; of a number, {"score": its value}.
+
+    Each text is read by itself: nothing is padded, and nothing is cut as it is in training.
+
+    Args:
+        model, device, dtype: as in `perceivers.inference`; a model of bytes, or the folder of any.
+        texts: texts, or pairs of texts where the task compares two.
+        task: which of its tasks the model is to do, if it has several.
+
+    Raises:
+        PerceiversError: the model is of another kind or lacks its tokenizer, there is no such task, or a text is empty
+            or longer than the model reads.
+    """
+    source, model = model, prepare(model, device, dtype)
+    text, heads = text_classifier(model)
+    code = text_code(model, tokenizer_of(source, text.vocabulary))
+    number = find_task(heads.tasks, task)
+    name = heads.tasks[number]
+    coded = []
+    for place, given in enumerate(texts, 1):
+        parts = [given] if isinstance(given, str) else given
+        if not all(part.strip() for part in parts):
+            raise PerceiversError(f"text {place} is empty: give one with words.")
+        token_M = code.encode(parts, number)
+        if len(token_M) > code.length:
+            raise PerceiversError(
+                f"text {place} has {len(token_M)} tokens, but the model reads at most {code.length}: shorten it."
+            )
+        coded.append(token_M)
+    answers = []
+    for token_M in coded:
+        token_BM = torch.from_numpy(token_M)[None].to(device_of(model))
+        values_K = model({"text": token_BM}, {"label": torch.tensor([number])})["label"][name][0]
+        if len(values_K) == 1:
+            answers.append({SCORE: values_K.item()})
+        else:
+            answers.append(rank(values_K, heads.names.get(name) or [str(index) for index in range(len(values_K))]))
+    return answers

@@ -1,0 +1,360 @@
+"""Text <-> tokens: bytes in UTF-8 (tables 5 and 6), or pieces of words by SentencePiece (table 7).
+
+Shape suffixes: B batch, M tokens, V vocabulary
+"""
+
+import io
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from perceivers.errors import PerceiversError
+from perceivers.extras import need
+from perceivers.model.saving import TOKENIZER, write
+
+PAD, BOS, EOS, MASK, CLS, SEP = range(6)
+"""Tokens of the byte vocabulary that are no bytes."""
+
+FIRST_BYTE, BYTE_VOCABULARY = 6, 6 + 256
+"""The token of byte 0, and the number of tokens."""
+
+SPACE = "▁"
+"""White space in pieces of SentencePiece."""
+
+LINES, LINE = 500_000, 256
+"""SentencePiece is trained on at most so many lines of at most so many bytes, so 128 MB of text."""
+
+SPACES = [character.encode() for character in map(chr, range(0x10000)) if character.isspace()]
+"""White space in UTF-8, one to three bytes each."""
+
+WIDE_SPACES = {
+    first: np.array([first + bytes([last]) in SPACES for last in range(256)])
+    for first in {space[:-1] for space in SPACES if len(space) > 1}
+}
+"""White space of several bytes: which last ones may follow those before."""
+
+NAMES = (("<pad>", "[PAD]"), ("[MASK]", "<mask>"), ("[CLS]", "<cls>", "<s>"), ("[SEP]", "<sep>", "</s>"))
+"""Usual names of the special tokens: pad, mask, cls, sep."""
+
+
+def to_tokens(text: str) -> list[int]:
+    """The bytes of a text in UTF-8 as tokens; none are added."""
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+def to_text(tokens: Sequence[int]) -> str:
+    """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
+    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
+
+
+class Tokenizer(ABC):
+    """Text <-> tokens.
+
+    Attributes:
+        name: "bytes", or the path of the SentencePiece model.
+        size: V, number of tokens, special ones included.
+        pad, mask, cls, sep: special tokens.
+        byte_counts_V: how many bytes of text, white space not counted, a token stands for; 0 for special ones.
+    """
+
+    name: str
+    size: int
+    pad: int
+    mask: int
+    cls: int
+    sep: int
+    byte_counts_V: NDArray[np.int64]
+
+    @abstractmethod
+    def encode(self, text: str) -> NDArray[np.int32]:
+        """-> tokens [M]; no special ones are added.
+
+        Raises:
+            PerceiversError: the text cannot be written in UTF-8.
+        """
+
+    @abstractmethod
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
+
+    @abstractmethod
+    def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
+        """-> [B, M], the word of each token, counted from 0 in each row; -1 for what belongs to none.
+
+        Words are what white space or special tokens delimit; a row may begin and end within one.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Writes to the folder of a saved model what `find_tokenizer` needs there."""
+
+
+class Bytes(Tokenizer):
+    """The bytes of a text in UTF-8, behind 6 special tokens.
+
+    White space is every character that `str.isspace` calls so. If a row has only a part of its bytes, they belong to
+    a word, and `byte_counts_V` takes all those of several bytes for text.
+    """
+
+    def __init__(self) -> None:
+        self.name, self.size = "bytes", BYTE_VOCABULARY
+        self.pad, self.mask, self.cls, self.sep = PAD, MASK, CLS, SEP
+        self.outside_V = np.zeros(BYTE_VOCABULARY, dtype=np.bool_)
+        self.outside_V[:FIRST_BYTE] = True
+        self.outside_V[[FIRST_BYTE + space[0] for space in SPACES if len(space) == 1]] = True
+        self.byte_counts_V = (~self.outside_V).astype(np.int64)
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        check_unicode(text)
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + FIRST_BYTE
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return to_text(tokens)
+
+    def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
+        outside_BM = self.outside_V[token_BM]
+        if token_BM.size and token_BM.max() >= FIRST_BYTE + 0x80:
+            byte_BM = (token_BM - FIRST_BYTE).astype(np.uint8)  # special tokens become bytes that UTF-8 never has
+            for first, last_256 in WIDE_SPACES.items():
+                count = len(first)
+                found = byte_BM[:, :-count] == first[0]
+                for place in range(1, count):
+                    found &= byte_BM[:, place : place - count] == first[place]
+                if found.any():
+                    found &= last_256[byte_BM[:, count:]]
+                    for place in range(count + 1):
+                        outside_BM[:, place : place + found.shape[1]] |= found
+        return count_words(outside_BM)
+
+    def save(self, folder: Path) -> None:
+        """Writes nothing: bytes are known by their number."""
+
+
+class SentencePiece(Tokenizer):
+    """The pieces of a SentencePiece model, one that `train_tokenizer` wrote or another, such as T5's.
+
+    What white space a text has between words, and whether any before and after them, is not encoded; "▁" counts as
+    white space. Special tokens are found by their usual names; those that the file lacks follow its last token.
+
+    Args:
+        file: the model.
+
+    Raises:
+        PerceiversError: there is no such file, or it is not a SentencePiece model.
+    """
+
+    def __init__(self, file: str | Path) -> None:
+        need("text")
+        from sentencepiece import SentencePieceProcessor
+
+        self.name = str(file)
+        try:
+            self.content = Path(file).read_bytes()
+        except OSError as error:
+            raise PerceiversError(
+                f"{file} cannot be read as a tokenizer ({error.strerror}): "
+                f"give 'bytes', or a file that perceivers train-tokenizer wrote."
+            ) from error
+        try:
+            self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # it takes no bytes for no model
+        except RuntimeError as error:
+            raise PerceiversError(
+                f"{file} is damaged or not a SentencePiece model: "
+                f"give 'bytes', or a file that perceivers train-tokenizer wrote."
+            ) from error
+        names = [self.pieces.id_to_piece(token) for token in range(self.pieces.get_piece_size())]
+        places = {name: token for token, name in enumerate(names)}
+        self.size, special = len(names), []
+        for usual in NAMES:
+            found = next((places[name] for name in usual if name in places), self.size)
+            self.size = max(self.size, found + 1)
+            special.append(found)
+        self.pad, self.mask, self.cls, self.sep = special
+        self.special_V = np.ones(self.size, dtype=np.bool_)
+        self.special_V[: len(names)] = [self.pieces.is_control(token) for token in range(len(names))]
+        self.special_V[special] = True
+        self.begins_V = np.zeros(self.size, dtype=np.bool_)
+        self.byte_counts_V = np.zeros(self.size, dtype=np.int64)
+        for token in np.flatnonzero(~self.special_V).tolist():
+            if self.pieces.is_byte(token):
+                self.byte_counts_V[token] = 1
+            elif not self.pieces.is_unknown(token):  # which may stand for any text
+                self.begins_V[token] = names[token].startswith(SPACE)
+                self.byte_counts_V[token] = len(names[token].replace(SPACE, "").encode())
+
+    def encode(self, text: str) -> NDArray[np.int32]:
+        check_unicode(text)
+        return np.array(self.pieces.encode(normalise(text)), dtype=np.int32)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.pieces.decode([int(token) for token in tokens if not self.special_V[token]]))
+
+    def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
+        return count_words(self.special_V[token_BM], self.begins_V[token_BM])
+
+    def save(self, folder: Path) -> None:
+        write(folder / TOKENIZER, lambda file: file.write_bytes(self.content))
+
+
+def count_words(outside_BM: NDArray[np.bool_], begins_BM: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
+    """-> [B, M], the word of each token, counted from 0 in each row; -1 for what belongs to none.
+
+    Args:
+        outside_BM: what belongs to no word.
+        begins_BM: where words begin, besides the first token of a row and those behind what belongs to none.
+    """
+    start_BM = ~outside_BM
+    start_BM[:, 1:] &= outside_BM[:, :-1] if begins_BM is None else outside_BM[:, :-1] | begins_BM[:, 1:]
+    word_BM = np.cumsum(start_BM, axis=1, dtype=np.int32)
+    word_BM -= 1
+    word_BM[outside_BM] = -1
+    return word_BM
+
+
+def check_unicode(text: str) -> None:
+    """Raises a PerceiversError if a text holds half a surrogate pair, which no UTF-8 can say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PerceiversError(
+            f"the text cannot be written in UTF-8: character {error.start} is {text[error.start]!a}."
+        ) from error
+
+
+def normalise(text: str) -> str:
+    """The words of a text with one blank between them."""
+    return " ".join(text.replace(SPACE, " ").split())
+
+
+def open_tokenizer(name: str | Path) -> Tokenizer:
+    """The tokenizer of a name.
+
+    Args:
+        name: "bytes", or the file of a SentencePiece model.
+
+    Raises:
+        PerceiversError: there is no such file, or it is not a SentencePiece model.
+    """
+    return Bytes() if str(name) == "bytes" else SentencePiece(name)
+
+
+def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a saved model: the one in its folder, or bytes.
+
+    Args:
+        folder: of the model.
+        vocabulary: its number of tokens.
+
+    Raises:
+        PerceiversError: it has none, or another number of tokens.
+    """
+    file = folder / TOKENIZER
+    if file.exists():
+        tokenizer = SentencePiece(file)
+        if tokenizer.size != vocabulary:
+            raise PerceiversError(
+                f"{file} has {tokenizer.size} tokens, but the model in {folder} has {vocabulary}: "
+                f"copy the tokenizer that it was trained with there."
+            )
+        return tokenizer
+    if vocabulary != BYTE_VOCABULARY:
+        raise PerceiversError(
+            f"{folder} has no {TOKENIZER}, and the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
+            f"copy the tokenizer that it was trained with to {file}."
+        )
+    return Bytes()
+
+
+def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -> None:
+    """Trains a unigram model of pieces of words and of bytes for what they do not cover: no text is lost.
+
+    Texts are cut to lines of 256 bytes at most, of which 500,000 are drawn; the same texts give the same file.
+
+    Args:
+        texts: of any length.
+        file: where to write it.
+        vocabulary: number of tokens, with 7 special ones and 256 bytes.
+
+    Raises:
+        PerceiversError: the vocabulary is too large or too small for the texts, or these cannot be read.
+    """
+    need("text")
+    from sentencepiece import SentencePieceTrainer
+
+    content, failures = io.BytesIO(), list[BaseException]()
+
+    def lines() -> Iterator[str]:
+        """Keeps what is raised: SentencePiece passes on only its message."""
+        try:
+            for text in texts:
+                check_unicode(text)
+                yield from cut(text)
+        except (Exception, KeyboardInterrupt) as error:
+            failures.append(error)
+            raise
+
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=lines(),
+            model_writer=content,
+            model_type="unigram",
+            vocab_size=vocabulary,
+            input_sentence_size=LINES,
+            shuffle_input_sentence=True,  # draws them from all, always the same way
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            pad_id=PAD,
+            bos_id=BOS,
+            eos_id=EOS,
+            control_symbols=["[MASK]", "[CLS]", "[SEP]"],  # they get the first free ids: 3, 4, 5
+            unk_id=6,
+            num_threads=16,  # the result depends on it
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        if failures:
+            raise failures[0] from None
+        raise PerceiversError(explain(str(error), vocabulary)) from error
+    write(file, lambda path: path.write_bytes(content.getvalue()))
+
+
+def cut(text: str) -> Iterator[str]:
+    """The lines of a text, normalised, in parts of at most `LINE` bytes; cut between words where they have any."""
+    for line in text.splitlines():
+        rest = normalise(line).encode()
+        start = 0
+        while len(rest) - start > LINE:
+            end = rest.rfind(b" ", start + 1, start + LINE + 1)
+            if end < 0:
+                end = start + LINE
+                while rest[end] & 0xC0 == 0x80:  # within a character
+                    end -= 1
+            yield rest[start:end].decode()
+            start = end + (rest[end] == ord(" "))
+        if start < len(rest):
+            yield rest[start:].decode()
+
+
+def explain(message: str, vocabulary: int) -> str:
+    """The sentence for what SentencePiece said about a vocabulary."""
+    if largest := re.search(r"value <= (\d+)", message):
+        return f"the text is too little for {vocabulary} tokens: give more, or ask for {largest[1]} at most."
+    if smallest := re.search(r"required_chars\. -?\d+ vs (\d+)", message):
+        return f"{vocabulary} tokens are too few: special ones, bytes and the characters of the text are {smallest[1]}."
+    if vocabulary < 1:
+        return f"a vocabulary of {vocabulary} tokens is not allowed: it must be at least 263, special ones and bytes."
+    if "sentences_.empty()" in message:
+        return "there is no text to train a tokenizer on: give some with words."
+    return f"SentencePiece cannot train a tokenizer on this text: {message}"
+
+
+def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """How many bytes of text, white space not counted, a token stands for on average; 0 without any text."""
+    counts = [tokenizer.byte_counts_V[tokenizer.encode(text)] for text in texts]
+    return sum(int(count_M.sum()) for count_M in counts) / max(sum(map(len, counts)), 1)

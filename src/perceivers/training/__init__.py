@@ -1,0 +1,5 @@
+"""Training runs, whatever is trained."""
+
+from perceivers.extras import need
+
+need("train")

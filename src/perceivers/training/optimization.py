@@ -1,0 +1,112 @@
+"""How weights are updated: optimizer, weight decay and learning-rate schedule, the same for all experiments."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from pytorch_optimizer import Lamb, Muon
+from torch import Tensor, nn
+
+from perceivers.errors import PerceiversError
+from perceivers.model.attention import MLP, Attention
+
+
+@dataclass
+class Optimization:
+    """How weights are updated.
+
+    Attributes:
+        name: "lamb" as in the paper; "adamw"; or "muon", which makes the updates of the weights of attention and MLPs
+            orthogonal (Jordan et al., 2024), scaled to the size that AdamW's have, and gives all else to AdamW.
+        lr: peak learning rate.
+        weight_decay: how much of the weights decays, times the learning rate.
+        decay: what decays: "weights" of linear and convolutional layers; "arrays", these and the learned latents,
+            positions and queries; or "all", biases and norms as well.
+        schedule: "flat_cosine" (flat, then cosine to 0) or "warmup_cosine" (linear from 0, then cosine to 0).
+        flat: part of the steps of "flat_cosine" before the cosine starts.
+        warmup_steps: steps of "warmup_cosine" before the cosine starts.
+        beta2: decay of the second moment (the first's is 0.9).
+        clip_norm: largest norm of the gradient of all weights together; no bound, if not given.
+    """
+
+    name: Literal["lamb", "adamw", "muon"] = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    decay: Literal["weights", "arrays", "all"] = "weights"
+    schedule: Literal["flat_cosine", "warmup_cosine"] = "warmup_cosine"
+    flat: float = 0.5
+    warmup_steps: int = 0
+    beta2: float = 0.999
+    clip_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check("optimization.lr", self.lr, self.lr > 0, "larger than 0")
+        check("optimization.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
+        check("optimization.beta2", self.beta2, 0 <= self.beta2 < 1, "from 0 to less than 1")
+        check("optimization.flat", self.flat, 0 <= self.flat <= 1, "from 0 to 1")
+        check("optimization.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
+        check("optimization.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "larger than 0")
+
+    def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
+        """The optimizer and its schedule over `steps` steps, as Lightning wants them."""
+        groups = parameter_groups(module, self.weight_decay, self.decay)
+        optimizer: torch.optim.Optimizer
+        if self.name == "lamb":
+            # The published update: decay inside the trust ratio, no bound on the norm of a weight, and no correction
+            # of the first moment's bias, which this implementation would apply outside the trust ratio.
+            optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False, adam_debias=True)
+            optimizer.clamp = math.inf  # type: ignore[attr-defined]
+        elif self.name == "muon":
+            own = {"lr": self.lr, "betas": (0.9, self.beta2), "eps": 1e-8, "use_adjusted_lr": True}
+            optimizer = Muon([group | own for group in split(groups, hidden_weights(module))])
+        else:
+            optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
+        scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scale, "interval": "step"}}
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step, as a part of the peak."""
+        start = round(self.flat * steps) if self.schedule == "flat_cosine" else self.warmup_steps
+        if step < start:
+            return 1.0 if self.schedule == "flat_cosine" else (step + 1) / (start + 1)
+        return (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
+
+
+def check(field: str, value: object, allowed: bool, expected: str) -> None:
+    """Raises a PerceiversError unless the value of a config field is allowed."""
+    if not allowed:
+        raise PerceiversError(f"{field} = {value} is not allowed: it must be {expected}.")
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, decay: Literal["weights", "arrays", "all"]
+) -> list[dict[str, Any]]:
+    """Parameters with weight decay and without; see `Optimization.decay`."""
+    with_decay: list[nn.Parameter] = []
+    without: list[nn.Parameter] = []
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            is_weight = name == "weight" and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+            is_array = name not in ("weight", "bias")
+            decays = decay == "all" or is_weight or (decay == "arrays" and is_array)
+            (with_decay if decays else without).append(parameter)
+    groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def hidden_weights(module: nn.Module) -> set[Tensor]:
+    """Matrices between hidden channels: the weights of attention and MLPs."""
+    parts = (part for part in module.modules() if isinstance(part, Attention | MLP))
+    return {layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)}
+
+
+def split(groups: list[dict[str, Any]], matrices: set[Tensor]) -> list[dict[str, Any]]:
+    """Parameters whose updates are made orthogonal, and the others of each group."""
+    parts = [
+        group | {"params": [p for p in group["params"] if (p in matrices) == orthogonal], "use_muon": orthogonal}
+        for group in groups
+        for orthogonal in (True, False)
+    ]
+    return [group for group in parts if group["params"]]

@@ -1,0 +1,320 @@
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+
+pytest.importorskip("av")
+from perceivers.cli import main
+from perceivers.clips.autoencoding import (
+    Autoencoding,
+    ClipAugmentation,
+    ClipAutoencoder,
+    Weights,
+    evaluate,
+    pixels_at,
+)
+from perceivers.clips.data import ClipData, collate
+from perceivers.clips.reconstruct import autoencode, compression, psnr
+from perceivers.data.video import read_frames, write_video
+from perceivers.presets import create_model
+from perceivers.tasks import autoencoder
+from perceivers.training.config import read_config
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+from tests.clips.test_windows import wav
+from tests.training.test_loop import interrupt_at, state
+
+ROOT = Path(__file__).parents[2]
+
+SIZES = {
+    "frames": 4, "image_size": [8, 8], "patch_size": 4, "video_bands": 3, "samples_per_frame": 320, "audio_bands": 4,
+    "latents": 8, "channels": 32, "depth": 1, "heads": 2, "label_query_channels": 16, "output_channels": 24,
+}  # fmt: skip
+
+
+def clips(root):
+    """Bright clips with a high tone and dark ones with a low."""
+    time = np.arange(3200) / 8000
+    for number, (name, grey, frequency) in enumerate((("bright", 200, 900), ("dark", 60, 200))):
+        (root / name).mkdir(parents=True)
+        for index in range(5):
+            video = [torch.full((3, 8, 8), grey + 5 * index + k, dtype=torch.uint8) for k in range(10)]
+            sound = torch.from_numpy(0.5 * np.sin(2 * np.pi * frequency * time + number)).float()
+            write_video(root / name / f"{index}.mkv", video, 25, sound, 8000)
+    return root
+
+
+def small_run(output, data, model=None, fields=None, **training):
+    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
+    return Autoencoding(
+        {"preset": "autoencoder_88x"} | SIZES | (model or {}),
+        ClipData(str(data), held_out=0.2, memory=0.1),
+        Weights(1.0, 1.0, 0.1),
+        optimization=Optimization(lr=3e-3),
+        training=Training(**training),
+        **({"points": 32} | (fields or {})),
+    )
+
+
+def test_clips_are_learned_and_the_model_works_in_the_command(tmp_path):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data, epochs=40).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["test_video_psnr"] > 20
+    assert figures["test_audio_psnr"] > 3
+    assert 0 <= figures["test_top1"] <= 1
+    written = read_frames(output / "reconstructions" / "0.mp4")
+    assert [frame.shape for frame in written.frames] == [(3, 8, 16)] * 4
+    result = autoencode(output / "model", data / "bright" / "2.mkv", tmp_path / "out.mp4", start=0.08)
+    assert result.video_psnr > 18
+    assert set(result.classes) == {"bright", "dark"}
+    assert load_any(output / "model").inputs["audio"].sample_rate == 8000
+
+
+@pytest.mark.parametrize("without", ["samples_per_frame", "classes"])
+def test_a_modality_is_left_out_by_a_line(tmp_path, without):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data, {without: None}).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert ("test_audio_psnr" in figures) == (without == "classes")
+    assert ("test_top1" in figures) == (without != "classes")
+    result = autoencode(output / "model", data / "bright" / "0.mkv", tmp_path / "out.mp4")
+    assert (result.audio is None) == (without != "classes")
+    assert (result.classes == {}) == (without == "classes")
+
+
+def test_windows_of_one_clip_are_learned(tmp_path):
+    clip = clips(tmp_path / "clips") / "dark" / "0.mkv"
+    run = small_run(tmp_path / "run", clip, {"classes": None})
+    run.data.draws = 8
+    assert "test_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
+    data = clips(tmp_path / "clips")
+    small_run(tmp_path / "whole", data).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "parts", data).run()
+    small_run(tmp_path / "parts", data, resume=True).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def module(**changes):
+    config = Autoencoding({"preset": "autoencoder_88x"}, **changes)
+    return ClipAutoencoder(autoencoder(**SIZES, classes=5), config).eval()
+
+
+def batch(clips=3):
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "video": torch.randint(256, (clips, 4, 3, 8, 8), dtype=torch.uint8, generator=generator),
+        "shown": torch.tensor([[True] * 4, [True, False, False, True], [True] * 4])[:clips],
+        "audio": torch.rand(clips, 1280, generator=generator) - 0.5,
+        "heard": torch.stack([torch.ones(1280), torch.arange(1280) < 100, torch.zeros(1280)])[:clips].bool(),
+        "label": torch.tensor([0, 4, 2])[:clips],
+    }
+
+
+def full_losses(chosen, data, hidden):
+    answers = chosen.model.decode(chosen.encode(data, hidden))
+    return chosen.losses(data, answers, dict.fromkeys(answers)), answers
+
+
+@torch.no_grad()
+def test_losses_by_their_definitions():
+    chosen, data = module(), batch()
+    found, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    video = (answers["video"] - data["video"] / 255).abs()
+    assert float(found["video"]) == pytest.approx(float(video[data["shown"]].mean()), rel=1e-5)
+    audio = (answers["audio"] - data["audio"]).abs()
+    assert float(found["audio"]) == pytest.approx(float(audio[data["heard"]].mean()), rel=1e-5)
+    assert float(found["label"]) == pytest.approx(float(F.cross_entropy(answers["label"], data["label"])), rel=1e-5)
+
+
+@torch.no_grad()
+def test_pixels_of_frames_that_are_not_square():
+    video = torch.rand(2, 5, 3, 4, 7)
+    points = torch.randint(5 * 4 * 7, (2, 30))
+    flat = video.movedim(2, -1).flatten(1, 3)
+    assert pixels_at(video, points).equal(flat.take_along_dim(points[..., None], 1))
+
+
+def test_losses_of_some_outputs_are_those_of_the_same_entries_of_all():
+    chosen, data = module(), batch()
+    encoded = chosen.encode(data, torch.ones(3, 1, dtype=torch.bool))
+    whole = chosen.model.decode(encoded)
+    points = {"video": torch.randint(256, (3, 20)), "audio": torch.randint(80, (3, 20)), "label": None}
+    found = chosen.losses(data, chosen.model.decode(encoded, points), points)
+    errors, known = (whole["video"] - data["video"] / 255).abs().movedim(2, -1).flatten(1, 3), data["shown"]
+    total = [errors[b, p].sum() for b in range(3) for p in points["video"][b] if known[b, p // 64]]
+    assert float(found["video"]) == pytest.approx(float(sum(total)) / (3 * len(total)), rel=1e-4)
+    errors, heard = ((each.unflatten(1, (80, 16))) for each in ((whole["audio"] - data["audio"]).abs(), data["heard"]))
+    total = [errors[b, p][heard[b, p]] for b in range(3) for p in points["audio"][b]]
+    assert float(found["audio"]) == pytest.approx(float(torch.cat(total).mean()), rel=1e-4)
+
+
+@torch.no_grad()
+def test_losses_of_random_subsets_are_those_of_everything_on_average():
+    chosen, data = module(points=64), batch(1)
+    hidden = torch.ones(1, 1, dtype=torch.bool)
+    found, _ = full_losses(chosen, data, hidden)
+    encoded, draws = chosen.encode(data, hidden), []
+    for seed in range(200):
+        torch.manual_seed(seed)
+        points = chosen.draw(data)
+        assert points["video"].shape == points["audio"].shape == (1, 64)
+        assert points["label"] is None
+        draws.append(chosen.losses(data, chosen.model.decode(encoded, points), points))
+    for name, spread in (("video", 0.15), ("audio", 0.1)):
+        each = torch.stack([draw[name] for draw in draws])
+        assert each.std() < spread
+        assert abs(each.mean() - found[name]) < 3 * each.std() / len(draws) ** 0.5
+
+
+def test_the_label_is_hidden_from_some_in_training_and_from_all_in_evaluation(monkeypatch):
+    chosen, data, seen = module(label_masking=0.25, points=4), batch(), []
+    encode = chosen.model.encode
+    monkeypatch.setattr(chosen.model, "encode", lambda inputs, masked: (seen.append(masked), encode(inputs, masked))[1])
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    for seed in range(100):
+        torch.manual_seed(seed)
+        chosen.training_step(data, 0)
+    hidden = torch.cat([masked["label"] for masked in seen])
+    assert hidden.shape == (300, 1)
+    assert float(hidden.float().mean()) == pytest.approx(0.25, abs=0.08)
+    seen.clear()
+    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
+    chosen.validation_step(data | {"problems": []}, 0)
+    assert seen[0]["label"].all()
+
+
+def test_the_weights_of_the_modalities(monkeypatch):
+    chosen = module(weights=Weights(0.5, 2.0, 0.25))
+    losses = {"video": torch.tensor(3.0), "audio": torch.tensor(5.0), "label": torch.tensor(7.0)}
+    monkeypatch.setattr(chosen, "losses", lambda *arguments: losses)
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    assert float(chosen.training_step(batch(), 0)) == 0.5 * 3 + 2 * 5 + 0.25 * 7
+    assert chosen.training_step(collate([{"problem": "broken"}]), 0) is None
+
+
+@torch.no_grad()
+def test_psnr_is_that_of_the_command_averaged_over_clips(monkeypatch):
+    chosen, data = module(), batch()
+    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
+    chosen.validation_step(data | {"problems": []}, 0)
+    _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
+    each = [psnr(video[b][data["shown"][b]], data["video"][b][data["shown"][b]] / 255) for b in range(3)]
+    assert float(chosen.errors.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
+    heard = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
+    assert float(chosen.errors.audio.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
+    right = (answers["label"].argmax(1) == data["label"]).float().mean()
+    assert float(chosen.errors.label.compute()) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize(("name", "ratio"), [("88x", 88), ("176x", 176), ("352x", 352)])
+def test_the_papers_compression_ratios(name, ratio):
+    with torch.device("meta"):
+        assert compression(create_model(f"autoencoder_{name}")) == ratio
+    config = read_config(ROOT / "configs/autoencoding" / f"paper_{name}.yaml")
+    assert config.model["preset"] == f"autoencoder_{name}"
+    assert (config.weights.video, config.weights.audio, config.weights.label) == (0.03, 1, 0.0001)
+    assert (config.points, config.label_masking) == (512, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": {}}, r"model\.preset is missing"),
+        ({"model": {"preset": "audioset_raw"}}, "model.preset = audioset_raw is of clip_classification"),
+        ({"points": 0}, "points = 0 is not allowed"),
+        ({"label_masking": 1.5}, "label_masking = 1.5 is not allowed"),
+    ],
+)
+def test_values_that_are_not_allowed(fields, message):
+    with pytest.raises(PerceiversError, match=message):
+        Autoencoding(**({"model": {"preset": "autoencoder_88x"}} | fields))
+    with pytest.raises(PerceiversError, match=r"weights\.audio = -1 is not allowed"):
+        Weights(audio=-1)
+
+
+def test_clips_that_cannot_be_autoencoded(tmp_path):
+    data = clips(tmp_path / "clips")
+    with pytest.raises(PerceiversError, match=r"patch_size = \[1, 3, 3\] is not allowed: it must divide"):
+        small_run(tmp_path / "run", data, {"patch_size": 3}).run()
+    with pytest.raises(PerceiversError, match=r"model\.classes = 3 is not allowed: it must be 2, as in the data"):
+        small_run(tmp_path / "run", data, {"classes": 3}).run()
+    (tmp_path / "list.csv").write_text('file,labels\nbright/0.mkv,"a,b"\ndark/0.mkv,a\n')
+    run = small_run(tmp_path / "run", data)
+    run.data.training_list = str(tmp_path / "list.csv")
+    with pytest.raises(PerceiversError, match=r"data\.training_list = .* must be a list with one class a clip"):
+        run.run()
+    (tmp_path / "sound" / "a").mkdir(parents=True)
+    for name in ("a", "b"):
+        (tmp_path / "sound" / name).mkdir(exist_ok=True)
+        (tmp_path / "sound" / name / "1.wav").write_bytes(wav(np.zeros(4000)))
+    with pytest.raises(PerceiversError, match="no clip of the evaluation has video"):
+        small_run(tmp_path / "other", tmp_path / "sound", batch_size=1).run()
+
+
+def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    held_out = ClipData(str(data), held_out=0.2).open().evaluation
+    found = evaluate(load_any(output / "model"), held_out)
+    assert found == {name: pytest.approx(figures[f"test_{name}"], rel=1e-4) for name in found}
+    assert set(found) == {"video_psnr", "audio_psnr", "top1"}
+    capsys.readouterr()
+    main(["evaluate", str(output / "model"), "--data", str(data)])
+    assert re.fullmatch(
+        r"1 clip, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
+        capsys.readouterr().out,
+    )
+    other = autoencoder(**(SIZES | {"classes": None}))
+    other.save(tmp_path / "other")
+    main(["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv"), "--windows", "3", "--json"])
+    assert json.loads(capsys.readouterr().out)["windows"] == 3
+
+
+def test_all_frames_of_a_clip_are_changed_alike():
+    augment = ClipAugmentation((0.25, 0.5), flip=True).build((8, 8))
+    frame_CYX = torch.rand(3, 16, 16)
+    video = torch.nn.functional.interpolate(frame_CYX[None], (8, 8)).expand(6, 5, -1, -1, -1).clone()
+    torch.manual_seed(0)
+    changed = augment(video)
+    assert changed.shape == video.shape
+    assert (changed - changed[:, :1]).abs().max() < 1e-5
+    assert all((changed[a] - changed[b]).abs().max() > 0.01 for a in range(6) for b in range(a))
+    assert torch.equal(ClipAugmentation().build((8, 8))(video), video)
+    flipped = ClipAugmentation(flip=True).build((8, 8))(video)
+    mirrored = [bool(torch.allclose(clip, video[0].flip(-1), atol=1e-5)) for clip in flipped]
+    same = [bool(torch.allclose(clip, video[0], atol=1e-5)) for clip in flipped]
+    assert sum(mirrored) + sum(same) == 6
+    with pytest.raises(PerceiversError, match=r"augmentation\.area = \(0\.5, 0\.2\) is not allowed"):
+        ClipAugmentation((0.5, 0.2))
+
+
+def test_training_clips_are_augmented_and_evaluation_is_not(monkeypatch):
+    chosen, data = module(augmentation=ClipAugmentation((0.2, 0.3))), batch()
+    monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
+    seen, losses = [], chosen.losses
+    monkeypatch.setattr(chosen, "losses", lambda batch, *rest: (seen.append(batch["video"]), losses(batch, *rest))[1])
+    chosen.training_step(data, 0)
+    assert seen[0].shape == data["video"].shape
+    assert 0 <= seen[0].min() < seen[0].max() <= 1
+    assert (seen[0] - data["video"] / 255).abs().mean() > 0.05
+    whole, _ = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    same, _ = full_losses(chosen, data | {"video": data["video"] / 255}, torch.ones(3, 1, dtype=torch.bool))
+    torch.testing.assert_close(same["video"], whole["video"])

@@ -1,0 +1,234 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+
+pytest.importorskip("av")
+from perceivers.cli import main
+from perceivers.clips.classification import ClipClassification, ClipClassifier, evaluate
+from perceivers.clips.classify import classify_clip
+from perceivers.clips.data import ClipData, ClipDataset, collate, evenly, listed_clips
+from perceivers.clips.model_window import window_of
+from perceivers.clips.windows import Window
+from perceivers.data.loader import Item
+from perceivers.tasks import clip_classifier
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+from tests.clips.test_windows import wav
+from tests.data.test_video import make, ramp, tone
+from tests.test_cli import fails
+from tests.training.test_loop import interrupt_at, state
+
+SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
+SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
+MEL = SOUND | {"sound": "mel", "hop": 80, "window": 160, "mel_bands": 10, "mel_patch": (1, 10)}
+CONV = SOUND | {"sound": "conv", "filters": 8}
+BOTH = SIZES | {
+    "frames": 4, "image_size": (8, 8), "video_patch": (2, 4, 4), "video_bands": 2, "samples": 7680,
+    "samples_per_patch": 64,
+}  # fmt: skip
+
+
+@pytest.fixture
+def tones(tmp_path):
+    """High and low tones of random phase, some shorter than a window."""
+    random = np.random.default_rng(0)
+    for label, frequency in (("high", 1500), ("low", 300)):
+        (tmp_path / "tones" / label).mkdir(parents=True)
+        for number in range(30):
+            count = random.integers(600, 1600)
+            samples = 0.8 * np.sin(2 * np.pi * (frequency * np.arange(count) / 8000 + random.random()))
+            (tmp_path / "tones" / label / f"{number}.wav").write_bytes(wav(samples))
+    return tmp_path / "tones"
+
+
+def small_run(output, data, model, **training):
+    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
+    return ClipClassification(
+        {"preset": "audioset_raw"} | model,
+        ClipData(str(data), held_out=0.2),
+        Optimization(lr=3e-3),
+        Training(**training),
+    )
+
+
+@pytest.mark.parametrize(("settings", "epochs"), [(SOUND, 12), (CONV, 6), (MEL, 6)])
+def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
+    output = small_run(tmp_path / "run", tones, settings, epochs=epochs).run()
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["test_top1"] == 1
+    model = load_any(output / "model")
+    assert model.outputs["label"].names == ["high", "low"]
+    held_out = ClipData(str(tones), held_out=0.2).open().evaluation
+    batch = collate(
+        [ClipDataset(held_out, window_of(model), evenly(1))[Item(place, 0)] for place in range(len(held_out))]
+    )
+    assert model({"audio": batch["audio"]})["label"].argmax(1).tolist() == batch["label"].tolist()
+
+
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, tones, monkeypatch):
+    small_run(tmp_path / "whole", tones, SOUND).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(3, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "parts", tones, SOUND).run()
+    small_run(tmp_path / "parts", tones, SOUND, resume=True).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def test_video_and_sound_train_together_and_what_cannot_be_read_is_left_out(tmp_path, capsys):
+    for label in ("a", "b"):
+        (tmp_path / "clips" / "train" / label).mkdir(parents=True)
+        (tmp_path / "clips" / "val" / label).mkdir(parents=True)
+        for number in range(2):
+            make(tmp_path / "clips" / "train" / label / f"{number}.mkv", ramp(8), wave=tone(0.3, 48000)[None])
+        make(tmp_path / "clips" / "val" / label / "0.mkv", ramp(8))  # without sound
+    (tmp_path / "clips" / "train" / "a" / "broken.mkv").write_bytes(b"nothing")
+    output = small_run(tmp_path / "run", tmp_path / "clips", BOTH, batch_size=2).run()
+    assert "Skipped: " in capsys.readouterr().err
+    assert json.loads((output / "metrics.json").read_text())["test_top1"] in (0, 0.5, 1)
+    (tmp_path / "clips" / "val" / "b" / "0.mkv").write_bytes(b"nothing")
+    with pytest.raises(PerceiversError, match=r"val/b/0\.mkv cannot be read"):
+        small_run(tmp_path / "other", tmp_path / "clips", BOTH, batch_size=2).run()
+
+
+def module(settings=SOUND, clips=3, **own):
+    return ClipClassifier(clip_classifier(**(settings | own)), Optimization(), 0.0, clips).eval()
+
+
+def test_what_is_masked_changes_nothing():
+    chosen = module(BOTH, classes=4)
+    batch = {"video": torch.rand(2, 4, 3, 8, 8), "shown": torch.ones(2, 4, dtype=torch.bool),
+             "audio": torch.rand(2, 7680), "heard": torch.ones(2, 7680, dtype=torch.bool)}  # fmt: skip
+    batch["shown"][0, 2:] = False
+    batch["heard"][0, 64:] = False
+    batch["heard"][1] = False
+    answer = chosen.predict(batch)
+    for name, there in (("video", "shown"), ("audio", "heard")):
+        noise = torch.rand_like(batch[name])
+        seen = batch[there].view(*batch[there].shape, *[1] * (noise.dim() - 2))
+        torch.testing.assert_close(chosen.predict(batch | {name: torch.where(seen, batch[name], noise)}), answer)
+        assert not torch.allclose(chosen.predict(batch | {name: noise})[0], answer[0], atol=1e-4)
+
+
+def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
+    chosen = module(clips=2, classes=2, several=False)
+    probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [0.7, 0.3]])
+    batches = [
+        {"clip": torch.tensor([0, 0, 0, 1]), "label": torch.tensor([1, 1, 1, 0]), "problems": []},
+        {"clip": torch.tensor([1, 1]), "label": torch.tensor([0, 0]), "problems": []},
+    ]
+    parts = iter(probabilities.log().split([4, 2]))
+    monkeypatch.setattr(chosen, "predict", lambda batch: next(parts))
+    for number, batch in enumerate(batches):
+        chosen.validation_step(batch, number)
+    torch.testing.assert_close(chosen.scores.score_LK, torch.tensor([[1.3, 1.7], [1.6, 1.4]]))
+    assert chosen.scores.compute() == {"top1": 1.0}
+
+
+def test_a_window_is_what_the_model_was_built_for():
+    assert window_of(clip_classifier(**SOUND)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert window_of(clip_classifier(**CONV)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert window_of(clip_classifier(**MEL)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert window_of(clip_classifier(**BOTH)) == Window(4, (8, 8), 25.0, 7680, 48000)
+    assert window_of(clip_classifier(**(BOTH | {"sound": None}))).samples is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"preset": "optical_flow"}, "model.preset = optical_flow is of optical_flow: a classifier of clips is needed"),
+        ({"classes": 7}, "model.classes = 7 is not allowed: it must be 2, as in the data"),
+        ({"samples": 801}, "samples_per_patch"),
+        ({"pictures": None}, "pictures"),
+    ],
+)
+def test_what_cannot_be_trained(tmp_path, tones, changes, message):
+    with pytest.raises(PerceiversError, match=message):
+        small_run(tmp_path / "run", tones, SOUND | changes).run()
+    with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
+        ClipClassification({})
+
+
+def chords(root):
+    """Recordings of a high tone, a low one, both or none, and the list that says so."""
+    random = np.random.default_rng(0)
+    root.mkdir()
+    lines = ["file,labels"]
+    for number in range(60):
+        there = random.random(2) < 0.5
+        time = np.arange(1200) / 8000
+        tones = [np.sin(2 * np.pi * (f * time + random.random())) for f in (1500, 300)]
+        (root / f"{number}.wav").write_bytes(wav(0.4 * sum(a * b for a, b in zip(tones, there, strict=True))))
+        lines.append(f'{number}.wav,"{",".join(np.array(["high", "low"])[there])}"')
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_several_classes_of_a_clip_are_told(tmp_path):
+    root = chords(tmp_path / "chords")
+    run = small_run(tmp_path / "run", root, MEL, epochs=15)
+    run.data.training_list = str(root / "list.csv")
+    figures = json.loads((run.run() / "metrics.json").read_text())
+    assert figures["test_map"] > 0.95
+    assert "test_d_prime" in figures
+    model = load_any(tmp_path / "run" / "model")
+    assert model.outputs["label"].several
+    answers = classify_clip(model, [root / f"{number}.wav" for number in range(20)])
+    told = [{name for name, probability in answer.items() if probability > 0.5} for answer in answers]
+    lines = (root / "list.csv").read_text().splitlines()[1:21]
+    wanted = [set(line.split('"')[1].split(",")) - {""} for line in lines]
+    assert sum(ours == theirs for ours, theirs in zip(told, wanted, strict=True)) > 16
+    clips = listed_clips(root / "list.csv", root, {"high": "high", "low": "low"}, skip_missing=False)
+    assert evaluate(model, clips)["map"] > 0.95
+    run.label_smoothing = 0.1
+    with pytest.raises(PerceiversError, match=r"label_smoothing = 0\.1 is not allowed: it must be 0 where clips have"):
+        run.run()
+
+
+def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
+    output = small_run(tmp_path / "run", tones, SOUND).run()
+    model, clips = load_any(output / "model"), ClipData(str(tones), held_out=0.2).open().evaluation
+    figures = json.loads((output / "metrics.json").read_text())
+    assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
+    assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]
+    with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 5"):
+        evaluate(clip_classifier(classes=5, several=False, **SOUND), clips)
+    with pytest.raises(PerceiversError, match="one class a clip, but the model knows several"):
+        evaluate(clip_classifier(classes=2, **SOUND), clips)
+
+
+def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
+    model, clips = clip_classifier(classes=2, class_names=["high", "low"], several=False, **SOUND), str(tones)
+    model.save(tmp_path / "model")
+    expected = evaluate(model.eval(), ClipData(clips).open().evaluation, 2)["top1"]
+    main(["evaluate", str(tmp_path / "model"), "--data", clips, "--windows", "2"])
+    assert capsys.readouterr().out == f"6 clips, 2 windows of each: top-1 {expected:.2%}\n"
+    (tmp_path / "list.csv").write_text("file,label\n0.wav,high\n1.wav,low\n")
+    listed = ["evaluate", str(tmp_path / "model"), "--data", clips, "--list", str(tmp_path / "list.csv")]
+    main([*listed, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"top1": found["top1"], "clips": 2, "windows": 1}
+    (tmp_path / "classes").write_text("low\nhigh\n")
+    assert "the data has the class 'low' where the model knows 'high'" in fails(
+        capsys, *listed, "--classes", str(tmp_path / "classes")
+    )
+    several = clip_classifier(classes=2, class_names=["high", "low"], **SOUND)
+    several.save(tmp_path / "several")
+    (tmp_path / "list.csv").write_text('file,labels\n0.wav,"high,low"\n1.wav,low\n2.wav,\n')
+    main(["evaluate", str(tmp_path / "several"), *listed[2:]])
+    assert re.fullmatch(
+        r"3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n", capsys.readouterr().out
+    )
+    for options, message in (
+        (["--classes", "names"], "--classes tells what the classes of a --list are: give both"),
+        (["--split", "training"], "--split is for models of optical flow, but"),
+    ):
+        assert message in fails(capsys, *listed[:4], *options)

@@ -1,0 +1,244 @@
+import csv
+import json
+
+import pytest
+import torch
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+from perceivers.data.loader import Item
+from perceivers.flow import generator as flow_generator
+from perceivers.flow.augmentation import FlowAugmentation
+from perceivers.flow.data import HELD_OUT, FlowData, SeededPairs, StoredPairs
+from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
+from perceivers.flow.generator import FlowGenerator
+from perceivers.flow.inverse import inverse_flow
+from perceivers.flow.scenes import Scenes
+from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow, build_flow_model
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+from tests.training.test_loop import interrupt_at, state
+
+SIZE = (16, 20)
+SCENES = Scenes(SIZE, shapes=(1, 2), motion=2.0)
+TINY = {
+    "preset": "optical_flow", "image_size": SIZE, "feature_channels": 4, "bands": 2, "latents": 4, "channels": 16,
+    "depth": 1, "heads": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def few_textures(monkeypatch):
+    monkeypatch.setattr(flow_generator, "TEXTURES", 4)
+    monkeypatch.setattr(flow_generator, "SHAPES", 4)
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Six pairs on disk, some of whose flow is not known."""
+    pairs = FlowGenerator(SCENES).pairs(range(6))
+    for number, (frames, flow) in enumerate(zip(pairs.frames, pairs.forward, strict=True), 1):
+        flow = flow.clone()
+        flow[:, : number + 1, 3] = torch.nan
+        write_pair(tmp_path / "chairs", number, FlowPair((255 * frames).round().byte(), flow, None))
+    return tmp_path / "chairs"
+
+
+def small_run(output, data=None, model=None, curriculum=None, pixels=None, **training):
+    """Two epochs of four updates."""
+    training = {"epochs": 2, "batch_size": 2, "accelerator": "cpu", "output": str(output)} | training
+    return OpticalFlow(
+        TINY if model is None else model,
+        FlowData(scenes=SCENES, pairs=8, held_out=3) if data is None else data,
+        FlowAugmentation(),
+        curriculum or Curriculum(0.5, 0.25),
+        Optimization(lr=1e-3),
+        Training(**training),
+        pixels,
+    )
+
+
+def estimator(**settings):
+    """A module outside of a run, with its generator."""
+    config = small_run("unused", **settings)
+    module = FlowEstimator(build_flow_model(config.model), config)
+    module.generator = FlowGenerator(SCENES)
+    return module
+
+
+def test_the_curriculum_grows_from_none_to_all():
+    curriculum = Curriculum(0.2, 0.4)
+    assert [curriculum.is_plain(part) for part in (0.0, 0.19, 0.2, 0.9)] == [True, True, False, False]
+    strengths = [curriculum.strength(part) for part in (0.0, 0.19, 0.2, 0.3, 0.6, 0.99)]
+    assert strengths == pytest.approx([0, 0, 0, 0.25, 1, 1])
+    assert Curriculum(0.0, 0.0).strength(0.0) == 1
+
+
+@pytest.mark.parametrize("step", [2, 5])
+@pytest.mark.parametrize("ema", [None, 0.9])
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, ema):
+    """Stopped in the phase without augmentation, and in the one with it."""
+    small_run(tmp_path / "whole", ema=ema).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "parts", ema=ema).run()
+    small_run(tmp_path / "parts", ema=ema, resume=True).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
+    assert a["test_epe"] == b["test_epe"]
+
+
+def test_a_run_writes_model_figures_and_pictures(tmp_path):
+    output = small_run(tmp_path / "run").run()
+    figures = json.loads((output / "metrics.json").read_text())
+    pairs = FlowGenerator(SCENES).pairs([HELD_OUT, HELD_OUT + 1, HELD_OUT + 2])
+    assert figures["test_zero"] == pytest.approx(float(pairs.forward.norm(dim=1).mean()), rel=1e-4)
+    predicted = load_any(output / "model")({"frames": pairs.frames})["flow"]
+    error = (predicted - pairs.forward).norm(dim=1)
+    assert figures["test_epe"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert figures["test_over1px"] == pytest.approx(float((error > 1).float().mean()), rel=1e-4)
+    rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
+    assert any(row["test_epe"] for row in rows)
+    written = b"".join(path.read_bytes() for path in (output / "tensorboard").glob("*"))
+    assert b"held_out_2" in written
+    assert b"held_out_3" not in written  # there are three
+
+
+def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, stored):
+    data = FlowData(path=str(stored), validation=str(stored))
+    output = small_run(tmp_path / "run", data).run()
+    pairs = open_pairs(stored)
+    model = load_any(output / "model")
+    errors = []
+    for pair in (pairs[index] for index in range(len(pairs))):
+        predicted = model({"frames": pair.frames[None]})["flow"][0]
+        errors.append((predicted - pair.flow).norm(dim=0).nanmean())
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["test_epe"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+
+
+def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
+    data = FlowData(scenes=Scenes((8, 12), shapes=(1, 1), motion=1.0), pairs=4, validation=str(stored))
+    model = TINY | {"image_size": (8, 12)}
+    import perceivers.flow.training as experiment
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "OVERLAP", 2)
+        small_run(tmp_path / "run", data, model, epochs=1).run()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_epe"] > 0
+
+
+def test_in_the_first_phase_every_pair_is_also_reversed():
+    module = estimator()
+    frames, flow = module.pairs({"seed": torch.tensor([3, 4])}, reversed=True)
+    made = module.generator.pairs([3, 4])
+    assert torch.equal(frames, torch.cat([made.frames, made.frames[:, [1, 0]]]))
+    assert torch.equal(flow, torch.cat([made.forward, made.backward]))
+    frames, flow = module.pairs({"seed": torch.tensor([3, 4])}, reversed=False)
+    assert torch.equal(frames, made.frames)
+    assert torch.equal(flow, made.forward)
+
+
+def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
+    """Of eight steps two in the first phase, with every pair also reversed, then four in which augmentation grows."""
+    seen = []
+    whole_loss = FlowEstimator.loss
+
+    def loss(self, frames, flow):
+        seen.append((len(frames), self.config.curriculum.strength(self.progress())))
+        return whole_loss(self, frames, flow)
+
+    monkeypatch.setattr(FlowEstimator, "loss", loss)
+    output = small_run(tmp_path / "run", curriculum=Curriculum(0.25, 0.5)).run()
+    assert [count for count, _ in seen] == [4, 4, 2, 2, 2, 2, 2, 2]
+    assert [strength for _, strength in seen] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
+    rows = csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open())
+    errors = [float(row["test_epe"]) for row in rows if row["test_epe"]]
+    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)
+    assert errors[0] != errors[1]
+    assert best["epoch"] == errors.index(min(errors))
+
+
+def test_the_reversed_flow_of_stored_pairs_is_the_mean_of_what_ends_in_a_pixel(stored):
+    pairs = StoredPairs(open_pairs(stored))
+    batch = pairs.collate([pairs[Item(0, 0)], pairs[Item(1, 0)]])
+    frames, flow = estimator().pairs(batch, reversed=True)
+    assert torch.equal(frames[2:, 0], batch["frames"][:, 1])
+    assert flow[:2, 0, 0, 3].isnan().all()
+    torch.testing.assert_close(flow[2:], inverse_flow(flow[:2]), equal_nan=True)
+
+
+def test_the_loss_is_the_mean_error_of_known_pixels():
+    module = estimator()
+    frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
+    flow[0, :, :5] = torch.nan
+    error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
+    torch.testing.assert_close(module.loss(frames, flow), error.nanmean())
+    unknown = module.loss(frames, torch.full_like(flow, torch.nan))
+    unknown.backward()
+    assert unknown == 0
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
+
+
+def test_some_pixels_are_compared_with_their_own_flow():
+    module = estimator(pixels=40)
+    frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
+    torch.manual_seed(5)
+    loss = module.loss(frames, flow)
+    torch.manual_seed(5)
+    points = torch.randint(SIZE[0] * SIZE[1], (40,))
+    error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
+    torch.testing.assert_close(loss, error.flatten(1)[:, points].mean())
+
+
+def test_some_pixels_drawn_at_random_have_the_same_loss_on_average():
+    module = estimator(pixels=40)
+    frames, flow = torch.rand(1, 2, 3, *SIZE), torch.randn(1, 2, *SIZE)
+    flow[:, :, 7, 3] = torch.nan
+    with torch.no_grad():
+        some = torch.stack([module.loss(frames, flow) for _ in range(300)])
+    whole = (module.model({"frames": frames})["flow"] - flow).norm(dim=1).nanmean()
+    assert float(some.mean()) == pytest.approx(float(whole), rel=0.02)
+    assert some.std() > 0.01
+
+
+def test_training_draws_other_scenes_in_every_epoch_and_none_that_is_held_out():
+    pairs, held_out = SeededPairs(10), SeededPairs(10, HELD_OUT)
+    assert pairs[Item(3, 77)] == 77
+    assert [held_out[Item(place, 0)] for place in (0, 9)] == [HELD_OUT, HELD_OUT + 9]
+
+
+def test_pairs_of_different_size_are_continued_without_flow():
+    frames = torch.randint(256, (2, 3, 4, 6), dtype=torch.uint8)
+    small = FlowPair(frames[..., :3, :5], torch.ones(2, 3, 5), None)
+    large = FlowPair(frames, torch.full((2, 4, 6), 2.0), None)
+    batch = StoredPairs.collate(None, [small, large])
+    assert batch["frames"].shape == (2, 2, 3, 4, 6)
+    assert torch.equal(batch["frames"][0, ..., 3, :5], frames[..., 2, :5])
+    assert torch.equal(batch["frames"][0, ..., :3, 5], frames[..., :3, 4])
+    known = torch.zeros(4, 6, dtype=torch.bool)
+    known[:3, :5] = True
+    assert torch.equal(batch["known"][0], known)
+    assert batch["known"][1].all()
+    assert not batch["flow"].isnan().any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": {"preset": "imagenet_conv"}}, "model.preset = imagenet_conv is of image_classification"),
+        ({"model": TINY | {"start": "near"}}, "model.start = near is not allowed"),
+        ({"model": TINY | {"bands": 8, "start": "local"}}, "model.channels = 16 are fewer"),
+        ({"model": TINY | {"frames": "separate", "start": "local"}}, "needs frames = concatenated"),
+        ({"model": TINY | {"image_size": (24, 24)}}, "16 x 20"),
+        ({"model": {"latents": 3}}, "model.preset is missing"),
+        ({"pixels": 0}, "pixels = 0 is not allowed"),
+        ({"pixels": 9, "model": TINY | {"downsampling": "conv"}}, "pixels = 9 is not allowed: it must be left out"),
+    ],
+)
+def test_what_cannot_be_trained(tmp_path, changes, expected):
+    with pytest.raises(PerceiversError, match=expected):
+        small_run(tmp_path / "run", **changes).run()

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+
+from perceivers import PerceiversError
+
+pytest.importorskip("sc2reader")
+pytest.importorskip("datasets")
+import datasets
+import pyarrow
+from pyarrow import parquet
+
+from perceivers.data.loader import Item
+from perceivers.starcraft.data import DecisionData, collate, read_split
+from perceivers.starcraft.replays import UNKNOWN
+from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
+
+
+def row(loop, kinds, chosen, ability=-1):
+    count = len(kinds)
+    return {
+        "player": 1, "race": 0, "enemy_race": 2, "loop": loop, "scalars": [float(loop), 2.0], "kind": kinds,
+        "owner": [0] * count, "x": [float(k) for k in kinds], "y": [0.5] * count, "age": [10] * count,
+        "unseen": [3] * count, "flags": [4] * count, "groups": [512] * count, "chosen": chosen, "ability": ability,
+        "target": -1, "point": [],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for number, name in enumerate(("a", "b", "c", "d")):
+        rows = [row(10 * number + i, list(range(1 + i)), [i], i - 1) for i in range(3)]
+        parquet.write_table(pyarrow.Table.from_pylist(rows, SCHEMA), tmp_path / f"{name}.parquet")
+    names = {"kinds": ["Probe", "Zealot", "Nexus"], "abilities": ["Attack", "Move"], "scalars": ["minerals", "vespene"]}
+    (tmp_path / VOCABULARY).write_text(json.dumps(names))
+    (tmp_path / STATISTICS).write_text(json.dumps({"replays": {name: {} for name in "abcd"}, "refused": {}}))
+    split = {"training": ["d", "a"], "validation": ["b"], "test": ["c"]}
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    return tmp_path
+
+
+def test_decisions_of_the_parts(tables):
+    parts = DecisionData(str(tables), str(tables / "split.json")).open()
+    assert [len(parts[name]) for name in ("training", "validation", "test")] == [6, 3, 3]
+    assert parts["training"].lengths == [1, 2, 3, 1, 2, 3]
+    assert parts["training"].vocabulary.kinds == ["Probe", "Zealot", "Nexus"]
+    batch = collate([parts["training"][Item(place, 0)] for place in (4, 0, 2)])
+    assert batch["loop"].tolist() == [1, 30, 32]
+    assert batch["real"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
+    assert batch["kind"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 2]]
+    assert batch["x"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 2]]
+    assert batch["groups"].tolist() == [[512, 512, 0], [512, 0, 0], [512, 512, 512]]
+    assert batch["chosen"].tolist() == [[False, True, False], [True, False, False], [False, False, True]]
+    assert batch["ability"].tolist() == [0, -1, 1]
+    assert batch["scalars"].tolist() == [[1, 2], [30, 2], [32, 2]]
+
+
+def test_names_are_those_that_occur(tables):
+    names = {"kinds": ["Probe", "Zealot", "Nexus", "Drone"], "abilities": [UNKNOWN, "Move", "Burrow"]}
+    (tables / VOCABULARY).write_text(json.dumps(names | {"scalars": ["minerals", "vespene"]}))
+    part = DecisionData(str(tables), str(tables / "split.json")).open()["test"]
+    assert part.names() == (["Probe", "Zealot", "Nexus"], ["Move"])
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("nothing", "cannot be read as JSON"),
+        ('{"training": ["a"], "validation": ["b"]}', "needs names of replays for each of training, validation, test"),
+        ('{"training": ["a", "b"], "validation": ["b"], "test": ["c"]}', "has 'b' twice"),
+        ('{"training": ["e"], "validation": ["b"], "test": ["c"]}', "has no replay 'e' of training"),
+    ],
+)
+def test_splits_that_do_not_fit(tables, split, message):
+    (tables / "split.json").write_text(split)
+    with pytest.raises(PerceiversError, match=message):
+        DecisionData(str(tables), str(tables / "split.json")).open()
+
+
+def test_there_are_no_tables(tmp_path, tables):
+    with pytest.raises(PerceiversError, match=r"data\.path is not given"):
+        DecisionData().open()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(PerceiversError, match="has no tables of decisions: write them by prepare-replays"):
+        DecisionData(str(tmp_path / "empty"), str(tables / "split.json")).open()
+
+
+def test_the_committed_split_is_of_the_real_replays(shared_data):
+    from pathlib import Path
+
+    names = read_split(Path(__file__).parents[2] / "configs/starcraft/split.json")
+    there = {file.stem for file in (shared_data / "replays").glob("*.SC2Replay")}
+    every = [name for part in names.values() for name in part]
+    assert set(every) <= there
+    assert len(every) == 38

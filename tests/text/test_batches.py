@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+import torch
+
+from perceivers.data.loader import Item, ResumableLoader
+from perceivers.text.batches import TaskTexts, TextCode
+from perceivers.text.labelled import LabelledTexts
+from perceivers.text.tokenizers import CLS, PAD, SEP, Bytes
+
+FRONT = 300  # a token for a task
+
+
+def tokens(text):
+    """The bytes of a text; | is the separator."""
+    return [SEP if character == "|" else token for character, token in zip(text, Bytes().encode(text), strict=True)]
+
+
+def code(length=100, first=None):
+    return TextCode(Bytes(), length, first)
+
+
+def test_texts_and_pairs_with_and_without_a_token_in_front():
+    assert code().encode(("ab",)).tolist() == tokens("ab")
+    assert code().encode(("ab", "cd")).tolist() == tokens("ab|cd")
+    assert code(first=[CLS, FRONT]).encode(("ab", "cd"), 1).tolist() == [FRONT, *tokens("ab|cd")]
+    assert code(first=[CLS, FRONT]).encode(("ab",), 0).tolist() == [CLS, *tokens("ab")]
+    assert code().encode(("", "cd")).tolist() == tokens("|cd")
+
+
+@pytest.mark.parametrize("first", [None, [FRONT]])
+@pytest.mark.parametrize(
+    ("texts", "length", "want"),
+    [
+        (("abcdef",), 6, "abcdef"),
+        (("abcdef",), 4, "abcd"),
+        (("abcdef", "gh"), 9, "abcdef|gh"),
+        (("abcdef", "gh"), 7, "abcd|gh"),
+        (("gh", "abcdef"), 7, "gh|abcd"),
+        (("abcdef", "ghijk"), 7, "abc|ghi"),
+        (("abcdef", "ghij"), 9, "abcd|ghij"),
+        (("", "abcdef"), 5, "|abcd"),
+    ],
+)
+def test_what_is_too_long_loses_its_end_and_of_a_pair_the_longer_text_first(texts, length, want, first):
+    front = first or []
+    got, cut = code(length + len(front), first).fit(texts, 0)
+    assert got.tolist() == front + tokens(want)
+    assert cut == (len(want) < len("|".join(texts)))
+
+
+def test_any_pair_fits_and_loses_no_more_than_it_must():
+    choose = np.random.default_rng(0)
+    for _ in range(300):
+        a, b, length = (int(number) for number in choose.integers(1, 30, 3))
+        got, cut = code(length + 4, [FRONT]).fit(("a" * a, "b" * b), 0)
+        kept = [(got == tokens(letter)[0]).sum() for letter in "ab"]
+        assert got[kept[0] + 1] == SEP
+        whole = a + b + 2
+        assert cut == (whole > length + 4)
+        assert len(got) in ((length + 4, length + 3) if cut else (whole,))
+        if cut:  # the shorter one is cut only where both are as long as half of the room
+            assert min(kept) == min(a, b) or abs(kept[0] - kept[1]) == 0
+
+
+def examples(*texts):
+    return LabelledTexts([(text,) for text in texts], list(range(len(texts))), [text or "-" for text in texts])
+
+
+def test_padding_and_mask():
+    texts = TaskTexts([("one", 0, examples("abc", "d")), ("two", 1, examples("", "efghi"))], code(4, [CLS, FRONT]))
+    assert texts.lengths == [4, 2, 1, 4]
+    batch = texts.collate([texts[Item(index, 0)] for index in range(4)])
+    assert batch["text"].tolist() == [
+        [CLS, *tokens("abc")],
+        [CLS, *tokens("d"), PAD, PAD],
+        [FRONT, PAD, PAD, PAD],
+        [FRONT, *tokens("efg")],
+    ]
+    assert batch["mask"].tolist() == [[place < count for place in range(4)] for count in (4, 2, 1, 4)]
+    assert batch["label"].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert (batch["task"].tolist(), batch["set"].tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
+    short = texts.collate([texts[Item(index, 0)] for index in (1, 2)])
+    assert short["text"].tolist() == [[CLS, *tokens("d")], [FRONT, PAD]]
+    assert short["mask"].dtype == torch.bool
+
+
+def test_a_batch_of_empty_texts_has_a_place():
+    texts = TaskTexts([("one", 0, examples("", ""))], code())
+    batch = texts.collate([texts[Item(index, 0)] for index in range(2)])
+    assert batch["text"].tolist() == [[PAD], [PAD]]
+    assert not batch["mask"].any()
+
+
+def test_how_many_texts_are_cut_is_said(capsys):
+    TaskTexts([("RTE", 0, examples("abc", "abcdef", "abcde")), ("CoLA", 0, examples("abc"))], code(4))
+    assert capsys.readouterr().err == (
+        "RTE: 2 of 3 texts are longer than the 4 tokens that the model reads; their ends are left out.\n"
+    )
+
+
+def test_tasks_are_sampled_in_proportion_to_their_examples_and_numbers_stay():
+    sets = [("large", 0, examples(*("a" * size for size in range(60)))), ("small", 1, examples(*("b" * 20,) * 20))]
+    texts = TaskTexts(sets, code())
+    batches = list(ResumableLoader(texts, len(texts), 8, 0, 0, texts.collate, lengths=texts.lengths))
+    tasks = torch.cat([batch["task"] for batch in batches])
+    assert tasks.bincount().tolist() == [60, 20]
+    labels = torch.cat([batch["label"][batch["task"] == 0] for batch in batches])
+    lengths = torch.cat([batch["mask"].sum(1)[batch["task"] == 0] for batch in batches])
+    assert torch.equal(labels, lengths.float())
+    assert sorted(labels.tolist()) == list(range(60))

@@ -1,0 +1,166 @@
+import io
+import json
+import sys
+
+import pytest
+import torch
+
+from perceivers import PerceiversError
+from perceivers.cli import main
+from perceivers.tasks import text_tasks
+from perceivers.text.bert import BERT
+from perceivers.text.classify import classify_text, text_code
+from perceivers.text.tokenizers import CLS, FIRST_BYTE, SEP, Bytes, SentencePiece, train_tokenizer
+from tests.support.models import classifier, labels, language
+from tests.test_cli import fails
+
+TASKS = {"mood": 2, "topic": 3, "alike": 1}
+NAMES = {"mood": ["bad", "good"]}
+METHODS = {  # extra tokens, a shared query -> what stands in front of the texts of the three tasks
+    "multitask_query": (0, False, [[], [], []]),
+    "shared_token": (0, True, [[CLS], [CLS], [CLS]]),
+    "task_tokens": (3, True, [[262], [263], [264]]),
+}
+
+
+def bytes_of(text):
+    return [FIRST_BYTE + byte for byte in text.encode()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_answers_are_those_of_the_models_own_tokens(method):
+    extra, shared, fronts = METHODS[method]
+    model = labels(TASKS, NAMES, extra, shared)
+    for task, front in zip(TASKS, fronts, strict=True):
+        texts = {"né 🙂": bytes_of("né 🙂"), ("one", "other"): [*bytes_of("one"), SEP, *bytes_of("other")]}
+        answers = classify_text(model, list(texts), task)
+        for tokens, answer in zip(texts.values(), answers, strict=True):
+            with torch.no_grad():
+                values_K = model({"text": torch.tensor([front + tokens])})["label"][task][0].double()
+            if task == "alike":
+                assert answer == {"score": pytest.approx(float(values_K), rel=1e-4)}
+                continue
+            weights = values_K.exp()
+            expected = {NAMES.get(task, "012")[k]: float(weights[k] / weights.sum()) for k in range(TASKS[task])}
+            assert answer == pytest.approx(expected, rel=1e-4)
+            assert list(answer.values()) == sorted(answer.values(), reverse=True)
+
+
+@pytest.mark.parametrize(("extra", "fronts"), [(0, [[CLS]] * 3), (3, [[262], [263], [264]])])
+def test_bert_always_has_a_first_token(extra, fronts):
+    bert = text_tasks(BERT(262, 16, 8, 1, 1), TASKS, extra=extra)
+    code = text_code(bert, Bytes())
+    assert [code.encode(["a"], task).tolist() for task in range(3)] == [[*front, *bytes_of("a")] for front in fronts]
+
+
+@pytest.mark.parametrize(("method", "front"), [("single_task", []), ("shared_token", [CLS]), ("task_tokens", [262])])
+def test_training_reads_texts_alike(method, front, monkeypatch, tmp_path):
+    from perceivers.text import fine_tuning as experiment
+    from perceivers.text.labelled import LabelledTexts
+    from perceivers.training.loop import Training
+    from perceivers.training.optimization import Optimization
+
+    seen = []
+    monkeypatch.setattr(experiment, "train", lambda model, batches, *rest: seen.append(batches) or tmp_path)
+    texts = LabelledTexts([("ab",), ("c",)], [0, 1], ["x", "y"])
+    task = experiment.TextTask(texts, {"accuracy": texts}, "accuracy")
+    experiment.fine_tune(language(), Bytes(), {"mood": task}, method, Optimization(), Training(), {})
+    (batches,) = seen
+    assert [example["text"].tolist() for example in batches.training.examples] == [
+        [*front, *bytes_of("ab")],
+        [*front, *bytes_of("c")],
+    ]
+
+
+def test_pieces_of_words(tmp_path):
+    words = "the quick brown fox jumps over a lazy dog and runs away from all the other foxes"
+    train_tokenizer([words] * 20, tmp_path / "words.model", 290)
+    tokenizer = SentencePiece(tmp_path / "words.model")
+    model = labels(vocabulary=290, shared_query=True)
+    model.save(tmp_path / "model")
+    with pytest.raises(PerceiversError, match=r"has no tokenizer.model, and the model's 290 tokens are not bytes"):
+        classify_text(tmp_path / "model", ["the fox"])
+    tokenizer.save(tmp_path / "model")
+    (answer,) = classify_text(tmp_path / "model", ["the fox"], device="cpu")
+    tokens = torch.tensor([[tokenizer.cls, *tokenizer.encode("the fox").tolist()]])
+    expected_K = model({"text": tokens})["label"]["topic"][0].detach().softmax(0)
+    assert answer == pytest.approx({str(k): float(expected_K[k]) for k in range(3)}, rel=1e-4)
+    with pytest.raises(PerceiversError, match=r"the model's 290 tokens are not bytes .* give the folder"):
+        classify_text(model, ["the fox"])
+
+
+def test_the_longest_text_fits():
+    model = labels(length=8, shared_query=True)
+    assert len(classify_text(model, ["1234567", ("123", "456")])) == 2
+    with pytest.raises(PerceiversError, match="text 2 has 9 tokens, but the model reads at most 8: shorten it"):
+        classify_text(model, ["1234567", "12345678"])
+    with pytest.raises(PerceiversError, match="text 1 has 9 tokens, but the model reads at most 8"):
+        classify_text(model, [("123", "4567")])
+
+
+@pytest.mark.parametrize("texts", [["a", ""], ["a", " \n"], ["a", ("b", "")]])
+def test_empty_texts(texts):
+    with pytest.raises(PerceiversError, match="text 2 is empty: give one with words"):
+        classify_text(labels(), texts)
+
+
+def test_the_task_is_named_where_there_are_several():
+    model = labels(TASKS)
+    with pytest.raises(PerceiversError, match=r"several tasks: name one as task \(--task\), of mood, topic, alike\."):
+        classify_text(model, ["a"])
+    with pytest.raises(PerceiversError, match="the model has no task 'tropic': did you mean 'topic'"):
+        classify_text(model, ["a"], "tropic")
+
+
+def test_other_models_are_refused():
+    for model, what in [(language(), "text and predicts text"), (classifier(), "image and predicts label")]:
+        with pytest.raises(PerceiversError, match=f"no text classifier: it reads {what}, instead of a text and its"):
+            classify_text(model, ["a"])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    labels(TASKS, NAMES).save(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_the_command(folder, capsys):
+    (answer,) = classify_text(folder, ["a text"], "topic")
+    main(["classify-text", folder, "a text", "--task", "topic", "--top", "2"])
+    best = list(answer.items())[:2]
+    assert capsys.readouterr().out.splitlines() == ["a text", *(f"{100 * p:8.2f}%  {name}" for name, p in best)]
+    (score,) = classify_text(folder, [("one", "other")], "alike")
+    main(["classify-text", folder, "one", "other", "--task", "alike"])
+    assert capsys.readouterr().out.splitlines() == ["one", "other", f"  {score['score']:.4f}"]
+    main(["classify-text", folder, "one", "other", "--task", "alike", "--json"])
+    assert json.loads(capsys.readouterr().out) == [{"text": ["one", "other"], "score": pytest.approx(score["score"])}]
+
+
+def test_the_command_reads_a_text_a_line(folder, tmp_path, capsys, monkeypatch):
+    content = "né\r\na\u2028b\nlast\n".encode()
+    (tmp_path / "texts").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
+    texts = ["né", "a\u2028b", "last"]
+    expected = classify_text(folder, texts, "mood")
+    for source in (["--file", str(tmp_path / "texts")], ["-"]):
+        main(["classify-text", folder, *source, "--task", "mood", "--json"])
+        answers = json.loads(capsys.readouterr().out)
+        assert [answer["text"] for answer in answers] == texts
+        for answer, wanted in zip(answers, expected, strict=True):
+            assert answer["classes"] == pytest.approx(wanted)
+
+
+def test_what_the_command_cannot_do_ends_in_one_sentence(folder, tmp_path, capsys):
+    (tmp_path / "blank").write_text("a\n\nb\n")
+    for arguments, message in [
+        ([], "classify-text needs one text"),
+        (["a", "--file", "b"], "classify-text needs one text"),
+        (["a", "b", "--file", "c"], "a pair of texts is given as two arguments"),
+        (["-", "b"], "a pair of texts is given as two arguments"),
+        (["a"], "the model has several tasks"),
+        (["a", "--task", "none"], "the model has no task 'none': there are: alike, mood, topic."),
+        (["--file", str(tmp_path / "blank"), "--task", "mood"], "text 2 is empty"),
+        (["x" * 49, "--task", "mood"], "text 1 has 49 tokens, but the model reads at most 48"),
+        (["\udcff", "--task", "mood"], "the text cannot be written in UTF-8"),
+    ]:
+        assert message in fails(capsys, "classify-text", folder, *arguments)

@@ -1,0 +1,305 @@
+import json
+import statistics
+
+import pytest
+import torch
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+from perceivers.presets import create_model
+from perceivers.released.export import to_transformers
+from perceivers.text import glue
+from perceivers.text.glue import Glue, Sweep, best, keep_best, read_results, table, text_task
+from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
+from perceivers.text.labelled import LabelledTexts
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+from tests.text.test_glue_data import header, write
+from tests.training.test_loop import interrupt_at
+
+METHODS = ["shared_token", "task_tokens", "multitask_query"]
+
+
+@pytest.fixture
+def language(tmp_path):
+    model = create_model("language_bytes", length=24, latents=4, channels=16, depth=1, v_channels=16)
+    model.save(tmp_path / "language")
+    return tmp_path / "language"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """CoLA, MNLI, RTE and STS-B, of 16 examples to train on and 8 or more to evaluate on."""
+    folder = tmp_path / "glue"
+    rows = [f"{'ab' * (row % 5)}{row}|{row}" for row in range(24)]
+    cola = [f"x|{row % 2}||{text.split('|')[0]}" for row, text in enumerate(rows)]
+    write(folder / "CoLA" / "train.tsv", *cola[:16])
+    write(folder / "CoLA" / "dev.tsv", *cola[16:])
+    rte = [f"{text}|{'not_' * (row % 2)}entailment" for row, text in enumerate(rows)]
+    columns = header("sentence1 sentence2 {}")
+    write(folder / "RTE" / "train.tsv", columns.format("label"), *rte[:16])
+    write(folder / "RTE" / "dev.tsv", columns.format("label"), *rte[16:])
+    mnli = [f"{text}|{('neutral', 'entailment', 'contradiction')[row % 3]}" for row, text in enumerate(rows)]
+    write(folder / "MNLI" / "train.tsv", columns.format("gold_label"), *mnli[:16])
+    write(folder / "MNLI" / "dev_matched.tsv", columns.format("gold_label"), *mnli[16:21])
+    write(folder / "MNLI" / "dev_mismatched.tsv", columns.format("gold_label"), *mnli[21:])
+    scores = [f"{text}|{row % 6 * 0.9}" for row, text in enumerate(rows)]
+    write(folder / "STS-B" / "train.tsv", columns.format("score"), *scores[:16])
+    write(folder / "STS-B" / "dev.tsv", columns.format("score"), *scores[16:])
+    return folder
+
+
+def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
+    return Glue(
+        {"init": str(language)},
+        GlueData(str(data), tasks),
+        method,
+        examples,
+        Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
+        Optimization(schedule="flat_cosine"),
+        Training(epochs=2, accelerator="cpu", output=str(output), **training),
+    )
+
+
+def content(folder):
+    """What is in the files of the finished runs, but for their time."""
+    return {
+        str(path.relative_to(folder)): {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
+        for path in sorted(folder.glob("*/*/metrics.json"))
+    }
+
+
+def test_a_sweep_runs_every_combination_once_and_picks_the_best_mean(tmp_path, capsys, language, data):
+    settings = {"lrs": [1e-2, 1e-3], "seeds": [0, 3]}
+    output = small_sweep(language, data, tmp_path / "run", ["RTE", "CoLA", "QQP"], sweep=settings).run()
+    printed = capsys.readouterr().out
+    assert f"Not in {data}, and left out: QQP." in printed
+    assert [line for line in printed.splitlines() if line.startswith("Run ")][:5] == [
+        "Run 1 of 8: CoLA, batch size 8, learning rate 0.01, seed 0",
+        "Run 2 of 8: CoLA, batch size 8, learning rate 0.01, seed 3",
+        "Run 3 of 8: CoLA, batch size 8, learning rate 0.001, seed 0",
+        "Run 4 of 8: CoLA, batch size 8, learning rate 0.001, seed 3",
+        "Run 5 of 8: RTE, batch size 8, learning rate 0.01, seed 0",
+    ]
+    runs = content(output)
+    assert len(runs) == 8
+    scores = json.loads((output / "metrics.json").read_text())
+    assert list(scores) == ["CoLA", "RTE"]
+    for task in scores:
+        of = {
+            f"batch8_lr{lr}": [runs[f"{task}/batch8_lr{lr}_seed{seed}/metrics.json"][f"test_{task}"] for seed in (0, 3)]
+            for lr in ("0.01", "0.001")
+        }
+        assert scores[task]["mean"] == pytest.approx(max(map(statistics.mean, of.values())))
+        assert scores[task]["seeds"] == of[scores[task]["setting"]]
+        assert len(list((output / task).glob("*/model/model.safetensors"))) == 1
+        assert not list((output / task).glob("*/checkpoints"))
+    trained = load_any(next(output.glob("RTE/*/model")))
+    assert trained.outputs["label"].heads.names == {"RTE": ["entailment", "not_entailment"]}
+    assert f"| this (single_task) | {100 * scores['CoLA']['mean']:.1f} ± " in printed
+
+    times = {path: path.stat().st_mtime_ns for path in output.glob("*/*/metrics.json")}
+    more = settings | {"seeds": [0, 3, 4], "lrs": [1e-2]}
+    small_sweep(language, data, tmp_path / "run", ["RTE", "CoLA", "QQP"], sweep=more, workers=0, resume=True).run()
+    again = capsys.readouterr().out
+    assert [line for line in again.splitlines() if line.startswith("Run ")] == [
+        "Run 3 of 6: CoLA, batch size 8, learning rate 0.01, seed 4",
+        "Run 6 of 6: RTE, batch size 8, learning rate 0.01, seed 4",
+    ]
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+def test_a_task_without_a_result_does_not_keep_another_from_the_table(tmp_path, language, data):
+    output = tmp_path / "run"
+    (output / "CoLA" / "batch8_lr0.01_seed0" / "checkpoints").mkdir(parents=True)
+    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
+
+
+def test_a_run_killed_before_its_result_is_done_again(tmp_path, monkeypatch, language, data):
+    output = tmp_path / "run"
+    fine_tune = glue.fine_tune
+
+    def killed(*arguments):
+        (fine_tune(*arguments) / "metrics.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(glue, "fine_tune", killed)
+    with pytest.raises(KeyboardInterrupt):
+        small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(output.glob("RTE/*/checkpoints/last.ckpt"))
+    monkeypatch.undo()
+    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
+    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, language, data):
+    settings = {"lrs": [1e-2, 1e-3]}
+    small_sweep(language, data, tmp_path / "whole", ["RTE"], sweep=settings).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(SystemExit):
+            small_sweep(language, data, tmp_path / "parts", ["RTE"], sweep=settings).run()
+    assert content(tmp_path / "parts") == {}
+    assert not (tmp_path / "parts" / "metrics.json").exists()
+    updates = []
+
+    def count(self, batch, batch_idx):
+        updates.append(self.trainer.global_step)
+
+    monkeypatch.setattr("perceivers.text.fine_tuning.TextTasks.on_train_batch_start", count)
+    small_sweep(language, data, tmp_path / "parts", ["RTE"], sweep=settings).run()
+    assert updates == [3, 0, 1, 2, 3], "the first run's last update, and the second run"
+    assert content(tmp_path / "parts") == content(tmp_path / "whole")
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path, language, data):
+    small_sweep(language, data, tmp_path / "run", ["RTE"]).run()
+    create_model("bert_bytes", length=24, channels=16, depth=1, heads=2).save(tmp_path / "other")
+    other = small_sweep(tmp_path / "other", data, tmp_path / "run", ["RTE"])
+    with pytest.raises(PerceiversError, match=r"run holds a sweep with another model: choose another training\.output"):
+        other.run()
+    other = small_sweep(language, data, tmp_path / "run", ["RTE"], method="multitask_query", examples=3)
+    with pytest.raises(PerceiversError, match="holds a sweep with another method and examples"):
+        other.run()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    small_sweep(language, data, tmp_path / "moved", ["RTE", "CoLA"]).run()
+    assert set(json.loads((tmp_path / "moved" / "metrics.json").read_text())) == {"CoLA", "RTE"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, method):
+    began = []
+    fine_tune = glue.fine_tune
+    monkeypatch.setattr(
+        glue, "fine_tune", lambda model, *rest: (began.append(model.state_dict()), fine_tune(model, *rest))
+    )
+    output = small_sweep(language, data, tmp_path / "run", method=method).run()
+    (weights,) = began
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_any(language).state_dict().items())
+    run = output / "all" / "batch8_lr0.01_seed0"
+    metrics = json.loads((run / "metrics.json").read_text())
+    scores = json.loads((output / "metrics.json").read_text())
+    assert list(scores) == ["CoLA", "MNLI", "RTE", "STS-B"]
+    assert scores["MNLI"]["mean"] == pytest.approx((metrics["test_MNLI_matched"] + metrics["test_MNLI_mismatched"]) / 2)
+    assert metrics["test_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
+    model = load_any(run / "model")
+    assert model.outputs["label"].heads.tasks == list(scores)
+    assert model.outputs["label"].shared == (method != "multitask_query")
+    assert len(model.inputs["text"].embedding.weight) == 262 + 4 * (method == "task_tokens")
+    assert f"| this ({method}) |" in capsys.readouterr().out
+
+
+def test_a_model_in_the_format_of_transformers_is_fine_tuned(tmp_path, data):
+    model = create_model("language_bytes", length=24, latents=4, channels=16, depth=1, v_channels=16)
+    to_transformers(model, tmp_path / "port")
+    output = small_sweep(tmp_path / "port", data, tmp_path / "run", ["RTE"], examples=8).run()
+    trained = load_any(next(output.glob("RTE/*/model"))).state_dict()
+    assert trained.keys() - model.state_dict().keys() == {name for name in trained if name.startswith("outputs.label")}
+    changed = (trained["encoder.latents"] - model.state_dict()["encoder.latents"]).abs().max()
+    assert 0 < changed < 0.1, "two updates from the pretrained weights"
+
+
+def results():
+    """Two settings of two seeds: the first has the best run, the second the best mean."""
+    return {
+        "a": {
+            "9": {
+                "test_mean": 0.9,
+                "test_MNLI_matched": 0.8,
+                "test_MNLI_mismatched": 1.0,
+                "test_RTE": 0.9,
+                "seconds": 4,
+            },
+            "10": {
+                "test_mean": 0.1,
+                "test_MNLI_matched": 0.1,
+                "test_MNLI_mismatched": 0.1,
+                "test_RTE": 0.1,
+                "seconds": 4,
+            },
+        },
+        "b": {
+            "9": {
+                "test_mean": 0.6,
+                "test_MNLI_matched": 0.4,
+                "test_MNLI_mismatched": 0.6,
+                "test_RTE": 0.7,
+                "seconds": 1,
+            },
+            "10": {
+                "test_mean": 0.8,
+                "test_MNLI_matched": 0.8,
+                "test_MNLI_mismatched": 0.9,
+                "test_RTE": 0.75,
+                "seconds": 3,
+            },
+        },
+    }
+
+
+def test_the_best_setting_is_that_of_the_best_mean_over_seeds():
+    scores = best(results())
+    assert list(scores) == ["MNLI", "RTE"]
+    assert scores["MNLI"] == {
+        "mean": pytest.approx(0.675),
+        "seeds": [pytest.approx(0.5), pytest.approx(0.85)],
+        "setting": "b",
+        "seconds": 2,
+    }
+    assert scores["RTE"]["mean"] == pytest.approx(0.725)
+
+
+def test_results_are_read_and_only_the_best_model_is_kept(tmp_path):
+    for setting, runs in results().items():
+        for seed, run in runs.items():
+            folder = tmp_path / f"{setting}_seed{seed}"
+            (folder / "model").mkdir(parents=True)
+            (folder / "metrics.json").write_text(json.dumps(run))
+    (tmp_path / "c_seed0").mkdir()
+    read = read_results(tmp_path)
+    assert read == results()
+    keep_best(tmp_path, read)
+    assert [path.parent.name for path in tmp_path.glob("*/model")] == ["b_seed10"]
+
+
+def test_the_table_has_the_papers_rows_and_means():
+    scores = {
+        "CoLA": {"mean": 0.5, "seeds": [0.4, 0.6]},
+        "STS-B": {"mean": 0.877, "seeds": [0.877]},
+    }
+    lines = table({"mine": scores}).splitlines()
+    assert lines[0] == "| model | CoLA | MNLI | MRPC | QNLI | QQP | RTE | SST-2 | STS-B | mean |"
+    assert lines[1].count("---") == 10
+    assert lines[2] == "| mine | 50.0 ± 14.1 |  |  |  |  |  |  | 87.7 | 68.8 |"
+    assert lines[3:] == [
+        "| paper: Perceiver IO, bytes | 50.2 | 83.6 | 87.2 | 91.7 | 90.1 | 64.8 | 93.2 | 86.8 | 81.0 |",
+        "| paper: BERT, bytes | 20.1 | 74.8 | 77.0 | 85.8 | 88.2 | 53.9 | 89.0 | 82.8 | 71.5 |",
+    ]
+
+
+def test_at_most_so_many_examples_always_the_same():
+    texts = LabelledTexts([(str(number),) for number in range(50)], [number % 2 for number in range(50)], ["a", "b"])
+    splits = TaskSplits(TASKS["RTE"], texts, {"dev": texts})
+    some = text_task(splits, 10)
+    assert some.training == text_task(splits, 10).training
+    assert len(set(some.training.texts)) == 10
+    assert some.training.texts != texts.texts[:10]
+    assert all(int(text) % 2 == label for (text,), label in zip(some.training.texts, some.training.labels, strict=True))
+    assert len(some.evaluation["RTE"]) == 50
+    assert text_task(splits, None).training == text_task(splits, 50).training == texts
+    two = text_task(TaskSplits(TASKS["MNLI"], texts, {"matched": texts, "mismatched": texts}), None)
+    assert (list(two.evaluation), two.metric) == (["MNLI_matched", "MNLI_mismatched"], "accuracy")
+
+
+def test_sweeps_that_are_not_allowed(tmp_path, data):
+    with pytest.raises(PerceiversError, match=r"sweep\.lrs = \[\] is not allowed"):
+        Sweep(lrs=[])
+    with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
+        Glue({"init": "x"}, examples=0)
+    for model in ({}, {"preset": "language_bytes"}, {"init": "x", "depth": 3}):
+        with pytest.raises(PerceiversError, match=r"model\.init is missing, or not alone"):
+            Glue(model).run()
+    with pytest.raises(PerceiversError, match="no/such/model is neither a folder or file here"):
+        small_sweep("no/such/model", data, tmp_path / "run").run()
+    assert not (tmp_path / "run").exists()

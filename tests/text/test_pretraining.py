@@ -1,0 +1,181 @@
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import load_any
+from perceivers.presets import create_model
+from perceivers.text.fine_tuning import pretrained
+from perceivers.text.masking import IGNORED
+from perceivers.text.pretraining import MaskedLanguage, MaskedLanguageModel, text_input
+from perceivers.text.stream import TextData
+from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+from tests.text.test_tokenizers import sample
+from tests.training.test_loop import interrupt_at, state
+
+PERCEIVER = {"length": 32, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
+             "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
+             "decoder_v_channels": 16, "dropout": 0.1}  # fmt: skip
+BERT = {"length": 32, "channels": 16, "depth": 1, "heads": 2, "dropout": 0.1}
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n\n".join(" ".join(sample(6, seed)) for seed in range(60)), encoding="utf-8")
+    return path
+
+
+def small_run(output, text, model=None, **training):
+    """Two epochs of six updates."""
+    data = TextData(str(text), steps=6, evaluated=40, held_out=0.1, documents=2)
+    training = {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
+    return MaskedLanguage(
+        {"preset": "language_bytes", **PERCEIVER} if model is None else model,
+        data,
+        Optimization(lr=1e-2),
+        Training(**training),
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (2, {}),
+        (5, {}),
+        (11, {}),
+        (8, {"workers": 2}),
+        (5, {"workers": 1, "accumulate": 2, "ema": 0.9}),
+        (5, {"model": {"preset": "bert_bytes", **BERT}}),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, text, step, settings):
+    """Stopped in an epoch, at the end of the first, and at the very end."""
+    small_run(tmp_path / "whole", text, **settings).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "parts", text, **settings).run()
+    assert f"Stopped after step {step + 1};" in capsys.readouterr().err
+    small_run(tmp_path / "parts", text, resume=True, **settings).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
+    for name in ("test_bits_per_byte", "test_loss", "test_accuracy"):
+        assert a[name] == b[name]
+    models = [load_any(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_other_workers_on_resuming_are_refused(tmp_path, monkeypatch, text):
+    with monkeypatch.context() as patch:
+        interrupt_at(2, patch)
+        with pytest.raises(SystemExit):
+            small_run(tmp_path / "run", text).run()
+    with pytest.raises(PerceiversError, match=r"training\.workers: the run was begun with 1, not 2"):
+        small_run(tmp_path / "run", text, resume=True, workers=2).run()
+
+
+def byte_counts(tokenizer, label_N):
+    """Bytes of the text that tokens stand for, white space left out."""
+    if isinstance(tokenizer, Bytes):
+        return len(label_N)
+    return sum(len(tokenizer.pieces.id_to_piece(int(label)).replace("▁", "").encode()) for label in label_N)
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
+    run = small_run(tmp_path / "run", text, epochs=1)
+    if kind == "pieces":
+        file = tmp_path / "pieces.model"
+        train_tokenizer(sample(), file, 400)
+        run.data.tokenizer = str(file)
+        run.model["preset"] = "language_sentencepiece"
+    output = run.run()
+    model = load_any(output / "model")
+    tokenizer = find_tokenizer(output / "model", model.inputs["text"].vocabulary)
+    if kind == "pieces":
+        assert isinstance(tokenizer, SentencePiece)
+        assert (output / "model" / "tokenizer.model").read_bytes() == file.read_bytes()
+        assert pretrained(output / "model")[1].size == tokenizer.size == model.inputs["text"].vocabulary == 400
+    nats = right = tokens = size = 0
+    for batch in run.data.evaluation(run.data.open(0), tokenizer, 32, 8):
+        logits_BMV = model({"text": batch["text"]})["text"].detach().double().numpy()
+        for row, (place_P, label_P) in enumerate(zip(batch["places"].tolist(), batch["labels"].tolist(), strict=True)):
+            labels = [label for label in label_P if label != IGNORED]
+            for place, label in zip(place_P, labels, strict=False):
+                scores = logits_BMV[row, place]
+                nats += np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[label]
+                right += scores.argmax() == label
+            tokens += len(labels)
+            size += byte_counts(tokenizer, labels)
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert tokens > 50
+    assert metrics["test_loss"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert metrics["test_accuracy"] == pytest.approx(right / tokens, rel=1e-4)
+    assert metrics["test_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+
+
+@pytest.mark.parametrize("model", [{"preset": "language_bytes", **PERCEIVER}, {"preset": "bert_bytes", **BERT}])
+def test_what_can_be_learned_is_learned(tmp_path, model):
+    """Of 262 tokens only 7 are ever hidden: 8.03 bits become 2.81 as soon as that is learned."""
+    (tmp_path / "text.txt").write_text("yes, no! " * 2000)
+    run = small_run(tmp_path / "run", tmp_path / "text.txt", model | {"dropout": 0.0}, epochs=3)
+    run.data.steps = 12
+    output = run.run()
+    rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
+    bits = [float(row["test_bits_per_byte"]) for row in rows if row["test_bits_per_byte"]]
+    assert len(bits) == 3
+    assert 8 > bits[0] > bits[2]
+    assert bits[2] < 3.2
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["test_bits_per_byte"] == pytest.approx(bits[2])
+    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)
+    monitored = next(part for part in best["callbacks"].values() if part.get("monitor") == "test_bits_per_byte")
+    assert float(monitored["best_model_score"]) == pytest.approx(min(bits)), "the smallest is the best"
+
+
+def test_a_batch_without_hidden_words_changes_nothing():
+    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER), Optimization(), Bytes())
+    module.log = lambda *arguments, **settings: None
+    places = torch.zeros(2, 3, dtype=torch.long)
+    loss = module.training_step({"text": places + 70, "places": places, "labels": places + IGNORED}, 0)
+    assert loss == 0
+
+
+def test_filled_text_shows_what_was_hidden():
+    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER), Optimization(), Bytes())
+    token_M = torch.from_numpy(Bytes().encode("one two  three").astype(np.int64))
+    place_P, guess_P = torch.tensor([4, 5, 6]), torch.from_numpy(Bytes().encode("TWO").astype(np.int64))
+    masked_M = token_M.clone()
+    masked_M[place_P] = Bytes().mask
+    assert module.show(masked_M, place_P, guess_P) == "one [TWO] three"
+
+
+def test_a_model_that_does_not_fit_is_refused_before_any_text_is_read(tmp_path):
+    run = small_run(tmp_path / "run", tmp_path / "missing.txt")
+    run.model["vocabulary"] = 300
+    with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in the tok"):
+        run.run()
+    run.model = {"preset": "imagenet_fourier"}
+    with pytest.raises(PerceiversError, match="imagenet_fourier is of image_classification"):
+        run.run()
+    run.model = {"preset": "bert_bytes", "latents": 4}
+    with pytest.raises(PerceiversError, match="BERT has no argument 'latents'"):
+        run.run()
+    with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
+        MaskedLanguage({"init": "x"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_text_inputs_are_found():
+    for name, settings in (("language_bytes", PERCEIVER), ("bert_bytes", BERT)):
+        model = create_model(name, **settings)
+        assert text_input(model) is model.inputs["text"]

@@ -1,0 +1,254 @@
+import copy
+import csv
+import json
+import math
+import signal
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import perceivers
+from perceivers import PerceiverIO, PerceiversError
+from perceivers.adapters import ArrayInput, ArrayOutput
+from perceivers.images.demo import digits_run
+from perceivers.model.positions import LearnedPositions
+from perceivers.training.loop import Trained, Training, train
+from perceivers.training.optimization import Optimization, parameter_groups
+
+
+def small_run(output, **training):
+    run = digits_run(str(output))
+    run.model |= {"latents": 4, "channels": 8, "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8, "bands": 2}
+    run.model["dropout"] = 0.1
+    run.training = Training(epochs=2, batch_size=128, output=str(output), **training)
+    return run
+
+
+def state(folder):
+    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def interrupt_at(step, monkeypatch):
+    """Presses Ctrl-C once, before an update."""
+    pressed = []
+
+    def hook(self, batch, batch_idx):
+        if self.trainer.global_step == step and not pressed:
+            pressed.append(step)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trained, "on_train_batch_start", hook)
+
+
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (3, {}),
+        (8, {}),
+        (17, {}),
+        (9, {"ema": 0.9}),
+        (17, {"ema": 0.9}),
+        (3, {"ema": 0.9, "workers": 1, "accumulate": 2}),
+    ],
+)
+def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
+    """Two epochs of nine updates: stopped in an epoch, at the end of the first, and at the very end."""
+    small_run(tmp_path / "whole", **settings).run()
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(SystemExit) as stop:
+            small_run(tmp_path / "parts", **settings).run()
+    assert stop.value.code != 0
+    assert f"perceivers fit {tmp_path / 'parts' / 'config.json'} --training.resume=true" in capsys.readouterr().err
+    assert not (tmp_path / "parts" / "model").exists()
+    small_run(tmp_path / "parts", resume=True, **settings).run()
+    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
+    assert a["test_top1"] == b["test_top1"]
+    models = [perceivers.load(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_run_ends_with_everything(tmp_path):
+    small_run(tmp_path).run()
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"model", "checkpoints", "metrics.json", "config.json", "csv", "tensorboard"}
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents*"))
+    rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
+    assert [row["epoch"] for row in rows if row["test_top1"]] == ["0", "1"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics) == {"test_top1", "test_top5", "test_loss", "seconds", "parameters", "seed"}
+    with pytest.raises(PerceiversError, match="holds a run already"):
+        small_run(tmp_path).run()
+    with pytest.raises(PerceiversError, match=r"is finished: set training.epochs to more than 2"):
+        small_run(tmp_path, resume=True).run()
+    with pytest.raises(PerceiversError, match="nothing to resume"):
+        small_run(tmp_path / "other", resume=True).run()
+
+
+def test_ema_saves_the_average_of_the_weights(tmp_path):
+    small_run(tmp_path / "plain").run()
+    small_run(tmp_path / "average", ema=0.99).run()
+    latents = {name: perceivers.load(tmp_path / name / "model").encoder.latents for name in ("plain", "average")}
+    torch.manual_seed(0)
+    run = small_run(tmp_path / "start")
+    start = perceivers.create_model(run.model.pop("preset"), **run.model, classes=10).encoder.latents
+    moved = {name: (array - start).norm() for name, array in latents.items()}
+    assert 0 < moved["average"] < 0.5 * moved["plain"]
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
+    small_run(tmp_path).run()
+    other = small_run(tmp_path, resume=True)
+    other.model["latents"], other.training.epochs = 5, 3
+    with pytest.raises(PerceiversError, match=r"belongs to another model: model.encoder.latents is \(4, 8\)"):
+        other.run()
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000])
+    with pytest.raises(PerceiversError, match=r"last.ckpt is truncated or damaged"):
+        small_run(tmp_path, resume=True).run()
+
+
+def test_an_unwritable_output_is_refused_before_training(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PerceiversError, match=r"cannot write to .*choose another output path"):
+        small_run(tmp_path / "file" / "run").run()
+
+
+class Regression(Trained):
+    def training_step(self, batch, batch_idx):
+        return (self.model({"x": batch["x"]})["y"] - batch["x"]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("test_loss", self.training_step(batch, batch_idx))
+
+
+class Batches(L.LightningDataModule):
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def train_dataloader(self):
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = train_dataloader
+
+
+def regression(optimization=None):
+    model = PerceiverIO(
+        {"x": ArrayInput(2)}, {"y": ArrayOutput(2, LearnedPositions((3,), 4))}, latents=2, channels=8, depth=1
+    )
+    return Regression(model, optimization or Optimization())
+
+
+def test_nan_in_a_batch_names_step_and_field(tmp_path):
+    batches = [{"x": torch.randn(2, 3, 2)} for _ in range(4)]
+    batches[2]["x"][1, 1, 0] = math.nan
+    with pytest.raises(PerceiversError, match="step 2: the batch's 'x' has NaN or infinite values"):
+        train(regression(), Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+
+
+def test_a_diverged_loss_is_an_error(tmp_path):
+    batches = [{"x": torch.randn(2, 3, 2) * 1e30} for _ in range(4)]
+    module = regression()
+    with pytest.raises(PerceiversError, match=r"the loss is (inf|nan): lower optimization.lr"):
+        train(module, Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+
+
+def test_schedules():
+    flat = Optimization(schedule="flat_cosine", flat=0.5)
+    assert [flat.rate(step, 100) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.5, 0])
+    warm = Optimization(schedule="warmup_cosine", warmup_steps=9)
+    assert [warm.rate(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
+
+
+def test_what_decays():
+    model = regression().model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def decayed(decay):
+        with_decay, without = parameter_groups(model, 0.1, decay)
+        assert (with_decay["weight_decay"], without["weight_decay"]) == (0.1, 0.0)
+        assert len(with_decay["params"]) + len(without["params"]) == len(names)
+        return {names[id(parameter)] for parameter in with_decay["params"]}
+
+    weights, arrays = decayed("weights"), decayed("arrays")
+    assert all(name.endswith("weight") and "norm" not in name for name in weights)
+    assert arrays - weights == {"encoder.latents", "outputs.y.positions.table_SF"}
+    assert len(weights) == 3 * 4 + 3 * 2 + 1  # attention and MLP of three blocks, and the head
+    (everything,) = parameter_groups(model, 0.1, "all")
+    assert len(everything["params"]) == len(names)
+
+
+def test_lamb_is_the_published_update():
+    """You et al. (2020), algorithm 2, without bias correction: the trust ratio scales Adam's step plus the decay."""
+    layer = nn.Linear(30, 20)
+    nn.init.normal_(layer.weight, std=5)  # a norm far above 10, where some implementations cut the ratio
+    optimizer = Optimization("lamb", lr=0.1, weight_decay=0.3).build(layer, 10)["optimizer"]
+    gradient = torch.randn(20, 30)
+    before = layer.weight.detach().clone()
+    layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(20)
+    optimizer.step()
+    adam = 0.1 * gradient / ((0.001 * gradient.square()).sqrt() + 1e-6)
+    update = adam + 0.3 * before
+    want = before - 0.1 * before.norm() / update.norm() * update
+    torch.testing.assert_close(layer.weight.detach(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest_to_adamw():
+    """A step along the gradient with all singular values near 1, as large as 0.2 in each entry on average."""
+    model = regression().model
+    copied = copy.deepcopy(model)
+    for p, other in zip(model.parameters(), copied.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        other.grad = p.grad.clone()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    muon, adamw = (
+        Optimization(name, lr=0.1, weight_decay=0.5).build(changed, 10)["optimizer"]
+        for name, changed in (("muon", model), ("adamw", copied))
+    )
+    muon.step()
+    adamw.step()
+    by_adamw = dict(copied.named_parameters())
+    matrices = 0
+    for name, p in model.named_parameters():
+        if not name.endswith("weight") or not (".attention." in name or ".mlp." in name):
+            torch.testing.assert_close(p, by_adamw[name])
+            continue
+        matrices += 1
+        update = (0.95 * before[name] - p.detach()) / (0.1 * 0.2 * math.sqrt(max(p.shape)))
+        left, _, right = torch.linalg.svd(by_adamw[name].grad)
+        rank = min(p.shape)
+        values = left[:, :rank].mT @ update @ right[:rank].mT
+        assert (values - values.diag().diag()).abs().max() < 0.1  # the same directions
+        assert 0.6 < values.diag().min() <= values.diag().max() < 1.3
+    assert matrices == 3 * 4 + 3 * 2
+    for p, other in zip(model.parameters(), copied.parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        other.grad = p.grad.clone()
+    muon.step()
+    adamw.step()
+    latents = model.encoder.latents
+    torch.testing.assert_close(latents, by_adamw["encoder.latents"])  # whose moments are those of two steps
+    assert (latents - before["encoder.latents"]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Training(batch_size=0), "training.batch_size = 0 is not allowed: it must be at least 1"),
+        (lambda: Training(ema=1.5), "training.ema = 1.5"),
+        (lambda: Optimization(lr=-1), "optimization.lr = -1"),
+        (lambda: Optimization(flat=2), "optimization.flat = 2"),
+        (lambda: Training(batch_size=10, accumulate=3).batch_per_process(2), "must be a multiple of 6"),
+    ],
+)
+def test_values_that_are_not_allowed(make, message):
+    with pytest.raises(PerceiversError, match=message):
+        make()
