@@ -25,6 +25,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
+from perceivers.tasks import FRAME_RATE
+
 from benchmarks.side_by_side import curve, side_by_side
 from perceivers.clips.autoencoding import Autoencoding, build
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, collate
@@ -37,7 +39,6 @@ from perceivers.data.video import read_clip, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.pictures import to_image
 from perceivers.images.data import digits, to_tensor
-from perceivers.tasks import FRAME_RATE
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 

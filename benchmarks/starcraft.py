@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.side_by_side import cores, side_by_side
 from benchmarks.starcraft_pictures import draw_attention, draw_selections
 from benchmarks.worker import peak, reset_peak
-from perceivers.checkpoints import load_any
+from perceivers.checkpoints import load_model
 from perceivers.data.loader import Item
 from perceivers.errors import PerceiversError
 from perceivers.presets import compute_as_written
@@ -69,7 +69,7 @@ def tested(run: Path, decisions: Decisions) -> dict[str, float]:
     """A run's figures on the test replays, computed once."""
     file = run / "test.json"
     if not file.is_file():
-        policy = load_any(run / "model")
+        policy = load_model(run / "model")
         assert isinstance(policy, UnitPolicy)
         file.write_text(json.dumps(evaluate(policy, decisions)))
     found: dict[str, float] = json.loads(file.read_text())
@@ -161,7 +161,7 @@ def report(runs: Path, tables: Path) -> str:
             continue
         found = [tested(run, decisions) for run in done]
         rows.append(f"| {encoder} | " + " | ".join(spread([each[key] for each in found]) for key in FIGURES) + " |")
-        policy = load_any(done[0] / "model")
+        policy = load_model(done[0] / "model")
         assert isinstance(policy, UnitPolicy)
         policies[encoder] = policy
     for name, figures in references(decisions).items():

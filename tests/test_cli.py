@@ -15,26 +15,16 @@ from sklearn.datasets import load_digits
 import perceivers
 from perceivers.cli import main
 from perceivers.extras import MODULES
+from perceivers.flow.local_start import start_locally
 from perceivers.images.demo import digits_run
 from perceivers.presets import PRESETS
 from perceivers.training.config import read_config
-from perceivers.training.local_start import start_locally
+from tests.support.cli import fails
 from tests.support.models import classifier, constant_flow, language, optical
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/image_classification/digits.yaml"
 TINY = [f"--model.{field}={value}" for field, value in {"latents": 4, "channels": 8, "depth": 1, "heads": 1}.items()]
-
-
-def fails(capsys, *argv):
-    """The one sentence that a command ends in."""
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    assert stop.value.code == 2
-    err = capsys.readouterr().err
-    assert err.startswith("perceivers: ")
-    assert err.count("\n") == 1, err
-    return err
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)

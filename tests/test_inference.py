@@ -8,42 +8,42 @@ from perceivers.clips.classify import classify_clip
 from perceivers.clips.reconstruct import autoencode
 from perceivers.flow.estimate import flow
 from perceivers.images.classify import classify_image
-from perceivers.inference import check_folder, device_of, only, prepare
+from perceivers.inference import check_folder, device_of, load_for_inference, only
 from perceivers.text.classify import classify_text
 from perceivers.text.fill_mask import fill_mask
 from tests.clips.test_reconstruct import make_clip
 from tests.images.test_classify import make_image
+from tests.support.cli import fails
 from tests.support.models import MODELS, TILE, language
-from tests.test_cli import fails
 
 
 def test_a_given_model_stays_as_and_where_it_is():
     model = language().train()
     before = {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()}
-    assert prepare(model) is model
+    assert load_for_inference(model) is model
     assert not model.training
     assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()} == before
     on_meta = copy.deepcopy(model).to("meta")
-    assert device_of(prepare(on_meta)).type == "meta"
+    assert device_of(load_for_inference(on_meta)).type == "meta"
 
 
 def test_a_loaded_model_goes_to_the_accelerator_unless_told_otherwise(tmp_path, monkeypatch):
     language().save(tmp_path)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
-    assert device_of(prepare(tmp_path)).type == "meta"
-    assert device_of(prepare(str(tmp_path), device="cpu")).type == "cpu"
-    assert device_of(prepare(language())).type == "cpu"
+    assert device_of(load_for_inference(tmp_path)).type == "meta"
+    assert device_of(load_for_inference(str(tmp_path), device="cpu")).type == "cpu"
+    assert device_of(load_for_inference(language())).type == "cpu"
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert device_of(prepare(tmp_path)).type == "cpu"
+    assert device_of(load_for_inference(tmp_path)).type == "cpu"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_numbers_of_the_type_asked_for(dtype, tmp_path):
     language().save(tmp_path)
-    for model in (prepare(tmp_path, dtype=dtype), prepare(language(), dtype=dtype)):
+    for model in (load_for_inference(tmp_path, dtype=dtype), load_for_inference(language(), dtype=dtype)):
         assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
     language().bfloat16().save(tmp_path)
-    assert prepare(tmp_path).encoder.latents.dtype == torch.bfloat16
+    assert load_for_inference(tmp_path).encoder.latents.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_numbers_of_the_type_asked_for(dtype, tmp_path):
 )
 def test_unknown_types(dtype, message):
     with pytest.raises(PerceiversError, match=f"dtype = '{dtype}' is not allowed: {message}"):
-        prepare("not loaded", dtype=dtype)
+        load_for_inference("not loaded", dtype=dtype)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "privateuseone", ""])
 def test_devices_that_there_are_not(device):
     with pytest.raises(PerceiversError, match=rf"device = '{device}' cannot be used here \([^\n]+\): try 'cpu'\.$"):
-        prepare(language(), device)
+        load_for_inference(language(), device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

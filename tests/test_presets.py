@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from perceivers.tasks import clip_classifier, optical_flow
 
 import perceivers
 from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.presets import PRESETS, example, measure
-from perceivers.tasks import clip_classifier, optical_flow
 
 # Where our figures differ from the paper's by more than 0.5% (parameters) or 2% (FLOPs), and by how much.
 # docs/image_classification.md gives the reason for each of the image classifiers.

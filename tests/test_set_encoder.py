@@ -4,7 +4,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers import PerceiverIO, PerceiversError, SetEncoder
 from perceivers.adapters import ArrayInput, ElementOutput
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.model.adapter import InputArray
 from perceivers.presets import compute_as_written
 from perceivers.set_encoder import SetHeads
@@ -86,7 +86,7 @@ def test_a_set_without_elements_has_finite_answers(encoder):
 
 def test_a_saved_encoder_answers_the_same(encoder, elements, tmp_path):
     encoder.save(tmp_path / "model")
-    found = load_any(tmp_path / "model")
+    found = load_model(tmp_path / "model")
     assert type(found) is type(encoder)
     with torch.no_grad():
         torch.testing.assert_close(found(*elements).whole_BE, encoder(*elements).whole_BE)

@@ -1,4 +1,4 @@
-"""What commands share: a model, where it is to run, the part that the task needs, its tokenizer, and classes in order.
+"""What using a trained model has in common: loading it to a device, finding the adapter that a task needs, classes.
 
 Shape suffixes: K classes
 """
@@ -11,18 +11,19 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from perceivers.adapters.label import LabelOutput
 from perceivers.checkpoints import load
-from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError, nearest
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.text.tokenizers import BYTE_VOCABULARY, Bytes, Tokenizer, find_tokenizer
 
 T = TypeVar("T", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def prepare(model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None) -> PerceiverIO:
+def load_for_inference(
+    model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None
+) -> PerceiverIO:
     """A model ready to answer, in evaluation mode. A model that is given as an object is itself moved and changed.
 
     Args:
@@ -65,24 +66,11 @@ def only(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
     return found[0]
 
 
-def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a model: the one that is saved with it, or bytes.
-
-    Args:
-        model: a model, or anything that `perceivers.load` takes.
-        vocabulary: its number of tokens.
-
-    Raises:
-        PerceiversError: it has none, or another number of tokens.
-    """
-    if not isinstance(model, PerceiverIO):
-        return find_tokenizer(locate(model), vocabulary)
-    if vocabulary != BYTE_VOCABULARY:
-        raise PerceiversError(
-            f"the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
-            f"give the folder that it is saved in, with its tokenizer, in place of the model."
-        )
-    return Bytes()
+def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
+    """Returns what the classes of a model's label, the output of that name, are called."""
+    output = model.outputs[name]
+    assert isinstance(output, LabelOutput)
+    return output.class_names
 
 
 def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -6,7 +6,6 @@ matter.
 Shape suffixes: B batch, M elements, C channels of an element, D channels inside, E channels of the answers
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,10 +14,9 @@ from torch import Tensor, nn
 from perceivers.adapters.array import ArrayInput
 from perceivers.adapters.elements import ElementOutput
 from perceivers.model.adapter import InputArray
-from perceivers.model.config import Configured
 from perceivers.model.linear import Linear
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import save
+from perceivers.model.saving import Model
 
 
 class SetEncoding(NamedTuple):
@@ -45,7 +43,7 @@ class SetHeads(nn.Module):
         return SetEncoding(self.element(y_BMD.relu()) * real_BM1, self.whole(mean_BD).relu())
 
 
-class SetEncoder(Configured, nn.Module):
+class SetEncoder(Model):
     """Perceiver IO on a set, whose elements are its queries too.
 
     The defaults are the paper's entity encoder: 512 elements of 128 channels, 32 latents, 3 layers. It says no more of
@@ -92,7 +90,3 @@ class SetEncoder(Configured, nn.Module):
         mask_BM = torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
         y_BMD = self.perceiver({"elements": InputArray(self.embedding(x_BMC), mask_BM)})["elements"]
         return self.heads(y_BMD, mask_BM)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the model to a folder from which `perceivers.checkpoints.load_any` builds it again."""
-        save(self, path)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers as hub
+from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 from safetensors.torch import load_file, save_file
 
 import perceivers
@@ -20,7 +21,6 @@ from perceivers.errors import PerceiversError
 from perceivers.model.config import to_tree
 from perceivers.released import haiku
 from perceivers.released import transformers as port
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 
 TRUNK = {"latents": 4, "channels": 16, "depth": 2, "heads": 4}
 IMAGES = TRUNK | {"image_size": 16, "query_channels": 12, "classes": 5, "blocks": 2}

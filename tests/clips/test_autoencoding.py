@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 
 pytest.importorskip("av")
+from perceivers.tasks import autoencoder
+
 from perceivers.cli import main
 from perceivers.clips.autoencoding import (
     Autoencoding,
@@ -24,12 +26,11 @@ from perceivers.clips.data import ClipData, collate
 from perceivers.clips.reconstruct import autoencode, compression, psnr
 from perceivers.data.video import read_frames, write_video
 from perceivers.presets import create_model
-from perceivers.tasks import autoencoder
 from perceivers.training.config import read_config
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.clips.test_windows import wav
-from tests.training.test_loop import interrupt_at, state
+from tests.support.runs import interrupt_at, state
 
 ROOT = Path(__file__).parents[2]
 
@@ -75,7 +76,7 @@ def test_clips_are_learned_and_the_model_works_in_the_command(tmp_path):
     result = autoencode(output / "model", data / "bright" / "2.mkv", tmp_path / "out.mp4", start=0.08)
     assert result.video_psnr > 18
     assert set(result.classes) == {"bright", "dark"}
-    assert load_any(output / "model").inputs["audio"].sample_rate == 8000
+    assert load_model(output / "model").inputs["audio"].sample_rate == 8000
 
 
 @pytest.mark.parametrize("without", ["samples_per_frame", "classes"])
@@ -273,7 +274,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     output = small_run(tmp_path / "run", data).run()
     figures = json.loads((output / "metrics.json").read_text())
     held_out = ClipData(str(data), held_out=0.2).open().evaluation
-    found = evaluate(load_any(output / "model"), held_out)
+    found = evaluate(load_model(output / "model"), held_out)
     assert found == {name: pytest.approx(figures[f"test_{name}"], rel=1e-4) for name in found}
     assert set(found) == {"video_psnr", "audio_psnr", "top1"}
     capsys.readouterr()

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 
 pytest.importorskip("av")
+from perceivers.tasks import clip_classifier
+
 from perceivers.cli import main
 from perceivers.clips.classification import ClipClassification, ClipClassifier, evaluate
 from perceivers.clips.classify import classify_clip
@@ -16,13 +18,12 @@ from perceivers.clips.data import ClipData, ClipDataset, collate, evenly, listed
 from perceivers.clips.model_window import window_of
 from perceivers.clips.windows import Window
 from perceivers.data.loader import Item
-from perceivers.tasks import clip_classifier
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.clips.test_windows import wav
 from tests.data.test_video import make, ramp, tone
-from tests.test_cli import fails
-from tests.training.test_loop import interrupt_at, state
+from tests.support.cli import fails
+from tests.support.runs import interrupt_at, state
 
 SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
 SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
@@ -62,7 +63,7 @@ def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     output = small_run(tmp_path / "run", tones, settings, epochs=epochs).run()
     figures = json.loads((output / "metrics.json").read_text())
     assert figures["test_top1"] == 1
-    model = load_any(output / "model")
+    model = load_model(output / "model")
     assert model.outputs["label"].names == ["high", "low"]
     held_out = ClipData(str(tones), held_out=0.2).open().evaluation
     batch = collate(
@@ -179,7 +180,7 @@ def test_several_classes_of_a_clip_are_told(tmp_path):
     figures = json.loads((run.run() / "metrics.json").read_text())
     assert figures["test_map"] > 0.95
     assert "test_d_prime" in figures
-    model = load_any(tmp_path / "run" / "model")
+    model = load_model(tmp_path / "run" / "model")
     assert model.outputs["label"].several
     answers = classify_clip(model, [root / f"{number}.wav" for number in range(20)])
     told = [{name for name, probability in answer.items() if probability > 0.5} for answer in answers]
@@ -195,7 +196,7 @@ def test_several_classes_of_a_clip_are_told(tmp_path):
 
 def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
     output = small_run(tmp_path / "run", tones, SOUND).run()
-    model, clips = load_any(output / "model"), ClipData(str(tones), held_out=0.2).open().evaluation
+    model, clips = load_model(output / "model"), ClipData(str(tones), held_out=0.2).open().evaluation
     figures = json.loads((output / "metrics.json").read_text())
     assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
     assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]

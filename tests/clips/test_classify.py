@@ -10,8 +10,8 @@ from perceivers.clips.data import evenly
 from perceivers.clips.windows import Window, read_window
 from perceivers.model.adapter import InputArray
 from tests.clips.test_reconstruct import make_clip
+from tests.support.cli import fails
 from tests.support.models import classifier, hearer
-from tests.test_cli import fails
 
 WINDOW = Window(4, (16, 16), samples=1280, sample_rate=8000)
 NAMES = list("abcde")

@@ -9,8 +9,8 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.reconstruct import autoencode, psnr
 from perceivers.data.video import read_clip, read_frames, write_video
+from tests.support.cli import fails
 from tests.support.models import classifier, coder
-from tests.test_cli import fails
 
 FRAMES, SIZE, SAMPLES, SAMPLE_RATE = 4, (16, 16), 1280, 8000
 

@@ -1,18 +1,26 @@
 import pytest
 import torch
-from torch.utils.data import Dataset
 
 from perceivers import PerceiversError
-from perceivers.data.loader import EpochSampler, ResumableLoader
+from perceivers.data.loader import EpochSampler, ResumableLoader, Samples
 
 
-class Echo(Dataset):
+class Echo(Samples):
+    def __init__(self, count, lengths=None):
+        self.count, self.lengths = count, lengths
+
+    def __len__(self):
+        return self.count
+
     def __getitem__(self, item):
         return item.sample, item.seed
 
+    def collate(self, samples):
+        return samples
 
-def loader(count=23, batch_size=4, seed=3, workers=0, **process):
-    return ResumableLoader(Echo(), count, batch_size, seed, workers, list, **process)
+
+def loader(count=23, batch_size=4, seed=3, workers=0, lengths=None, **process):
+    return ResumableLoader(Echo(count, lengths), batch_size, seed, workers, **process)
 
 
 def epoch(loader, number):

@@ -4,14 +4,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from perceivers.tasks import optical_flow
 
 import perceivers
 from perceivers import FourierPositions, PerceiverIO, PerceiversError
-from perceivers.adapters import ArrayInput, ConvStem, FlowOutput, FramePairInput, Patches
-from perceivers.flow.adapter import upsample
+from perceivers.adapters import ArrayInput, ConvStem, Patches
+from perceivers.flow.adapter import FlowOutput, FramePairInput, upsample
 from perceivers.flow.estimate import flow
 from perceivers.released.export import to_transformers
-from perceivers.tasks import optical_flow
 from tests.support.models import TILE, TRUNK, optical
 
 SIZE = (4, 6)

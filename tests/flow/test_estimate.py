@@ -16,8 +16,8 @@ from perceivers.flow.files import read_flow
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.pictures import flow_picture
 from perceivers.flow.scenes import Scenes
+from tests.support.cli import fails
 from tests.support.models import TILE, classifier, constant_flow, optical
-from tests.test_cli import fails
 
 
 def random_frames(height, width, count=2):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.data.loader import Item
 from perceivers.flow import generator as flow_generator
 from perceivers.flow.augmentation import FlowAugmentation
@@ -17,7 +17,7 @@ from perceivers.flow.scenes import Scenes
 from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow, build_flow_model
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
-from tests.training.test_loop import interrupt_at, state
+from tests.support.runs import interrupt_at, state
 
 SIZE = (16, 20)
 SCENES = Scenes(SIZE, shapes=(1, 2), motion=2.0)
@@ -96,7 +96,7 @@ def test_a_run_writes_model_figures_and_pictures(tmp_path):
     figures = json.loads((output / "metrics.json").read_text())
     pairs = FlowGenerator(SCENES).pairs([HELD_OUT, HELD_OUT + 1, HELD_OUT + 2])
     assert figures["test_zero"] == pytest.approx(float(pairs.forward.norm(dim=1).mean()), rel=1e-4)
-    predicted = load_any(output / "model")({"frames": pairs.frames})["flow"]
+    predicted = load_model(output / "model")({"frames": pairs.frames})["flow"]
     error = (predicted - pairs.forward).norm(dim=1)
     assert figures["test_epe"] == pytest.approx(float(error.mean()), rel=1e-4)
     assert figures["test_over1px"] == pytest.approx(float((error > 1).float().mean()), rel=1e-4)
@@ -111,7 +111,7 @@ def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, store
     data = FlowData(path=str(stored), validation=str(stored))
     output = small_run(tmp_path / "run", data).run()
     pairs = open_pairs(stored)
-    model = load_any(output / "model")
+    model = load_model(output / "model")
     errors = []
     for pair in (pairs[index] for index in range(len(pairs))):
         predicted = model({"frames": pair.frames[None]})["flow"][0]

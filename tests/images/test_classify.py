@@ -11,8 +11,8 @@ from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.cli import main
 from perceivers.images.classify import classify_image
 from perceivers.inference import rank
+from tests.support.cli import fails
 from tests.support.models import classifier, language
-from tests.test_cli import fails
 
 NAMES = [f"class {k}" for k in range(10)]
 

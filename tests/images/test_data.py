@@ -7,16 +7,13 @@ import torch
 from PIL import Image
 
 from perceivers import PerceiversError
+from perceivers.data.image_files import evaluation_view, to_tensor, training_view
 from perceivers.data.labelled_files import Files, labelled_folder
 from perceivers.data.loader import Item
 from perceivers.images.data import (
     ImageData,
     ImageDataset,
     LabelledImages,
-    collate,
-    evaluation_view,
-    to_tensor,
-    training_view,
 )
 
 
@@ -143,13 +140,13 @@ def test_undecodable_images_are_named_and_left_out(tmp_path):
     whole = (tmp_path / "dog" / "0.png").read_bytes()
     (tmp_path / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
     dataset = ImageDataset(labelled_folder(LabelledImages, tmp_path), (4, 4), 3, 1.0)
-    batch = collate([dataset[Item(index, 0)] for index in range(6)])
+    batch = dataset.collate([dataset[Item(index, 0)] for index in range(6)])
     assert batch["problems"] == [
         f"{tmp_path / name} cannot be decoded as an image." for name in ("cat/1.png", "dog/0.png")
     ]
     assert batch["label"].tolist() == [0, 0, 1, 1]
     assert batch["image"][:, 0, 0, 0].tolist() == [0, 80, 40, 80]
-    assert collate([{"problem": "x"}]) == {"problems": ["x"]}
+    assert dataset.collate([{"problem": "x"}]) == {"problems": ["x"]}
 
 
 def test_evaluation_view_is_the_middle():

@@ -8,6 +8,7 @@ import perceivers
 from perceivers import PerceiversError
 from perceivers.images.augmentation import Augment, Augmentation
 from perceivers.images.data import ImageData
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.images.training import Accuracy, ImageClassification, evaluate
 
 SMALL = {"image_size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "bands": 2, "latents": 4, "channels": 8,
@@ -65,7 +66,7 @@ def test_images_that_cannot_be_read_are_skipped_in_training(tmp_path, capsys):
     data = ImageData(str(tmp_path / "data"))
     broken = data.open().training.describe(3)
     open(broken, "wb").close()
-    run = ImageClassification(model={"preset": "imagenet_fourier", **SMALL}, data=data)
+    run = ImageClassification(model=ImageClassifierConfig(**SMALL), data=data)
     run.training.epochs, run.training.batch_size, run.training.output = 2, 4, str(tmp_path / "run")
     run.run()
     err = capsys.readouterr().err

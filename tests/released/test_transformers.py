@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 import transformers
+from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 from safetensors.torch import load_file
 
 import perceivers
@@ -15,7 +16,6 @@ from perceivers.errors import PerceiversError
 from perceivers.model.config import to_tree
 from perceivers.released import transformers as port
 from perceivers.released.export import to_transformers
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 
 SMALL = {
     "num_latents": 12,

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints import load_any
+from perceivers.checkpoints import load_model
 from perceivers.starcraft.policy import UnitPolicy
 from tests.support.models import shaken
 
@@ -62,7 +62,7 @@ def test_what_is_commanded_depends_on_who_is_selected_and_where_on_the_ability(p
 def test_a_saved_policy_answers_the_same(policy, selection, tmp_path):
     policy = shaken(UnitPolicy(*NAMES, encoder=policy.config["encoder"], selection=selection, **SIZES))
     policy.save(tmp_path / "model")
-    found, data = load_any(tmp_path / "model"), batch()
+    found, data = load_model(tmp_path / "model"), batch()
     with torch.no_grad():
         ours, theirs = policy(data), found(data)
         torch.testing.assert_close(theirs.context_BC, ours.context_BC)

@@ -24,7 +24,7 @@ from perceivers.starcraft.replays import (
     open_replay,
 )
 from perceivers.starcraft.tables import cut, read_vocabulary, write_replays
-from tests.test_cli import fails
+from tests.support.cli import fails
 
 FIRST, SECOND = "4.3.0.64469__1", "2.0.8.25605__ggtracker_3663861"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints import load_any
+from perceivers.checkpoints import load_model
 from perceivers.cli import main
 
 pytest.importorskip("sc2reader")
@@ -31,8 +31,8 @@ from perceivers.training.config import read_config
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.starcraft.test_data import row
-from tests.test_cli import fails
-from tests.training.test_loop import interrupt_at, state
+from tests.support.cli import fails
+from tests.support.runs import interrupt_at, state
 
 SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 2}
 KINDS, ABILITIES = ["Probe", "Zealot", "Nexus"], ["Attack", "Move"]
@@ -77,7 +77,7 @@ def small_run(output, tables, model=None, **training):
 def test_decisions_are_learned(tmp_path, tables, model):
     output = small_run(tmp_path / "run", tables, model, epochs=8).run()
     figures = json.loads((output / "metrics.json").read_text())
-    policy, test = load_any(output / "model"), tables.open()["test"]
+    policy, test = load_model(output / "model"), tables.open()["test"]
     found = evaluate(policy, test)
     assert found["f1"] > 0.9
     assert found["ability"] > 0.95
@@ -191,7 +191,7 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
     main([*call, "--json"])
     results = json.loads(capsys.readouterr().out)
     assert results["decisions"] == 80
-    found = evaluate(load_any(tmp_path / "model"), tables.open()["test"])
+    found = evaluate(load_model(tmp_path / "model"), tables.open()["test"])
     assert results["model"] == {name: pytest.approx(value, nan_ok=True) for name, value in found.items()}
     main([*call, "--split", "validation"])
     header, *rows = capsys.readouterr().out.splitlines()

@@ -3,7 +3,10 @@
 import torch
 
 from perceivers import PerceiverIO
-from perceivers.tasks import autoencoder, clip_classifier, image_classifier, language_model, optical_flow, text_tasks
+from perceivers.clips.model import AutoencoderConfig, ClipClassifierConfig
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
+from perceivers.text.model import LanguageConfig, text_tasks
 
 TRUNK = {"latents": 6, "channels": 16, "depth": 1, "heads": 2}
 TILE = (22, 28)
@@ -18,7 +21,7 @@ def shaken(model: PerceiverIO) -> PerceiverIO:
 def language(**settings):
     channels = {"embedding_channels": 16, "qk_channels": 8, "v_channels": 16}
     decoder = {"decoder_heads": 2, "decoder_qk_channels": 8, "decoder_v_channels": 16}
-    return shaken(language_model(**({"length": 48, "cross_heads": 2} | TRUNK | channels | decoder | settings)))
+    return shaken(LanguageConfig(**({"length": 48, "cross_heads": 2} | TRUNK | channels | decoder | settings)).build())
 
 
 def labels(tasks=None, names=None, extra=0, shared_query=False, **settings):
@@ -27,7 +30,9 @@ def labels(tasks=None, names=None, extra=0, shared_query=False, **settings):
 
 
 def optical(**settings):
-    return shaken(optical_flow(**({"image_size": TILE, "feature_channels": 8, "bands": 3} | TRUNK | settings)))
+    return shaken(
+        OpticalFlowConfig(**({"image_size": TILE, "feature_channels": 8, "bands": 3} | TRUNK | settings)).build()
+    )
 
 
 def constant_flow(right, down):
@@ -40,19 +45,19 @@ def constant_flow(right, down):
 
 def classifier(**settings):
     sizes = {"image_size": 12, "bands": 3, "query_channels": 16, "classes": 10, "blocks": 2}
-    return shaken(image_classifier(**(sizes | TRUNK | settings)))
+    return shaken(ImageClassifierConfig(**(sizes | TRUNK | settings)).build())
 
 
 def coder(**settings):
     clip = {"frames": 4, "image_size": (16, 16), "samples_per_frame": 320, "video_bands": 3, "audio_bands": 4}
     channels = {"classes": 7, "label_query_channels": 16, "output_channels": 20}
-    return shaken(autoencoder(**(clip | channels | TRUNK | settings)))
+    return shaken(AutoencoderConfig(**(clip | channels | TRUNK | settings)).build())
 
 
 def hearer(**settings):
     clip = {"frames": 4, "image_size": (16, 16), "video_patch": (2, 8, 8), "video_bands": 3, "samples": 1280}
     sound = {"samples_per_patch": 16, "audio_bands": 4, "sample_rate": 8000, "classes": 5, "query_channels": 16}
-    return shaken(clip_classifier(**(clip | sound | TRUNK | settings)))
+    return shaken(ClipClassifierConfig(**(clip | sound | TRUNK | settings)).build())
 
 
 MODELS = {

@@ -9,8 +9,8 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.text.attention_page import attention_page, choose, encode, together, units_of, weights
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, MASK, Bytes, SentencePiece, train_tokenizer
+from tests.support.cli import fails
 from tests.support.models import classifier, labels, language
-from tests.test_cli import fails
 
 TEXT = "né 🙂 <b>&amp;\t\n[MASK*2]\x00x\u202e"
 UNITS = ["n", "é", " ", "🙂", " ", *"<b>&amp;\t\n", "MASK", "MASK", "\\x00", "x", "\\u202e"]

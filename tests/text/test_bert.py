@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from perceivers.tasks import language_model
 
 import perceivers
 from perceivers import InputArray, PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_tree
 from perceivers.presets import PRESETS, example, measure
-from perceivers.tasks import language_model
 from perceivers.text.bert import BERT
 
 SMALL = {"vocabulary": 30, "length": 12, "channels": 16, "depth": 2, "heads": 4, "widening": 3}
@@ -148,7 +148,7 @@ def test_the_embedding_is_trained_from_both_sides(tokens):
 def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, tasks):
     model = make(tasks=tasks, extra=2)
     model.save(tmp_path)
-    loaded = load_any(tmp_path)
+    loaded = load_model(tmp_path)
     assert isinstance(loaded, BERT)
     assert not loaded.training
     assert to_tree(loaded) == to_tree(model)
@@ -162,13 +162,13 @@ def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, tasks):
     with pytest.raises(PerceiversError, match=f"{tmp_path} holds a BERT, not a PerceiverIO: give another model"):
         perceivers.load(tmp_path)
     with pytest.raises(PerceiversError, match="tells all its settings: heads cannot be given"):
-        load_any(tmp_path, heads=2)
+        load_model(tmp_path, heads=2)
 
 
 def test_what_loads_a_perceiver_loads_any(tmp_path):
     model = language_model(latents=4, channels=16, depth=1, v_channels=16, decoder_v_channels=16, embedding_channels=16)
     model.save(tmp_path)
-    assert to_tree(load_any(tmp_path)) == to_tree(perceivers.load(tmp_path)) == to_tree(model)
+    assert to_tree(load_model(tmp_path)) == to_tree(perceivers.load(tmp_path)) == to_tree(model)
 
 
 @pytest.mark.parametrize(

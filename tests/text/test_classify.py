@@ -4,15 +4,15 @@ import sys
 
 import pytest
 import torch
+from perceivers.tasks import text_tasks
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.tasks import text_tasks
 from perceivers.text.bert import BERT
 from perceivers.text.classify import classify_text, text_code
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, SEP, Bytes, SentencePiece, train_tokenizer
+from tests.support.cli import fails
 from tests.support.models import classifier, labels, language
-from tests.test_cli import fails
 
 TASKS = {"mood": 2, "topic": 3, "alike": 1}
 NAMES = {"mood": ["bad", "good"]}

@@ -10,8 +10,8 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.text.fill_mask import fill_mask, mask
 from perceivers.text.tokenizers import FIRST_BYTE, MASK
+from tests.support.cli import fails
 from tests.support.models import classifier, language
-from tests.test_cli import fails
 
 TEXTS = {
     "one mark": ("abc[MASK]def", ["abc", 1, "def"]),

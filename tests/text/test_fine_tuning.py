@@ -3,21 +3,21 @@ import json
 import numpy as np
 import pytest
 import torch
+from perceivers.tasks import text_tasks
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
-from perceivers.tasks import text_tasks
 from perceivers.text.bert import BERT
 from perceivers.text.fine_tuning import TextClassification, TextTask, TextTasks, fine_tune, metric, pretrained
 from perceivers.text.labelled import LabelledTextData, LabelledTexts
 from perceivers.text.tokenizers import Bytes
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
-from tests.training.test_loop import interrupt_at, state
+from tests.support.runs import interrupt_at, state
 
 PERCEIVER = {"length": 40, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
              "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
@@ -86,7 +86,7 @@ def test_all_metrics_are_those_of_the_saved_model_text_by_text(tmp_path, method,
     tasks, tokenizer = several_tasks(), Bytes()
     output = fine_tune(language(kind), tokenizer, tasks, method, *settings(tmp_path / "run"))
     metrics = json.loads((output / "metrics.json").read_text())
-    model = load_any(output / "model")
+    model = load_model(output / "model")
     embedding = model.inputs["text"].embedding.weight
     assert len(embedding) == 262 + (3 if method == "task_tokens" else 0)
     if isinstance(model, PerceiverIO):
@@ -227,7 +227,7 @@ def test_a_preset_is_trained_from_nothing(tmp_path):
     _, training, _ = settings(tmp_path / "run")
     data = LabelledTextData(str(tmp_path / "train.csv"))
     output = TextClassification({"preset": "bert_bytes", **SMALL_BERT}, data, training=training).run()
-    model = load_any(output / "model")
+    model = load_model(output / "model")
     assert isinstance(model, BERT)
     assert json.loads((output / "metrics.json").read_text())["parameters"] == sum(p.numel() for p in model.parameters())
 

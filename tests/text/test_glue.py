@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import glue
@@ -14,8 +14,8 @@ from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
 from perceivers.text.labelled import LabelledTexts
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import interrupt_at
 from tests.text.test_glue_data import header, write
-from tests.training.test_loop import interrupt_at
 
 METHODS = ["shared_token", "task_tokens", "multitask_query"]
 
@@ -94,7 +94,7 @@ def test_a_sweep_runs_every_combination_once_and_picks_the_best_mean(tmp_path, c
         assert scores[task]["seeds"] == of[scores[task]["setting"]]
         assert len(list((output / task).glob("*/model/model.safetensors"))) == 1
         assert not list((output / task).glob("*/checkpoints"))
-    trained = load_any(next(output.glob("RTE/*/model")))
+    trained = load_model(next(output.glob("RTE/*/model")))
     assert trained.outputs["label"].heads.names == {"RTE": ["entailment", "not_entailment"]}
     assert f"| this (single_task) | {100 * scores['CoLA']['mean']:.1f} ± " in printed
 
@@ -176,14 +176,14 @@ def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, 
     )
     output = small_sweep(language, data, tmp_path / "run", method=method).run()
     (weights,) = began
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_any(language).state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(language).state_dict().items())
     run = output / "all" / "batch8_lr0.01_seed0"
     metrics = json.loads((run / "metrics.json").read_text())
     scores = json.loads((output / "metrics.json").read_text())
     assert list(scores) == ["CoLA", "MNLI", "RTE", "STS-B"]
     assert scores["MNLI"]["mean"] == pytest.approx((metrics["test_MNLI_matched"] + metrics["test_MNLI_mismatched"]) / 2)
     assert metrics["test_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
-    model = load_any(run / "model")
+    model = load_model(run / "model")
     assert model.outputs["label"].heads.tasks == list(scores)
     assert model.outputs["label"].shared == (method != "multitask_query")
     assert len(model.inputs["text"].embedding.weight) == 262 + 4 * (method == "task_tokens")
@@ -194,7 +194,7 @@ def test_a_model_in_the_format_of_transformers_is_fine_tuned(tmp_path, data):
     model = create_model("language_bytes", length=24, latents=4, channels=16, depth=1, v_channels=16)
     to_transformers(model, tmp_path / "port")
     output = small_sweep(tmp_path / "port", data, tmp_path / "run", ["RTE"], examples=8).run()
-    trained = load_any(next(output.glob("RTE/*/model"))).state_dict()
+    trained = load_model(next(output.glob("RTE/*/model"))).state_dict()
     assert trained.keys() - model.state_dict().keys() == {name for name in trained if name.startswith("outputs.label")}
     changed = (trained["encoder.latents"] - model.state_dict()["encoder.latents"]).abs().max()
     assert 0 < changed < 0.1, "two updates from the pretrained weights"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import load_any
+from perceivers.checkpoints.load import load_model
 from perceivers.presets import create_model
 from perceivers.text.fine_tuning import pretrained
 from perceivers.text.masking import IGNORED
@@ -16,8 +16,8 @@ from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import interrupt_at, state
 from tests.text.test_tokenizers import sample
-from tests.training.test_loop import interrupt_at, state
 
 PERCEIVER = {"length": 32, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
              "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
@@ -70,7 +70,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, c
     a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
     for name in ("test_bits_per_byte", "test_loss", "test_accuracy"):
         assert a[name] == b[name]
-    models = [load_any(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
+    models = [load_model(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
@@ -99,7 +99,7 @@ def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
         run.data.tokenizer = str(file)
         run.model["preset"] = "language_sentencepiece"
     output = run.run()
-    model = load_any(output / "model")
+    model = load_model(output / "model")
     tokenizer = find_tokenizer(output / "model", model.inputs["text"].vocabulary)
     if kind == "pieces":
         assert isinstance(tokenizer, SentencePiece)

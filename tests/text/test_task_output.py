@@ -1,13 +1,13 @@
 import pytest
 import torch
+from perceivers.tasks import language_model, text_tasks
 
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
-from perceivers.adapters import TaskOutput, TextInput
-from perceivers.checkpoints.load import load_any
-from perceivers.tasks import language_model, text_tasks
+from perceivers.adapters import TextInput
+from perceivers.checkpoints.load import load_model
 from perceivers.text.bert import BERT
-from perceivers.text.task_output import TaskHeads
+from perceivers.text.task_output import TaskHeads, TaskOutput
 
 TASKS = {"CoLA": 2, "STS-B": 1, "values.x": 3}
 NAMES = {"CoLA": ["no", "yes"], "values.x": ["a", "b", "c"]}
@@ -131,7 +131,7 @@ def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(tokens,
         assert torch.equal(model.encode({"text": tokens}).z_BND, language.encode({"text": tokens}).z_BND)
     model.save(tmp_path)
     data = {"text": InputArray(tokens, torch.ones_like(tokens, dtype=torch.bool))}
-    again = load_any(tmp_path)
+    again = load_model(tmp_path)
     close(again(data)["label"], model(data)["label"])
     with torch.no_grad():
         model.inputs["text"].embedding.weight.zero_()

@@ -28,7 +28,7 @@ from perceivers.text.tokenizers import (
     open_tokenizer,
     train_tokenizer,
 )
-from tests.test_cli import fails
+from tests.support.cli import fails
 
 SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2005\u200a\u2028\u2029\u202f\u205f\u3000"
 LETTERS = (

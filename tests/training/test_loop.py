@@ -2,45 +2,31 @@ import copy
 import csv
 import json
 import math
-import signal
+from dataclasses import replace
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric, MetricCollection
 
 import perceivers
 from perceivers import PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput
+from perceivers.data.loader import Samples
 from perceivers.images.demo import digits_run
 from perceivers.model.positions import LearnedPositions
-from perceivers.training.loop import Trained, Training, train
+from perceivers.training.learner import Learner
+from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization, parameter_groups
+from tests.support.runs import interrupt_at, state
 
 
 def small_run(output, **training):
     run = digits_run(str(output))
-    run.model |= {"latents": 4, "channels": 8, "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8, "bands": 2}
-    run.model["dropout"] = 0.1
+    sizes = {"latents": 4, "channels": 8, "depth": 1, "heads": 1, "query_channels": 8, "bands": 2, "dropout": 0.1}
+    run.model = replace(run.model, **sizes)
     run.training = Training(epochs=2, batch_size=128, output=str(output), **training)
     return run
-
-
-def state(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def interrupt_at(step, monkeypatch):
-    """Presses Ctrl-C once, before an update."""
-    pressed = []
-
-    def hook(self, batch, batch_idx):
-        if self.trainer.global_step == step and not pressed:
-            pressed.append(step)
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(Trained, "on_train_batch_start", hook)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +84,7 @@ def test_ema_saves_the_average_of_the_weights(tmp_path):
     latents = {name: perceivers.load(tmp_path / name / "model").encoder.latents for name in ("plain", "average")}
     torch.manual_seed(0)
     run = small_run(tmp_path / "start")
-    start = perceivers.create_model(run.model.pop("preset"), **run.model, classes=10).encoder.latents
+    start = replace(run.model, classes=10).build().encoder.latents
     moved = {name: (array - start).norm() for name, array in latents.items()}
     assert 0 < moved["average"] < 0.5 * moved["plain"]
 
@@ -106,7 +92,7 @@ def test_ema_saves_the_average_of_the_weights(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     small_run(tmp_path).run()
     other = small_run(tmp_path, resume=True)
-    other.model["latents"], other.training.epochs = 5, 3
+    other.model, other.training.epochs = replace(other.model, latents=5), 3
     with pytest.raises(PerceiversError, match=r"belongs to another model: model.encoder.latents is \(4, 8\)"):
         other.run()
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -121,23 +107,29 @@ def test_an_unwritable_output_is_refused_before_training(tmp_path):
         small_run(tmp_path / "file" / "run").run()
 
 
-class Regression(Trained):
-    def training_step(self, batch, batch_idx):
+class Regression(Learner):
+    monitor, mode = "test_loss", "min"
+
+    def __init__(self, model, optimization):
+        super().__init__(model, optimization)
+        self.metrics = MetricCollection({"loss": MeanMetric()})
+
+    def loss(self, batch):
         return (self.model({"x": batch["x"]})["y"] - batch["x"]).square().mean()
 
-    def validation_step(self, batch, batch_idx):
-        self.log("test_loss", self.training_step(batch, batch_idx))
+    def evaluate_batch(self, batch):
+        self.metrics.update(self.loss(batch))
 
 
-class Batches(L.LightningDataModule):
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
+class Arrays(Samples):
+    def __init__(self, arrays):
+        self.arrays = arrays
 
-    def train_dataloader(self):
-        return DataLoader(self.batches, batch_size=None)
+    def __len__(self):
+        return len(self.arrays)
 
-    val_dataloader = train_dataloader
+    def __getitem__(self, item):
+        return {"x": self.arrays[item.sample]}
 
 
 def regression(optimization=None):
@@ -148,17 +140,18 @@ def regression(optimization=None):
 
 
 def test_nan_in_a_batch_names_step_and_field(tmp_path):
-    batches = [{"x": torch.randn(2, 3, 2)} for _ in range(4)]
-    batches[2]["x"][1, 1, 0] = math.nan
+    arrays = torch.randn(8, 3, 2)
+    samples = Arrays(arrays)
+    order = [item.sample for item in samples.loader(2, seed=0).order]
+    arrays[order[5], 1, 0] = math.nan
     with pytest.raises(PerceiversError, match="step 2: the batch's 'x' has NaN or infinite values"):
-        train(regression(), Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+        train(regression(), samples, samples, Training(epochs=1, batch_size=2, output=str(tmp_path)), {})
 
 
 def test_a_diverged_loss_is_an_error(tmp_path):
-    batches = [{"x": torch.randn(2, 3, 2) * 1e30} for _ in range(4)]
-    module = regression()
+    samples = Arrays(torch.randn(8, 3, 2) * 1e30)
     with pytest.raises(PerceiversError, match=r"the loss is (inf|nan): lower optimization.lr"):
-        train(module, Batches(batches), Training(epochs=1, batch_size=2, output=str(tmp_path)), "test_loss", {})
+        train(regression(), samples, samples, Training(epochs=1, batch_size=2, output=str(tmp_path)), {})
 
 
 def test_schedules():

@@ -7,8 +7,6 @@ from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
-from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.text.task_output import TaskOutput
 
 __all__ = [
     "ArrayInput",
@@ -18,14 +16,11 @@ __all__ = [
     "ConvAudioInput",
     "ConvStem",
     "ElementOutput",
-    "FlowOutput",
-    "FramePairInput",
     "ImageInput",
     "LabelInput",
     "LabelOutput",
     "MelInput",
     "Patches",
-    "TaskOutput",
     "TextInput",
     "TextOutput",
     "VideoInput",

@@ -51,6 +51,11 @@ class LabelOutput(OutputAdapter):
         if query_channels is not None:
             self.query = learned(1, 1, query_channels)
 
+    @property
+    def class_names(self) -> list[str]:
+        """What the classes are called: their numbers, if nothing else is known."""
+        return self.names or [str(index) for index in range(self.classes)]
+
     def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         return self.query if points is None else self.query.expand(-1, points.shape[-1], -1)
 

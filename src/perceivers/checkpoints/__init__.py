@@ -1,5 +1,5 @@
-"""Reading and writing weights."""
+"""Models from files, folders and the Hugging Face hub."""
 
-from perceivers.checkpoints.load import load, load_any
+from perceivers.checkpoints.load import load, load_model
 
-__all__ = ["load", "load_any"]
+__all__ = ["load", "load_model"]

@@ -1,4 +1,4 @@
-"""`perceivers.load`: a model from a file, from a folder or from the Hugging Face hub, in any of the formats we read."""
+"""`perceivers.load`: a model from a file, a folder or the Hugging Face hub, in any format that is installed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,80 +7,121 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from perceivers import adapters
-from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured
+from perceivers import plugins
+from perceivers.checkpoints.format import Format
+from perceivers.errors import PerceiversError, nearest
+from perceivers.model.config import Configured, import_path
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.positions import FourierPositions, LearnedPositions
-from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, read, read_config
-from perceivers.released import haiku, transformers
-from perceivers.released.conversion import build
-from perceivers.set_encoder import SetEncoder
-from perceivers.starcraft.entity_transformer import EntityTransformer
-from perceivers.starcraft.policy import UnitPolicy
-from perceivers.text.bert import BERT
+from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read, read_config
 
-AnyModel = PerceiverIO | BERT | SetEncoder | EntityTransformer | UnitPolicy
-
-CLASSES: tuple[type[Configured], ...] = (
-    PerceiverIO,
-    BERT,
-    SetEncoder,
-    EntityTransformer,
-    UnitPolicy,
-    FourierPositions,
-    LearnedPositions,
-    *(getattr(adapters, name) for name in adapters.__all__),
-)
+MODULES_OF_VERSION_1 = {
+    "ArrayInput ArrayOutput": "adapters.array",
+    "AudioInput AudioOutput ConvAudioInput MelInput": "adapters.audio",
+    "ElementOutput": "adapters.elements",
+    "ConvStem ImageInput Patches": "adapters.image",
+    "LabelInput LabelOutput": "adapters.label",
+    "TextInput TextOutput": "adapters.text",
+    "VideoInput VideoOutput": "adapters.video",
+    "FlowOutput FramePairInput": "flow.adapter",
+    "PerceiverIO": "model.perceiver_io",
+    "FourierPositions LearnedPositions": "model.positions",
+    "SetEncoder": "set_encoder",
+    "EntityTransformer": "starcraft.entity_transformer",
+    "UnitPolicy": "starcraft.policy",
+    "BERT": "text.bert",
+    "TaskOutput": "text.task_output",
+}
+"""Where the classes are that version 1 of our format names without their modules."""
 
 
 def load(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO:
-    """Loads a model, on the CPU and in evaluation mode. What `source` is, is seen from its content.
+    """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
 
     Args:
         source: a folder that `model.save` or a training run wrote; a folder in the format of `transformers`; the name
             of a repository with either on the hub; or a file of the original code (`.pystate`, `.pickle`).
-        classes: your own adapters, if the model has any.
-        settings: of the two foreign formats, settings to change, or those that a file does not tell, such as
-            `heads=4`: arguments of the model's function in `perceivers.tasks`.
+        classes: classes of your own that the model consists of, unless their package declares an entry point of ours.
+        settings: of other formats than ours, fields of the model's config to change, or those that a file does not
+            tell, such as `heads=4`.
 
     Raises:
-        PerceiversError: there is nothing of that name, or a file is missing, truncated, in none of these formats,
-            or of another model.
+        PerceiversError: there is nothing of that name; a file is missing, truncated, in no known format, or of
+            another model; or the model names a class that may not be imported.
     """
-    model = load_any(source, classes, **settings)
+    model = load_model(source, classes, **settings)
     if not isinstance(model, PerceiverIO):
         raise PerceiversError(f"{source} holds a {type(model).__name__}, not a PerceiverIO: give another model.")
     return model
 
 
-def load_any(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> AnyModel:
-    """The same, for what is to work with the paper's baselines and with encoders of sets as well."""
+def load_model(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> Model:
+    """Loads any model: like `load`, but also baselines, encoders of sets, and models of other packages."""
     path = locate(source)
-    if path.is_file():
-        return build(haiku.read(path, settings), settings)
-    config = read_config(path)
-    if config.get("format") != FORMAT and "model_type" in config:
-        return build(transformers.read(path, config), settings)
-    if settings:
-        raise PerceiversError(f"{path} tells all its settings: {', '.join(settings)} cannot be given.")
-    model = read(path, (*CLASSES, *classes))
-    if not isinstance(model, AnyModel):
-        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
-    return model
+    if path.is_dir() and read_config(path).get("format") == FORMAT:
+        if settings:
+            raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
+        return read(path, lambda name: find_class(name, classes, path))
+    for name in plugins.declared("formats"):
+        other = plugins.find_instance("formats", name, Format)
+        if other.recognizes(path):
+            return other.read(path, settings)
+    if path.is_dir():
+        raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
+    raise PerceiversError(f"{path} is in no format that can be read: {', '.join(plugins.declared('formats'))}.")
 
 
-def holds(source: str | Path, name: str) -> bool:
-    """Whether there is a folder here that holds a model of ours of the class of that name."""
-    path = Path(source)
-    if not (path / CONFIG).is_file():
-        return False
-    model = read_config(path).get("model")
-    return isinstance(model, dict) and model.get("class") == name
+def find_class(name: str, classes: Sequence[type[Configured]], source: Path) -> type[Configured]:
+    """Returns the class that a saved model names, if it may be imported.
+
+    Args:
+        name: an import path "package.module:Class"; in version 1 of the format, the name of the class alone.
+        classes: those that the caller gives, whatever their package.
+        source: the model, for errors.
+
+    Raises:
+        PerceiversError: its package may not be imported, or there is no such class.
+    """
+    given = {import_path(kind): kind for kind in classes}
+    if name in given:
+        return given[name]
+    module, _, qualified = name.rpartition(":")
+    if module in ("", "__main__"):  # which class that is, the name does not tell
+        same = [kind for kind in classes if kind.__qualname__.rpartition(".")[2] == qualified.rpartition(".")[2]]
+        if len(same) == 1:
+            return same[0]
+        known = {kind: place for kinds, place in MODULES_OF_VERSION_1.items() for kind in kinds.split()}
+        if module or qualified not in known:
+            raise PerceiversError(
+                f"{source} names the class {name!r}, which is not one of this package: "
+                f"if it is yours, pass it with load(..., classes=[{qualified}])."
+            )
+        module, name = f"perceivers.{known[qualified]}", f"perceivers.{known[qualified]}:{qualified}"
+    package = module.split(".")[0]
+    if not plugins.is_trusted(package):
+        raise PerceiversError(
+            f"{source} names the class {name!r}, and {package!r} declares no entry point of perceivers: if you trust "
+            f"its code, pass load(..., classes=[{qualified}]), or --trust {package} on the command line."
+        )
+    kind = plugins.import_object(name, "class")
+    if not isinstance(kind, type) or not issubclass(kind, Configured):
+        raise PerceiversError(f"{source} names {name!r}, which is nothing that a model can consist of.")
+    return kind
+
+
+def find_format(name: str) -> Format:
+    """Returns the format of a name that models can be written in.
+
+    Raises:
+        PerceiversError: there is none.
+    """
+    if name not in plugins.declared("formats") and ":" not in name:
+        formats = ["perceivers", *plugins.declared("formats")]
+        raise PerceiversError(f"there is no format {name!r}: {nearest(name, formats)}")
+    return plugins.find_instance("formats", name, Format)
 
 
 def locate(source: str | Path) -> Path:
-    """The folder or file of a model; what is on the hub is fetched first.
+    """Returns the folder or file of a model; what is on the hub is fetched first.
 
     Raises:
         PerceiversError: there is nothing of that name.
@@ -90,12 +131,12 @@ def locate(source: str | Path) -> Path:
 
 
 def download(name: str) -> Path:
-    """Fetches a saved model from the hub into the local cache."""
-    beside = [CONFIG, TOKENIZER, transformers.PREPROCESSOR]
+    """Fetches a saved model from the hub into the local cache; -> its folder there."""
+    beside = ["*.json", TOKENIZER]
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*beside, WEIGHTS]))
         if not (folder / WEIGHTS).exists():
-            folder = Path(snapshot_download(name, allow_patterns=[*beside, transformers.PICKLED_WEIGHTS]))
+            folder = Path(snapshot_download(name, allow_patterns=[*beside, "*.bin"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PerceiversError(f"{name} is neither a folder or file here nor a model on the hub ({reason}).") from error

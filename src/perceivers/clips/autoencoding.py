@@ -18,6 +18,7 @@ from kornia import augmentation as K
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
+from perceivers.checks import check
 from perceivers.clips.classification import ClipBatches, windows_of
 from perceivers.clips.data import ClipData, LabelledClips
 from perceivers.clips.metrics import ReconstructionErrors
@@ -25,14 +26,13 @@ from perceivers.clips.model_window import masked_inputs, window_of
 from perceivers.clips.reconstruct import compression, side_by_side
 from perceivers.data.video import write_video
 from perceivers.errors import PerceiversError
-from perceivers.images.classify import class_names
 from perceivers.images.training import check_classes, check_complete
-from perceivers.inference import device_of
+from perceivers.inference import class_names, device_of
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model, preset
 from perceivers.tasks import FRAME_RATE
 from perceivers.training.loop import Trained, Training, train
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 SHOWN = 4
 """So many held-out windows are reconstructed in the log."""

@@ -13,19 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perceivers.checks import check
 from perceivers.clips.classify import label_of
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, collate, evenly
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model_window import masked_inputs, window_of
 from perceivers.data.loader import ResumableLoader
 from perceivers.errors import PerceiversError
-from perceivers.images.classify import class_names
 from perceivers.images.training import check_classes, check_complete
-from perceivers.inference import device_of
+from perceivers.inference import class_names, device_of
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model, preset
 from perceivers.training.loop import Trained, Training, train
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 
 @dataclass

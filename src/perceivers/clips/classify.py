@@ -11,8 +11,7 @@ from perceivers.clips.model_window import masked_inputs, window_of
 from perceivers.data.labelled_files import Files
 from perceivers.data.loader import Item
 from perceivers.errors import PerceiversError
-from perceivers.images.classify import class_names
-from perceivers.inference import device_of, prepare, sort
+from perceivers.inference import class_names, device_of, load_for_inference, sort
 from perceivers.model.perceiver_io import PerceiverIO
 
 
@@ -42,7 +41,7 @@ def classify_clip(
     """Probabilities of the classes for each file, most probable first.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`.
+        model, device, dtype: as in `load_for_inference`.
         files: with sound or video, whichever the model reads; what a clip does not have, or is shorter than the model
             sees, is masked.
         windows: evenly spaced in each clip, over which probabilities are averaged (16 for AudioSet, section 8).
@@ -52,7 +51,7 @@ def classify_clip(
     """
     if windows < 1:
         raise PerceiversError(f"windows = {windows} is not allowed: it must be at least 1.")
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     output, names = label_of(model), class_names(model)
     clips = LabelledClips(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
     seen = ClipDataset(clips, window_of(model), evenly(windows))

@@ -17,8 +17,7 @@ from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.clips.model_window import window_of
 from perceivers.data.video import check_video_path, read_clip, write_video
-from perceivers.images.classify import class_names
-from perceivers.inference import check_folder, device_of, only, prepare, rank
+from perceivers.inference import check_folder, class_names, device_of, load_for_inference, only, rank
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.tasks import FRAME_RATE
 
@@ -57,7 +56,7 @@ def autoencode(
     """Encodes a clip once, its label masked, and decodes all of it from the latents (section 4.3).
 
     Args:
-        model, device, dtype: as in `perceivers.inference`.
+        model, device, dtype: as in `load_for_inference`.
         clip: any file with video that PyAV reads; as many frames as the model has, 25 a second, and their sound.
         out: a video to write: the clip on the left, what was decoded on the right, with the decoded sound.
         start: seconds into the file.
@@ -70,7 +69,7 @@ def autoencode(
     if out is not None:
         check_video_path(out)
         check_folder(out)
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     video_in, _ = only(model.inputs, VideoInput, "autoencode")
     video_out, pixels = only(model.outputs, VideoOutput, "autoencode")
     window = window_of(model)

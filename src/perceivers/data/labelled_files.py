@@ -276,3 +276,13 @@ def find_column(table: Any, types: tuple[type, ...], usual: str, name: str) -> s
             f"{name} has the columns {', '.join(table.features)}: say with data.{usual}_column which holds the {usual}."
         )
     return found[0]
+
+
+def check_classes(examples: Labelled, names: list[str]) -> None:
+    """Raises a PerceiversError if the classes of data are others than those a model knows, by name or by number."""
+    if len(examples.classes) != len(names):
+        raise PerceiversError(f"the data has {len(examples.classes)} classes, but the model knows {len(names)}.")
+    numbered = names == [str(index) for index in range(len(names))]
+    for theirs, ours in zip(examples.classes, names, strict=True):
+        if theirs != ours and not numbered:
+            raise PerceiversError(f"the data has the class {theirs!r} where the model knows {ours!r}.")

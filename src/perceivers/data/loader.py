@@ -1,11 +1,12 @@
 """Batches in an order that depends on seed and epoch alone, so that training goes on exactly where it stopped."""
 
-from collections.abc import Callable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from perceivers.errors import PerceiversError
 
@@ -15,6 +16,38 @@ class Item(NamedTuple):
 
     sample: int
     seed: int
+
+
+class Samples(Dataset[Any], ABC):
+    """The samples of a data set, and how they become batches: what an experiment trains and is evaluated on.
+
+    Attributes:
+        lengths: of the samples, if batches are to hold samples of similar length.
+    """
+
+    lengths: Sequence[int] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Returns the number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, item: Item) -> Any:
+        """Makes a sample; whatever is random in it comes from the seed of `item`."""
+
+    def collate(self, samples: list[Any]) -> dict[str, Any]:
+        """Makes a batch of samples: tensors by name. By default, samples are dicts of tensors or numbers.
+
+        "problems", if there, says which samples could not be read; a batch of which nothing could be read has no more.
+        """
+        batch: dict[str, Any] = default_collate(samples)
+        return batch
+
+    def loader(
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+    ) -> DataLoader[Any]:
+        """Returns a loader of batches, see `ResumableLoader`."""
+        return ResumableLoader(self, batch_size, seed, workers, rank, world)
 
 
 class EpochSampler(Sampler[Item]):
@@ -89,13 +122,11 @@ class ResumableLoader(DataLoader[Any]):
     Training batches are all full; the evaluation's last one holds what is left.
 
     Args:
-        dataset: makes a sample of an `Item`.
-        count: number of samples.
+        samples: the data set.
         batch_size: samples of a batch of one process.
         seed: as in `EpochSampler`; None for evaluation.
         workers: processes that make samples.
-        collate: makes a batch of samples.
-        rank, world, lengths: as in `EpochSampler`.
+        rank, world: as in `EpochSampler`.
 
     Raises:
         PerceiversError: there are fewer samples than one batch of all processes takes.
@@ -103,28 +134,25 @@ class ResumableLoader(DataLoader[Any]):
 
     def __init__(
         self,
-        dataset: Dataset[Any],
-        count: int,
+        samples: Samples,
         batch_size: int,
-        seed: int | None,
-        workers: int,
-        collate: Callable[[list[Any]], Any],
+        seed: int | None = None,
+        workers: int = 0,
         rank: int = 0,
         world: int = 1,
-        lengths: Sequence[int] | None = None,
     ) -> None:
-        self.order = EpochSampler(count, seed, rank, world, batch_size, lengths)
+        self.order = EpochSampler(len(samples), seed, rank, world, batch_size, samples.lengths)
         if seed is not None and not len(self.order):
             raise PerceiversError(
-                f"training.batch_size is larger than the training set of {count} samples: choose a smaller one."
+                f"training.batch_size is larger than the training set of {len(samples)} samples: choose a smaller one."
             )
         self.done = 0
         super().__init__(
-            dataset,
+            samples,
             batch_size,
             sampler=self.order,
             num_workers=workers,
-            collate_fn=collate,
+            collate_fn=samples.collate,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )

@@ -29,8 +29,8 @@ from av.stream import Disposition
 from PIL import Image
 from torch import Tensor
 
+from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
-from perceivers.images.data import evaluation_view, to_tensor
 from perceivers.model.saving import write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}

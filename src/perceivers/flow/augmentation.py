@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from perceivers.checks import check
 from perceivers.errors import PerceiversError
-from perceivers.training.optimization import check
 
 RECTANGLES = 3
 """So many rectangles are erased at most."""

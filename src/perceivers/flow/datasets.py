@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from perceivers.data.image_files import read_frame
 from perceivers.errors import PerceiversError
-from perceivers.flow.files import read_flow, read_frame, write_flow
+from perceivers.flow.files import read_flow, write_flow
 from perceivers.flow.layouts import LAYOUTS, PairFiles
 from perceivers.flow.pictures import to_image
 from perceivers.model.saving import write

@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from perceivers.data.image_files import read_frame
 from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.files import read_frame
 from perceivers.flow.pictures import check_largest, flow_picture
-from perceivers.inference import check_folder, device_of, only, prepare
+from perceivers.inference import check_folder, device_of, load_for_inference, only
 from perceivers.model.perceiver_io import PerceiverIO
 
 OVERLAP = 20
@@ -47,7 +47,7 @@ def flow(
     """How far the content of each pixel of a frame moves until the next.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`.
+        model, device, dtype: as in `load_for_inference`.
         frame1, frame2: image files, or tensors [3, Y, X] of bytes in 0 ... 255 or floats in [0, 1].
         points: [P, 2], column and row of pixels of the first frame: only their flow is decoded, and tiles without any
             are left out. Any number, in any order; not for models that upsample.
@@ -62,7 +62,7 @@ def flow(
         PerceiversError: a file cannot be read, the frames differ in size, a point lies outside of them, or the model is
             of another kind.
     """
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     _, adapter = only(model.inputs, FramePairInput, "flow")
     frames = [read(frame) for frame in (frame1, frame2)]
     (_, height, width), (_, height2, width2) = (frame.shape for frame in frames)
@@ -218,7 +218,7 @@ def flow_video(
     check_video_path(out)
     check_folder(out)
     check_largest(largest)
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     _, adapter = only(model.inputs, FramePairInput, "flow")
     source = read_frames(video)
     pairs = 0

@@ -8,7 +8,6 @@ Shape suffixes: Y rows, X columns, C colours (3)
 
 import io
 import math
-import os
 import re
 import struct
 from collections.abc import Callable
@@ -23,11 +22,10 @@ import h5py
 import kornia_rs
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
+from perceivers.data.image_files import existing
 from perceivers.errors import PerceiversError
-from perceivers.images.data import to_tensor
 from perceivers.model.saving import write
 
 Array = np.ndarray[Any, Any]
@@ -37,40 +35,6 @@ LARGEST_KNOWN = 1e9  # in pixels; Middlebury writes more where the flow is not k
 UNKNOWN = 1e10
 PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+(-?)[\d.eE+-]+\s")  # width, height, minus if little-endian
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # the level of zero flow; levels a pixel
-
-
-def read_frame(path: str | Path) -> Tensor:
-    """Reads an image as bytes [3, Y, X], turned upright as its EXIF data say.
-
-    Grey becomes three equal colours, transparent parts become white. 16 bits are scaled to 8, and so are floating
-    point images, which go from 0 to 1.
-
-    Raises:
-        PerceiversError: there is no such file, it cannot be decoded, or its values leave the range.
-    """
-    path = existing(path)
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode[0] in "IF":
-                image = eight_bits(image, path)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return to_tensor(image.convert("RGB"))
-    except PerceiversError:
-        raise
-    except Exception as error:  # the decoders raise many kinds
-        raise PerceiversError(f"{path} cannot be decoded as an image: it is truncated, damaged or no image.") from error
-
-
-def eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Scales a grey image of integers (16 bits) or floating point numbers (0 to 1)."""
-    values_YX = np.asarray(image)
-    top = 1 if image.mode == "F" else 2**16 - 1
-    if not ((values_YX >= 0) & (values_YX <= top)).all():
-        raise PerceiversError(f"{path} has values outside 0 to {top}: save it with 8 or 16 bits.")
-    return Image.fromarray(np.rint(values_YX / top * 255).astype(np.uint8))
 
 
 def check_flow_path(path: str | Path) -> None:
@@ -273,11 +237,3 @@ FORMATS = {
     ".pfm": Format(read_pfm, write_pfm),
     ".flo5": Format(read_flo5, write_flo5),
 }
-
-
-def existing(path: str | Path) -> Path:
-    """The path of a file that can be read."""
-    path = Path(path)
-    if not path.is_file() or not os.access(path, os.R_OK):
-        raise PerceiversError(f"{path} is no file that can be read: give the path of one.")
-    return path

@@ -23,9 +23,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 from tqdm import tqdm
 
+from perceivers.data.image_files import SUFFIXES, read_frame
 from perceivers.errors import PerceiversError
-from perceivers.flow.files import read_frame
-from perceivers.images.data import SUFFIXES
 
 TEXTURE_SIZE = 320
 """Side of a texture in pixels."""

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
+from perceivers.checks import check
 from perceivers.data.loader import ResumableLoader
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
@@ -23,13 +24,13 @@ from perceivers.flow.data import FlowData, Pairs
 from perceivers.flow.estimate import OVERLAP, tiled
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
+from perceivers.flow.local_start import start_locally
 from perceivers.flow.metrics import FlowErrors
 from perceivers.flow.pictures import flow_picture
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model, preset
-from perceivers.training.local_start import start_locally
 from perceivers.training.loop import Trained, Training, train
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 SHOWN = 4
 """So many held-out pairs are shown in the log."""

@@ -4,6 +4,7 @@ Shape suffixes: B batch, C colours, Y rows, X columns, K classes
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import kornia.augmentation as K
 import torch
@@ -11,14 +12,14 @@ import torch.nn.functional as F
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor, nn
 
-from perceivers.training.optimization import check
+from perceivers.checks import Checked, Range, check
 
 RANDAUGMENT_GROUP = 16
 """So many images of a batch get the same operations of RandAugment."""
 
 
 @dataclass
-class Augmentation:
+class Augmentation(Checked):
     """How training images are changed.
 
     Attributes:
@@ -26,25 +27,25 @@ class Augmentation:
         shift: pixels by which an image is shifted at most, to each side.
         flip: mirror half of the images.
         layers: operations of RandAugment applied one after another.
-        magnitude: their strength, from 0 to 10.
+        magnitude: their strength, on a scale from 0 to 10.
         cutmix: parameter of the beta distribution of CutMix's area; 0 for no CutMix.
         mixup: parameter of the beta distribution of MixUp's ratio; 0 for no MixUp. With both, each gets half a batch.
     """
 
+    section = "augmentation."
+
     area: tuple[float, float] | None = None
-    shift: int = 0
+    shift: Annotated[int, Range(least=0)] = 0
     flip: bool = False
-    layers: int = 0
-    magnitude: float = 5.0
-    cutmix: float = 0.0
-    mixup: float = 0.0
+    layers: Annotated[int, Range(least=0)] = 0
+    magnitude: Annotated[float, Range(least=0.2, most=9.8)] = 5.0
+    cutmix: Annotated[float, Range(least=0)] = 0.0
+    mixup: Annotated[float, Range(least=0)] = 0.0
 
     def __post_init__(self) -> None:
-        if self.area is not None:
-            check("augmentation.area", self.area, 0 < self.area[0] <= self.area[1] <= 1, "two parts from 0 to 1")
-        for field in ("shift", "layers", "cutmix", "mixup"):
-            check(f"augmentation.{field}", getattr(self, field), getattr(self, field) >= 0, "at least 0")
-        check("augmentation.magnitude", self.magnitude, 0.2 <= self.magnitude <= 9.8, "from 0.2 to 9.8")
+        super().__post_init__()
+        low, high = self.area or (1.0, 1.0)
+        check("augmentation.area", self.area, 0 < low <= high <= 1, "two parts from 0 to 1")
 
 
 class Augment(nn.Module):

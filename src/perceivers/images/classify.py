@@ -6,12 +6,18 @@ from pathlib import Path
 import torch
 
 from perceivers.adapters.image import ImageInput
-from perceivers.adapters.label import LabelOutput
+from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.data.labelled_files import Files
 from perceivers.errors import PerceiversError
-from perceivers.images.data import LabelledImages, evaluation_view, to_tensor
-from perceivers.inference import device_of, prepare, rank
+from perceivers.images.data import LabelledImages
+from perceivers.inference import class_names, device_of, load_for_inference, rank
 from perceivers.model.perceiver_io import PerceiverIO
+
+
+def is_image_classifier(model: PerceiverIO) -> bool:
+    """Returns whether a model reads one image and predicts its label."""
+    adapters = list(model.inputs.values())
+    return len(adapters) == 1 and isinstance(adapters[0], ImageInput) and list(model.outputs) == ["label"]
 
 
 def image_input(model: PerceiverIO) -> ImageInput:
@@ -20,20 +26,13 @@ def image_input(model: PerceiverIO) -> ImageInput:
     Raises:
         PerceiversError: the model is of another kind.
     """
-    adapters = list(model.inputs.values())
-    if len(adapters) != 1 or not isinstance(adapters[0], ImageInput) or list(model.outputs) != ["label"]:
+    adapter = next(iter(model.inputs.values()))
+    if not is_image_classifier(model) or not isinstance(adapter, ImageInput):
         raise PerceiversError(
             f"this model is no image classifier: it reads {', '.join(model.inputs)} "
             f"and predicts {', '.join(model.outputs)}, instead of an image and its label."
         )
-    return adapters[0]
-
-
-def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
-    """What the classes of a model's label, the output of that name, are called: their numbers, if it does not know."""
-    output = model.outputs[name]
-    assert isinstance(output, LabelOutput)
-    return output.names or [str(index) for index in range(output.classes)]
+    return adapter
 
 
 @torch.no_grad()
@@ -47,14 +46,14 @@ def classify_image(
     """Probabilities of the classes for each image file, as `rank` names and sorts them.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`.
+        model, device, dtype: as in `load_for_inference`.
         files: images in any format that Pillow reads.
         classes: what the classes are called; as stored with the model, or else by number, if not given.
 
     Raises:
         PerceiversError: the model is no classifier, or a file is missing or cannot be decoded.
     """
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     adapter, names = image_input(model), class_names(model)
     if classes is not None:
         if len(classes) != len(names):

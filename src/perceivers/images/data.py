@@ -3,7 +3,6 @@
 Shape suffixes: B batch, C colours, Y rows, X columns
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,12 @@ need("vision")
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import Dataset
 
+from perceivers.checks import Checked, ProperFraction
+from perceivers.data.image_files import SUFFIXES, evaluation_view, to_tensor, training_view
 from perceivers.data.labelled_files import Labelled, Splits, hold_out, open_splits
-from perceivers.data.loader import Item
+from perceivers.data.loader import Item, Samples
 from perceivers.errors import PerceiversError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"})
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Pixels:
 
 
 @dataclass
-class ImageData:
+class ImageData(Checked):
     """Which labelled images to use.
 
     Attributes:
@@ -75,14 +72,12 @@ class ImageData:
         label_column: column that holds the labels; likewise.
     """
 
+    section = "data."
+
     path: str = "digits"
-    held_out: float = 0.1
+    held_out: ProperFraction = 0.1
     image_column: str | None = None
     label_column: str | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise PerceiversError(f"data.held_out = {self.held_out} is not allowed: it is a part between 0 and 1.")
 
     def open(self) -> Splits[LabelledImages]:
         """Finds the images.
@@ -105,35 +100,7 @@ def digits() -> Splits[LabelledImages]:
     return hold_out(images, 1 / 3)
 
 
-def evaluation_view(image: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:
-    """Resizes (bicubic) and crops the middle: `crop` is the part of the resized side that is kept (224 / 256)."""
-    height, width = size
-    scale = max(height / image.height, width / image.width) / crop
-    resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
-    left, top = (resized.width - width) // 2, (resized.height - height) // 2
-    return resized.crop((left, top, left + width, top + height))
-
-
-def training_view(
-    image: Image.Image, size: tuple[int, int], area: tuple[float, float], generator: torch.Generator
-) -> Image.Image:
-    """Resizes (bicubic) a random part of the image, of a random area and a random shape from 3:4 to 4:3."""
-    height, width = size
-    low, high = area
-    for _ in range(10):
-        draw = torch.rand(4, generator=generator).tolist()
-        part = image.width * image.height * (low + (high - low) * draw[0])
-        ratio = math.exp(math.log(3 / 4) + draw[1] * (math.log(4 / 3) - math.log(3 / 4)))
-        crop_width, crop_height = round(math.sqrt(part * ratio)), round(math.sqrt(part / ratio))
-        if 0 < crop_width <= image.width and 0 < crop_height <= image.height:
-            left = int(draw[2] * (image.width - crop_width + 1))
-            top = int(draw[3] * (image.height - crop_height + 1))
-            box = (left, top, left + crop_width, top + crop_height)
-            return image.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    return evaluation_view(image, size, 1.0)
-
-
-class ImageDataset(Dataset[dict[str, Any]]):
+class ImageDataset(Samples):
     """Labelled images as tensors of one size.
 
     Args:
@@ -154,6 +121,9 @@ class ImageDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.images, self.size, self.colours, self.crop, self.area = images, size, colours, crop, area
 
+    def __len__(self) -> int:
+        return len(self.images)
+
     def __getitem__(self, item: Item) -> dict[str, Any]:
         """An image that cannot be decoded gives a "problem" instead of an image."""
         try:
@@ -166,24 +136,17 @@ class ImageDataset(Dataset[dict[str, Any]]):
             view = training_view(image, self.size, self.area, torch.Generator().manual_seed(item.seed))
         return {"image": to_tensor(view), "label": self.images.labels[item.sample]}
 
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """-> "image" bytes [B, C, Y, X], "label" [B], and the "problems" of those left out.
 
-def to_tensor(image: Image.Image) -> Tensor:
-    """-> bytes [C, Y, X]."""
-    pixels_YXC = np.array(image)
-    return torch.from_numpy(pixels_YXC[None] if pixels_YXC.ndim == 2 else pixels_YXC.transpose(2, 0, 1).copy())
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """-> "image" bytes [B, C, Y, X], "label" [B], and the "problems" of those left out.
-
-    A batch of which nothing could be decoded has "problems" alone.
-    """
-    good = [sample for sample in samples if "image" in sample]
-    problems = [sample["problem"] for sample in samples if "problem" in sample]
-    if not good:
-        return {"problems": problems}
-    return {
-        "image": torch.stack([sample["image"] for sample in good]),
-        "label": torch.tensor([sample["label"] for sample in good]),
-        "problems": problems,
-    }
+        A batch of which nothing could be decoded has "problems" alone.
+        """
+        good = [sample for sample in samples if "image" in sample]
+        problems = [sample["problem"] for sample in samples if "problem" in sample]
+        if not good:
+            return {"problems": problems}
+        return {
+            "image": torch.stack([sample["image"] for sample in good]),
+            "label": torch.tensor([sample["label"] for sample in good]),
+            "problems": problems,
+        }

@@ -14,9 +14,11 @@ from torch import Tensor
 from perceivers.checkpoints import load
 from perceivers.data.loader import Item
 from perceivers.images.augmentation import Augmentation
-from perceivers.images.classify import class_names, image_input
+from perceivers.images.classify import image_input
 from perceivers.images.data import ImageData, ImageDataset, LabelledImages
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.images.training import ImageClassification
+from perceivers.inference import class_names
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
@@ -31,20 +33,19 @@ SHOWN, EXPLAINED, LATENTS = 40, 8, 4
 def digits_run(output: str) -> ImageClassification:
     """What the demo trains; the same as configs/image_classification/digits.yaml."""
     return ImageClassification(
-        model={
-            "preset": "imagenet_fourier",
-            "image_size": 8,
-            "mean": [0.3],
-            "std": [0.38],
-            "crop": 1.0,
-            "bands": 8,
-            "latents": 32,
-            "channels": 64,
-            "depth": 2,
-            "blocks": 1,
-            "heads": 4,
-            "query_channels": 64,
-        },
+        model=ImageClassifierConfig(
+            image_size=8,
+            mean=[0.3],
+            std=[0.38],
+            crop=1.0,
+            bands=8,
+            latents=32,
+            channels=64,
+            depth=2,
+            blocks=1,
+            heads=4,
+            query_channels=64,
+        ),
         data=ImageData("digits"),
         augmentation=Augmentation(shift=1),
         optimization=Optimization("adamw", 2e-3, 0.05, warmup_steps=50, beta2=0.98, clip_norm=1.0),
@@ -93,7 +94,7 @@ def is_demo(output: Path, run: ImageClassification) -> bool:
     """Whether a folder is a demo's, finished or interrupted, and so may be replaced."""
     metrics, config = output / "metrics.json", output / "config.json"
     finished = metrics.is_file() and "test_accuracy" in read_file(metrics)
-    return finished or (config.is_file() and read_file(config).get("model") == run.model)
+    return finished or (config.is_file() and read_file(config).get("model") == run.written()["model"])
 
 
 def test_tensors(model: PerceiverIO, images: LabelledImages) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 from perceivers.errors import PerceiversError
 from perceivers.model.attend import attend, known
 from perceivers.model.linear import Linear, project
-
-Gelu = Literal["tanh", "none"]
-"""How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
+from perceivers.model.sizes import Gelu
 
 
 class Remembered(NamedTuple):

@@ -8,7 +8,6 @@ Shape suffixes:
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
 from perceivers.model.attend import known
-from perceivers.model.attention import CrossAttention, Gelu, Remembered, SelfAttention
-from perceivers.model.config import Configured
+from perceivers.model.attention import CrossAttention, Remembered, SelfAttention
 from perceivers.model.linear import Linear, learned
 from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
-from perceivers.model.saving import save
+from perceivers.model.saving import Model
+from perceivers.model.sizes import Sizes, takes_sizes
 
 MODALITY_CHANNELS = 4
 """Fewest channels of the vector that marks the modality of an input, where there are several (section 5)."""
@@ -84,13 +83,6 @@ def needed(mask_BM: Tensor | None) -> Tensor | None:
     return None if mask_BM is None or (known(mask_BM) and mask_BM.all()) else mask_BM
 
 
-def check_sizes(**sizes: int) -> None:
-    """Raises a PerceiversError for a size below 1."""
-    for field, size in sizes.items():
-        if size < 1:
-            raise PerceiversError(f"{field} = {size} is not allowed: it must be at least 1.")
-
-
 def check_points(name: str, points: Tensor, total: int) -> None:
     """Raises a PerceiversError for points that the output does not have; on an accelerator this would wait for it."""
     if points.device.type != "cpu" or torch.compiler.is_compiling():
@@ -102,7 +94,7 @@ def check_points(name: str, points: Tensor, total: int) -> None:
         )
 
 
-class PerceiverIO(Configured, nn.Module):
+class PerceiverIO(Model):
     """Reads any named inputs into a small latent array, processes it, and answers any named queries from it.
 
     Args:
@@ -111,26 +103,15 @@ class PerceiverIO(Configured, nn.Module):
         latents: N, number of latents.
         channels: D, channels of each.
         depth: self-attention layers of one block.
-        blocks: how often the block is applied, always with the same weights.
-        heads: heads of the self-attention layers.
-        widening: width of their MLPs, in channels.
-        qk_channels, v_channels: channels of queries and keys, and of values, in encoder and processor;
-            by default those of the keys' input (section 1 of the appendix: C in the encoder, D in the processor).
-        cross_heads, cross_widening: the same for the encoder's cross-attention.
-        cross_attends: before how many of the blocks the inputs are attended to.
-        share_cross_attention: whether all of those use the same weights.
-        decoder_heads, decoder_widening, decoder_qk_channels, decoder_v_channels: the same for the decoder.
-        query_residual: whether the decoder adds the queries to what they read.
         maskable: inputs whose elements can be masked in `encode`: each gets a learned mask vector (section 5).
         output_channels: E of a linear layer after the decoder that all outputs share; none, if not given.
-        dropout: probability of dropping an attention weight in training.
-        gelu: "tanh" (the original code's approximation) or "none" (exact).
-        checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
+        sizes: the other fields of `Sizes`.
 
     Raises:
         PerceiversError: a size that cannot be, naming the field.
     """
 
+    @takes_sizes
     def __init__(
         self,
         inputs: Mapping[str, InputAdapter],
@@ -138,51 +119,13 @@ class PerceiverIO(Configured, nn.Module):
         latents: int,
         channels: int,
         depth: int,
-        blocks: int = 1,
-        heads: int = 8,
-        widening: int = 1,
-        qk_channels: int | None = None,
-        v_channels: int | None = None,
-        cross_heads: int = 1,
-        cross_widening: int = 1,
-        cross_attends: int = 1,
-        share_cross_attention: bool = True,
-        decoder_heads: int = 1,
-        decoder_widening: int = 1,
-        decoder_qk_channels: int | None = None,
-        decoder_v_channels: int | None = None,
-        query_residual: bool = True,
+        *,
         maskable: Sequence[str] = (),
         output_channels: int | None = None,
-        dropout: float = 0.0,
-        gelu: Gelu = "tanh",
-        checkpointing: bool = False,
+        **sizes: Any,
     ) -> None:
         super().__init__()
-        check_sizes(
-            latents=latents,
-            channels=channels,
-            depth=depth,
-            blocks=blocks,
-            heads=heads,
-            widening=widening,
-            cross_heads=cross_heads,
-            cross_widening=cross_widening,
-            decoder_heads=decoder_heads,
-            decoder_widening=decoder_widening,
-        )
-        if qk_channels is None and channels % heads:
-            raise PerceiversError(
-                f"channels = {channels} cannot be split over heads = {heads}: choose heads that divide them."
-            )
-        if not 0 <= dropout < 1:
-            raise PerceiversError(f"dropout = {dropout} is not allowed: it must be from 0 to less than 1.")
-        if not 1 <= cross_attends <= blocks:
-            raise PerceiversError(
-                f"cross_attends = {cross_attends} is not allowed: it must be from 1 to {blocks} blocks."
-            )
-        if gelu not in ("tanh", "none"):
-            raise PerceiversError(f"gelu = {gelu!r} is not allowed: it is 'tanh' or 'none'.")
+        size = Sizes(latents=latents, channels=channels, depth=depth, **sizes)
         if not inputs or not outputs:
             raise PerceiversError("a model needs at least one input and one output.")
         check_new_names(inputs)
@@ -198,20 +141,25 @@ class PerceiverIO(Configured, nn.Module):
             CrossAttention(
                 channels,
                 common,
-                heads=cross_heads,
-                qk_channels=qk_channels,
-                v_channels=v_channels,
-                widening=cross_widening,
-                dropout=dropout,
-                gelu=gelu,
+                heads=size.cross_heads,
+                qk_channels=size.qk_channels,
+                v_channels=size.v_channels,
+                widening=size.cross_widening,
+                dropout=size.dropout,
+                gelu=size.gelu,
                 long="inputs",
             )
-            for _ in range(1 if share_cross_attention else cross_attends)
+            for _ in range(1 if size.share_cross_attention else size.cross_attends)
         ]
         layers = [
-            SelfAttention(channels, heads, qk_channels, v_channels, widening, dropout, gelu) for _ in range(depth)
+            SelfAttention(
+                channels, size.heads, size.qk_channels, size.v_channels, size.widening, size.dropout, size.gelu
+            )
+            for _ in range(depth)
         ]
-        self.encoder = Encoder(latents, channels, cross_attentions, layers, blocks, cross_attends, checkpointing)
+        self.encoder = Encoder(
+            latents, channels, cross_attentions, layers, size.blocks, size.cross_attends, size.checkpointing
+        )
 
         self.outputs = nn.ModuleDict(outputs)
         for adapter in outputs.values():
@@ -223,13 +171,13 @@ class PerceiverIO(Configured, nn.Module):
             self.decoder = CrossAttention(
                 decoded,
                 channels,
-                heads=decoder_heads,
-                qk_channels=decoder_qk_channels,
-                v_channels=decoder_v_channels,
-                widening=decoder_widening,
-                query_residual=query_residual,
-                dropout=dropout,
-                gelu=gelu,
+                heads=size.decoder_heads,
+                qk_channels=size.decoder_qk_channels,
+                v_channels=size.decoder_v_channels,
+                widening=size.decoder_widening,
+                query_residual=size.query_residual,
+                dropout=size.dropout,
+                gelu=size.gelu,
                 long="queries",
             )
             self.projection = nn.Identity() if output_channels is None else Linear(decoded, output_channels)
@@ -351,7 +299,3 @@ class PerceiverIO(Configured, nn.Module):
     ) -> dict[str, Any]:
         """Encodes `data` and decodes `outputs` (all, if not given): see `encode` and `decode`."""
         return self.decode(self.encode(data, masked), outputs, max_memory)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the model to a folder from which `perceivers.load` builds it again: its config and its weights."""
-        save(self, path)

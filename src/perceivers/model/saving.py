@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,29 @@ from perceivers.model.config import Configured, from_tree, to_tree
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words
 FORMAT = "perceivers"
-VERSION = 1
+VERSION = 2
+READABLE_VERSIONS = (1, 2)
+"""Version 1 names classes without their modules."""
+
+
+class Model(Configured, nn.Module):
+    """Base of whole models, which are saved to a folder and loaded from it by `perceivers.load`."""
+
+    def save(self, path: str | Path, experiment: str | None = None) -> None:
+        """Writes config and weights to a folder; an earlier model there is replaced.
+
+        Args:
+            path: the folder.
+            experiment: the name of the experiment that trained the model, by which `perceivers evaluate` finds it.
+
+        Raises:
+            PerceiversError: the folder cannot be written to, or the model cannot be built again from its arguments.
+        """
+        path = Path(path)
+        config = describe(self) | ({} if experiment is None else {"experiment": experiment})
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        write(path / WEIGHTS, lambda file: save_file(tensors, file))
+        write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> None:
@@ -38,15 +60,6 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def save(model: nn.Module, path: str | Path) -> None:
-    """Writes a model to a folder; what is there of an earlier one is replaced."""
-    path = Path(path)
-    config = describe(model)
-    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    write(path / WEIGHTS, lambda file: save_file(tensors, file))
-    write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -90,17 +103,22 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise PerceiversError(f"{file.parent} is not a saved model: it has no {file.name}.")
     try:
-        return load_file(file)
+        return {name: align(tensor) for name, tensor in load_file(file).items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise PerceiversError(f"{file} cannot be read ({error}): it is truncated or damaged.") from error
 
 
-def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
+def align(tensor: Tensor) -> Tensor:
+    """Returns a tensor whose memory begins where fresh ones begin: some products of others have other last digits."""
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
+
+
+def read(path: str | Path, find_class: Callable[[str], type[Configured]]) -> Model:
     """Builds the model that a folder holds, with its weights, on the CPU and in evaluation mode.
 
     Args:
-        path: a folder that `save` wrote.
-        classes: the classes that the model may consist of.
+        path: a folder that `Model.save` wrote.
+        find_class: returns the class of a name in the config, or raises a PerceiversError.
 
     Raises:
         PerceiversError: a file is missing, truncated, not ours, or of another model.
@@ -109,14 +127,16 @@ def read(path: str | Path, classes: Iterable[type[Configured]]) -> Any:
     config = read_config(path)
     if config.get("format") != FORMAT:
         raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
-    if config.get("version") != VERSION:
+    if config.get("version") not in READABLE_VERSIONS:
         raise PerceiversError(
             f"{path / CONFIG} has version {config.get('version')} of the format, "
-            f"but this release reads version {VERSION}: install the release that wrote it."
+            f"but this release reads up to version {VERSION}: install the release that wrote it."
         )
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
-    model = from_tree(config["model"], classes)
+    model = from_tree(config["model"], find_class)
+    if not isinstance(model, Model):
+        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
     tensors = read_tensors(path / WEIGHTS)
     check_tensors(tensors, model, path / WEIGHTS)
     model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in

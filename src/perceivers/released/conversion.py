@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import call
+from perceivers.model.config import construct
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.sizes import ModelConfig
 
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
@@ -23,14 +24,14 @@ class Foreign(NamedTuple):
 
     Attributes:
         source: the file that holds its arrays.
-        task: the function of `perceivers.tasks` that builds the model.
-        settings: its arguments.
+        config: the class of the model's config.
+        settings: its fields.
         arrays: what the file holds, by the file's names, linear layers and convolutions as torch has them.
         rename: gives the file's name of an array of our model.
     """
 
     source: Path
-    task: Callable[..., PerceiverIO]
+    config: type[ModelConfig]
     settings: dict[str, Any]
     arrays: dict[str, Tensor]
     rename: Callable[[str], str]
@@ -47,7 +48,8 @@ def build(foreign: Foreign, overrides: Mapping[str, Any]) -> PerceiverIO:
         PerceiversError: a setting cannot be, or an array is missing, of another shape, or has no place in the model.
     """
     with torch.device("meta"):  # every array is replaced
-        model = call(foreign.task, foreign.settings | dict(overrides))
+        model = construct(foreign.config, foreign.settings | dict(overrides)).build()
+    assert isinstance(model, PerceiverIO)
     left, tensors = dict(foreign.arrays), {}
     for name, wanted in model.state_dict().items():
         array = left.pop(foreign.rename(name), None)

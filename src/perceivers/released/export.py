@@ -19,20 +19,20 @@ from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.model.config import call, to_tree
+from perceivers.model.config import construct, to_tree
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import LearnedPositions
 from perceivers.model.saving import CONFIG, WEIGHTS, write
 from perceivers.released.conversion import FLOW_PROJECTION, frames_first
 from perceivers.released.transformers import (
     AUTOENCODER,
+    CONFIGS,
     CONV,
     FLOW,
     FOURIER,
     LANGUAGE,
     LEARNED,
     PREPROCESSOR,
-    TASKS,
     read_preprocessing,
     read_settings,
     rename,
@@ -61,7 +61,7 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
     companion = make_companion(model)
     with torch.device("meta"):
         settings = read_settings(architecture, config, folder) | read_preprocessing(companion, folder)
-        theirs = to_tree(call(TASKS[architecture], settings))
+        theirs = to_tree(construct(CONFIGS[architecture], settings).build())
     if difference := first_difference(ours, theirs):
         raise PerceiversError(f"transformers has no such model: {difference} in its {architecture}.")
     if FLOW_PROJECTION in tensors:
@@ -89,7 +89,7 @@ def find_architecture(model: PerceiverIO) -> str:
     if kinds != [{"image": ImageInput}, {"label": LabelOutput}]:
         raise PerceiversError(
             f"transformers has no such model, from {', '.join(model.inputs)} to {', '.join(model.outputs)}: it has "
-            f"those of the published models, whose inputs and outputs are those of perceivers.tasks."
+            f"those of the published models, whose inputs and outputs `perceivers models` lists."
         )
     images = cast(ImageInput, model.inputs["image"])
     if images.colours != 3:
@@ -125,7 +125,7 @@ def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
 
 def brief(value: Any) -> str:
     """A part of a model's description, by its class if it has one."""
-    return value["class"] if isinstance(value, dict) and "class" in value else repr(value)
+    return value["class"].rpartition(":")[2] if isinstance(value, dict) and "class" in value else repr(value)
 
 
 def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:

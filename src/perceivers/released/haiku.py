@@ -13,11 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perceivers.checkpoints.format import Format
+from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
-from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.released.conversion import LAYER, Foreign
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
+from perceivers.model.saving import Model
+from perceivers.model.sizes import ModelConfig
+from perceivers.released.conversion import LAYER, Foreign, build
 from perceivers.released.unpickling import read_pickle
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
+from perceivers.text.model import LanguageConfig
 
 INNER = {
     "norm_q": "layer_norm",
@@ -248,15 +253,15 @@ class Kind(NamedTuple):
     Attributes:
         marker: an array that only such files have.
         modules: Haiku's names of our modules and arrays.
-        task: the function of `perceivers.tasks` that builds the model.
-        settings: reads its arguments from the shapes of the arrays.
+        config: the class of the model's config.
+        settings: reads its fields from the shapes of the arrays.
         size: latents, channels and depth of the published model.
         untold: settings of the published model that shapes do not tell.
     """
 
     marker: str
     modules: Mapping[str, str]
-    task: Callable[..., PerceiverIO]
+    config: type[ModelConfig]
     settings: Callable[[Shapes], Settings]
     size: tuple[int, int, int]
     untold: Settings
@@ -268,16 +273,18 @@ KINDS = [
     Kind(
         f"{AUTOENCODER['heads.audio']} w",
         AUTOENCODER,
-        autoencoder,
+        AutoencoderConfig,
         autoencoder_settings,
         (784, 512, 8),
         {"heads": 8, "frames": 16, "image_size": (224, 224), "samples_per_frame": 1920},
     ),
-    Kind(LEARNED["inputs.image.positions.table_SF"], LEARNED, image_classifier, image_settings, IMAGENET, CLASSIFIER),
+    Kind(
+        LEARNED["inputs.image.positions.table_SF"], LEARNED, ImageClassifierConfig, image_settings, IMAGENET, CLASSIFIER
+    ),
     Kind(
         f"{CONV['inputs.image.features.convolution']} w",
         CONV,
-        image_classifier,
+        ImageClassifierConfig,
         image_settings,
         IMAGENET,
         CLASSIFIER | {"image_size": 224},
@@ -285,7 +292,7 @@ KINDS = [
     Kind(
         FOURIER["outputs.label.query"],
         FOURIER,
-        image_classifier,
+        ImageClassifierConfig,
         image_settings,
         IMAGENET,
         CLASSIFIER | {"image_size": 224},
@@ -293,7 +300,7 @@ KINDS = [
     Kind(
         LANGUAGE["inputs.text.embedding.weight"],
         LANGUAGE,
-        language_model,
+        LanguageConfig,
         language_settings,
         (256, 1280, 26),
         {"heads": 8, "cross_heads": 8, "decoder_heads": 8},
@@ -301,7 +308,7 @@ KINDS = [
     Kind(
         f"{FLOW['inputs.frames.image.features.projection']} w",
         FLOW,
-        optical_flow,
+        OpticalFlowConfig,
         flow_settings,
         (2048, 512, 24),
         {"heads": 16, "image_size": (368, 496)},
@@ -347,4 +354,17 @@ def read(path: Path, given: Mapping[str, Any]) -> Foreign:
             f"{path} is not of the published size, and its arrays do not tell {', '.join(missing)}: "
             f"give these settings, as in {', '.join(f'{name}={kind.untold[name]}' for name in missing)}."
         )
-    return Foreign(path, kind.task, kind.untold | settings, arrays, lambda name: rename(name, kind.modules))
+    return Foreign(path, kind.config, kind.untold | settings, arrays, lambda name: rename(name, kind.modules))
+
+
+class HaikuFormat(Format):
+    """The original code's checkpoints, files of any name."""
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_file()
+
+    def read(self, path: Path, settings: Mapping[str, Any]) -> Model:
+        return build(read(path, settings), settings)
+
+
+HAIKU = HaikuFormat()

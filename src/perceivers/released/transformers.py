@@ -4,18 +4,23 @@ Its six classes are models of ours with particular settings, and the names of th
 writes it by the same rules.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from perceivers.checkpoints.format import Format
+from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import CONFIG, WEIGHTS, read_config, read_tensors
-from perceivers.released.conversion import LAYER, Foreign
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
+from perceivers.model.saving import CONFIG, WEIGHTS, Model, read_config, read_tensors
+from perceivers.model.sizes import ModelConfig
+from perceivers.released.conversion import LAYER, Foreign, build
+from perceivers.text.model import LanguageConfig
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PREPROCESSOR = "preprocessor_config.json"
@@ -60,13 +65,13 @@ LEARNED = "PerceiverForImageClassificationLearned"
 CONV = "PerceiverForImageClassificationConvProcessing"
 FLOW = "PerceiverForOpticalFlow"
 AUTOENCODER = "PerceiverForMultimodalAutoencoding"
-TASKS: dict[str, Callable[..., PerceiverIO]] = {
-    LANGUAGE: language_model,
-    FOURIER: image_classifier,
-    LEARNED: image_classifier,
-    CONV: image_classifier,
-    FLOW: optical_flow,
-    AUTOENCODER: autoencoder,
+CONFIGS: dict[str, type[ModelConfig]] = {
+    LANGUAGE: LanguageConfig,
+    FOURIER: ImageClassifierConfig,
+    LEARNED: ImageClassifierConfig,
+    CONV: ImageClassifierConfig,
+    FLOW: OpticalFlowConfig,
+    AUTOENCODER: AutoencoderConfig,
 }
 
 INNER = {
@@ -179,9 +184,9 @@ def read(folder: Path, config: Mapping[str, Any]) -> Foreign:
             f"{folder / CONFIG} describes a model of type {config['model_type']!r}, but only 'perceiver' can be loaded."
         )
     architecture = (config.get("architectures") or [None])[0]
-    if architecture not in TASKS:
+    if architecture not in CONFIGS:
         raise PerceiversError(
-            f"{folder / CONFIG} has the architecture {architecture!r}, which is not one of {', '.join(TASKS)}."
+            f"{folder / CONFIG} has the architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}."
         )
     try:
         settings = read_settings(architecture, config, folder)
@@ -197,7 +202,7 @@ def read(folder: Path, config: Mapping[str, Any]) -> Foreign:
     else:
         file = folder / PICKLED_WEIGHTS
         arrays = read_pickled(file)
-    return Foreign(file, TASKS[architecture], settings, arrays, lambda name: rename(name, architecture))
+    return Foreign(file, CONFIGS[architecture], settings, arrays, lambda name: rename(name, architecture))
 
 
 def read_pickled(file: Path) -> dict[str, Tensor]:
@@ -213,7 +218,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of our task's function that a config of theirs means.
+    """The fields of our model's config that a config of theirs means.
 
     Raises:
         PerceiversError: the config asks for something that our model does not do.
@@ -295,3 +300,23 @@ def read_preprocessing(config: Mapping[str, Any], folder: Path) -> dict[str, Any
             f"{folder / PREPROCESSOR} does not say image_mean, image_std, size and crop_size as expected ({error!r}): "
             f"the file is damaged."
         ) from error
+
+
+class TransformersFormat(Format):
+    """Folders that `transformers` saved."""
+
+    def recognizes(self, path: Path) -> bool:
+        return path.is_dir() and "model_type" in read_config(path)
+
+    def read(self, path: Path, settings: Mapping[str, Any]) -> Model:
+        return build(read(path, read_config(path)), settings)
+
+    def write(self, model: Model, folder: Path) -> None:
+        from perceivers.released.export import to_transformers  # which imports this module
+
+        if not isinstance(model, PerceiverIO):
+            raise PerceiversError(f"transformers has no such model as a {type(model).__name__}.")
+        to_transformers(model, folder)
+
+
+TRANSFORMERS = TransformersFormat()

@@ -4,19 +4,16 @@ It has the attention, the MLP and the heads of `SetEncoder`, and the same call. 
 and MLP, as Perceiver IO's are.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
 from perceivers.model.attention import SelfAttention
-from perceivers.model.config import Configured
 from perceivers.model.linear import Linear
-from perceivers.model.saving import save
+from perceivers.model.saving import Model
 from perceivers.set_encoder import SetEncoding, SetHeads
 
 
-class EntityTransformer(Configured, nn.Module):
+class EntityTransformer(Model):
     """Units that attend to each other, in time that grows with the square of their number.
 
     Args:
@@ -49,7 +46,3 @@ class EntityTransformer(Configured, nn.Module):
         for layer in self.layers:
             h_BMD = layer(h_BMD, mask_BM)
         return self.heads(h_BMD, mask_BM)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the model to a folder from which `perceivers.checkpoints.load_any` builds it again."""
-        save(self, path)

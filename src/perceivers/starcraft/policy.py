@@ -7,16 +7,14 @@ Shape suffixes: B batch, M units, E channels of the encoder's answers, C channel
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured
 from perceivers.model.linear import Linear, learned
-from perceivers.model.saving import save
+from perceivers.model.saving import Model
 from perceivers.set_encoder import SetEncoder, SetEncoding
 from perceivers.starcraft.entity_transformer import EntityTransformer
 from perceivers.starcraft.features import ScalarFeatures, UnitFeatures
@@ -31,7 +29,7 @@ class Situation(NamedTuple):
     context_BC: Tensor
 
 
-class UnitPolicy(Configured, nn.Module):
+class UnitPolicy(Model):
     """Selection, ability and target of a decision. The defaults are the paper's Perceiver IO.
 
     Args:
@@ -100,7 +98,3 @@ class UnitPolicy(Configured, nn.Module):
         chosen_BM1 = chosen_BM[..., None].to(situation.encoding.elements_BME.dtype)
         mean_BE = (situation.encoding.elements_BME * chosen_BM1).sum(1) / chosen_BM1.sum(1).clamp_min(1)
         return torch.cat([situation.context_BC, mean_BE], 1)
-
-    def save(self, path: str | Path) -> None:
-        """Writes the model to a folder from which `perceivers.checkpoints.load_any` builds it again."""
-        save(self, path)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric
 
+from perceivers.checks import check
 from perceivers.data.loader import ResumableLoader
 from perceivers.errors import PerceiversError
 from perceivers.model.config import call
@@ -30,7 +31,7 @@ from perceivers.starcraft.metrics import (
 )
 from perceivers.starcraft.policy import Situation, UnitPolicy
 from perceivers.training.loop import Trained, Training, train
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 
 @dataclass

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
-from perceivers.inference import check_folder, device_of, only, prepare, tokenizer_of
+from perceivers.inference import check_folder, device_of, load_for_inference, only
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
 from perceivers.text.classify import find_task, text_classifier, text_code
 from perceivers.text.fill_mask import split
 from perceivers.text.task_output import TaskOutput
-from perceivers.text.tokenizers import FIRST_BYTE, SPACE, SentencePiece, Tokenizer
+from perceivers.text.tokenizers import FIRST_BYTE, SPACE, SentencePiece, Tokenizer, tokenizer_of
 
 CHOSEN = 6
 """How many latents are shown, if none are named."""
@@ -105,7 +105,7 @@ def attention_page(
     They are those of the encoder's first cross-attention.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`; a model of bytes that reads text, or the folder of
+        model, device, dtype: as in `load_for_inference`; a model of bytes that reads text, or the folder of
             any.
         text: `[MASK]` stands for one masked token, `[MASK*9]` for nine.
         out: the file to write.
@@ -121,7 +121,7 @@ def attention_page(
             empty or longer than the model reads, or the file cannot be written.
     """
     check_folder(out)
-    source, model = model, prepare(model, device, dtype)
+    source, model = model, load_for_inference(model, device, dtype)
     name, adapter = only(model.inputs, TextInput, "attention")
     tokenizer = tokenizer_of(source, adapter.vocabulary)
     count = len(model.encoder.latents)

@@ -7,7 +7,6 @@ Shape suffixes: B batch, M tokens, P some of the places, C channels, V vocabular
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
-from perceivers.model.attention import Gelu, SelfAttention
-from perceivers.model.config import Configured
+from perceivers.model.attention import SelfAttention
 from perceivers.model.linear import Linear, project
 from perceivers.model.perceiver_io import check_points
-from perceivers.model.saving import save
+from perceivers.model.saving import Model
+from perceivers.model.sizes import Gelu
 from perceivers.text.task_output import TaskHeads
 
 
@@ -42,7 +41,7 @@ class TokenLogits(nn.Module):
         return project(h_BPC, self.text[0].embedding.weight, self.bias)
 
 
-class BERT(Configured, nn.Module):
+class BERT(Model):
     """A Transformer encoder of text. The defaults are BERT Base.
 
     Input "text": tokens [B, M], or `InputArray(tokens, mask_BM)`. Output "text": logits [B, M, V], or [B, P, V] of some
@@ -107,10 +106,6 @@ class BERT(Configured, nn.Module):
                 h_BPC = x_BMC if points is None else at(x_BMC, points)
                 predictions[name] = self.outputs[name](self.norm(h_BPC))
         return predictions
-
-    def save(self, path: str | Path) -> None:
-        """Writes the model to a folder from which `perceivers.load` builds it again: its config and its weights."""
-        save(self, path)
 
 
 def at(x_BMC: Tensor, points: Tensor) -> Tensor:

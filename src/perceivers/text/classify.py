@@ -10,12 +10,12 @@ import torch
 
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError, nearest
-from perceivers.inference import device_of, prepare, rank, tokenizer_of
+from perceivers.inference import device_of, load_for_inference, rank
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.batches import TextCode
 from perceivers.text.bert import BERT
 from perceivers.text.task_output import TaskHeads, TaskOutput
-from perceivers.text.tokenizers import Tokenizer
+from perceivers.text.tokenizers import Tokenizer, tokenizer_of
 
 SCORE = "score"
 """What the answer of a task that is a number is called."""
@@ -82,7 +82,7 @@ def classify_text(
     Each text is read by itself: nothing is padded, and nothing is cut as it is in training.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`; a model of bytes, or the folder of any.
+        model, device, dtype: as in `load_for_inference`; a model of bytes, or the folder of any.
         texts: texts, or pairs of texts where the task compares two.
         task: which of its tasks the model is to do, if it has several.
 
@@ -90,7 +90,7 @@ def classify_text(
         PerceiversError: the model is of another kind or lacks its tokenizer, there is no such task, or a text is empty
             or longer than the model reads.
     """
-    source, model = model, prepare(model, device, dtype)
+    source, model = model, load_for_inference(model, device, dtype)
     text, heads = text_classifier(model)
     code = text_code(model, tokenizer_of(source, text.vocabulary))
     number = find_task(heads.tasks, task)

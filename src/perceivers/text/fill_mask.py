@@ -8,7 +8,7 @@ import torch
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
-from perceivers.inference import device_of, only, prepare
+from perceivers.inference import device_of, load_for_inference, only
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, to_text, to_tokens
 
@@ -38,7 +38,7 @@ def fill_mask(
     """Fills in the masked bytes of a text (section 4.1). Only these are decoded, and nothing is padded.
 
     Args:
-        model, device, dtype: as in `perceivers.inference`; a language model of bytes.
+        model, device, dtype: as in `load_for_inference`; a language model of bytes.
         text: `[MASK]` stands for one masked byte, `[MASK*9]` for nine. Models predict better if a masked word
             includes the space in front of it.
         top: how many candidates to return for each byte.
@@ -46,7 +46,7 @@ def fill_mask(
     Raises:
         PerceiversError: the text has no mask or is too long, or the model is of another kind.
     """
-    model = prepare(model, device, dtype)
+    model = load_for_inference(model, device, dtype)
     name, language = only(model.inputs, TextInput, "fill-mask")
     output, _ = only(model.outputs, TextOutput, "fill-mask")
     if language.embedding.num_embeddings != BYTE_VOCABULARY:

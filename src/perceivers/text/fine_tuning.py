@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
-from perceivers.checkpoints.load import load_any, locate
+from perceivers.checkpoints.load import load_model, locate
 from perceivers.data.loader import ResumableLoader
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
@@ -93,7 +93,7 @@ def pretrained(source: str | Path) -> tuple[PerceiverIO | BERT, Tokenizer]:
     Raises:
         PerceiversError: the model is of another kind, or its tokenizer is missing.
     """
-    model = load_any(source)
+    model = load_model(source)
     if not isinstance(model, PerceiverIO | BERT):
         raise PerceiversError(f"{source} holds a {type(model).__name__}: a pretrained language model is needed.")
     return model, find_tokenizer(locate(source), text_input(model).vocabulary)

@@ -12,13 +12,14 @@ from typing import Any
 import lightning as L
 import torch
 
+from perceivers.checks import check
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import write
 from perceivers.text.fine_tuning import Method, TextTask, fine_tune, pretrained
 from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
 from perceivers.text.labelled import LabelledTexts
 from perceivers.training.loop import CONFIG, LAST, Training, epochs_done
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 PAPER = {
     "Perceiver IO, bytes": (50.19, 83.56, 87.24, 91.71, 90.12, 64.84, 93.17, 86.81),

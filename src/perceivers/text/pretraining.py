@@ -20,17 +20,18 @@ from torch.utils.data import DataLoader
 from torchmetrics import SumMetric
 
 from perceivers.adapters.text import TextInput
+from perceivers.checks import check
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.presets import create_model, preset
 from perceivers.text.bert import BERT
 from perceivers.text.documents import Source
+from perceivers.text.local_start import start_locally
 from perceivers.text.masking import IGNORED
 from perceivers.text.stream import Batch, Stream, StreamLoader, TextData
 from perceivers.text.tokenizers import Tokenizer, open_tokenizer
-from perceivers.training.local_start import start_locally
 from perceivers.training.loop import Trained, Training, train
-from perceivers.training.optimization import Optimization, check
+from perceivers.training.optimization import Optimization
 
 SHOWN = 160
 """About so many tokens of a filled text are shown after an evaluation."""

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
 from perceivers.extras import need
+from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import TOKENIZER, write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -358,3 +360,23 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     """How many bytes of text, white space not counted, a token stands for on average; 0 without any text."""
     counts = [tokenizer.byte_counts_V[tokenizer.encode(text)] for text in texts]
     return sum(int(count_M.sum()) for count_M in counts) / max(sum(map(len, counts)), 1)
+
+
+def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of a model: the one that is saved with it, or bytes.
+
+    Args:
+        model: a model, or anything that `perceivers.load` takes.
+        vocabulary: its number of tokens.
+
+    Raises:
+        PerceiversError: it has none, or another number of tokens.
+    """
+    if not isinstance(model, PerceiverIO):
+        return find_tokenizer(locate(model), vocabulary)
+    if vocabulary != BYTE_VOCABULARY:
+        raise PerceiversError(
+            f"the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
+            f"give the folder that it is saved in, with its tokenizer, in place of the model."
+        )
+    return Bytes()

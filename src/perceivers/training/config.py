@@ -1,46 +1,64 @@
-"""From a YAML file and command line to an experiment, every key checked."""
+"""From a YAML file and the command line to an experiment, every key and value checked."""
 
+import types
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import is_dataclass
+from dataclasses import Field, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
 
-from perceivers.clips.autoencoding import Autoencoding
-from perceivers.clips.classification import ClipClassification
+from perceivers import plugins
+from perceivers.checks import check
 from perceivers.errors import PerceiversError, nearest
-from perceivers.flow.training import OpticalFlow
-from perceivers.images.training import ImageClassification
-from perceivers.starcraft.training import BehaviouralCloning
-from perceivers.text.fine_tuning import TextClassification
-from perceivers.text.glue import Glue
-from perceivers.text.pretraining import MaskedLanguage
+from perceivers.presets import preset
+from perceivers.training.experiment import Experiment
 
-Experiment = (
-    ImageClassification
-    | MaskedLanguage
-    | TextClassification
-    | Glue
-    | OpticalFlow
-    | ClipClassification
-    | Autoencoding
-    | BehaviouralCloning
-)
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
-    "image_classification": ImageClassification,
-    "masked_language": MaskedLanguage,
-    "text_classification": TextClassification,
-    "glue": Glue,
-    "optical_flow": OpticalFlow,
-    "clip_classification": ClipClassification,
-    "autoencoding": Autoencoding,
-    "behavioural_cloning": BehaviouralCloning,
-}
-"""What the field `experiment` of a config file may be."""
+@dataclass(frozen=True)
+class Config:
+    """A config file, and what it describes.
+
+    Attributes:
+        path: the file.
+        values: its fields, without `experiment` and what is said once of the model (`preset`).
+        experiment: the class of the experiment.
+        model: the class of the model's config.
+        defaults: values of the model's fields that the preset gives.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    experiment: type[Experiment]
+    model: type
+    defaults: dict[str, Any]
+
+    def parser(self) -> ArgumentParser:
+        """Returns the parser of all fields, with their help."""
+        parser = ArgumentParser(prog=f"perceivers fit {self.path}", exit_on_error=False)
+        parser.add_class_arguments(self.experiment, skip={"model"})
+        parser.add_class_arguments(self.model, "model")
+        parser.set_defaults({f"model.{name}": value for name, value in self.defaults.items()})
+        return parser
+
+    def build(self) -> Experiment:
+        """Returns the experiment.
+
+        Raises:
+            PerceiversError: a key is unknown, or a value is of the wrong type or not allowed.
+        """
+        check_keys(self.values, self.experiment, self.path, model=self.model)
+        parser = self.parser()
+        try:
+            arguments = parser.instantiate(parser.parse_object(self.values))
+        except ArgumentError as error:
+            raise PerceiversError(f"{self.path}: {' '.join(error.message.split())}") from error
+        experiment = self.experiment(**vars(arguments))
+        given = self.values.get("model", {})
+        experiment.given = {name: given[name] for name in self.experiment.decided_by_data if name in given}
+        return experiment
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -51,8 +69,18 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
         overrides: `--field.of.config=value`, which replace what the file says.
 
     Raises:
-        PerceiversError: a key is unknown, or a value is of the wrong kind or not allowed.
+        PerceiversError: a key is unknown, or a value is of the wrong type or not allowed.
     """
+    return open_config(path, overrides).build()
+
+
+def describe(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Returns help on every field of the experiment of a config file, those of the model included."""
+    return open_config(path, overrides).parser().format_help()
+
+
+def open_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file, and finds the classes of its experiment and of its model."""
     values = read_file(path)
     for override in overrides:
         key, equals, value = override.removeprefix("--").partition("=")
@@ -62,41 +90,92 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
             put(values, key.split("."), yaml.safe_load(value))
         except (yaml.YAMLError, TypeError) as error:
             raise PerceiversError(f"{override!r} is not understood: quote the value, or set single fields.") from error
-    experiment = EXPERIMENTS[experiment_name(values, path)]
-    check_keys(values, experiment, path)
-    parser = build_parser(experiment)
+    experiment = find_experiment(values, path)
+    model, defaults = find_model(values, experiment, path)
+    return Config(path, values, experiment, model, defaults)
+
+
+def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
+    """Takes the experiment out of a config, a declared name or an import path; -> its class.
+
+    Modules are also looked for in the folder of the config, in the current one, and in `import_from`, in which a run's
+    config says where its experiment was.
+    """
+    name, folder = values.pop("experiment", None), values.pop("import_from", None)
+    if not isinstance(name, str):
+        names = ", ".join(plugins.declared("experiments"))
+        raise PerceiversError(f"{path}: experiment is {name!r}: name one of {names}, or an import path.")
+    if ":" in name:
+        for place in (path.parent, Path.cwd(), Path(folder or ".")):
+            plugins.add_import_folder(place)
+        plugins.trust(name.partition(":")[0].split(".")[0])
     try:
-        fields = parser.instantiate(parser.parse_object(values))
-    except ArgumentError as error:
-        raise PerceiversError(f"{path}: {' '.join(error.message.split())}") from error
-    return experiment(**vars(fields))
+        return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
+    except PerceiversError as error:
+        raise PerceiversError(f"{path}: {error}") from error
 
 
-def describe(path: Path) -> str:
-    """Help on every field of the experiment of a config file."""
-    return build_parser(EXPERIMENTS[experiment_name(read_file(path), path)]).format_help()
+def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path) -> tuple[type, dict[str, Any]]:
+    """Takes the preset out of a config; -> the class of the model's config, and its fields as the preset has them.
+
+    An experiment may take several classes: then the preset says which it is or, without one, the fields that are given.
+    """
+    given = values.setdefault("model", {})
+    if not isinstance(given, dict):
+        raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
+    kinds = model_types(experiment)
+    if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == {"init"}]):
+        values["model"] = {"init": given["init"]}  # in place of a model with fresh weights
+        return pretrained[0], {}
+    if "preset" in given:
+        name = given.pop("preset")
+        check("model.preset", name, isinstance(name, str), "one of `perceivers models`")
+        chosen = preset(name)
+        if not isinstance(chosen.config, tuple(kinds)):
+            raise PerceiversError(
+                f"{path}: model.preset = {name} is of {chosen.experiment}: {experiment.__name__} trains "
+                f"a model of {' or '.join(kind.__name__ for kind in kinds)}."
+            )
+        return type(chosen.config), dict(vars(chosen.config))
+    able = [kind for kind in kinds if given and set(given) <= field_names(kind)]
+    if len(kinds) > 1 and len(able) != 1:
+        raise PerceiversError(f"{path}: model.preset is missing: name one of `perceivers models`.")
+    return (able or kinds)[0], {}
 
 
-def experiment_name(values: dict[str, Any], path: Path) -> str:
-    """Takes the name of the experiment out of a config."""
-    name = str(values.pop("experiment", None))
-    if name not in EXPERIMENTS:
-        raise PerceiversError(f"{path}: experiment is {name!r}: {nearest(name, EXPERIMENTS)}")
-    return name
+def model_types(experiment: type[Experiment]) -> list[type]:
+    """Returns the classes of model configs that an experiment takes.
+
+    Raises:
+        PerceiversError: it annotates `model` with something else than dataclasses.
+    """
+    annotation = get_type_hints(experiment)["model"]
+    kinds = list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
+    for kind in kinds:
+        if not is_dataclass(kind):
+            raise PerceiversError(
+                f"{experiment.__name__} annotates model with {kind}: the dataclass of a model's config is expected."
+            )
+    return kinds
 
 
-def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = "") -> None:
+def field_names(kind: type) -> set[str]:
+    """Returns the names of a dataclass's fields."""
+    return {item.name for item in fields(kind)}
+
+
+def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = "", model: type | None = None) -> None:
     """Raises a PerceiversError for a key that the config class does not have."""
-    kinds = get_type_hints(config)
+    known: dict[str, Field[Any]] = {item.name: item for item in fields(config)}
+    annotations = get_type_hints(config) | ({} if model is None else {"model": model})
     for key, value in values.items():
-        if key not in kinds:
-            raise PerceiversError(f"{path}: there is no field {parents + key!r}: {nearest(key, kinds)}")
-        if is_dataclass(kinds[key]):
+        if key not in known:
+            raise PerceiversError(f"{path}: there is no field {parents + key!r}: {nearest(key, known)}")
+        if is_dataclass(annotations[key]):
             if not isinstance(value, dict):
-                raise PerceiversError(
-                    f"{path}: {parents + key} = {value!r}, but it has fields: {', '.join(get_type_hints(kinds[key]))}."
-                )
-            check_keys(value, kinds[key], path, f"{parents}{key}.")
+                names = ", ".join(field_names(annotations[key]))
+                raise PerceiversError(f"{path}: {parents + key} = {value!r}, but it has fields: {names}.")
+            check_keys(value, annotations[key], path, f"{parents}{key}.")
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -119,10 +198,3 @@ def put(values: dict[str, Any], keys: list[str], value: Any) -> None:
     for key in keys[:-1]:
         values = values.setdefault(key, {})
     values[keys[-1]] = value
-
-
-def build_parser(experiment: type) -> ArgumentParser:
-    """The parser of one experiment's fields, with their help."""
-    parser = ArgumentParser(prog="perceivers fit CONFIG", exit_on_error=False)
-    parser.add_class_arguments(experiment)
-    return parser

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import pickle
 import shlex
@@ -10,10 +9,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -26,21 +25,20 @@ from lightning.pytorch.callbacks import (
     TQDMProgressBar,
 )
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.utils.data import DataLoader
 
+from perceivers.checks import Checked, Count, ProperFraction, Range, check
+from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
-from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import check_tensors, describe, write
-from perceivers.starcraft.policy import UnitPolicy
-from perceivers.text.bert import BERT
-from perceivers.training.optimization import Optimization, check
+from perceivers.model.saving import describe, write
+from perceivers.training.learner import Learner
 
 CONFIG, LAST = "config.json", "last.ckpt"
 
 
 @dataclass
-class Training:
+class Training(Checked):
     """How a training run is done.
 
     Attributes:
@@ -59,26 +57,21 @@ class Training:
         resume: go on with the run in `output`.
     """
 
-    epochs: int = 10
-    batch_size: int = 64
-    accumulate: int = 1
+    section = "training."
+
+    epochs: Count = 10
+    batch_size: Count = 64
+    accumulate: Count = 1
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    nodes: int = 1
-    ema: float | None = None
+    nodes: Count = 1
+    ema: ProperFraction | None = None
     compile: bool = False
-    workers: int = 0
-    seed: int = 0
+    workers: Annotated[int, Range(least=0)] = 0
+    seed: Annotated[int, Range(least=0)] = 0
     output: str = "runs/run"
     resume: bool = False
-
-    def __post_init__(self) -> None:
-        for field in ("epochs", "batch_size", "accumulate", "nodes"):
-            check(f"training.{field}", getattr(self, field), getattr(self, field) >= 1, "at least 1")
-        check("training.seed", self.seed, self.seed >= 0, "at least 0")
-        check("training.workers", self.workers, self.workers >= 0, "at least 0")
-        check("training.ema", self.ema, self.ema is None or 0 < self.ema < 1, "between 0 and 1")
 
     def batch_per_process(self, world: int) -> int:
         """Examples of one step of one process."""
@@ -87,22 +80,23 @@ class Training:
         return size
 
 
-class Trained(L.LightningModule):
-    """Base of the experiments: a model and how it is optimised."""
+class Batches(L.LightningDataModule):
+    """Batches of samples for training and validation."""
 
-    def __init__(self, model: PerceiverIO | BERT | UnitPolicy, optimization: Optimization) -> None:
+    def __init__(self, training: Samples, validation: Samples, config: Training) -> None:
         super().__init__()
-        self.model = model
-        self.optimization = optimization
+        self.training, self.validation, self.config = training, validation, config
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_tensors(checkpoint["state_dict"], self, Path(LAST))
+    def train_dataloader(self) -> DataLoader[Any]:
+        return self.loader(self.training, self.config.seed)
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
-        return self.optimization.build(self.model, epochs * math.ceil(batches / accumulate))
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self.loader(self.validation, None)
+
+    def loader(self, samples: Samples, seed: int | None) -> DataLoader[Any]:
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        return samples.loader(self.config.batch_per_process(world), seed, self.config.workers, rank, world)
 
 
 class Steps(Callback):
@@ -231,22 +225,22 @@ class ProgressLines(Callback):
 
 
 def train(
-    module: Trained,
-    data: L.LightningDataModule,
+    learner: Learner,
+    training: Samples,
+    validation: Samples,
     config: Training,
-    monitor: str,
     written: Mapping[str, Any],
-    best: Literal["min", "max"] = "max",
+    finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Trains, evaluating after each epoch, and saves the model.
 
     Args:
-        module: the experiment.
-        data: its batches.
+        learner: the model, its loss and its metrics.
+        training: the samples to train on.
+        validation: those to evaluate on after each epoch.
         config: how to train.
-        monitor: name of the evaluation metric that says which weights are the best.
         written: the whole config of the run, as it is written to the run's folder.
-        best: whether its largest value is the best, or its smallest.
+        finish: adds files to the folder of the trained model.
 
     Returns:
         The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best and the
@@ -258,19 +252,22 @@ def train(
     output = Path(config.output)
     last = output / "checkpoints" / LAST
     check_output(config, last)
-    describe(module.model)  # before training, not after it, is the time to learn that a model cannot be saved
+    describe(learner.model)  # before training, not after it, is the time to learn that a model cannot be saved
     if config.compile:
-        module.model.compile()
-    trainer = build_trainer(config, module.optimization.clip_norm, monitor, best, written)
+        learner.model.compile()
+    batches = Batches(training, validation, config)
+    trainer = build_trainer(config, learner, written)
     started = time.perf_counter()
-    trainer.fit(module, datamodule=data, ckpt_path=last if config.resume else None, weights_only=True)
+    trainer.fit(learner, datamodule=batches, ckpt_path=last if config.resume else None, weights_only=True)
     if not any(name.startswith("test") for name in trainer.callback_metrics):
-        trainer.validate(module, datamodule=data, verbose=False)  # it was stopped between the last step and evaluation
+        trainer.validate(learner, datamodule=batches, verbose=False)  # it was stopped between last step and evaluation
     if trainer.is_global_zero:
-        parameters = sum(parameter.numel() for parameter in module.model.parameters())
+        parameters = sum(parameter.numel() for parameter in learner.model.parameters())
         results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
         results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
-        module.model.save(output / "model")
+        learner.model.save(output / "model", written.get("experiment"))
+        if finish is not None:
+            finish(output / "model")
         write(output / "metrics.json", lambda file: file.write_text(json.dumps(results, indent=2) + "\n"))
     trainer.strategy.barrier()  # other processes may read what this one wrote
     return output
@@ -314,9 +311,7 @@ def epochs_done(last: Path) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
-def build_trainer(
-    config: Training, clip_norm: float | None, monitor: str, best: Literal["min", "max"], written: Mapping[str, Any]
-) -> L.Trainer:
+def build_trainer(config: Training, learner: Learner, written: Mapping[str, Any]) -> L.Trainer:
     """Lightning's trainer for a run.
 
     Raises:
@@ -328,7 +323,9 @@ def build_trainer(
     callbacks: list[Callback] = [
         *average,
         Steps(config, written),
-        ModelCheckpoint(output / "checkpoints", "best", monitor, mode=best, enable_version_counter=False),
+        ModelCheckpoint(
+            output / "checkpoints", "best", learner.monitor, mode=learner.mode, enable_version_counter=False
+        ),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
@@ -351,7 +348,7 @@ def build_trainer(
             precision=config.precision,
             max_epochs=config.epochs,
             accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=clip_norm,
+            gradient_clip_val=learner.optimization.clip_norm,
             callbacks=callbacks,
             logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
             log_every_n_steps=10,

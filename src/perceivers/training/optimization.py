@@ -2,19 +2,19 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_optimizer import Lamb, Muon
 from torch import Tensor, nn
 
-from perceivers.errors import PerceiversError
+from perceivers.checks import Checked, Fraction, Range
 from perceivers.model.attention import MLP, Attention
 
 
 @dataclass
-class Optimization:
+class Optimization(Checked):
     """How weights are updated.
 
     Attributes:
@@ -31,23 +31,17 @@ class Optimization:
         clip_norm: largest norm of the gradient of all weights together; no bound, if not given.
     """
 
+    section = "optimization."
+
     name: Literal["lamb", "adamw", "muon"] = "adamw"
-    lr: float = 1e-3
-    weight_decay: float = 0.1
+    lr: Annotated[float, Range(above=0)] = 1e-3
+    weight_decay: Annotated[float, Range(least=0)] = 0.1
     decay: Literal["weights", "arrays", "all"] = "weights"
     schedule: Literal["flat_cosine", "warmup_cosine"] = "warmup_cosine"
-    flat: float = 0.5
-    warmup_steps: int = 0
-    beta2: float = 0.999
-    clip_norm: float | None = None
-
-    def __post_init__(self) -> None:
-        check("optimization.lr", self.lr, self.lr > 0, "larger than 0")
-        check("optimization.weight_decay", self.weight_decay, self.weight_decay >= 0, "at least 0")
-        check("optimization.beta2", self.beta2, 0 <= self.beta2 < 1, "from 0 to less than 1")
-        check("optimization.flat", self.flat, 0 <= self.flat <= 1, "from 0 to 1")
-        check("optimization.warmup_steps", self.warmup_steps, self.warmup_steps >= 0, "at least 0")
-        check("optimization.clip_norm", self.clip_norm, self.clip_norm is None or self.clip_norm > 0, "larger than 0")
+    flat: Fraction = 0.5
+    warmup_steps: Annotated[int, Range(least=0)] = 0
+    beta2: Annotated[float, Range(least=0, below=1)] = 0.999
+    clip_norm: Annotated[float, Range(above=0)] | None = None
 
     def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
         """The optimizer and its schedule over `steps` steps, as Lightning wants them."""
@@ -72,12 +66,6 @@ class Optimization:
         if step < start:
             return 1.0 if self.schedule == "flat_cosine" else (step + 1) / (start + 1)
         return (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
-
-
-def check(field: str, value: object, allowed: bool, expected: str) -> None:
-    """Raises a PerceiversError unless the value of a config field is allowed."""
-    if not allowed:
-        raise PerceiversError(f"{field} = {value} is not allowed: it must be {expected}.")
 
 
 def parameter_groups(

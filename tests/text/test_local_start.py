@@ -4,13 +4,13 @@ import math
 
 import pytest
 import torch
+from perceivers.training.local_start import attend_nearby, frequencies, layout, moved, start_locally, waves
 
 from perceivers.errors import PerceiversError
 from perceivers.flow.training import build_flow_model
 from perceivers.model.attention import Attention, record_attention
 from perceivers.text.pretraining import build_language_model
 from perceivers.text.tokenizers import Bytes
-from perceivers.training.local_start import attend_nearby, frequencies, layout, moved, start_locally, waves
 
 LENGTH, CHANNELS = 64, 32
 SMALL = {

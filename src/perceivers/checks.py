@@ -1,0 +1,136 @@
+"""Checks of settings against their annotations: `lr: Annotated[float, Range(above=0)]` says type and range once."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+
+from perceivers.errors import PerceiversError
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, for use in `Annotated`.
+
+    Attributes:
+        least, most: bounds that are allowed themselves.
+        above, below: bounds that are not.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __contains__(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __repr__(self) -> str:
+        low = f"at least {self.least}" if self.least is not None else f"above {self.above}"
+        high = f"at most {self.most}" if self.most is not None else f"below {self.below}"
+        has_low, has_high = (self.least, self.above) != (None, None), (self.most, self.below) != (None, None)
+        return " and ".join(part for part, there in ((low, has_low), (high, has_high)) if there)
+
+
+Count = Annotated[int, Range(least=1)]
+"""A number of things, of which there is at least one."""
+
+Fraction = Annotated[float, Range(least=0, most=1)]
+"""A part of a whole, none and all included."""
+
+ProperFraction = Annotated[float, Range(above=0, below=1)]
+"""A part of a whole, neither none nor all."""
+
+
+class Checked:
+    """Base of dataclasses whose fields are checked against their annotations when an object is made.
+
+    Attributes:
+        section: what stands in front of a field's name in an error, such as "training.".
+    """
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        annotations = get_type_hints(type(self), include_extras=True)
+        for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
+            value, annotation = getattr(self, item.name), annotations[item.name]
+            check(f"{self.section}{item.name}", value, matches(value, annotation), describe_expected(value, annotation))
+
+
+def check(field: str, value: object, allowed: bool, expected: str) -> None:
+    """Raises a PerceiversError unless the value of a field is allowed."""
+    if not allowed:
+        raise PerceiversError(f"{field} = {value!r} is not allowed: it must be {expected}.")
+
+
+def matches(value: Any, annotation: Any) -> bool:
+    """Returns whether a value is of the type and in the range that an annotation says.
+
+    Annotations that no config needs (protocols, type variables) match everything.
+    """
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if annotation is Any:
+        return True
+    if origin is Annotated:
+        ranges = (part for part in parts[1:] if isinstance(part, Range))
+        return matches(value, parts[0]) and all(value in bounds for bounds in ranges)
+    if origin in (Union, UnionType):
+        return any(matches(value, part) for part in parts)
+    if origin is Literal:
+        return any(value == part and type(value) is type(part) for part in parts)
+    if origin is tuple and parts[-1] is not Ellipsis:
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(parts)
+            and all(matches(item, part) for item, part in zip(value, parts, strict=True))
+        )
+    if origin in (list, tuple, Sequence):
+        return isinstance(value, list | tuple) and all(matches(item, parts[0]) for item in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(
+            matches(key, parts[0]) and matches(item, parts[1]) for key, item in value.items()
+        )
+    if origin is None and isinstance(annotation, type):
+        if annotation is float:
+            return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, annotation) and (annotation is not int or not isinstance(value, bool))
+    return True
+
+
+def describe_expected(value: Any, annotation: Any) -> str:
+    """Returns what an annotation expects in place of a value, to end the sentence "it must be ..."."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        of_type = [part for part in parts if matches(value, strip_ranges(part))]
+        return " or ".join(describe_expected(value, part) for part in of_type or parts if part is not type(None))
+    if origin is Literal:
+        return " or ".join(map(repr, parts))
+    if origin is Annotated and matches(value, strip_ranges(annotation)):
+        return " and ".join(str(part) for part in parts[1:] if isinstance(part, Range))
+    return f"of type {name_annotation(annotation)}"
+
+
+def strip_ranges(annotation: Any) -> Any:
+    """Returns an annotation without what `Annotated` adds."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def name_annotation(annotation: Any) -> str:
+    """Returns a type as it is written: `int`, `list[float]`, `tuple[int, int]`."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return name_annotation(parts[0])
+    if annotation is type(None):
+        return "null"
+    if annotation is Ellipsis:
+        return "..."
+    if origin in (Union, UnionType):
+        return " | ".join(map(name_annotation, parts))
+    name = str(getattr(origin or annotation, "__name__", annotation))
+    return f"{name}[{', '.join(map(name_annotation, parts))}]" if parts else name

@@ -1,0 +1,66 @@
+"""The commands of image classification: `demo`, `classify-image`, and `evaluate` for its models."""
+
+from pathlib import Path
+from typing import Annotated
+
+from perceivers.checks import Count
+from perceivers.command import (
+    Device,
+    Json,
+    Metavar,
+    ModelArgument,
+    Precision,
+    print_files_classes,
+    print_json,
+    read_lines,
+)
+
+
+def demo(
+    *,
+    output: Annotated[Path, "folder to write to", Metavar("FOLDER")] = Path("runs/demo"),
+    epochs: Annotated[Count | None, "passes over the training digits"] = None,
+) -> None:
+    """Trains a small Perceiver IO on handwritten digits and shows what it does."""
+    from perceivers.images.demo import demo
+
+    demo(output, epochs)
+
+
+def classify_image(
+    model: ModelArgument,
+    files: Annotated[list[str], "images", Metavar("FILE")],
+    *,
+    classes: Annotated[str | None, "names of the classes, one a line, in order", Metavar("FILE")] = None,
+    top: Annotated[Count, "how many classes to print for each file"] = 5,
+    device: Device = None,
+    dtype: Precision = None,
+    json: Json = False,
+) -> None:
+    """Says what is in image files."""
+    from perceivers.images.classify import classify_image
+
+    names = None if classes is None else read_lines(classes)
+    print_files_classes(files, classify_image(model, files, names, device, dtype), top, json)
+
+
+def evaluate(
+    model: ModelArgument,
+    *,
+    data: Annotated[str, "'digits', a folder, or a data set of the hub: its evaluation split, or the held-out part"],
+    batch_size: Annotated[Count, "images computed at a time"] = 64,
+    device: Device = None,
+    dtype: Precision = None,
+    json: Json = False,
+) -> None:
+    """Measures a classifier of images: top-1 and top-5 accuracy, and loss."""
+    from perceivers.images.data import ImageData
+    from perceivers.images.training import evaluate
+    from perceivers.inference import load_for_inference
+
+    results = evaluate(load_for_inference(model, device, dtype), ImageData(data).open().evaluation, batch_size)
+    if json:
+        print_json(results)
+        return
+    accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
+    print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")

@@ -1,0 +1,102 @@
+"""Image classifiers, and the rows of the paper's ImageNet table (section 4.4; tables 5 and 6 of the appendix)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
+from perceivers.adapters.label import LabelOutput
+from perceivers.checks import Count
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
+from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.presets import Preset, example
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifierConfig(ModelConfig, Sizes):
+    """Image classification (section 4.4). The defaults are the paper's model with 2D Fourier features.
+
+    Input "image": [B, len(mean), height, width] in [0, 1]; output "label": logits [B, classes].
+
+    Attributes:
+        preprocessing: "patches" (of one pixel by default, so pixels) or "conv" (7x7 convolution and pooling).
+        patch_size: side of a patch in pixels.
+        feature_channels: channels to which patches are projected (not at all, if not given) or the convolution gives.
+        padding: of the convolution, as in `ConvStem`.
+        positions: "fourier" with `bands` frequencies per dimension, or "learned" with `position_channels`.
+        bands: frequencies of Fourier positions in each dimension.
+        position_channels: channels of learned positions.
+        image_size: side, or height and width, of the training images in pixels.
+        mean: of each color of the images, as in `ImageInput`.
+        std: of each color of the images.
+        crop: part of the resized side that is kept, as in `ImageInput`.
+        classes: number of classes.
+        class_names: what they are called.
+        decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
+        query_channels: channels of the label's query.
+    """
+
+    latents: Count = 512
+    channels: Count = 1024
+    depth: Count = 6
+    blocks: Count = 8
+    preprocessing: Literal["patches", "conv"] = "patches"
+    patch_size: Count = 1
+    feature_channels: Count | None = None
+    padding: Literal["same", "port"] = "same"
+    positions: Literal["fourier", "learned"] = "fourier"
+    bands: Count = 64
+    position_channels: Count = 256
+    image_size: Count | Sequence[Count] = 224
+    mean: Sequence[float] = IMAGENET_MEAN
+    std: Sequence[float] = IMAGENET_STD
+    crop: float = 224 / 256
+    classes: Count = 1000
+    class_names: list[str] | None = None
+    decoder: Literal["query", "average"] = "query"
+    query_channels: Count = 1024
+
+    def build(self) -> PerceiverIO:
+        size = self.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        features: Patches | ConvStem
+        if self.preprocessing == "patches":
+            features = Patches(self.patch_size, len(self.mean), self.feature_channels)
+        else:
+            features = ConvStem(self.feature_channels or 64, len(self.mean), self.padding)
+        grid = features.grid(height, width)
+        encoding: Positions
+        if self.positions == "fourier":
+            port = self.preprocessing == "conv" and self.padding == "port"  # its grid is smaller than its frequencies'
+            encoding = FourierPositions(grid, self.bands, ConvStem().grid(height, width) if port else None)
+        else:
+            encoding = LearnedPositions(grid, self.position_channels, projected=True)
+        query_channels = self.query_channels if self.decoder == "query" else None
+        return PerceiverIO(
+            inputs={"image": ImageInput((height, width), features, encoding, self.mean, self.std, self.crop)},
+            outputs={"label": LabelOutput(self.classes, query_channels, self.class_names)},
+            **self.sizes(),
+        )
+
+
+def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+    """Returns a row of the paper's ImageNet table (section 4.4 and appendix)."""
+    inputs = {"image": example(3, 224, 224)}
+    config = ImageClassifierConfig(**settings)
+    return Preset("image_classification", row, config, inputs, paper_parameters, paper_flops)
+
+
+LEARNED: dict[str, Any] = {"feature_channels": 256, "positions": "learned", "query_residual": False}
+CONV: dict[str, Any] = {"preprocessing": "conv", "feature_channels": 64}
+CONFIG_B: dict[str, Any] = {"depth": 16, "blocks": 1, "widening": 4}
+PERCEIVER: dict[str, Any] = {"decoder": "average"}  # the first Perceiver, as the paper reproduces it
+
+IMAGENET_FOURIER = imagenet("Perceiver IO A, 2D Fourier", 48.4e6, 407e9)
+IMAGENET_LEARNED = imagenet("Perceiver IO A, learned positions", 62.3e6, 407e9, **LEARNED)
+IMAGENET_CONV = imagenet("Perceiver IO A, conv", 48.6e6, 369e9, **CONV)
+IMAGENET_FOURIER_B = imagenet("Perceiver IO B, 2D Fourier", 212e6, 213e9, feature_channels=256, **CONFIG_B)
+IMAGENET_CONV_B = imagenet("Perceiver IO B, conv", 212e6, 176e9, **CONV, **CONFIG_B)
+IMAGENET_FOURIER_PERCEIVER = imagenet("Perceiver, 2D Fourier", 42.1e6, 404e9, **PERCEIVER)
+IMAGENET_LEARNED_PERCEIVER = imagenet("Perceiver, learned positions", 55.9e6, 404e9, **(LEARNED | PERCEIVER))
+IMAGENET_CONV_PERCEIVER = imagenet("Perceiver, conv", 42.1e6, 367e9, **CONV, **PERCEIVER)

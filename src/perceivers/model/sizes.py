@@ -1,0 +1,107 @@
+"""The sizes of a Perceiver IO, listed once: every model's config extends them."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from perceivers.checks import Checked, Count, Range
+from perceivers.errors import PerceiversError
+
+Gelu = Literal["tanh", "none"]
+"""How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes(Checked):
+    """Sizes of encoder, processor and decoder (appendix, tables 5 and 6).
+
+    Attributes:
+        latents: N, number of latents.
+        channels: D, channels of each latent.
+        depth: self-attention layers of one block.
+        blocks: how often the block is applied, always with the same weights.
+        heads: heads of the self-attention layers.
+        widening: width of their MLPs, in channels.
+        qk_channels: channels of queries and keys in encoder and processor; by default those of the keys' input
+            (section 1 of the appendix: C in the encoder, D in the processor).
+        v_channels: channels of values in encoder and processor; by default as many as `qk_channels`.
+        cross_heads: heads of the encoder's cross-attention.
+        cross_widening: width of its MLP, in channels.
+        cross_attends: before how many of the blocks the inputs are attended to.
+        share_cross_attention: whether all of those use the same weights.
+        decoder_heads: heads of the decoder's cross-attention.
+        decoder_widening: width of its MLP, in channels.
+        decoder_qk_channels: channels of its queries and keys; by default D.
+        decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
+        query_residual: whether the decoder adds the queries to what they read.
+        dropout: probability of dropping an attention weight in training.
+        gelu: "tanh" (the original code's approximation) or "none" (exact).
+        checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
+
+    Raises:
+        PerceiversError: a size that cannot be, naming the field.
+    """
+
+    latents: Count
+    channels: Count
+    depth: Count
+    blocks: Count = 1
+    heads: Count = 8
+    widening: Count = 1
+    qk_channels: Count | None = None
+    v_channels: Count | None = None
+    cross_heads: Count = 1
+    cross_widening: Count = 1
+    cross_attends: Count = 1
+    share_cross_attention: bool = True
+    decoder_heads: Count = 1
+    decoder_widening: Count = 1
+    decoder_qk_channels: Count | None = None
+    decoder_v_channels: Count | None = None
+    query_residual: bool = True
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    gelu: Gelu = "tanh"
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.qk_channels is None and self.channels % self.heads:
+            raise PerceiversError(
+                f"{self.section}channels = {self.channels} cannot be split over heads = {self.heads}: "
+                f"choose heads that divide them."
+            )
+        if self.cross_attends > self.blocks:
+            raise PerceiversError(
+                f"{self.section}cross_attends = {self.cross_attends} is not allowed: "
+                f"it must be from 1 to {self.blocks} blocks."
+            )
+
+    def sizes(self) -> dict[str, Any]:
+        """Returns the sizes alone, without what a subclass adds, as keyword arguments of `PerceiverIO`."""
+        return {item.name: getattr(self, item.name) for item in fields(Sizes)}
+
+
+class ModelConfig(Checked, ABC):
+    """Base of a model's config, a frozen dataclass: its fields are what can be set, and it builds the model.
+
+    A config of a Perceiver IO extends `Sizes` as well.
+    """
+
+    section = "model."
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """Returns the model, with fresh weights."""
+
+
+def takes_sizes(constructor: Callable[..., None]) -> Callable[..., None]:
+    """Shows the fields of `Sizes` in the signature of a constructor whose last argument is `**sizes`."""
+    signature = inspect.signature(constructor)
+    *own, _ = signature.parameters.values()
+    sizes = [size for size in inspect.signature(Sizes).parameters.values() if size.name not in signature.parameters]
+    constructor.__signature__ = signature.replace(parameters=[*own, *sizes])  # type: ignore[attr-defined]
+    return constructor

@@ -1,0 +1,143 @@
+"""Language models, and the rows of the paper's language table (section 4.1; section 3 of the appendix)."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.checks import Count, Range
+from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.sizes import Gelu, ModelConfig, Sizes
+from perceivers.presets import Preset, example
+from perceivers.text.bert import BERT
+from perceivers.text.local_start import start_locally
+from perceivers.text.task_output import TaskOutput
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(ModelConfig, Sizes):
+    """Masked language modeling (section 4.1). The defaults are the paper's byte model.
+
+    Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
+
+    Attributes:
+        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
+        length: the most tokens of a text.
+        embedding_channels: channels of a token, of its position and of the queries.
+        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+    """
+
+    latents: Count = 256
+    channels: Count = 1280
+    depth: Count = 26
+    qk_channels: Count | None = 256
+    v_channels: Count | None = 1280
+    cross_heads: Count = 8
+    decoder_heads: Count = 8
+    decoder_qk_channels: Count | None = 256
+    decoder_v_channels: Count | None = 768
+    query_residual: bool = False
+    vocabulary: Count = 262
+    length: Count = 2048
+    embedding_channels: Count = 768
+    start: Literal["normal", "local"] = "normal"
+
+    def build(self) -> PerceiverIO:
+        model = PerceiverIO(
+            inputs={"text": TextInput(self.vocabulary, self.length, self.embedding_channels)},
+            outputs={"text": TextOutput("text")},
+            **self.sizes(),
+        )
+        if self.start == "local":
+            start_locally(model)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig(ModelConfig):
+    """BERT (section 4.1). The defaults are BERT Base.
+
+    Attributes:
+        vocabulary: number of tokens.
+        length: the most tokens of a text.
+        channels: channels of a token.
+        depth: layers of self-attention.
+        heads: heads of each.
+        widening: width of their MLPs, in channels.
+        dropout: probability of dropping an attention weight in training.
+        gelu: "tanh" (the original code's approximation) or "none" (exact).
+        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+    """
+
+    vocabulary: Count = 32000
+    length: Count = 512
+    channels: Count = 768
+    depth: Count = 12
+    heads: Count = 12
+    widening: Count = 4
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
+    gelu: Gelu = "tanh"
+    start: Literal["normal", "local"] = "normal"
+
+    def build(self) -> BERT:
+        settings = dict(vars(self))
+        start = settings.pop("start")
+        model = BERT(**settings)
+        if start == "local":
+            start_locally(model)
+        return model
+
+
+def text_tasks(
+    language: PerceiverIO | BERT,
+    tasks: dict[str, int],
+    names: dict[str, list[str]] | None = None,
+    extra: int = 0,
+    shared_query: bool = False,
+) -> PerceiverIO | BERT:
+    """Returns a model that predicts labels of texts, with a language model's weights (section 4.1).
+
+    Input "text" as before; output "label": by task, logits [B, classes].
+
+    Args:
+        language: a model that `LanguageConfig` builds, or BERT.
+        tasks, names: as in `TaskHeads`.
+        extra: as in `TextInput`.
+        shared_query: as in `TaskOutput`; BERT has no queries.
+    """
+    text = language.inputs["text"]
+    assert isinstance(text, TextInput)
+    model: PerceiverIO | BERT
+    if isinstance(language, BERT):
+        model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": extra}))
+    else:
+        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, extra)}
+        outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
+        model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
+    weights = language.state_dict()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name in weights:
+                tensor[: len(weights[name])] = weights[name]  # extra tokens keep their fresh vectors
+    return model
+
+
+def language(row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig) -> Preset:
+    """Returns a row of the paper's language table (section 4.1)."""
+    inputs = {"text": example(config.length, dtype=torch.long)}
+    return Preset("language", row, config, inputs, paper_parameters, paper_flops)
+
+
+PLUS: dict[str, Any] = {"depth": 40, "channels": 1536, "v_channels": 1536}
+
+LANGUAGE_BYTES = language("Perceiver IO, bytes", 201e6, 113e9, LanguageConfig())
+LANGUAGE_BYTES_PLUS = language("Perceiver IO++, bytes", 425e6, 241e9, LanguageConfig(**PLUS))
+LANGUAGE_SENTENCEPIECE = language("Perceiver IO Base", 223e6, 119e9, LanguageConfig(vocabulary=32000, length=512))
+BERT_BASE = language("BERT Base", 110e6, 109e9, BertConfig())
+BERT_BYTES = language(
+    "BERT, bytes, FLOPs matched",
+    20e6,
+    130e9,
+    BertConfig(vocabulary=262, length=2048, channels=512, depth=6, heads=8),
+)

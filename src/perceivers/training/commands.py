@@ -1,0 +1,46 @@
+"""The commands `fit` and `evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from perceivers.command import run
+from perceivers.errors import PerceiversError
+
+
+def fit(config: Annotated[str | None, "a YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
+    """Trains as a config file says; `fit CONFIG --help` describes its fields."""
+    asks_help = any(override in ("-h", "--help") for override in overrides)
+    if config is None:
+        print(
+            "usage: perceivers fit CONFIG [--any.field=value ...]\n\n"
+            "CONFIG is a file such as those in configs/; with --help, every field of its experiment is described."
+        )
+        if not asks_help:
+            raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
+        return
+    from perceivers.training.config import describe, read_config
+
+    if asks_help:
+        print(describe(Path(config), [override for override in overrides if override not in ("-h", "--help")]))
+        return
+    from lightning.pytorch.utilities import rank_zero_only
+
+    folder = read_config(Path(config), overrides).run()
+    where = f"model is in {folder / 'model'}" if (folder / "model").is_dir() else f"models are below {folder}"
+    rank_zero_only(print)(f"\nTrained. The {where}, the figures in {folder / 'metrics.json'}.")
+
+
+def evaluate(model: Annotated[str | None, "a saved model, in any format"] = None, *options: str) -> None:
+    """Measures a saved model on data; `evaluate MODEL --help` describes the options."""
+    if model is None or model.startswith("-"):
+        print(
+            "usage: perceivers evaluate MODEL --data DATA [...]\n\n"
+            "MODEL is a saved model, in any format. The options are those of the experiment that it comes from: "
+            "perceivers evaluate MODEL --help."
+        )
+        if model is None and not options:
+            raise PerceiversError("evaluate needs a model, such as runs/demo/model.")
+        return
+    from perceivers.training.evaluation import find_evaluation
+
+    run(find_evaluation(model), [model, *options], "perceivers evaluate")

@@ -1,0 +1,49 @@
+"""Which experiment a saved model comes from, and so how it is measured."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from perceivers import plugins
+from perceivers.checkpoints.load import load_model, locate
+from perceivers.errors import PerceiversError
+from perceivers.model.saving import CONFIG, read_config
+from perceivers.training.experiment import Experiment
+
+
+def find_evaluation(source: str | Path) -> Callable[..., None]:
+    """Returns the function that measures a saved model: `evaluate` of its experiment.
+
+    Raises:
+        PerceiversError: there is no such model, its experiment is not known or may not be imported, or the experiment
+            measures no models.
+    """
+    experiment = find_experiment(source)
+    if experiment.evaluate is None:
+        raise PerceiversError(f"{source} was trained by {experiment.name()}, which defines no evaluation.")
+    return experiment.evaluate
+
+
+def find_experiment(source: str | Path) -> type[Experiment]:
+    """Returns the experiment that a saved model comes from: the one that its folder names, or the one that says so.
+
+    Models of other formats, and those that were not saved by a training run, name none.
+    """
+    path = locate(source)
+    name = read_config(path).get("experiment") if (path / CONFIG).is_file() else None
+    if isinstance(name, str):
+        package = name.partition(":")[0].split(".")[0]
+        if ":" in name and not plugins.is_trusted(package):
+            raise PerceiversError(
+                f"{source} was trained by {name!r}, and {package!r} declares no entry point of perceivers: "
+                f"if you trust its code, add --trust {package}."
+            )
+        return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
+    model = load_model(source)
+    for name in plugins.declared("experiments"):
+        experiment = plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
+        if experiment.evaluates(model):
+            return experiment
+    raise PerceiversError(
+        f"{source} holds a {type(model).__name__} that no installed experiment measures "
+        f"({', '.join(plugins.declared('experiments'))})."
+    )
