@@ -24,21 +24,20 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-
-from perceivers.tasks import FRAME_RATE
-
 from benchmarks.side_by_side import curve, side_by_side
-from perceivers.clips.autoencoding import Autoencoding, build
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, collate
+from perceivers.clips.autoencoding import Autoencoding
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips
 from perceivers.clips.metrics import ReconstructionErrors
+from perceivers.clips.model import FRAME_RATE
 from perceivers.clips.model_window import window_of
 from perceivers.clips.reconstruct import autoencode, compression
 from perceivers.clips.windows import Window, measure, read_window
+from perceivers.data.image_files import to_tensor
 from perceivers.data.loader import Item
 from perceivers.data.video import read_clip, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.pictures import to_image
-from perceivers.images.data import digits, to_tensor
+from perceivers.images.data import digits
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 
@@ -153,11 +152,11 @@ def trade_off(runs: Path, names: list[str], clip: Path) -> str:
     rows = ["| compression | latents | video PSNR | audio PSNR | minutes |", "| --- |" + " --- |" * 4]
     points = []
     for name in names:
-        found, config = read(folder(runs, name))
-        model = build("autoencoder_88x", {key: value for key, value in config["model"].items() if key != "preset"})
+        found, _ = read(folder(runs, name))
+        model = read_config(folder(runs, name) / "config.json").build_on_meta()
         points.append((compression(model), found["test_video_psnr"], found["test_audio_psnr"]))
         rows.append(
-            f"| {points[-1][0]:.0f}x | {config['model']['latents']} x {config['model']['channels']} | "
+            f"| {points[-1][0]:.0f}x | {model.config['latents']} x {model.config['channels']} | "
             f"{points[-1][1]:.2f} | {points[-1][2]:.2f} | {found['seconds'] / 60:.0f} |"
         )
     video, audio = without_model(clip)
@@ -170,8 +169,7 @@ def windows(clip: Path, *changes: str) -> tuple[ClipDataset, ClipDataset]:
     """Those of the clip that are trained on and those that are held out; `changes` are of the config."""
     config = read_config(CONFIGS / "autoencoding/mini.yaml", [f"--data.path={clip}", *changes])
     assert isinstance(config, Autoencoding)
-    window = window_of(build("autoencoder_88x", {k: v for k, v in config.model.items() if k != "preset"}))
-    return config.data.datasets(config.data.open(labelled=False), window)
+    return config.data.datasets(config.data.open(labelled=False), window_of(config.build_on_meta()))
 
 
 def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:
@@ -198,8 +196,8 @@ def keeps_up(runs: Path, names: list[str], clip: Path) -> str:
 def without_model(clip: Path) -> tuple[float, float]:
     """PSNR of the held-out windows if each frame is the mean of the training windows', and the sound silence."""
     training, held_out = windows(clip)
-    drawn = collate([training[Item(0, seed)] for seed in range(200)])
-    batch = collate([held_out[Item(number, 0)] for number in range(len(held_out))])
+    drawn = training.collate([training[Item(0, seed)] for seed in range(200)])
+    batch = held_out.collate([held_out[Item(number, 0)] for number in range(len(held_out))])
     mean_CYX = drawn["video"][drawn["shown"]].float().mean(0) / 255
     errors = ReconstructionErrors(["video", "audio"])
     errors.update({"video": mean_CYX.expand(batch["video"].shape), "audio": torch.zeros_like(batch["audio"])}, batch)

@@ -26,10 +26,10 @@ from benchmarks.worker import peak, reset_peak
 from perceivers.checkpoints import load_model
 from perceivers.data.loader import Item
 from perceivers.errors import PerceiversError
-from perceivers.presets import compute_as_written
-from perceivers.starcraft.data import DecisionData, Decisions, collate
+from perceivers.model.attention import compute_as_written
+from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.policy import UnitPolicy
-from perceivers.starcraft.training import Numbers, evaluate, losses_of, references
+from perceivers.starcraft.training import evaluate, losses_of, references
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 
@@ -51,7 +51,7 @@ START, END = "<!-- measured by benchmarks/starcraft.py -->\n", "<!-- end -->\n"
 
 
 def folder(runs: Path, encoder: str, seed: int) -> Path:
-    """Where a run is kept."""
+    """Returns where a run is kept."""
     return runs / f"{encoder.replace(', ', '_').replace(' ', '_')}_{seed}"
 
 
@@ -66,7 +66,7 @@ def train(encoder: str, seed: int, runs: Path, tables: Path) -> None:
 
 
 def tested(run: Path, decisions: Decisions) -> dict[str, float]:
-    """A run's figures on the test replays, computed once."""
+    """Returns a run's figures on the test replays, computed once."""
     file = run / "test.json"
     if not file.is_file():
         policy = load_model(run / "model")
@@ -77,7 +77,7 @@ def tested(run: Path, decisions: Decisions) -> dict[str, float]:
 
 
 def flops(policy: UnitPolicy, units: int) -> int:
-    """Of the encoder for one decision of so many units."""
+    """Returns the FLOPs of the encoder for one decision of so many units."""
     with torch.device("meta"):
         encoder = type(policy.encoder)(**policy.encoder.config).eval().requires_grad_(False)
         compute_as_written(encoder)
@@ -87,10 +87,10 @@ def flops(policy: UnitPolicy, units: int) -> int:
 
 
 def usual_batch(decisions: Decisions) -> dict[str, torch.Tensor]:
-    """The batch in the middle, by number of units."""
+    """Returns the batch in the middle, by number of units."""
     ordered = sorted(range(len(decisions)), key=decisions.lengths.__getitem__)
     begin = max(0, (len(ordered) - BATCH) // 2)
-    return collate([decisions[Item(place, 0)] for place in ordered[begin : begin + BATCH]])
+    return decisions.collate([decisions[Item(place, 0)] for place in ordered[begin : begin + BATCH]])
 
 
 def train_step(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:
@@ -122,7 +122,7 @@ def measured(policies: dict[str, UnitPolicy], decisions: Decisions, rounds: int 
     Speeds are medians; memory is the peak of the process above what it held before the step.
     """
     known = usual_batch(decisions)
-    batches = {name: Numbers(policy, decisions)(known) for name, policy in policies.items()}
+    batches = {name: PolicyDecisions(decisions, policy).translate(known) for name, policy in policies.items()}
     found: dict[str, Costs] = {}
     seconds: dict[tuple[str, Any], list[float]] = {(name, do): [] for do in (train_step, encode) for name in policies}
     for turn in range(rounds + 1):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from perceivers.data.loader import Item
 from perceivers.model.attention import record_attention
-from perceivers.starcraft.data import Decisions, collate
-from perceivers.starcraft.metrics import as_mask, own
+from perceivers.starcraft.data import Decisions, PolicyDecisions
+from perceivers.starcraft.metrics import as_mask, own, selects
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.starcraft.replays import BUILDING, LOOPS
-from perceivers.starcraft.training import Numbers, part
+from perceivers.starcraft.training import part
 
 COLOURS = ("#1b6ca8", "#2a9d5c", "#c4472b", "#b9b9b9")
 OWNERS = ("own units", "an ally's", "the enemy's", "nobody's")
@@ -29,14 +29,14 @@ def some_selections(decisions: Decisions, count: int, fewest: int = 3) -> Batch:
     order = torch.randperm(len(decisions), generator=torch.Generator().manual_seed(0)).tolist()
     rows = (decisions[Item(place, 0)] for place in order)
     wanted = (row for row in rows if row["ability"] < 0 and len(row["chosen"]) >= fewest)
-    return collate([row for row, _ in zip(wanted, range(count), strict=False)])
+    return decisions.collate([row for row, _ in zip(wanted, range(count), strict=False)])
 
 
 @torch.inference_mode()
 def selected(policy: UnitPolicy, decisions: Decisions, batch: Batch) -> Tensor:
     """Which units a policy selects, [B, M]."""
-    known = Numbers(policy, decisions)(batch)
-    situation = part(policy(known), known["ability"] < 0)
+    known = PolicyDecisions(decisions, policy).translate(batch)
+    situation = part(policy(known), selects(known))
     own_BM = own(known)
     places_BT = policy.selection.choose(situation.encoding.elements_BME, situation.context_BC, own_BM)
     return as_mask(places_BT, own_BM.shape[1])
@@ -77,7 +77,7 @@ def draw_selections(policies: dict[str, UnitPolicy], decisions: Decisions, file:
 def draw_attention(policy: UnitPolicy, decisions: Decisions, file: Path, latents: int = 6) -> None:
     """What the most concentrated latents look at in one state: bigger and darker where a latent reads more."""
     batch = some_selections(decisions, 1)
-    known = Numbers(policy, decisions)(batch)
+    known = PolicyDecisions(decisions, policy).translate(batch)
     with record_attention(policy.encoder) as maps:
         policy.encoder(policy.units(known), known["real"])
     (name,) = [name for name in maps if "encoder" in name and "cross" in name]

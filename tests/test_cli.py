@@ -13,14 +13,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import perceivers
+from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.cli import main
 from perceivers.extras import MODULES
-from perceivers.flow.local_start import start_locally
 from perceivers.images.demo import digits_run
-from perceivers.presets import PRESETS
+from perceivers.presets import preset
+from perceivers.text.fine_tuning import Pretrained
 from perceivers.training.config import read_config
 from tests.support.cli import fails
-from tests.support.models import classifier, constant_flow, language, optical
+from tests.support.models import classifier, language, optical
 
 ROOT = Path(__file__).parents[1]
 DIGITS = ROOT / "configs/image_classification/digits.yaml"
@@ -30,25 +31,18 @@ TINY = [f"--model.{field}={value}" for field, value in {"latents": 4, "channels"
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_config_is_valid_and_its_model_can_be_built(path):
     run = read_config(path)
-    settings = {name: value for name, value in run.model.items() if name != "preset"}
-    if "init" in settings:  # of a model that another config trains
-        trained = Path(settings["init"]).parent.name
+    if isinstance(run.model, Pretrained):  # a model that another config trains
+        trained = Path(run.model.init).parent.name
         assert read_config(ROOT / f"configs/language/{trained}.yaml").training.output == f"runs/{trained}"
         return
-    if "preset" not in run.model:  # a policy of StarCraft II, which reading the config has built
-        return
     with torch.device("meta"):
-        model = perceivers.create_model(
-            run.model["preset"], **{name: value for name, value in settings.items() if name != "start"}
-        )
-        if settings.get("start") == "local":
-            start_locally(model)
+        assert sum(parameter.numel() for parameter in run.model.build().parameters()) > 10_000
 
 
 @pytest.mark.parametrize("name", ["imagenet_fourier", "imagenet_learned", "imagenet_conv"])
 def test_the_papers_recipe(name):
     run = read_config(ROOT / f"configs/image_classification/{name}.yaml")
-    assert run.model == {"preset": name}
+    assert run.model == preset(name).config
     assert (run.training.epochs, run.training.batch_size) == (110, 1024)
     assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
     assert (run.optimization.schedule, run.optimization.flat, run.optimization.clip_norm) == ("flat_cosine", 0.5, 10)
@@ -59,8 +53,8 @@ def test_the_papers_recipe(name):
 @pytest.mark.parametrize(("name", "length"), [("mlm_bytes_paper", 2048), ("mlm_sentencepiece_paper", 512)])
 def test_the_papers_recipe_of_language(name, length):
     run = read_config(ROOT / f"configs/language/{name}.yaml")
-    assert perceivers.list_models().count(run.model["preset"]) == 1
-    assert PRESETS[run.model["preset"]].inputs["text"].shape == (1, length)
+    assert run.model == preset("language_bytes" if length == 2048 else "language_sentencepiece").config
+    assert run.model.length == length
     assert sorted(run.data.shares.values()) == [0.3, 0.7]
     assert (run.data.documents, run.data.masked, run.data.steps * run.training.epochs) == (10, 0.15, 500_000)
     assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
@@ -112,6 +106,13 @@ def test_help_teaches_every_field(capsys):
     out = capsys.readouterr().out
     assert "--optimization.clip_norm" in out
     assert "largest norm of the gradient" in out
+    flat = " ".join(out.split())
+    assert "--model.latents LATENTS N, number of latents. (type: Annotated[int, at least 1], default: 512)" in flat
+    assert "--model.positions {fourier,learned}" in flat
+    main(["fit", str(ROOT / "configs/flow/light_gpu.yaml"), "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert "pixels of flow for a 1 of the last layer. (type: float, default: 0.2)" in out
+    assert "N, number of latents. (type: Annotated[int, at least 1], default: 1024)" in out, "that of the preset"
 
 
 @pytest.mark.parametrize(
@@ -119,25 +120,33 @@ def test_help_teaches_every_field(capsys):
     [
         ("--training.epoch=3", "there is no field 'training.epoch': did you mean 'epochs'"),
         ("--optimisation.lr=3", "there is no field 'optimisation': did you mean 'optimization'"),
-        ("--model.latent=3", "image_classifier has no argument 'latent': did you mean 'latents'"),
+        ("--model.latent=3", "there is no field 'model.latent': did you mean 'latents'"),
         ("--model.preset=imagenet", "there is no model 'imagenet'"),
         ("--training.epochs=many", "training.epochs"),
         ("--training.epochs=0", "training.epochs = 0 is not allowed: it must be at least 1"),
         ("--optimization.name=sgd", "optimization.name"),
         ("--training=3", "training = 3, but it has fields: epochs"),
         ("--model.heads=3", "channels = 64 cannot be split over heads = 3"),
-        ("--model.latents=many", "image_classifier: latents = 'many' is not allowed: it must be of type int"),
-        ("--model.depth=2.5", "depth = 2.5 is not allowed"),
-        ("--model.widening=0", "widening = 0 is not allowed"),
+        ("--model.latents=many", "model.latents"),
+        ("--model.depth=2.5", "model.depth"),
+        ("--model.widening=0", "model.widening = 0 is not allowed: it must be at least 1"),
         ("--model.std=[0.1, 0.2]", "mean has 1 colours, but std has 2"),
         ("--model.classes=7", "model.classes = 7 is not allowed: it must be 10, as in the data"),
+        ("--model.samples_per_frame=3", "there is no field 'model.samples_per_frame'"),
+        ("--model.preset=optical_flow", "model.preset = optical_flow is of optical_flow: ImageClassification trains"),
+        ("--model.preset=nowhere:MODEL", "there is no module 'nowhere'"),
+        ("--model.preset=3", "model.preset = 3 is not allowed"),
+        ("--model=imagenet_fourier", "model = 'imagenet_fourier', but it has fields, such as preset"),
+        ("--experiment=nowhere:Forecast", "experiment nowhere:Forecast: there is no module 'nowhere'"),
+        ("--experiment=perceivers.presets:Preset", "is the class Preset, but a subclass of Experiment is expected"),
+        ("--experiment=3", "experiment is 3: name one of autoencoding"),
         ("--data.path=[x", "is not understood"),
         ("--optimization.beta2=7", "optimization.beta2 = 7"),
         ("--training.precision=foo", "training.precision"),
         ("--training.accelerator=tpu", "training.accelerator"),
         ("--training.devices=0", "cannot be had here"),
         ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for grey images"),
-        ("--experiment=images", "experiment is 'images'"),
+        ("--experiment=images", "there is no experiment 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),
         ("--training.batch_size=5000", "larger than the training set of 1198 samples"),
         ("epochs=3", "is not understood: write --field.of.config=value"),
@@ -231,29 +240,31 @@ def test_as_a_module():
     assert done.stdout.strip() == perceivers.__version__
 
 
-COMMANDS = [
-    "models",
-    "fit",
-    "fill-mask",
-    "classify-text",
-    "attention",
-    "classify-image",
-    "classify-clip",
-    "flow",
-    "autoencode",
-    "evaluate",
-    "train-tokenizer",
-    "make-flow-data",
-    "prepare-replays",
-    "convert",
-    "demo",
-]
+COMMANDS = sorted(
+    [
+        "models",
+        "fit",
+        "fill-mask",
+        "classify-text",
+        "attention",
+        "classify-image",
+        "classify-clip",
+        "flow",
+        "autoencode",
+        "evaluate",
+        "train-tokenizer",
+        "make-flow-data",
+        "prepare-replays",
+        "convert",
+        "demo",
+    ]
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command(capsys, command):
-    if command == "fit":  # its help goes on with a config
-        main(["fit", "--help"])
+    if command in ("fit", "evaluate"):  # whose help goes on with a config, or a model
+        main([command, "--help"])
     else:
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
@@ -261,22 +272,38 @@ def test_help_of_each_command(capsys, command):
     assert capsys.readouterr().out.startswith(f"usage: perceivers {command} ")
 
 
+def test_help_of_the_evaluation_of_a_model(tmp_path, capsys):
+    for model, option in ((classifier(), "--batch-size"), (optical(), "--picture")):
+        model.save(tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", str(tmp_path), "--help"])
+        assert stop.value.code == 0
+        assert option in capsys.readouterr().out
+
+
 def test_help_names_every_command(capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         main(["--help"])
+    assert stop.value.code == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^    ([a-z-]+)\b", out, re.M) == COMMANDS
-    assert set(COMMANDS) >= set(re.findall(r"^  perceivers ([a-z-]+)", out, re.M))
+    commands, examples = out.split("examples:")
+    assert re.findall(r"^  ([a-z-]+)  +[A-Z].+\.$", commands, re.M) == COMMANDS
+    assert set(COMMANDS) >= set(re.findall(r"^  perceivers ([a-z-]+)", examples, re.M))
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([])
+    assert stop.value.code == 2
+    assert "commands:" in capsys.readouterr().out
 
 
 def test_models_lists_every_preset(capsys, monkeypatch):
-    from perceivers import presets
-
-    few = {name: presets.PRESETS[name] for name in ("imagenet_fourier", "language_bytes")}
-    monkeypatch.setattr(presets, "PRESETS", few)
+    few = ["imagenet_fourier", "language_bytes"]
+    monkeypatch.setattr("perceivers.presets.list_models", lambda: few)
     main(["models", "--json"])
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == list(few)
+    assert [row["name"] for row in rows] == few
     main(["models"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "experiment", "in", "the", "paper", "parameters", "paper", "FLOPs", "paper"]
@@ -291,7 +318,8 @@ def test_a_reader_that_has_read_enough_is_no_error(lines):
     """Whether the pipe breaks while something is printed or, of a short output, at the end."""
     code = (
         "import sys, perceivers.cli\n"
-        f"perceivers.commands.list_models = lambda arguments: [print('a line') for _ in range({lines})]\n"
+        f"def many():\n    for _ in range({lines}):\n        print('a line')\n"
+        "perceivers.cli.find_command = lambda name: many\n"
         "sys.stdin.read()  # until the other end is closed\n"
         "perceivers.cli.main(['models'])\n"
     )
@@ -304,82 +332,27 @@ def test_a_reader_that_has_read_enough_is_no_error(lines):
     assert process.returncode == 141  # as of a program that the signal ends
 
 
-def test_evaluate_takes_some_images_at_a_time(capsys):
+def test_evaluate_takes_some_images_at_a_time(tmp_path, capsys):
+    classifier().save(tmp_path)
     with pytest.raises(SystemExit) as stop:
-        main(["evaluate", "model", "--data", "digits", "--batch-size", "0"])
+        main(["evaluate", str(tmp_path), "--data", "digits", "--batch-size", "0"])
     assert stop.value.code == 2
     assert "argument --batch-size: 0 is not allowed: it must be at least 1" in capsys.readouterr().err
 
 
-@pytest.fixture
-def middlebury(tmp_path):
-    """Two pairs of known flow in Middlebury's folders: everything moves by (3, 4), or by (0, 1)."""
-    from perceivers.flow.files import write_flow
-
-    for name, vector in {"Fast": (3.0, 4.0), "Slow": (0.0, 1.0)}.items():
-        for kind in ("other-data", "other-gt-flow"):
-            (tmp_path / "middlebury" / kind / name).mkdir(parents=True)
-        for frame in ("frame10.png", "frame11.png"):
-            pixels = np.random.default_rng(0).integers(256, size=(32, 40, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "middlebury" / "other-data" / name / frame)
-        flow = torch.tensor(vector)[:, None, None].expand(2, 32, 40)
-        write_flow(tmp_path / "middlebury" / "other-gt-flow" / name / "flow10.flo", flow)
-    return str(tmp_path / "middlebury")
-
-
-def test_evaluate_flow(middlebury, tmp_path, capsys):
-    constant_flow(0.0, 1.0).save(tmp_path / "model")
-    command = ["evaluate", str(tmp_path / "model"), "--data", middlebury, "--overlap", "4", "--batch-size", "2"]
-    main([*command, "--json", "--picture", str(tmp_path / "pictures")])
-    measured = json.loads(capsys.readouterr().out)["middlebury"]
-    assert list(measured) == ["model", "zero flow", "Farneback", "DIS fast", "DIS medium"]
-    model, still = measured["model"], measured["zero flow"]
-    slow, fast = 0.0, 18**0.5
-    assert model["errors"]["epe"] == pytest.approx((slow + fast) / 2, abs=1e-5)
-    assert model["errors"]["fl_all"] == still["errors"]["fl_all"] == 0.5
-    assert still["sequences"] == pytest.approx({"Fast": 5, "Slow": 1})
-    assert still["errors"]["over1px"] == 0.5
-    assert model["seconds"] > 0
-    assert len(list((tmp_path / "pictures").rglob("*.png"))) == 2
-    main(command)
-    lines = capsys.readouterr().out.splitlines()
-    assert re.split("  +", lines[0]) == [
-        "middlebury, 2 pairs", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds a pair"
-    ]  # fmt: skip
-    assert re.split("  +", lines[1])[:-1] == ["model", "2.12", "50.00%", "50.00%", "0.00%", "50.00%"]
-    assert re.split("  +", lines[2])[:-1] == ["zero flow", "3.00", "50.00%", "50.00%", "0.00%", "50.00%"]
-    assert re.split("  +", lines[7])[:3] == ["EPE of each sequence", "model", "zero flow"]
-    assert re.split("  +", lines[8])[:3] == ["Fast", "4.24", "5.00"]
-    assert re.split("  +", lines[9])[:3] == ["Slow", "0.00", "1.00"]
-
-
-def test_evaluate_tells_visible_and_occluded_pixels_apart(capsys):
-    from perceivers.commands import print_scores
-    from perceivers.flow.evaluation import FlowScore
-
-    parts = dict.fromkeys(("over1px", "over3px", "over5px", "fl_all"), 0.125)
-    errors = {"epe": 2.0, **parts, "epe_visible": 1.5, "epe_occluded": 12.25}
-    print_scores("sintel-clean, 1 pair", {"model": FlowScore(errors, {"alley_1": 2.0}, 0.25)})
-    header, row = capsys.readouterr().out.strip().splitlines()  # a single sequence is no table
-    assert re.split("  +", header)[-3:] == ["EPE visible", "EPE occluded", "seconds a pair"]
-    assert re.split("  +", row)[-3:] == ["1.50", "12.25", "0.250"]
-
-
-def test_evaluate_refuses_what_it_cannot_do(middlebury, tmp_path, capsys):
+def test_evaluate_refuses_what_it_cannot_do(tmp_path, capsys):
     classifier().save(tmp_path / "classifier")
     images = ["evaluate", str(tmp_path / "classifier"), "--data", "digits"]
-    for option in (["--split", "training"], ["--picture", "pictures"], ["--overlap", "0"]):
-        expected = f"{option[0]} is for models of optical flow, but {tmp_path / 'classifier'} classifies images"
-        assert expected in fails(capsys, *images, *option)
-    language().save(tmp_path / "language")
-    expected = f"{tmp_path / 'language'} reads text and predicts text: only classifiers of images and"
-    assert expected in fails(capsys, "evaluate", str(tmp_path / "language"), "--data", "digits")
-    optical().save(tmp_path / "flow")
-    flow = ["evaluate", str(tmp_path / "flow"), "--data", middlebury]
-    (tmp_path / "file").write_text("mine")
-    assert "is a file: give a folder" in fails(capsys, *flow, "--picture", str(tmp_path / "file"))
-    assert "there is no split 'testing'" in fails(capsys, *flow, "--split", "testing")
-    assert "overlap = -1 is not allowed" in fails(capsys, *flow, "--overlap", "-1")
+    for option in (["--split", "training"], ["--picture", "pictures"], ["--overlap", "0"], ["--windows", "2"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*images, *option])
+        assert stop.value.code == 2
+        assert f"unrecognized arguments: {' '.join(option)}" in capsys.readouterr().err
+    other = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1)
+    other.save(tmp_path / "other")
+    error = fails(capsys, "evaluate", str(tmp_path / "other"), "--data", "digits")
+    assert f"{tmp_path / 'other'} holds a PerceiverIO that no installed experiment measures (autoencoding" in error
+    assert "evaluate needs a model, such as" in fails(capsys, "evaluate")
 
 
 @pytest.fixture
@@ -465,7 +438,7 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     command = ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--to", "perceivers"]
     assert "neither a folder or file here nor a model on the hub" in fails(capsys, *command)
     command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "heads=4"]
-    assert "tells all its settings: heads cannot be given" in fails(capsys, *command)
+    assert "stores all its settings: heads cannot be given" in fails(capsys, *command)
     assert not (tmp_path / "new").exists()
 
 

@@ -1,3 +1,4 @@
+import pkgutil
 import re
 from pathlib import Path
 
@@ -5,6 +6,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def code(path):
@@ -43,9 +45,26 @@ def test_the_readme_code_runs():
     assert names["predictions"]["label"].shape == (2, 10)
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_names_in_the_text_exist(path):
+    """Every `perceivers.x.y` between backticks, in prose and in imports of examples, is a module or in one."""
+    text = path.read_text()
+    found = re.findall(r"`(perceivers(?:\.\w+)+)", text) + [
+        f"{module}.{name.strip()}"
+        for module, names in re.findall(r"^from (perceivers[\w.]*) import (.*)$", text, re.M)
+        for name in names.split(",")
+    ]
+    for name in found:
+        if not name.startswith(
+            ("perceivers.experiments", "perceivers.models", "perceivers.commands", "perceivers.formats")
+        ):
+            assert pkgutil.resolve_name(name) is not None
+    for file in re.findall(r"`((?:src|tests|benchmarks|configs|docs)/[\w./{},-]+)`", text):
+        if "{" not in file:
+            assert (ROOT / file).exists(), file

@@ -196,12 +196,12 @@ def test_autoencoding(made, shared_data, tmp_path):
 PEAK = """
 import torch
 from benchmarks.worker import peak, reset_peak
-from perceivers.clips.autoencoding import Autoencoding, ClipAutoencoder
+from perceivers.clips.autoencoding import ClipAutoencoder
 from perceivers.presets import create_model
 
 reset_peak("cpu")  # or the peak of the process that began this one would count, too
 torch.manual_seed(0)
-module = ClipAutoencoder(create_model("autoencoder_88x"), Autoencoding({{"preset": "autoencoder_88x"}}))
+module = ClipAutoencoder(create_model("autoencoder_88x"))
 module.log = lambda *arguments, **options: None
 batch = {{
     "video": torch.randint(256, (1, 16, 3, 224, 224), dtype=torch.uint8), "shown": torch.ones(1, 16, dtype=torch.bool),

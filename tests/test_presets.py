@@ -5,12 +5,15 @@ from functools import partial
 
 import pytest
 import torch
-from perceivers.tasks import clip_classifier, optical_flow
 
 import perceivers
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.presets import PRESETS, example, measure
+from perceivers.clips.model import ClipClassifierConfig
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.presets import example, list_models, measure, preset
+
+PRESETS = {name: preset(name) for name in list_models()}
 
 # Where our figures differ from the paper's by more than 0.5% (parameters) or 2% (FLOPs), and by how much.
 # docs/image_classification.md gives the reason for each of the image classifiers.
@@ -68,9 +71,11 @@ def test_clips_of_audioset_are_the_papers_array(name, elements):
 
 def test_a_clip_may_have_one_modality_alone():
     sizes = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "classes": 5}
-    sound = clip_classifier(frames=None, samples=256, samples_per_patch=16, audio_bands=2, **sizes)
+    sound = ClipClassifierConfig(frames=None, samples=256, samples_per_patch=16, audio_bands=2, **sizes).build()
     assert sound({"audio": torch.rand(3, 256)})["label"].shape == (3, 5)
-    video = clip_classifier(frames=4, image_size=(8, 16), video_patch=(2, 4, 4), video_bands=2, sound=None, **sizes)
+    video = ClipClassifierConfig(
+        frames=4, image_size=(8, 16), video_patch=(2, 4, 4), video_bands=2, sound=None, **sizes
+    ).build()
     assert video({"video": torch.rand(3, 4, 3, 8, 16)})["label"].shape == (3, 5)
     assert list(sound.inputs) + list(video.inputs) == ["audio", "video"]
 
@@ -78,7 +83,7 @@ def test_a_clip_may_have_one_modality_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"frames": None, "sound": None}, "frames and sound are both None"),
+        ({"frames": None, "sound": None}, "frames and model.sound are both null"),
         ({"sound": "fourier"}, "sound = 'fourier' is not allowed"),
         ({"samples": 1000}, r"samples_per_patch = \[128\] is not allowed: it must divide \[1000\]"),
         ({"sound": "mel", "samples": 1000}, r"hop = \[512\] is not allowed"),
@@ -89,7 +94,7 @@ def test_a_clip_may_have_one_modality_alone():
 )
 def test_clips_that_cannot_be(settings, message):
     with pytest.raises(PerceiversError, match=message):
-        clip_classifier(**settings)
+        ClipClassifierConfig(**settings).build()
 
 
 def test_why_the_figures_of_configuration_b_differ():
@@ -104,7 +109,7 @@ def test_why_the_figures_of_configuration_b_differ():
 
 def test_the_papers_figures_of_optical_flow_are_those_of_fewer_layers_and_latents():
     """Of the sizes of the ablation's light model, but at full resolution."""
-    light = {key: PRESETS["optical_flow_light"].settings[key] for key in ("depth", "latents")}
+    light = {key: getattr(PRESETS["optical_flow_light"].config, key) for key in ("depth", "latents")}
     size = measure(partial(perceivers.create_model, "optical_flow", **light), PRESETS["optical_flow"].inputs)
     assert size.parameters == pytest.approx(27.9e6, rel=0.001)
     assert size.flops == pytest.approx(987e9, rel=0.002)
@@ -225,7 +230,7 @@ def test_the_released_decoders_with_a_query_residual_are_those_of_image_classifi
 def test_unknown_names_and_settings():
     with pytest.raises(PerceiversError, match="no model 'imagenet_furier': did you mean 'imagenet_fourier'"):
         perceivers.create_model("imagenet_furier")
-    with pytest.raises(PerceiversError, match="image_classifier has no argument 'latent': did you mean 'latents'"):
+    with pytest.raises(PerceiversError, match="ImageClassifierConfig has no argument 'latent': did you mean 'latents'"):
         perceivers.create_model("imagenet_fourier", latent=3)
     for wrong in ({"preprocessing": "vgg"}, {"positions": "none"}, {"decoder": "max"}):
         with pytest.raises(PerceiversError, match=f"{next(iter(wrong))} = .* is not allowed"):
@@ -234,7 +239,7 @@ def test_unknown_names_and_settings():
     wrong |= {"frames": ("both",), "downsampling": ("pool",)}
     for name, value in ((name, value) for name, values in wrong.items() for value in values):
         with pytest.raises(PerceiversError, match=f"{name} = {re.escape(repr(value))} is not allowed"):
-            optical_flow(**{name: value})
+            OpticalFlowConfig(**{name: value}).build()
 
 
 @pytest.mark.parametrize(
@@ -313,12 +318,12 @@ def test_the_command_lists_models(capsys, monkeypatch):
     main(["models", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == perceivers.list_models()
-    assert rows[0]["parameters"] == 48440627
-    assert rows[0]["paper_flops"] == 407_000_000_000
+    first = rows[perceivers.list_models().index("imagenet_fourier")]
+    assert first["parameters"] == 48440627
+    assert first["paper_flops"] == 407_000_000_000
     assert rows[perceivers.list_models().index("optical_flow_light")]["paper_parameters"] is None
     assert rows[perceivers.list_models().index("optical_flow_light")]["paper_flops"] is None
-    few = {name: PRESETS[name] for name in ("imagenet_fourier", "optical_flow_light")}
-    monkeypatch.setattr("perceivers.presets.PRESETS", few)
+    monkeypatch.setattr("perceivers.presets.list_models", lambda: ["imagenet_fourier", "optical_flow_light"])
     main(["models"])
     table = capsys.readouterr().out
     assert re.search(r"Fourier +48\.4M +48\.4M +406B +407B\n", table)

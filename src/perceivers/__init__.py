@@ -1,13 +1,18 @@
 """Perceiver IO: any arrays in, any arrays out, in time linear in both."""
 
-from perceivers.checkpoints import load
-from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.attention import record_attention
-from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
-from perceivers.presets import create_model, list_models
-from perceivers.set_encoder import SetEncoder
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perceivers.checkpoints.load import load
+    from perceivers.errors import PerceiversError
+    from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+    from perceivers.model.attention import record_attention
+    from perceivers.model.perceiver_io import PerceiverIO
+    from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
+    from perceivers.model.saving import Model
+    from perceivers.presets import create_model, list_models
+    from perceivers.set_encoder import SetEncoder
 
 __version__ = "0.1.0"
 
@@ -17,6 +22,7 @@ __all__ = [
     "InputAdapter",
     "InputArray",
     "LearnedPositions",
+    "Model",
     "OutputAdapter",
     "PerceiverIO",
     "PerceiversError",
@@ -27,3 +33,32 @@ __all__ = [
     "load",
     "record_attention",
 ]
+
+MODULES = {
+    "load": "checkpoints.load",
+    "PerceiversError": "errors",
+    "Encoded": "model.adapter",
+    "InputAdapter": "model.adapter",
+    "InputArray": "model.adapter",
+    "OutputAdapter": "model.adapter",
+    "record_attention": "model.attention",
+    "PerceiverIO": "model.perceiver_io",
+    "FourierPositions": "model.positions",
+    "LearnedPositions": "model.positions",
+    "fourier_features": "model.positions",
+    "Model": "model.saving",
+    "create_model": "presets",
+    "list_models": "presets",
+    "SetEncoder": "set_encoder",
+}
+"""Where the public names are. They are imported when they are asked for, so that `perceivers --help` needs no torch."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

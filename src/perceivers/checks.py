@@ -113,7 +113,9 @@ def describe_expected(value: Any, annotation: Any) -> str:
         return " or ".join(map(repr, parts))
     if origin is Annotated and matches(value, strip_ranges(annotation)):
         return " and ".join(str(part) for part in parts[1:] if isinstance(part, Range))
-    return f"of type {name_annotation(annotation)}"
+    ranges = {item for part in parts for item in get_args(part) if isinstance(item, Range)}
+    each = f", each {ranges.pop()}" if len(ranges) == 1 else ""
+    return f"of type {name_annotation(annotation)}{each}"
 
 
 def strip_ranges(annotation: Any) -> Any:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from perceivers import plugins
+from perceivers import extras, plugins
 from perceivers.command import Command, run
 from perceivers.errors import PerceiversError, nearest
 
@@ -48,6 +48,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except PerceiversError as error:
         print(f"perceivers: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        extra = extras.extra_of(error.name)
+        if extra is None:
+            raise
+        print(f"perceivers: {extras.describe_missing(str(error.name), extra)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

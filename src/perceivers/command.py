@@ -68,6 +68,8 @@ def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, 
         element, element_metadata = split_annotation(parts[0])
         fixed = origin is tuple and Ellipsis not in parts
         settings["nargs"] = len(parts) if fixed else "+" if required or not positional else "*"
+        if not fixed and not positional:
+            settings |= {"action": "extend", "default": list(default or ())}  # may be given several times
     elif positional and not required:
         settings["nargs"] = "?"
     if get_origin(element) is Literal:
@@ -120,11 +122,13 @@ def run(function: Command, argv: Sequence[str], prog: str) -> None:
     parser = build_parser(function, prog)
     parameters = inspect.signature(function).parameters
     rest = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
+    hints = get_type_hints(function, include_extras=True)
+    tuples = {name for name, hint in hints.items() if get_origin(split_annotation(hint)[0]) is tuple}
     if rest is None:
-        found, unknown = parser.parse_args(argv), []
+        found, unknown = parser.parse_args(argv), list[str]()
     else:
         found, unknown = parser.parse_known_args(argv)
-    values = vars(found)
+    values = {name: tuple(value) if name in tuples and value else value for name, value in vars(found).items()}
     positional = [values.pop(name) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     function(*positional, *unknown, **values)
 
@@ -154,15 +158,13 @@ def print_classes(classes: Mapping[str, float]) -> None:
 
 def print_files_classes(files: Sequence[str], answers: Sequence[Mapping[str, float]], top: int, json: bool) -> None:
     """Prints the most probable classes of each file."""
-    best = [
-        {"file": file, "classes": dict(list(answer.items())[:top])} for file, answer in zip(files, answers, strict=True)
-    ]
+    best = [dict(list(answer.items())[:top]) for answer in answers]
     if json:
-        print_json(best)
+        print_json([{"file": file, "classes": classes} for file, classes in zip(files, best, strict=True)])
         return
-    for answer in best:
-        print(answer["file"])
-        print_classes(answer["classes"])
+    for file, classes in zip(files, best, strict=True):
+        print(file)
+        print_classes(classes)
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -7,12 +7,14 @@ declares them in its `pyproject.toml`:
     weather = "weather.training:Forecast"
 """
 
+import difflib
 import importlib
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
+from perceivers import extras
 from perceivers.errors import PerceiversError, nearest
 
 T = TypeVar("T")
@@ -94,15 +96,17 @@ def import_object(path: str, kind: str = "object") -> Any:
     Raises:
         PerceiversError: the path is not of that form, the module cannot be imported, or it has no such object.
     """
-    module_name, _, attributes = path.replace(" ", "").partition(":")
+    module_name, _, attributes = path.partition(":")
     if not attributes or not all(part.isidentifier() for part in (*module_name.split("."), *attributes.split("."))):
-        raise PerceiversError(f"{path!r} is not the import path of a {kind}: write package.module:Object.")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise PerceiversError(f"{path!r} is not the import path of {article} {kind}: write package.module:Object.")
     value = import_module(module_name, f"the {kind} {path}")
     for attribute in attributes.split("."):
         if not hasattr(value, attribute):
             owner = f"the module {module_name}" if value is sys.modules[module_name] else path.rpartition(".")[0]
-            public = [name for name in vars(value) if not name.startswith("_")]
-            raise PerceiversError(f"{kind} {path}: {owner} has no {attribute!r}: {nearest(attribute, public)}")
+            close = difflib.get_close_matches(attribute, dir(value), n=1)
+            hint = f": did you mean {close[0]!r}?" if close else "."
+            raise PerceiversError(f"{kind} {path}: {owner} has no {attribute!r}{hint}")
         value = getattr(value, attribute)
     return value
 
@@ -118,6 +122,9 @@ def import_module(name: str, wanted: str) -> Any:
             raise PerceiversError(
                 f"{wanted}: there is no module {error.name!r}: install its package, or put the file beside the config."
             ) from error
+        extra = extras.extra_of(error.name)
+        if extra is not None:
+            raise PerceiversError(extras.describe_missing(str(error.name), extra)) from error
         raise PerceiversError(f"{wanted}: {name} needs the module {error.name!r}, which is not installed.") from error
     except Exception as error:  # a user's module may raise anything
         raise PerceiversError(f"{wanted}: importing {name} fails: {type(error).__name__}: {error}") from error

@@ -35,7 +35,7 @@ def test_every_run_of_the_ablation_is_a_config():
     for name, overrides in ABLATION.items():
         config = read_config(CONFIG, overrides)
         assert (config.curriculum.plain == 0) == (name in ("no first phase", "neither"))
-        assert (config.model["start"] == "normal") == (name in ("no local start", "neither"))
+        assert (config.model.start == "normal") == (name in ("no local start", "neither"))
 
 
 def test_the_ablation_is_read_from_its_runs(tmp_path):

@@ -4,26 +4,32 @@ import PIL.Image
 import pytest
 
 pytest.importorskip("sc2reader")
+pytest.importorskip("datasets")
 from benchmarks import starcraft
 from benchmarks.starcraft import CONFIGS, ENCODERS, PICTURED, flops, folder, measured, report, spread, usual_batch
 from benchmarks.starcraft_pictures import draw_attention, draw_selections, selected, some_selections
 from perceivers.starcraft.metrics import own
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.training.config import read_config
-from tests.starcraft.test_training import policy, small_run, tables  # noqa: F401
+from tests.starcraft.support import small_policy, small_run, write_tables
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch):
+    return write_tables(tmp_path, monkeypatch)
 
 
 def test_every_run_is_a_config():
     for name, (config, changes) in ENCODERS.items():
         model = read_config(CONFIGS / config, changes).model
-        assert model["encoder"] == ("transformer" if name == "Transformer" else "perceiver")
-        assert str(model.get("latents", "")) in name
+        assert model.encoder == ("transformer" if name == "Transformer" else "perceiver")
+        assert model.encoder == "transformer" or f"{model.latents} latents" in name
 
 
 def test_flops_are_those_of_the_encoder_at_its_number_of_units():
-    few, many = flops(policy(), 100), flops(policy(), 200)
+    few, many = flops(small_policy(), 100), flops(small_policy(), 200)
     assert few < many < 2 * few  # linear but for the latents
-    quadratic = [flops(policy(encoder="transformer"), units) for units in (1000, 2000)]
+    quadratic = [flops(small_policy(encoder="transformer"), units) for units in (1000, 2000)]
     assert quadratic[1] > 2.5 * quadratic[0]
 
 
@@ -32,7 +38,7 @@ def test_figures_of_several_seeds():
     assert spread([0.5]) == "50.0"
 
 
-def test_the_report(tmp_path, tables, monkeypatch):  # noqa: F811
+def test_the_report(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(starcraft, "ENCODERS", {"Transformer": ("transformer.yaml", [])})
     monkeypatch.setattr(starcraft, "DecisionData", lambda path, split: tables)
     for seed in (0, 1):
@@ -49,33 +55,33 @@ def test_the_report(tmp_path, tables, monkeypatch):  # noqa: F811
     assert "| most frequent type |" in text
 
 
-def test_selections_of_pictures_are_several_units_and_always_the_same(tables):  # noqa: F811
+def test_selections_of_pictures_are_several_units_and_always_the_same(tables):
     test = tables.open()["test"]
     batch = some_selections(test, 3)
     assert (batch["ability"] < 0).all()
     assert (batch["chosen"].sum(1) >= 3).all()
     assert all((batch[name] == value).all() for name, value in some_selections(test, 3).items())
-    found = selected(policy(), test, batch)
+    found = selected(small_policy(), test, batch)
     assert found.any(1).all()
     assert not (found & ~own(batch)).any()
 
 
-def test_pictures(tmp_path, tables):  # noqa: F811
+def test_pictures(tmp_path, tables):
     test = tables.open()["test"]
-    policies = {"Transformer": policy(encoder="transformer"), "Perceiver IO": policy()}
+    policies = {"Transformer": small_policy(encoder="transformer"), "Perceiver IO": small_policy()}
     draw_selections(policies, test, tmp_path / "selections.png", states=2)
     draw_attention(policies["Perceiver IO"], test, tmp_path / "attention.png", latents=3)
     assert PIL.Image.open(tmp_path / "selections.png").size == (832, 840)
     assert PIL.Image.open(tmp_path / "attention.png").size == (960, 672)
 
 
-def test_costs_are_of_the_same_batch(tables):  # noqa: F811
+def test_costs_are_of_the_same_batch(tables):
     test = tables.open()["test"]
     batch = usual_batch(test)
     middle = sorted(test.lengths)[8:72]
     assert sorted(batch["real"].sum(1).tolist()) == middle
-    large: UnitPolicy = policy(latents=64, latent_channels=256)
-    found = measured({"small": policy(), "large": large}, test, rounds=2)
+    large: UnitPolicy = small_policy(latents=64, latent_channels=256)
+    found = measured({"small": small_policy(), "large": large}, test, rounds=2)
     assert found["small"].trained > found["large"].trained
     assert found["small"].encoded > found["large"].encoded
     assert found["small"].trained < found["small"].encoded

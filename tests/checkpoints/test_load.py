@@ -12,41 +12,44 @@ import numpy as np
 import pytest
 import torch
 import transformers as hub
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 from safetensors.torch import load_file, save_file
 
 import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
+from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.config import to_tree
 from perceivers.released import haiku
 from perceivers.released import transformers as port
+from perceivers.text.model import LanguageConfig
 
 TRUNK = {"latents": 4, "channels": 16, "depth": 2, "heads": 4}
 IMAGES = TRUNK | {"image_size": 16, "query_channels": 12, "classes": 5, "blocks": 2}
 ORIGINALS = {
-    "fourier": (haiku.FOURIER, partial(image_classifier, bands=3, **IMAGES), {"image_size": 16}),
+    "fourier": (haiku.FOURIER, partial(ImageClassifierConfig, bands=3, **IMAGES), {"image_size": 16}),
     "learned": (
         haiku.LEARNED,
-        partial(image_classifier, positions="learned", feature_channels=6, position_channels=8, query_residual=False,
-                **IMAGES),
+        partial(ImageClassifierConfig, positions="learned", feature_channels=6, position_channels=8,
+                query_residual=False, **IMAGES),
         {},
     ),
     "conv": (
         haiku.CONV,
-        partial(image_classifier, preprocessing="conv", feature_channels=6, bands=3, **IMAGES),
+        partial(ImageClassifierConfig, preprocessing="conv", feature_channels=6, bands=3, **IMAGES),
         {"image_size": 16},
     ),
     "language": (
         haiku.LANGUAGE,
-        partial(language_model, length=9, embedding_channels=12, cross_heads=2, decoder_heads=2, qk_channels=8,
+        partial(LanguageConfig, length=9, embedding_channels=12, cross_heads=2, decoder_heads=2, qk_channels=8,
                 v_channels=16, decoder_qk_channels=8, decoder_v_channels=12, **TRUNK),
         {"cross_heads": 2, "decoder_heads": 2},
     ),
-    "flow": (haiku.FLOW, partial(optical_flow, image_size=(8, 12), bands=3, **TRUNK), {"image_size": (8, 12)}),
+    "flow": (haiku.FLOW, partial(OpticalFlowConfig, image_size=(8, 12), bands=3, **TRUNK), {"image_size": (8, 12)}),
     "autoencoder": (
         haiku.AUTOENCODER,
-        partial(autoencoder, frames=2, image_size=(8, 8), samples_per_frame=32, video_bands=2, audio_bands=4,
+        partial(AutoencoderConfig, frames=2, image_size=(8, 8), samples_per_frame=32, video_bands=2, audio_bands=4,
                 classes=9, label_query_channels=8, output_channels=10, **TRUNK),
         {"frames": 2, "image_size": (8, 8), "samples_per_frame": 32},
     ),
@@ -58,9 +61,9 @@ ORIGINALS = {
 def original(request, tmp_path):
     """A small model, its arrays as the original stores them, and the settings that its file does not tell."""
     modules, build, untold = ORIGINALS[request.param]
-    if build.func is image_classifier:
+    if build.func is ImageClassifierConfig:
         untold = untold | {"blocks": 2}
-    model = build().eval()
+    model = build().build().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tree = {}
@@ -173,7 +176,7 @@ def test_pickles_of_something_else_are_refused(tmp_path, wrong):
 def test_the_statistics_of_batch_normalisation_are_needed(tmp_path):
     modules, build, _ = ORIGINALS["conv"]
     tree = {}
-    for name, tensor in build().state_dict().items():
+    for name, tensor in build().build().state_dict().items():
         module, leaf = haiku.rename(name, modules).split(" ")
         tensor = tensor.T if tensor.dim() == 2 else tensor.permute(2, 3, 1, 0) if tensor.dim() == 4 else tensor
         tree.setdefault(module, {})[leaf] = tensor.numpy().copy()
@@ -445,7 +448,7 @@ def test_settings_of_transformers_can_be_changed(folder):
     assert model.encoder.layers[0].attention.heads == 2
     assert model.encoder.checkpointing
     assert model.outputs["label"].names == ["a", "b", "c"]
-    with pytest.raises(PerceiversError, match=r"image_classifier has no argument 'head': did you mean 'heads'\?"):
+    with pytest.raises(PerceiversError, match=r"ImageClassifierConfig has no argument 'head': did you mean 'heads'\?"):
         perceivers.load(folder, head=2)
     with pytest.raises(PerceiversError, match=r"latents' has shape \(4, 16\), but its model needs \(8, 16\)"):
         perceivers.load(folder, latents=8)
@@ -453,7 +456,7 @@ def test_settings_of_transformers_can_be_changed(folder):
 
 def test_our_own_models_tell_all_their_settings(folder):
     perceivers.load(folder).save(folder / "ours")
-    with pytest.raises(PerceiversError, match="ours tells all its settings: heads, dropout cannot be given"):
+    with pytest.raises(PerceiversError, match="ours stores all its settings: heads, dropout cannot be given"):
         perceivers.load(folder / "ours", heads=2, dropout=0.1)
 
 

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ import torch
 import perceivers
 from perceivers import LearnedPositions, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
+from perceivers.flow.estimate import SHIPPED
 
 
 @pytest.fixture
@@ -55,9 +57,81 @@ def test_own_adapters_are_passed_by_class(tmp_path):
         pass
 
     perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
-    with pytest.raises(PerceiversError, match=r"names the class 'MyInput'.*classes=\[MyInput\]"):
+    with pytest.raises(
+        PerceiversError, match=r"names the class 'tests.*MyInput'.*classes=\[.*MyInput\].*--trust tests"
+    ):
         perceivers.load(tmp_path)
     assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+
+
+def test_classes_of_a_script_are_known_by_their_name(tmp_path):
+    class MyInput(ArrayInput):
+        pass
+
+    perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
+    break_config(lambda c: c["model"]["inputs"]["x"].update({"class": "__main__:MyInput"}))(tmp_path)
+    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+    with pytest.raises(PerceiversError, match="names the class '__main__:MyInput', which is not one of this package"):
+        perceivers.load(tmp_path)
+
+
+def test_folders_of_the_release_before_are_read(tmp_path):
+    """Their configs name classes without modules; the flow model that is shipped was saved so."""
+    config = json.loads((SHIPPED / "config.json").read_text())
+    assert (config["version"], config["model"]["class"]) == (1, "PerceiverIO")
+    model = perceivers.load(SHIPPED)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_411_918
+    model.save(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert (saved["version"], saved["model"]["class"]) == (2, "perceivers.model.perceiver_io:PerceiverIO")
+    again = perceivers.load(tmp_path)
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_classes_of_ones_own_in_folders_of_the_release_before(tmp_path):
+    class MyInput(ArrayInput):
+        pass
+
+    def to_version_1(config):
+        config["version"] = 1
+        config["model"]["class"], config["model"]["inputs"]["x"]["class"] = "PerceiverIO", "MyInput"
+        config["model"]["outputs"]["y"]["class"] = "LabelOutput"
+
+    perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
+    break_config(to_version_1)(tmp_path)
+    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+    with pytest.raises(PerceiversError, match=r"names the class 'MyInput'.*classes=\[MyInput\]"):
+        perceivers.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("os:system", "'os' declares no entry point of perceivers"),
+        ("antigravity:fly", "'antigravity' declares no entry point of perceivers"),
+        ("perceivers_of_mine.adapters:Input", "'perceivers_of_mine' declares no entry point"),
+        ("perceivers.model.saving:os.system", "is nothing that a model can consist of"),
+        ("perceivers.model.saving:json", "is nothing that a model can consist of"),
+        ("perceivers.adapters.array:ArayInput", "has no 'ArayInput': did you mean 'ArrayInput'"),
+        ("perceivers.adaptors:ArrayInput", "there is no module 'perceivers.adaptors'"),
+        ("perceivers.model.saving:", "is not the import path of a class"),
+        ("perceivers.model.saving:a b", "is not the import path of a class"),
+    ],
+)
+def test_a_class_that_may_not_be_or_is_not_there(model, tmp_path, name, message):
+    model.save(tmp_path)
+    break_config(lambda c: c["model"]["inputs"]["image"].update({"class": name}))(tmp_path)
+    before = set(sys.modules)
+    with pytest.raises(PerceiversError, match=message):
+        perceivers.load(tmp_path)
+    assert not {"antigravity", "perceivers_of_mine"} & (set(sys.modules) - before)
+
+
+def test_what_is_no_model_is_refused(model, tmp_path):
+    model.save(tmp_path)
+    break_config(lambda c: c.update(model=c["model"]["outputs"]["label"]))(tmp_path)
+    with pytest.raises(PerceiversError, match="describes a LabelOutput, not a model"):
+        perceivers.load(tmp_path)
 
 
 def break_config(change):
@@ -81,7 +155,7 @@ def truncate(name):
         (truncate("model.safetensors"), "model.safetensors cannot be read .* truncated or damaged"),
         (truncate("config.json"), "config.json is not valid JSON"),
         (break_config(lambda c: c.pop("format")), "was not written by perceivers"),
-        (break_config(lambda c: c.update(version=2)), "has version 2 of the format"),
+        (break_config(lambda c: c.update(version=3)), "has version 3 of the format"),
         (
             break_config(lambda c: c["model"].update(latents=5)),
             r"belongs to another model: encoder.latents is \(4, 16\)",
@@ -93,7 +167,10 @@ def truncate(name):
             "latents = '4' is not allowed: .* of type int",
         ),
         (break_config(lambda c: c.pop("model")), "has no 'model'"),
-        (break_config(lambda c: c["model"].update({"class": "Patches"})), "Patches has no argument"),
+        (
+            break_config(lambda c: c["model"].update({"class": "perceivers.adapters.image:Patches"})),
+            "Patches has no argument",
+        ),
         (break_config(lambda c: c["model"].update({"class": "os.system"})), "names the class 'os.system'"),
     ],
 )

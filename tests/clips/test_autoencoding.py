@@ -11,8 +11,6 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 
 pytest.importorskip("av")
-from perceivers.tasks import autoencoder
-
 from perceivers.cli import main
 from perceivers.clips.autoencoding import (
     Autoencoding,
@@ -22,14 +20,17 @@ from perceivers.clips.autoencoding import (
     evaluate,
     pixels_at,
 )
-from perceivers.clips.data import ClipData, collate
+from perceivers.clips.classification import ClipClassification
+from perceivers.clips.data import ClipData
+from perceivers.clips.model import AutoencoderConfig, ClipClassifierConfig
 from perceivers.clips.reconstruct import autoencode, compression, psnr
 from perceivers.data.video import read_frames, write_video
-from perceivers.presets import create_model
+from perceivers.presets import create_model, model_config
 from perceivers.training.config import read_config
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.clips.test_windows import wav
+from tests.support.cli import fails
 from tests.support.runs import interrupt_at, state
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +56,9 @@ def clips(root):
 def small_run(output, data, model=None, fields=None, **training):
     training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
     return Autoencoding(
-        {"preset": "autoencoder_88x"} | SIZES | (model or {}),
-        ClipData(str(data), held_out=0.2, memory=0.1),
-        Weights(1.0, 1.0, 0.1),
+        model=model_config("autoencoder_88x", **(SIZES | (model or {}))),
+        data=ClipData(str(data), held_out=0.2, memory=0.1),
+        weights=Weights(1.0, 1.0, 0.1),
         optimization=Optimization(lr=3e-3),
         training=Training(**training),
         **({"points": 32} | (fields or {})),
@@ -112,8 +113,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
 
 
 def module(**changes):
-    config = Autoencoding({"preset": "autoencoder_88x"}, **changes)
-    return ClipAutoencoder(autoencoder(**SIZES, classes=5), config).eval()
+    return ClipAutoencoder(AutoencoderConfig(**SIZES, classes=5).build(), **changes).eval()
 
 
 def batch(clips=3):
@@ -195,7 +195,6 @@ def test_the_label_is_hidden_from_some_in_training_and_from_all_in_evaluation(mo
     assert hidden.shape == (300, 1)
     assert float(hidden.float().mean()) == pytest.approx(0.25, abs=0.08)
     seen.clear()
-    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
     chosen.validation_step(data | {"problems": []}, 0)
     assert seen[0]["label"].all()
 
@@ -206,22 +205,21 @@ def test_the_weights_of_the_modalities(monkeypatch):
     monkeypatch.setattr(chosen, "losses", lambda *arguments: losses)
     monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
     assert float(chosen.training_step(batch(), 0)) == 0.5 * 3 + 2 * 5 + 0.25 * 7
-    assert chosen.training_step(collate([{"problem": "broken"}]), 0) is None
+    assert chosen.training_step({"problems": ["broken"]}, 0) is None
 
 
 @torch.no_grad()
-def test_psnr_is_that_of_the_command_averaged_over_clips(monkeypatch):
+def test_psnr_is_that_of_the_command_averaged_over_clips():
     chosen, data = module(), batch()
-    monkeypatch.setattr(chosen, "show", lambda *arguments: None)
     chosen.validation_step(data | {"problems": []}, 0)
     _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
     video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
     each = [psnr(video[b][data["shown"][b]], data["video"][b][data["shown"][b]] / 255) for b in range(3)]
-    assert float(chosen.errors.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
+    assert float(chosen.metrics.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
     heard = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
-    assert float(chosen.errors.audio.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
+    assert float(chosen.metrics.audio.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
     right = (answers["label"].argmax(1) == data["label"]).float().mean()
-    assert float(chosen.errors.label.compute()) == pytest.approx(float(right))
+    assert float(chosen.metrics.label.compute()) == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("88x", 88), ("176x", 176), ("352x", 352)])
@@ -229,7 +227,7 @@ def test_the_papers_compression_ratios(name, ratio):
     with torch.device("meta"):
         assert compression(create_model(f"autoencoder_{name}")) == ratio
     config = read_config(ROOT / "configs/autoencoding" / f"paper_{name}.yaml")
-    assert config.model["preset"] == f"autoencoder_{name}"
+    assert config.model == model_config(f"autoencoder_{name}")
     assert (config.weights.video, config.weights.audio, config.weights.label) == (0.03, 1, 0.0001)
     assert (config.points, config.label_masking) == (512, 0.5)
 
@@ -237,15 +235,16 @@ def test_the_papers_compression_ratios(name, ratio):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": {}}, r"model\.preset is missing"),
-        ({"model": {"preset": "audioset_raw"}}, "model.preset = audioset_raw is of clip_classification"),
+        ({"model": ClipClassifierConfig()}, "model = .* is not allowed: it must be of type AutoencoderConfig"),
         ({"points": 0}, "points = 0 is not allowed"),
         ({"label_masking": 1.5}, "label_masking = 1.5 is not allowed"),
     ],
 )
 def test_values_that_are_not_allowed(fields, message):
     with pytest.raises(PerceiversError, match=message):
-        Autoencoding(**({"model": {"preset": "autoencoder_88x"}} | fields))
+        Autoencoding(**({"model": AutoencoderConfig()} | fields))
+    with pytest.raises(PerceiversError, match=r"model\.preset = audioset_raw is of clip_classification"):
+        read_config(ROOT / "configs/autoencoding/mini.yaml", ["--model.preset=audioset_raw"])
     with pytest.raises(PerceiversError, match=r"weights\.audio = -1 is not allowed"):
         Weights(audio=-1)
 
@@ -255,7 +254,7 @@ def test_clips_that_cannot_be_autoencoded(tmp_path):
     with pytest.raises(PerceiversError, match=r"patch_size = \[1, 3, 3\] is not allowed: it must divide"):
         small_run(tmp_path / "run", data, {"patch_size": 3}).run()
     with pytest.raises(PerceiversError, match=r"model\.classes = 3 is not allowed: it must be 2, as in the data"):
-        small_run(tmp_path / "run", data, {"classes": 3}).run()
+        read_config(ROOT / "configs/autoencoding/mini.yaml", [f"--data.path={data}", "--model.classes=3"]).run()
     (tmp_path / "list.csv").write_text('file,labels\nbright/0.mkv,"a,b"\ndark/0.mkv,a\n')
     run = small_run(tmp_path / "run", data)
     run.data.training_list = str(tmp_path / "list.csv")
@@ -283,10 +282,34 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
         r"1 clip, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
         capsys.readouterr().out,
     )
-    other = autoencoder(**(SIZES | {"classes": None}))
+    other = AutoencoderConfig(**SIZES, classes=None).build()
     other.save(tmp_path / "other")
-    main(["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv"), "--windows", "3", "--json"])
+    command = ["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv")]
+    main([*command, "--windows", "3", "--json"])
     assert json.loads(capsys.readouterr().out)["windows"] == 3
+    assert "--list says the classes of clips, but this model has no label" in fails(capsys, *command, "--list", "a.csv")
+
+
+def test_a_run_says_its_compression_and_its_config_keeps_that_there_is_no_label(tmp_path, capsys):
+    data = clips(tmp_path / "clips")
+    output = small_run(tmp_path / "run", data, {"classes": None}, epochs=1).run()
+    assert re.search(r"^Compression \d+x, as the paper counts\.$", capsys.readouterr().out, re.MULTILINE)
+    assert read_config(output / "config.json").model.classes is None
+    labelled = small_run(tmp_path / "labelled", data, epochs=1).run()
+    assert "classes" not in json.loads((labelled / "config.json").read_text())["model"]
+
+
+def test_which_models_are_autoencoders():
+    def builds(config):
+        with torch.device("meta"):
+            return config.build()
+
+    assert Autoencoding.evaluates(builds(AutoencoderConfig()))
+    assert Autoencoding.evaluates(builds(AutoencoderConfig(classes=None, samples_per_frame=None)))
+    assert not Autoencoding.evaluates(builds(ClipClassifierConfig()))
+    assert not ClipClassification.evaluates(builds(AutoencoderConfig()))
+    assert ClipClassification.evaluates(builds(ClipClassifierConfig(frames=None)))
+    assert not Autoencoding.evaluates(torch.nn.Linear(2, 2))
 
 
 def test_all_frames_of_a_clip_are_changed_alike():

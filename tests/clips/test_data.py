@@ -5,7 +5,7 @@ import torch
 from perceivers import PerceiversError
 
 pytest.importorskip("av")
-from perceivers.clips.data import ClipData, ClipDataset, collate, divide, evenly
+from perceivers.clips.data import ClipData, ClipDataset, divide, evenly
 from perceivers.clips.windows import Window, read_window
 from perceivers.data.loader import Item
 from tests.clips.test_windows import BOTH, SOUND, stairs, wav
@@ -29,14 +29,15 @@ def test_clips_of_a_folder_become_batches_without_those_that_cannot_be_read(tmp_
     assert (len(clips.training), len(clips.evaluation)) == (5, 1)
     every = ClipData(str(tmp_path / "data"), held_out=0.5).open()
     order = [int(every.training.describe(i)[-5]) + 3 * every.training.labels[i] for i in range(3)]
-    batch = collate([ClipDataset(every.training, SOUND, evenly(1))[Item(i, 0)] for i in range(3)])
+    dataset = ClipDataset(every.training, SOUND, evenly(1))
+    batch = dataset.collate([dataset[Item(i, 0)] for i in range(3)])
     readable = [number for number in order if number != 4]
     torch.testing.assert_close(batch["audio"][:, 400], (torch.tensor(readable) + 1) / 10, atol=1e-3, rtol=0)
     assert batch["label"].tolist() == [number // 3 for number in readable]
     assert [problem for problem in batch["problems"] if "low/1.wav cannot be read" not in problem] == []
     assert len(batch["problems"]) == (4 in order)
     assert "video" not in batch
-    assert set(collate([{"problem": "broken"}])) == {"problems"}
+    assert set(dataset.collate([{"problem": "broken"}])) == {"problems"}
 
 
 def test_training_places_windows_at_random_and_evaluation_evenly(tmp_path):
@@ -144,7 +145,8 @@ def test_a_list_tells_the_classes_of_clips_of_a_folder(tmp_path):
     assert splits.training.several
     assert [splits.training.target(i).tolist() for i in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
     assert splits.evaluation.target(0).tolist() == [0, 1, 0]
-    batch = collate([ClipDataset(splits.training, SOUND, evenly(1))[Item(i, 0)] for i in range(3)])
+    dataset = ClipDataset(splits.training, SOUND, evenly(1))
+    batch = dataset.collate([dataset[Item(i, 0)] for i in range(3)])
     torch.testing.assert_close(batch["audio"][:, 400], torch.tensor([0.1, 0.6, 0.2]), atol=1e-3, rtol=0)
     assert batch["label"].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
     (tmp_path / "c.csv").write_text("file,label\nhigh/0.wav,dog\nhigh/none.wav,cat\nlow/0.wav,cat\n")

@@ -4,13 +4,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from perceivers.tasks import optical_flow
 
 import perceivers
 from perceivers import FourierPositions, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ConvStem, Patches
 from perceivers.flow.adapter import FlowOutput, FramePairInput, upsample
 from perceivers.flow.estimate import flow
+from perceivers.flow.model import OpticalFlowConfig
 from perceivers.released.export import to_transformers
 from tests.support.models import TILE, TRUNK, optical
 
@@ -129,7 +129,10 @@ def test_a_batch_normalisation_takes_its_statistics_over_both_frames():
 @pytest.mark.parametrize("frames", ["concatenated", "separate"])
 def test_what_a_convolution_learns_holds_in_evaluation(frames):
     torch.manual_seed(0)
-    model = optical_flow(image_size=(12, 16), bands=2, downsampling="conv", frames=frames, feature_channels=8, **TRUNK)
+    config = OpticalFlowConfig(
+        image_size=(12, 16), bands=2, downsampling="conv", frames=frames, feature_channels=8, **TRUNK
+    )
+    model = config.build()
     data, truth = {"frames": torch.rand(2, 2, 3, 12, 16)}, torch.randn(2, 2, 3, 4).repeat_interleave(4, 2)
     truth = truth.repeat_interleave(4, 3)
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
@@ -219,7 +222,7 @@ def test_a_new_model_mixes_all_nine_flows(monkeypatch):
     given = []
     monkeypatch.setattr("perceivers.flow.adapter.upsample", lambda *arrays: given.append(arrays) or upsample(*arrays))
     settings = {"image_size": (32, 48), "latents": 16, "channels": 64, "depth": 2, "heads": 4}
-    model = optical_flow(downsampling="conv", **settings)
+    model = OpticalFlowConfig(downsampling="conv", **settings).build()
     model({"frames": torch.rand(1, 2, 3, 32, 48)})
     weights = given[0][1].softmax(3)
     assert weights.min() > 0.02

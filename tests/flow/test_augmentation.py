@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nan
 
 from perceivers import PerceiversError
+from perceivers.data.image_files import read_frame
 from perceivers.flow import augmentation as flow_augmentation
 from perceivers.flow.augmentation import (
     FlowAugment,
@@ -20,7 +21,7 @@ from perceivers.flow.augmentation import (
     warp_flow,
     windows,
 )
-from perceivers.flow.files import read_flow, read_frame
+from perceivers.flow.files import read_flow
 
 HEIGHT, WIDTH = FRAME = (52, 60)
 SIZE = (36, 40)
@@ -543,9 +544,9 @@ def test_everything_happens_where_the_frames_are(monkeypatch):
         ({"scale": (0.5, 0.1)}, r"augmentation.scale = \(0.5, 0.1\) is not allowed: .* two numbers, the smaller first"),
         ({"scale": (0.5, nan)}, "augmentation.scale"),
         ({"scale": (-math.inf, 0.0)}, "augmentation.scale"),
-        ({"brightness": 1.1}, "augmentation.brightness = 1.1 is not allowed: it must be from 0 to 1"),
-        ({"erase": -0.1}, "augmentation.erase = -0.1 is not allowed: it must be from 0 to 1"),
-        ({"rotation": 181.0}, "augmentation.rotation = 181.0 is not allowed: it must be from 0 to 180"),
+        ({"brightness": 1.1}, "augmentation.brightness = 1.1 is not allowed: it must be at least 0 and at most 1"),
+        ({"erase": -0.1}, "augmentation.erase = -0.1 is not allowed: it must be at least 0 and at most 1"),
+        ({"rotation": 181.0}, "augmentation.rotation = 181.0 is not allowed: it must be at least 0 and at most 180"),
         ({"stretch": -1.0}, "augmentation.stretch = -1.0 is not allowed: it must be at least 0"),
         ({"erase_side": nan}, "augmentation.erase_side = nan is not allowed"),
     ],

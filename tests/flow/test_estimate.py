@@ -9,8 +9,8 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.commands import split_model
 from perceivers.data.video import read_frames, write_video
+from perceivers.flow.commands import split_model
 from perceivers.flow.estimate import SHIPPED, flow, flow_video, starts, tile_weights
 from perceivers.flow.files import read_flow
 from perceivers.flow.generator import FlowGenerator
@@ -276,7 +276,7 @@ def test_the_command_draws_flow(files, tmp_path, capsys):
 
 def test_the_command_draws_the_flow_of_a_video(files, tmp_path, capsys):
     main(["flow", *files("model", "clip.mp4"), "--overlap", "5", "--out", *files("out.mkv")])
-    assert capsys.readouterr().out == f"{tmp_path / 'out.mkv'}: the flow of 2 pairs of frames, in colours.\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'out.mkv'}: the flow of 2 pairs of frames, in colors.\n"
     assert len(list(read_frames(tmp_path / "out.mkv").frames)) == 2
 
 
@@ -304,7 +304,7 @@ def test_the_command_refuses_before_it_computes(files, tmp_path, capsys, monkeyp
     def compute(*_):
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr("perceivers.flow.estimate.prepare", compute)
+    monkeypatch.setattr("perceivers.flow.estimate.load_for_inference", compute)
     before = sorted(tmp_path.rglob("*"))
     paths = [option if option[0] == "-" or option[0].isdigit() else files(option)[0] for option in options]
     assert message in fails(capsys, "flow", *files("model", *frames), *paths)

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from perceivers import PerceiversError
-from perceivers.flow.files import check_flow_path, read_flow, read_frame, write_flow
+from perceivers.data.image_files import read_frame
+from perceivers.flow.files import check_flow_path, read_flow, write_flow
 
 
 def flow_of(*vectors):

@@ -226,11 +226,11 @@ def test_motion_blur_is_the_mean_of_moments(generator):
     ("field", "value", "expected"),
     [
         ("size", (4, 100), "height and width, at least 8"),
-        ("size", (100,), "height and width"),
+        ("size", (100,), r"of type tuple\[int, int\]"),
         ("shapes", (3, 2), "fewest and most"),
         ("motion", -1.0, "at least 0"),
-        ("tail", 0.0, "larger than 0"),
-        ("fog", 1.5, "from 0 to 1"),
+        ("tail", 0.0, "above 0"),
+        ("fog", 1.5, "at least 0 and at most 1"),
         ("seed", -1, "at least 0"),
     ],
 )

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.flow.files import read_flow, read_frame
+from perceivers.data.image_files import read_frame
+from perceivers.flow.files import read_flow
 from perceivers.flow.pictures import MARGIN, WHEEL_NC, check_picture_path, flow_picture, legend, write_picture
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,13 +9,15 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.data.loader import Item
 from perceivers.flow import generator as flow_generator
-from perceivers.flow.augmentation import FlowAugmentation
 from perceivers.flow.data import HELD_OUT, FlowData, SeededPairs, StoredPairs
 from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
+from perceivers.flow.model import OpticalFlowConfig
 from perceivers.flow.scenes import Scenes
-from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow, build_flow_model
+from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow
+from perceivers.training.config import read_config
+from perceivers.training.learner import evaluate
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.support.runs import interrupt_at, state
@@ -22,8 +25,7 @@ from tests.support.runs import interrupt_at, state
 SIZE = (16, 20)
 SCENES = Scenes(SIZE, shapes=(1, 2), motion=2.0)
 TINY = {
-    "preset": "optical_flow", "image_size": SIZE, "feature_channels": 4, "bands": 2, "latents": 4, "channels": 16,
-    "depth": 1, "heads": 2,
+    "image_size": SIZE, "feature_channels": 4, "bands": 2, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
 }  # fmt: skip
 
 
@@ -48,20 +50,19 @@ def small_run(output, data=None, model=None, curriculum=None, pixels=None, **tra
     """Two epochs of four updates."""
     training = {"epochs": 2, "batch_size": 2, "accelerator": "cpu", "output": str(output)} | training
     return OpticalFlow(
-        TINY if model is None else model,
-        FlowData(scenes=SCENES, pairs=8, held_out=3) if data is None else data,
-        FlowAugmentation(),
-        curriculum or Curriculum(0.5, 0.25),
-        Optimization(lr=1e-3),
-        Training(**training),
-        pixels,
+        model=OpticalFlowConfig(**(TINY | (model or {}))),
+        data=FlowData(scenes=SCENES, pairs=8, held_out=3) if data is None else data,
+        curriculum=curriculum or Curriculum(0.5, 0.25),
+        optimization=Optimization(lr=1e-3),
+        training=Training(**training),
+        pixels=pixels,
     )
 
 
 def estimator(**settings):
     """A module outside of a run, with its generator."""
     config = small_run("unused", **settings)
-    module = FlowEstimator(build_flow_model(config.model), config)
+    module = config.learner(config.model.build())
     module.generator = FlowGenerator(SCENES)
     return module
 
@@ -122,7 +123,7 @@ def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, store
 
 def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
     data = FlowData(scenes=Scenes((8, 12), shapes=(1, 1), motion=1.0), pairs=4, validation=str(stored))
-    model = TINY | {"image_size": (8, 12)}
+    model = {"image_size": (8, 12)}
     import perceivers.flow.training as experiment
 
     with pytest.MonkeyPatch.context() as patch:
@@ -145,13 +146,13 @@ def test_in_the_first_phase_every_pair_is_also_reversed():
 def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
     """Of eight steps two in the first phase, with every pair also reversed, then four in which augmentation grows."""
     seen = []
-    whole_loss = FlowEstimator.loss
+    whole_error = FlowEstimator.error
 
-    def loss(self, frames, flow):
-        seen.append((len(frames), self.config.curriculum.strength(self.progress())))
-        return whole_loss(self, frames, flow)
+    def error(self, frames, flow):
+        seen.append((len(frames), self.curriculum.strength(self.progress())))
+        return whole_error(self, frames, flow)
 
-    monkeypatch.setattr(FlowEstimator, "loss", loss)
+    monkeypatch.setattr(FlowEstimator, "error", error)
     output = small_run(tmp_path / "run", curriculum=Curriculum(0.25, 0.5)).run()
     assert [count for count, _ in seen] == [4, 4, 2, 2, 2, 2, 2, 2]
     assert [strength for _, strength in seen] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
@@ -176,8 +177,8 @@ def test_the_loss_is_the_mean_error_of_known_pixels():
     frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
     flow[0, :, :5] = torch.nan
     error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
-    torch.testing.assert_close(module.loss(frames, flow), error.nanmean())
-    unknown = module.loss(frames, torch.full_like(flow, torch.nan))
+    torch.testing.assert_close(module.error(frames, flow), error.nanmean())
+    unknown = module.error(frames, torch.full_like(flow, torch.nan))
     unknown.backward()
     assert unknown == 0
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
@@ -187,7 +188,7 @@ def test_some_pixels_are_compared_with_their_own_flow():
     module = estimator(pixels=40)
     frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
     torch.manual_seed(5)
-    loss = module.loss(frames, flow)
+    loss = module.error(frames, flow)
     torch.manual_seed(5)
     points = torch.randint(SIZE[0] * SIZE[1], (40,))
     error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
@@ -199,7 +200,7 @@ def test_some_pixels_drawn_at_random_have_the_same_loss_on_average():
     frames, flow = torch.rand(1, 2, 3, *SIZE), torch.randn(1, 2, *SIZE)
     flow[:, :, 7, 3] = torch.nan
     with torch.no_grad():
-        some = torch.stack([module.loss(frames, flow) for _ in range(300)])
+        some = torch.stack([module.error(frames, flow) for _ in range(300)])
     whole = (module.model({"frames": frames})["flow"] - flow).norm(dim=1).nanmean()
     assert float(some.mean()) == pytest.approx(float(whole), rel=0.02)
     assert some.std() > 0.01
@@ -226,19 +227,49 @@ def test_pairs_of_different_size_are_continued_without_flow():
     assert not batch["flow"].isnan().any()
 
 
+def test_a_model_is_evaluated_without_its_run(tmp_path, stored):
+    output = small_run(tmp_path / "run", FlowData(path=str(stored), validation=str(stored))).run()
+    model = load_model(output / "model")
+    figures = evaluate(FlowEstimator(model), StoredPairs(open_pairs(stored)), batch_size=4)
+    logged = json.loads((output / "metrics.json").read_text())
+    assert {f"test_{name}": value for name, value in figures.items()} == pytest.approx(
+        {name: value for name, value in logged.items() if name.startswith("test_")}, rel=1e-6
+    )
+
+
+def test_stored_pairs_are_evaluated_one_by_one(stored):
+    pairs = StoredPairs(open_pairs(stored))
+    assert pairs.loader(4).batch_size == 1
+    assert pairs.loader(4, seed=0).batch_size == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model": {"preset": "imagenet_conv"}}, "model.preset = imagenet_conv is of image_classification"),
-        ({"model": TINY | {"start": "near"}}, "model.start = near is not allowed"),
-        ({"model": TINY | {"bands": 8, "start": "local"}}, "model.channels = 16 are fewer"),
-        ({"model": TINY | {"frames": "separate", "start": "local"}}, "needs frames = concatenated"),
-        ({"model": TINY | {"image_size": (24, 24)}}, "16 x 20"),
-        ({"model": {"latents": 3}}, "model.preset is missing"),
-        ({"pixels": 0}, "pixels = 0 is not allowed"),
-        ({"pixels": 9, "model": TINY | {"downsampling": "conv"}}, "pixels = 9 is not allowed: it must be left out"),
+        ({"model": {"start": "near"}}, "model.start = 'near' is not allowed: it must be 'normal' or 'local'"),
+        ({"model": {"bands": 8, "start": "local"}}, "model.channels = 16 are fewer"),
+        ({"model": {"frames": "separate", "start": "local"}}, "needs frames = concatenated"),
+        ({"model": {"image_size": (24, 24)}}, "16 x 20"),
+        ({"pixels": 0}, "pixels = 0 is not allowed: it must be at least 1"),
+        ({"pixels": 9, "model": {"downsampling": "conv"}}, "pixels = 9 is not allowed: it must be left out"),
+        ({"data": FlowData(path="nowhere")}, "nowhere is no folder"),
     ],
 )
 def test_what_cannot_be_trained(tmp_path, changes, expected):
     with pytest.raises(PerceiversError, match=expected):
         small_run(tmp_path / "run", **changes).run()
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--model.preset=imagenet_conv", "model.preset = imagenet_conv is of image_classification"),
+        ("--model.start=near", "model.start"),
+        ("--curriculum.plain=1.5", "curriculum.plain = 1.5 is not allowed: it must be at least 0 and at most 1"),
+        ("--data.held_out=0", "data.held_out = 0 is not allowed: it must be at least 1"),
+        ("--data.scenes.motion=-1", "scenes.motion = -1.0 is not allowed: it must be at least 0"),
+    ],
+)
+def test_a_config_that_is_wrong(override, expected):
+    with pytest.raises(PerceiversError, match=expected):
+        read_config(Path(__file__).parents[2] / "configs/flow/mini.yaml", [override])

@@ -413,11 +413,11 @@ def test_a_mask_that_hides_nothing_is_dropped(data):
 
 def test_padding_is_neither_projected_nor_decoded():
     """Texts of 3 and 8 tokens: but for one token that stands for the padding, only what is real passes the layers."""
-    from perceivers.tasks import language_model
+    from perceivers.text.model import LanguageConfig
 
     sizes = {"latents": 4, "channels": 16, "depth": 1, "embedding_channels": 12, "length": 8}
     heads = {"heads": 2, "cross_heads": 2, "decoder_heads": 2, "qk_channels": 8, "v_channels": 16}
-    model = language_model(**sizes, **heads, decoder_qk_channels=8, decoder_v_channels=12)
+    model = LanguageConfig(**sizes, **heads, decoder_qk_channels=8, decoder_v_channels=12).build()
     tokens, real = torch.randint(6, 262, (2, 8)), torch.arange(8) < torch.tensor([[3], [8]])
     rows = {}
 

@@ -6,16 +6,19 @@ from functools import partial
 import pytest
 import torch
 import transformers
-from perceivers.tasks import autoencoder, image_classifier, language_model, optical_flow
 from safetensors.torch import load_file
 
 import perceivers
 from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
+from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.config import to_tree
 from perceivers.released import transformers as port
 from perceivers.released.export import to_transformers
+from perceivers.text.model import LanguageConfig
 
 SMALL = {
     "num_latents": 12,
@@ -156,7 +159,9 @@ def varied(model):
 
 
 def classifier(**changes):
-    return varied(image_classifier(**(SIZES | {"image_size": 224, "query_channels": 32, "classes": 3} | changes)))
+    return varied(
+        ImageClassifierConfig(**(SIZES | {"image_size": 224, "query_channels": 32, "classes": 3} | changes)).build()
+    )
 
 
 def assert_reads_back(model, folder):
@@ -218,16 +223,18 @@ def test_gelu_class_names_and_preprocessing_survive(gelu, tmp_path):
 
 def tiny_language_model(**changes):
     sizes = {"length": 20, "embedding_channels": 24, "qk_channels": 16, "v_channels": 32, "decoder_v_channels": 24}
-    return varied(language_model(**(SIZES | sizes | {"blocks": 1} | changes)))
+    return varied(LanguageConfig(**(SIZES | sizes | {"blocks": 1} | changes)).build())
 
 
 def tiny_flow(**changes):
-    return varied(optical_flow(**(SIZES | {"image_size": (8, 12)} | changes)))
+    return varied(OpticalFlowConfig(**(SIZES | {"image_size": (8, 12)} | changes)).build())
 
 
 def tiny_autoencoder(**changes):
     sizes = {"frames": 2, "image_size": (8, 8), "samples_per_frame": 32, "classes": 3, "class_names": ["a", "b", "c"]}
-    return varied(autoencoder(**(SIZES | sizes | {"label_query_channels": 8, "output_channels": 9} | changes)))
+    return varied(
+        AutoencoderConfig(**(SIZES | sizes | {"label_query_channels": 8, "output_channels": 9} | changes)).build()
+    )
 
 
 @pytest.mark.parametrize("build", [tiny_language_model, tiny_flow, tiny_autoencoder])

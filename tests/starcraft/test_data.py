@@ -1,6 +1,8 @@
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 
 from perceivers import PerceiversError
 
@@ -11,19 +13,11 @@ import pyarrow
 from pyarrow import parquet
 
 from perceivers.data.loader import Item
-from perceivers.starcraft.data import DecisionData, collate, read_split
+from perceivers.starcraft.data import DecisionData, PolicyDecisions, read_split
+from perceivers.starcraft.policy import PolicyConfig
 from perceivers.starcraft.replays import UNKNOWN
 from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
-
-
-def row(loop, kinds, chosen, ability=-1):
-    count = len(kinds)
-    return {
-        "player": 1, "race": 0, "enemy_race": 2, "loop": loop, "scalars": [float(loop), 2.0], "kind": kinds,
-        "owner": [0] * count, "x": [float(k) for k in kinds], "y": [0.5] * count, "age": [10] * count,
-        "unseen": [3] * count, "flags": [4] * count, "groups": [512] * count, "chosen": chosen, "ability": ability,
-        "target": -1, "point": [],
-    }  # fmt: skip
+from tests.starcraft.support import row
 
 
 @pytest.fixture
@@ -45,7 +39,7 @@ def test_decisions_of_the_parts(tables):
     assert [len(parts[name]) for name in ("training", "validation", "test")] == [6, 3, 3]
     assert parts["training"].lengths == [1, 2, 3, 1, 2, 3]
     assert parts["training"].vocabulary.kinds == ["Probe", "Zealot", "Nexus"]
-    batch = collate([parts["training"][Item(place, 0)] for place in (4, 0, 2)])
+    batch = parts["training"].collate([parts["training"][Item(place, 0)] for place in (4, 0, 2)])
     assert batch["loop"].tolist() == [1, 30, 32]
     assert batch["real"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert batch["kind"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 2]]
@@ -63,6 +57,21 @@ def test_names_are_those_that_occur(tables):
     assert part.names() == (["Probe", "Zealot", "Nexus"], ["Move"])
 
 
+def test_names_of_tables_and_model_are_brought_together(tables):
+    decisions = DecisionData(str(tables), str(tables / "split.json")).open()["training"]
+    names = PolicyConfig(kinds=("Zealot", "Probe"), abilities=("Move",), scalars=("minerals", "vespene"))
+    known = PolicyDecisions(decisions, names)
+    assert (len(known), known.lengths) == (len(decisions), decisions.lengths)
+    batch = decisions.collate([decisions[Item(place, 0)] for place in range(6)])
+    found = known.collate([known[Item(place, 0)] for place in range(6)])
+    assert torch.equal(found["kind"], torch.tensor([2, 1, 0])[batch["kind"]])
+    assert torch.equal(found["ability"], torch.tensor([-1, 0, 1])[batch["ability"] + 1])
+    assert set(found["ability"].tolist()) == {-1, 0, 1}
+    assert all(torch.equal(found[name], batch[name]) for name in batch.keys() - {"kind", "ability"})
+    with pytest.raises(PerceiversError, match="tables have the numbers minerals, vespene, the model reads minerals"):
+        PolicyDecisions(decisions, replace(names, scalars=("minerals",)))
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [
@@ -76,6 +85,11 @@ def test_splits_that_do_not_fit(tables, split, message):
     (tables / "split.json").write_text(split)
     with pytest.raises(PerceiversError, match=message):
         DecisionData(str(tables), str(tables / "split.json")).open()
+
+
+def test_values_that_are_not_allowed():
+    with pytest.raises(PerceiversError, match=r"data\.split = 3 is not allowed: it must be of type str"):
+        DecisionData("tables", 3)
 
 
 def test_there_are_no_tables(tmp_path, tables):

@@ -1,10 +1,14 @@
 import math
+import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from perceivers import PerceiversError
 from perceivers.starcraft.features import CELLS, HOUR, ScalarFeatures, UnitFeatures
+from perceivers.starcraft.replays import ENEMY, NEUTRAL, SELF
 
 
 def units(**changes):
@@ -50,3 +54,36 @@ def test_scalars_are_brought_to_a_common_size():
     torch.testing.assert_close(x_C, torch.tensor(expected))
     with pytest.raises(PerceiversError, match="3 scalars were given, but the model reads 2"):
         ScalarFeatures(2)(numbers, zero, zero, zero)
+
+
+def raw(tag, unit_type=84, alliance=1, x=10, y=20, build_progress=100, display_type=1, is_selected=0):
+    """A row of pysc2's raw units."""
+    return SimpleNamespace(**locals())
+
+
+def test_raw_units_of_pysc2_become_columns():
+    """As docs/starcraft.md shows."""
+    page = (Path(__file__).parents[2] / "docs/starcraft.md").read_text()
+    (block,) = [text for text in re.findall(r"```python\n(.*?)```", page, re.S) if "def read_units" in text]
+    names = {"torch": torch}
+    exec(block, names)
+    features, born, seen = UnitFeatures(["Nexus", "Probe"]), {}, {}
+
+    def read(units, loop):
+        known = {84: "Probe", 59: "Nexus", 341: "MineralField"}
+        return names["read_units"](units, loop, features.places, known, {"Nexus"}, 100, born, seen)
+
+    units = [raw(7, is_selected=1), raw(8, 59, 4, 3, 99, build_progress=40), raw(9, 341, 3), raw(6, 9999)]
+    batch = read(units, 500)
+    assert batch["real"].tolist() == [[True] * 4]
+    assert batch["kind"].tolist() == [[2, 1, 0, 0]]
+    assert batch["owner"].tolist() == [[SELF, ENEMY, NEUTRAL, SELF]]
+    assert batch["x"].tolist() == [[10, 3, 10, 10]]
+    assert batch["y"].tolist() == [[80, 1, 80, 80]]
+    assert batch["flags"].tolist() == [[2 + 4, 1, 2, 2]]
+    assert batch["age"].tolist() == batch["unseen"].tolist() == batch["groups"].tolist() == [[0] * 4]
+    assert features(batch).shape == (1, 4, features.channels)
+    later = read([raw(8, 59, 4, display_type=2), raw(5), raw(7)], 580)
+    assert later["age"].tolist() == [[80, 0, 80]]
+    assert later["unseen"].tolist() == [[80, 0, 0]]
+    assert read([raw(8, 59, 4)], 600)["unseen"].tolist() == [[0]]

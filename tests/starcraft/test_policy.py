@@ -1,12 +1,16 @@
+import inspect
+from dataclasses import fields
+
 import pytest
 import torch
 
 from perceivers import PerceiversError
 from perceivers.checkpoints import load_model
-from perceivers.starcraft.policy import UnitPolicy
+from perceivers.starcraft.policy import PolicyConfig, UnitPolicy
 from tests.support.models import shaken
 
 SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 2}
+NAMED = ("kinds", "abilities", "scalars")
 NAMES = (["Probe", "Zealot"], ["Attack", "Move", "Stop"], ["minerals", "vespene"])
 
 
@@ -77,5 +81,15 @@ def test_a_saved_policy_answers_the_same(policy, selection, tmp_path):
 
 @pytest.mark.parametrize("field", ["encoder", "selection"])
 def test_values_that_are_not_allowed(field):
-    with pytest.raises(PerceiversError, match=f"{field} = 'other' is not allowed"):
+    with pytest.raises(PerceiversError, match=f"{field} = 'other' is not allowed: it must be '"):
         UnitPolicy(*NAMES, **(SIZES | {field: "other"}))
+
+
+def test_a_config_has_the_arguments_of_its_policy():
+    arguments = dict(inspect.signature(UnitPolicy).parameters)
+    assert [item.name for item in fields(PolicyConfig)] == list(arguments)
+    defaults = {name: argument.default for name, argument in arguments.items() if name not in NAMED}
+    assert {name: getattr(PolicyConfig(), name) for name in defaults} == defaults
+    built = PolicyConfig(**dict(zip(NAMED, map(tuple, NAMES), strict=True)), **SIZES).build()
+    assert (built.kinds, built.abilities, built.scalars) == NAMES
+    assert {name: built.config[name] for name in SIZES} == SIZES

@@ -1,72 +1,30 @@
 import json
-import random
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from perceivers import PerceiversError
+from perceivers import PerceiversError, SetEncoder
 from perceivers.checkpoints import load_model
 from perceivers.cli import main
 
 pytest.importorskip("sc2reader")
 pytest.importorskip("datasets")
-import datasets
-import pyarrow
-from pyarrow import parquet
-
 from perceivers.data.loader import Item
-from perceivers.starcraft.data import DecisionData, collate
-from perceivers.starcraft.policy import UnitPolicy
-from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
-from perceivers.starcraft.training import (
-    BehaviouralCloning,
-    Numbers,
-    PolicyLearner,
-    PolicyScores,
-    evaluate,
-    losses_of,
-    references,
-)
+from perceivers.starcraft.data import PolicyDecisions
+from perceivers.starcraft.metrics import PolicyScores
+from perceivers.starcraft.policy import PolicyConfig, load_policy
+from perceivers.starcraft.training import BehaviouralCloning, evaluate, losses_of, references
 from perceivers.training.config import read_config
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
-from tests.starcraft.test_data import row
+from tests.starcraft.support import SIZES, small_policy, small_run, write_tables
 from tests.support.cli import fails
 from tests.support.runs import interrupt_at, state
-
-SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 2}
-KINDS, ABILITIES = ["Probe", "Zealot", "Nexus"], ["Attack", "Move"]
-
-
-def decision(generator):
-    """Rich players select their Zealots, poor ones their Probes; who has Zealots selected attacks the enemy's Nexus."""
-    kinds = [generator.randrange(2) for _ in range(generator.randint(3, 6))] + [0, 1, 2]
-    rich, commands = generator.random() < 0.5, generator.random() < 0.3
-    chosen = [place for place, kind in enumerate(kinds[:-1]) if kind == rich]
-    made = row(generator.randrange(9999), kinds, chosen, int(not rich) if commands else -1)
-    made["owner"][-1], made["scalars"] = 2, [5000.0 if rich else 0.0, 2.0]
-    made["flags"] = [4 if commands and place in chosen else 0 for place in range(len(kinds))]
-    made["target"] = len(kinds) - 1 if commands and rich else -1
-    return made
 
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    generator = random.Random(0)
-    for name, count in (("a", 400), ("b", 80), ("c", 80)):
-        table = pyarrow.Table.from_pylist([decision(generator) for _ in range(count)], SCHEMA)
-        parquet.write_table(table, tmp_path / f"{name}.parquet")
-    names = {"kinds": KINDS, "abilities": ABILITIES, "scalars": ["minerals", "vespene"]}
-    (tmp_path / VOCABULARY).write_text(json.dumps(names))
-    (tmp_path / STATISTICS).write_text(json.dumps({"replays": {name: {} for name in "abc"}, "refused": {}}))
-    (tmp_path / "split.json").write_text(json.dumps({"training": ["a"], "validation": ["b"], "test": ["c"]}))
-    return DecisionData(str(tmp_path), str(tmp_path / "split.json"))
-
-
-def small_run(output, tables, model=None, **training):
-    training = {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "output": str(output)} | training
-    return BehaviouralCloning(SIZES | (model or {}), tables, Optimization(lr=5e-3), Training(**training))
+    return write_tables(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -100,25 +58,14 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, tables, monkey
         assert torch.equal(whole[name], parts[name]), name
 
 
-def policy(**changes):
-    names = {"kinds": ["Zealot", "Probe"], "abilities": ["Move"], "scalars": ["minerals", "vespene"]}
-    return UnitPolicy(**(names | SIZES | changes)).eval()
-
-
-def test_names_of_tables_and_model_are_brought_together(tables):
-    decisions = tables.open()["test"]
-    batch = collate([decisions[Item(place, 0)] for place in range(40)])
-    found = Numbers(policy(), decisions)(batch)
-    assert torch.equal(found["kind"], torch.tensor([2, 1, 0])[batch["kind"]])
-    assert torch.equal(found["ability"], torch.tensor([-1, 0, 1])[batch["ability"] + 1])
-    with pytest.raises(PerceiversError, match="tables have the numbers minerals, vespene, the model reads minerals"):
-        Numbers(policy(scalars=["minerals"]), decisions)
+def sample_batch(decisions, count):
+    return decisions.collate([decisions[Item(place, 0)] for place in range(count)])
 
 
 @torch.no_grad()
 def test_losses_are_those_of_each_kind_of_decision(tables):
-    decisions, model = tables.open()["test"], policy()
-    batch = Numbers(model, decisions)(collate([decisions[Item(place, 0)] for place in range(30)]))
+    model = small_policy()
+    batch = sample_batch(PolicyDecisions(tables.open()["test"], model), 30)
     losses = losses_of(model, batch)
     situation = model(batch)
     own = batch["real"] & (batch["owner"] == 0)
@@ -141,19 +88,22 @@ def test_losses_are_those_of_each_kind_of_decision(tables):
 
 @torch.no_grad()
 def test_what_counts_in_training(tables):
-    model, decisions = policy(), tables.open()["training"]
-    config = BehaviouralCloning(SIZES, tables, ability_weight=0.25, target_weight=3.0)
-    learner = PolicyLearner(model, decisions, config)
-    learner.log = lambda *_, **__: None
-    batch = collate([decisions[Item(place, 0)] for place in range(40)])
-    losses = losses_of(model, learner.numbers(batch))
+    model, logged = small_policy(), {}
+    run = BehaviouralCloning(model=PolicyConfig(**SIZES), data=tables, ability_weight=0.25, target_weight=3.0)
+    learner = run.learner(model)
+    learner.log = lambda name, value, **_: logged.update({name: value})
+    batch = sample_batch(PolicyDecisions(tables.open()["training"], model), 40)
+    losses = losses_of(model, batch)
     expected = losses["selection"] + 0.25 * losses["ability"] + 3 * losses["target"]
     assert min(losses.values()) > 0
     torch.testing.assert_close(learner.training_step(batch, 0), expected)
+    torch.testing.assert_close(
+        logged, {f"train_{name}": loss for name, loss in losses.items()} | {"train_loss": expected}
+    )
 
 
 def test_figures_do_not_depend_on_batches(tables):
-    decisions, model = tables.open()["test"], policy()
+    decisions, model = tables.open()["test"], small_policy()
     found = evaluate(model, decisions, 7)
     assert found == {name: pytest.approx(value, nan_ok=True) for name, value in evaluate(model, decisions, 80).items()}
     scores = PolicyScores()
@@ -165,28 +115,50 @@ def test_figures_do_not_depend_on_batches(tables):
 
 @pytest.mark.parametrize("name", ["perceiver", "transformer"])
 def test_the_configs_can_be_read(name):
-    from pathlib import Path
-
     config = read_config(Path(__file__).parents[2] / f"configs/starcraft/{name}.yaml")
-    assert config.model["encoder"] == name
+    assert config.model.encoder == name
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ability_weight": -1}, "ability_weight = -1 is not allowed"),
+        ({"ability_weight": -1}, r"ability_weight = -1\.0 is not allowed: it must be at least 0"),
         ({"model": {"kinds": ["Probe"]}}, r"model\.kinds = .* must be left out: it comes from the data"),
-        ({"model": {"encoder": "other"}}, "encoder = 'other' is not allowed"),
-        ({"model": {"widht": 3}}, "has no argument 'widht': did you mean 'width'"),
+        ({"model": {"abilities": ["Move"]}}, r"model\.abilities = .* must be left out: it comes from the data"),
+        ({"model": {"scalars": ["minerals"]}}, r"model\.scalars = .* must be left out: it comes from the data"),
+        ({"model": {"encoder": "other"}}, r"model\.encoder.*'perceiver'.*'transformer'"),
+        ({"model": {"latents": 0}}, r"model\.latents = 0 is not allowed: it must be at least 1"),
+        ({"model": {"widht": 3}}, r"there is no field 'model\.widht': did you mean 'width'"),
     ],
 )
-def test_values_that_are_not_allowed(fields, message):
+def test_values_that_are_not_allowed(tmp_path, fields, message):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"experiment": "behavioural_cloning"} | fields))
     with pytest.raises(PerceiversError, match=message):
-        BehaviouralCloning(**fields)
+        read_config(tmp_path / "config.yaml")
+
+
+def test_values_are_checked_without_a_file():
+    with pytest.raises(PerceiversError, match="target_weight = -1 is not allowed: it must be at least 0"):
+        BehaviouralCloning(target_weight=-1)
+    with pytest.raises(PerceiversError, match=r"model\.kinds = .* must be left out: it comes from the data"):
+        BehaviouralCloning(model=PolicyConfig(kinds=("Probe",)))
+    with pytest.raises(PerceiversError, match=r"model\.encoder = 'other' is not allowed: it must be 'perceiver' or"):
+        PolicyConfig(encoder="other")
+
+
+def test_a_wrong_size_shows_before_data_is_read():
+    with pytest.raises(PerceiversError, match="channels = 16 cannot be split over heads = 3"):
+        BehaviouralCloning(model=PolicyConfig(**(SIZES | {"heads": 3}))).prepare()
+
+
+def test_a_run_writes_a_config_without_what_the_data_decides(tmp_path, tables):
+    run = small_run(tmp_path / "run", tables)
+    assert run.written()["model"] == SIZES | {"encoder": "perceiver", "selection": "pointer"}
+    assert run.written()["experiment"] == "behavioural_cloning"
 
 
 def test_the_command_evaluates_policies(tmp_path, tables, capsys):
-    policy().save(tmp_path / "model")
+    small_policy().save(tmp_path / "model")
     call = ["evaluate", str(tmp_path / "model"), "--data", tables.path, "--list", tables.split]
     main([*call, "--json"])
     results = json.loads(capsys.readouterr().out)
@@ -198,8 +170,22 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
     assert header.startswith("validation, 80 decisions")
     assert [line.split("  ")[0] for line in rows] == ["model", "as before", "most frequent type", "one at random"]
     for options, message in (
-        (["--split", "final"], "--split final is not allowed: it is training, validation, test."),
-        (["--windows", "3"], "--windows is for models of clips, but"),
-        (["--picture", "x"], "--picture is for models of optical flow, but"),
+        (["--split", "final"], "--split: invalid choice: 'final' (choose from 'training', 'validation', 'test')"),
+        (["--windows", "3"], "unrecognized arguments: --windows 3"),
+        (["--batch-size", "0"], "--batch-size: 0 is not allowed: it must be at least 1"),
     ):
-        assert message in fails(capsys, *call, *options)
+        with pytest.raises(SystemExit) as stop:
+            main([*call, *options])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err.replace("choose from training, validation, test", "choose from "
+                                                          "'training', 'validation', 'test'")  # fmt: skip
+    assert "device = 'nowhere' cannot be used here" in fails(capsys, *call, "--device", "nowhere")
+
+
+def test_policies_are_told_from_other_models(tmp_path):
+    assert BehaviouralCloning.evaluates(small_policy())
+    other = SetEncoder(3, width=16, latents=4, latent_channels=16, depth=1)
+    assert not BehaviouralCloning.evaluates(other)
+    other.save(tmp_path / "other")
+    with pytest.raises(PerceiversError, match="other holds a SetEncoder, not a UnitPolicy"):
+        load_policy(tmp_path / "other")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.data.loader import Item, ResumableLoader
+from perceivers.data.loader import Item
 from perceivers.text.batches import TaskTexts, TextCode
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import CLS, PAD, SEP, Bytes
@@ -101,7 +101,7 @@ def test_how_many_texts_are_cut_is_said(capsys):
 def test_tasks_are_sampled_in_proportion_to_their_examples_and_numbers_stay():
     sets = [("large", 0, examples(*("a" * size for size in range(60)))), ("small", 1, examples(*("b" * 20,) * 20))]
     texts = TaskTexts(sets, code())
-    batches = list(ResumableLoader(texts, len(texts), 8, 0, 0, texts.collate, lengths=texts.lengths))
+    batches = list(texts.loader(8, 0))
     tasks = torch.cat([batch["task"] for batch in batches])
     assert tasks.bincount().tolist() == [60, 20]
     labels = torch.cat([batch["label"][batch["task"] == 0] for batch in batches])

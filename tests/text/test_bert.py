@@ -2,14 +2,14 @@ import math
 
 import pytest
 import torch
-from perceivers.tasks import language_model
 
 import perceivers
 from perceivers import InputArray, PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_tree
-from perceivers.presets import PRESETS, example, measure
+from perceivers.presets import example, measure, preset
 from perceivers.text.bert import BERT
+from perceivers.text.model import LanguageConfig
 
 SMALL = {"vocabulary": 30, "length": 12, "channels": 16, "depth": 2, "heads": 4, "widening": 3}
 TASKS = {"CoLA": 2, "STS-B": 1, "RTE": 2}
@@ -161,12 +161,13 @@ def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, tasks):
         assert all(torch.equal(got["label"][name], want["label"][name]) for name in TASKS)
     with pytest.raises(PerceiversError, match=f"{tmp_path} holds a BERT, not a PerceiverIO: give another model"):
         perceivers.load(tmp_path)
-    with pytest.raises(PerceiversError, match="tells all its settings: heads cannot be given"):
+    with pytest.raises(PerceiversError, match="stores all its settings: heads cannot be given"):
         load_model(tmp_path, heads=2)
 
 
 def test_what_loads_a_perceiver_loads_any(tmp_path):
-    model = language_model(latents=4, channels=16, depth=1, v_channels=16, decoder_v_channels=16, embedding_channels=16)
+    sizes = {"latents": 4, "channels": 16, "depth": 1, "v_channels": 16, "decoder_v_channels": 16}
+    model = LanguageConfig(**sizes, embedding_channels=16).build()
     model.save(tmp_path)
     assert to_tree(load_model(tmp_path)) == to_tree(perceivers.load(tmp_path)) == to_tree(model)
 
@@ -175,7 +176,7 @@ def test_what_loads_a_perceiver_loads_any(tmp_path):
     ("name", "parameters", "flops"), [("bert_base", 110.6e6, 122e9), ("bert_bytes", 20.4e6, 130e9)]
 )
 def test_sizes_of_the_presets(name, parameters, flops):
-    chosen = PRESETS[name]
+    chosen = preset(name)
     size = measure(lambda: perceivers.create_model(name), chosen.inputs)
     assert size.parameters == pytest.approx(parameters, rel=0.0025)
     assert size.flops == pytest.approx(flops, rel=0.005)

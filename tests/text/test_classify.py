@@ -4,12 +4,15 @@ import sys
 
 import pytest
 import torch
-from perceivers.tasks import text_tasks
 
 from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.text.bert import BERT
 from perceivers.text.classify import classify_text, text_code
+from perceivers.text.fine_tuning import Pretrained, TextTask
+from perceivers.text.glue import Glue
+from perceivers.text.labelled import LabelledTexts
+from perceivers.text.model import text_tasks
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, SEP, Bytes, SentencePiece, train_tokenizer
 from tests.support.cli import fails
 from tests.support.models import classifier, labels, language
@@ -54,22 +57,15 @@ def test_bert_always_has_a_first_token(extra, fronts):
 
 
 @pytest.mark.parametrize(("method", "front"), [("single_task", []), ("shared_token", [CLS]), ("task_tokens", [262])])
-def test_training_reads_texts_alike(method, front, monkeypatch, tmp_path):
-    from perceivers.text import fine_tuning as experiment
-    from perceivers.text.labelled import LabelledTexts
-    from perceivers.training.loop import Training
-    from perceivers.training.optimization import Optimization
-
-    seen = []
-    monkeypatch.setattr(experiment, "train", lambda model, batches, *rest: seen.append(batches) or tmp_path)
+def test_training_reads_texts_alike(method, front):
     texts = LabelledTexts([("ab",), ("c",)], [0, 1], ["x", "y"])
-    task = experiment.TextTask(texts, {"accuracy": texts}, "accuracy")
-    experiment.fine_tune(language(), Bytes(), {"mood": task}, method, Optimization(), Training(), {})
-    (batches,) = seen
-    assert [example["text"].tolist() for example in batches.training.examples] == [
-        [*front, *bytes_of("ab")],
-        [*front, *bytes_of("c")],
-    ]
+    task = TextTask(texts, {"accuracy": texts}, "accuracy")
+    prepared = Glue(model=Pretrained("unused")).prepare_tasks(language, Bytes(), {"mood": task}, method)
+    for samples in (prepared.training, prepared.validation):
+        assert [example["text"].tolist() for example in samples.examples] == [
+            [*front, *bytes_of("ab")],
+            [*front, *bytes_of("c")],
+        ]
 
 
 def test_pieces_of_words(tmp_path):

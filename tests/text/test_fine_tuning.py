@@ -1,22 +1,38 @@
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from perceivers.tasks import text_tasks
 from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
 from perceivers.checkpoints.load import load_model
-from perceivers.presets import create_model
+from perceivers.cli import main
+from perceivers.presets import create_model, model_config
 from perceivers.released.export import to_transformers
 from perceivers.text.bert import BERT
-from perceivers.text.fine_tuning import TextClassification, TextTask, TextTasks, fine_tune, metric, pretrained
+from perceivers.text.fine_tuning import (
+    FineTuning,
+    Method,
+    Pretrained,
+    TextClassification,
+    TextSet,
+    TextTask,
+    TextTasks,
+    evaluate,
+    make_metric,
+)
 from perceivers.text.labelled import LabelledTextData, LabelledTexts
+from perceivers.text.model import BertConfig, LanguageConfig, text_tasks
 from perceivers.text.tokenizers import Bytes
+from perceivers.training.config import read_config
+from perceivers.training.evaluation import find_experiment
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.cli import fails
+from tests.support.models import classifier, labels
 from tests.support.runs import interrupt_at, state
 
 PERCEIVER = {"length": 40, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
@@ -25,8 +41,12 @@ PERCEIVER = {"length": 40, "embedding_channels": 16, "latents": 4, "channels": 1
 SMALL_BERT = {"length": 40, "channels": 16, "depth": 1, "heads": 2}
 
 
-def language(kind="language_bytes"):
-    return create_model(kind, **(SMALL_BERT if "bert" in kind else PERCEIVER))
+def config(kind="language_bytes"):
+    return model_config(kind, **(SMALL_BERT if "bert" in kind else PERCEIVER))
+
+
+def language():
+    return config().build()
 
 
 @pytest.fixture
@@ -65,7 +85,18 @@ def several_tasks():
 
 def settings(output, **training):
     training = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
-    return Optimization(lr=3e-3), Training(**training), {"experiment": "test"}
+    return {"optimization": Optimization(lr=3e-3), "training": Training(**training)}
+
+
+@dataclass(kw_only=True)
+class Several(FineTuning):
+    """Several tasks at once, from a fresh language model."""
+
+    model: LanguageConfig | BertConfig
+    method: Method
+
+    def prepare(self):
+        return self.prepare_tasks(self.model.build, Bytes(), several_tasks(), self.method)
 
 
 def predict(model, tokenizer, first, texts, task):
@@ -84,7 +115,7 @@ def predict(model, tokenizer, first, texts, task):
 @pytest.mark.parametrize("method", ["multitask_query", "task_tokens", "shared_token"])
 def test_all_metrics_are_those_of_the_saved_model_text_by_text(tmp_path, method, kind):
     tasks, tokenizer = several_tasks(), Bytes()
-    output = fine_tune(language(kind), tokenizer, tasks, method, *settings(tmp_path / "run"))
+    output = Several(model=config(kind), method=method, **settings(tmp_path / "run")).run()
     metrics = json.loads((output / "metrics.json").read_text())
     model = load_model(output / "model")
     embedding = model.inputs["text"].embedding.weight
@@ -123,16 +154,15 @@ def test_metrics_of_random_answers_are_those_of_other_libraries():
         ("matthews", (guess, label), matthews_corrcoef(label, guess)),
         ("pearson", numbers + numbers[:1], np.corrcoef(*(numbers + numbers[:1]))[0, 1]),
     ):
-        score = metric(name, 3)
+        score = make_metric(name, 3)
         for part in np.array_split(np.arange(200), 7):
             score.update(*(torch.from_numpy(np.asarray(array[part])) for array in arrays))
         assert float(score.compute()) == pytest.approx(want, abs=1e-6), name
 
 
 def test_the_loss_is_the_mean_over_the_examples_of_all_tasks():
-    tasks = several_tasks()
     model = text_tasks(language(), {"CoLA": 2, "MNLI": 3, "STS-B": 1})
-    module = TextTasks(model, Optimization(), tasks).eval()
+    module = TextTasks(model).eval()
     module.log = lambda *arguments, **settings: None
     batch = {
         "text": torch.randint(6, 262, (6, 10)),
@@ -153,9 +183,8 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, s
     """Two epochs of eight updates."""
 
     def run(name, **more):
-        torch.manual_seed(0)
         arguments = settings(tmp_path / name, epochs=2, **training, **more)
-        fine_tune(language(), Bytes(), several_tasks(), "multitask_query", *arguments)
+        Several(model=config(), method="multitask_query", **arguments).run()
 
     run("whole")
     with monkeypatch.context() as patch:
@@ -181,11 +210,12 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     (tmp_path / "data").mkdir()
     write_csv(tmp_path / "data" / "train.csv", labelled(160, 0))
     write_csv(tmp_path / "data" / "test.csv", labelled(60, 1))
-    optimization, training, _ = settings(tmp_path / "run", epochs=6, batch_size=16)
-    optimization.lr = 1e-2
     run = TextClassification(
-        {"init": str(folder)}, LabelledTextData(str(tmp_path / "data")), optimization=optimization, training=training
+        model=Pretrained(str(folder)),
+        data=LabelledTextData(str(tmp_path / "data")),
+        **settings(tmp_path / "run", epochs=6, batch_size=16),
     )
+    run.optimization.lr = 1e-2
     output = run.run()
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["test_accuracy"] == metrics["test_mean"] > 0.75
@@ -202,18 +232,17 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
 def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
     model = create_model("language_bytes", length=40, latents=4, channels=16, depth=1, v_channels=16)
     to_transformers(model, tmp_path / "port")
-    loaded, tokenizer = pretrained(tmp_path / "port")
+    loaded, tokenizer = Pretrained(str(tmp_path / "port")).load()
     assert isinstance(tokenizer, Bytes)
     tokens = torch.randint(6, 262, (2, 9))
     torch.testing.assert_close(loaded({"text": tokens})["text"], model({"text": tokens})["text"], atol=1e-5, rtol=0)
     write_csv(tmp_path / "train.csv", labelled(40, 0))
-    _, training, _ = settings(tmp_path / "run")
     run = TextClassification(
-        {"init": str(tmp_path / "port")},
-        LabelledTextData(str(tmp_path / "train.csv")),
-        optimization=Optimization(lr=1e-12),
-        training=training,
+        model=Pretrained(str(tmp_path / "port")),
+        data=LabelledTextData(str(tmp_path / "train.csv")),
+        **settings(tmp_path / "run"),
     )
+    run.optimization = Optimization(lr=1e-12)
     trained = perceivers.load(run.run() / "model")
     weights = loaded.state_dict()
     kept = [name for name in trained.state_dict() if name in weights]
@@ -224,25 +253,108 @@ def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
 
 def test_a_preset_is_trained_from_nothing(tmp_path):
     write_csv(tmp_path / "train.csv", labelled(40, 0))
-    _, training, _ = settings(tmp_path / "run")
     data = LabelledTextData(str(tmp_path / "train.csv"))
-    output = TextClassification({"preset": "bert_bytes", **SMALL_BERT}, data, training=training).run()
+    output = TextClassification(model=config("bert_bytes"), data=data, **settings(tmp_path / "run")).run()
     model = load_model(output / "model")
     assert isinstance(model, BERT)
     assert json.loads((output / "metrics.json").read_text())["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_models_that_do_not_fit_are_refused(tmp_path, folder):
-    with pytest.raises(PerceiversError, match=r"model\.init is missing: name a pretrained language model, or a preset"):
-        TextClassification({}).run()
-    run = TextClassification({"preset": "bert_bytes", **SMALL_BERT, "vocabulary": 300})
-    with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in the tok"):
-        run.run()
+def test_models_that_do_not_fit_are_refused(tmp_path):
+    def run(model):
+        (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "text_classification", "model": model}))
+        read_config(tmp_path / "config.yaml").run()
+
+    with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
+        run({})
+    with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in"):
+        run({"preset": "bert_bytes", **SMALL_BERT, "vocabulary": 300})
+    with pytest.raises(PerceiversError, match="no/such/model is neither a folder or file here"):
+        run({"preset": "bert_bytes", **SMALL_BERT, "init": "no/such/model"})
     image = create_model("imagenet_fourier", image_size=8, bands=2, latents=4, channels=8, depth=1, heads=1)
     image.save(tmp_path / "image")
     with pytest.raises(PerceiversError, match="this model reads image: a language model, which reads text, is needed"):
-        pretrained(tmp_path / "image")
+        Pretrained(str(tmp_path / "image")).load()
     other = create_model("language_bytes", **PERCEIVER, vocabulary=300)
     other.save(tmp_path / "other")
     with pytest.raises(PerceiversError, match=r"has no tokenizer\.model, and the model's 300 tokens are not bytes"):
-        pretrained(tmp_path / "other")
+        Pretrained(str(tmp_path / "other")).build()
+
+
+def measure(capsys, *argv):
+    """What `perceivers evaluate` finds."""
+    capsys.readouterr()
+    main(["evaluate", *map(str, argv), "--device", "cpu", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("kind", ["language_bytes", "bert_bytes"])
+def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, kind):
+    (tmp_path / "data").mkdir()
+    training = write_csv(tmp_path / "data" / "train.csv", labelled(60, 0))
+    test = write_csv(tmp_path / "data" / "test.csv", labelled(41, 1))
+    arguments = settings(tmp_path / "run")
+    run = TextClassification(model=config(kind), data=LabelledTextData(str(tmp_path / "data")), **arguments).run()
+    accuracy = json.loads((run / "metrics.json").read_text())["test_accuracy"]
+    model = str(run / "model")
+    for path in (tmp_path / "data", test):
+        assert measure(capsys, model, "--data", path) == {
+            "accuracy": pytest.approx(accuracy),
+            "texts": 41,
+            "data": str(test),
+        }
+    main(["evaluate", model, "--data", str(tmp_path / "data"), "--text", "review", "--label", "sentiment"])
+    assert capsys.readouterr().out == f"{test}, 41 texts: accuracy {accuracy:.2%}\n"
+    assert measure(capsys, model, "--data", training)["texts"] == 60
+    assert find_experiment(model) is TextClassification
+
+
+def test_the_part_of_a_file_that_training_held_out_is_evaluated(tmp_path, capsys):
+    file = write_csv(tmp_path / "all.csv", labelled(60, 0))
+    data = LabelledTextData(str(file), held_out=0.3)
+    run = TextClassification(model=config(), data=data, **settings(tmp_path / "run")).run()
+    accuracy = json.loads((run / "metrics.json").read_text())["test_accuracy"]
+    found = measure(capsys, run / "model", "--data", file, "--held-out", "0.3")
+    assert found == {
+        "accuracy": pytest.approx(accuracy),
+        "texts": 18,
+        "data": f"the part of {file} that training held out",
+    }
+    assert measure(capsys, run / "model", "--data", file)["texts"] == 60
+
+
+def test_classes_are_those_of_the_model_by_name(tmp_path, capsys):
+    """The file has fewer, in another order, and only the model's may be there."""
+    model = labels({"mood": 3}, {"mood": ["sad", "glad", "angry"]})
+    model.save(tmp_path / "model")
+    texts = [f"text {number}" for number in range(30)]
+    tokens = [torch.from_numpy(Bytes().encode(text))[None] for text in texts]
+    guesses = [int(model({"text": token_BM})["label"]["mood"].argmax()) for token_BM in tokens]
+    rows = [f"{text},{('sad', 'glad')[number % 2]}" for number, text in enumerate(texts)]
+    (tmp_path / "some.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    right = np.mean([guess == number % 2 for number, guess in enumerate(guesses)])
+    assert measure(capsys, tmp_path / "model", "--data", tmp_path / "some.csv")["accuracy"] == pytest.approx(right)
+    (tmp_path / "some.csv").write_text("\n".join(["text,label", *rows, "other,merry"]) + "\n")
+    err = fails(capsys, "evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "some.csv"))
+    assert "line 32 of" in err
+    assert "has the label 'merry', which the model does not know" in err
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "some.csv").rename(tmp_path / "folder" / "train.csv")
+    err = fails(capsys, "evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "folder"))
+    assert "folder has no split to evaluate on" in err
+    assert "--held-out" in err
+
+
+def test_models_and_tasks_that_cannot_be_evaluated():
+    texts = labelled(4, 0)
+    with pytest.raises(PerceiversError, match="no text classifier: it reads image and predicts label"):
+        evaluate(classifier(), Bytes(), {"a": TextSet("a", "accuracy", texts)})
+    model = labels({"a": 2, "b": 1}, {"a": ["bad", "good"]})
+    for part, message in [
+        (TextSet("c", "accuracy", texts), "the model has no task 'c': it has a, b"),
+        (TextSet("a", "accuracy", texts), "the examples of a have no, yes, but the model knows bad, good"),
+        (TextSet("b", "accuracy", texts), "the examples of b have no, yes, but the model knows numbers"),
+        (TextSet("a", "pearson", scored(4, 0)), "the examples of a have numbers, but the model knows bad, good"),
+    ]:
+        with pytest.raises(PerceiversError, match=message):
+            evaluate(model, Bytes(), {"set": part})

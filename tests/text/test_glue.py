@@ -6,14 +6,20 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
+from perceivers.cli import main
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
-from perceivers.text import glue
+from perceivers.text import fine_tuning
+from perceivers.text.fine_tuning import Pretrained
 from perceivers.text.glue import Glue, Sweep, best, keep_best, read_results, table, text_task
 from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
 from perceivers.text.labelled import LabelledTexts
+from perceivers.training import experiment
+from perceivers.training.config import read_config
+from perceivers.training.evaluation import find_experiment
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.cli import fails
 from tests.support.runs import interrupt_at
 from tests.text.test_glue_data import header, write
 
@@ -51,13 +57,13 @@ def data(tmp_path):
 
 def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
     return Glue(
-        {"init": str(language)},
-        GlueData(str(data), tasks),
-        method,
-        examples,
-        Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
-        Optimization(schedule="flat_cosine"),
-        Training(epochs=2, accelerator="cpu", output=str(output), **training),
+        model=Pretrained(str(language)),
+        data=GlueData(str(data), tasks),
+        method=method,
+        examples=examples,
+        sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
+        optimization=Optimization(schedule="flat_cosine"),
+        training=Training(epochs=2, accelerator="cpu", output=str(output), **training),
     )
 
 
@@ -118,13 +124,13 @@ def test_a_task_without_a_result_does_not_keep_another_from_the_table(tmp_path, 
 
 def test_a_run_killed_before_its_result_is_done_again(tmp_path, monkeypatch, language, data):
     output = tmp_path / "run"
-    fine_tune = glue.fine_tune
+    train = experiment.train
 
     def killed(*arguments):
-        (fine_tune(*arguments) / "metrics.json").unlink()
+        (train(*arguments) / "metrics.json").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(glue, "fine_tune", killed)
+    monkeypatch.setattr(experiment, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
     assert list(output.glob("RTE/*/checkpoints/last.ckpt"))
@@ -147,7 +153,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, ca
     def count(self, batch, batch_idx):
         updates.append(self.trainer.global_step)
 
-    monkeypatch.setattr("perceivers.text.fine_tuning.TextTasks.on_train_batch_start", count)
+    monkeypatch.setattr("perceivers.training.learner.Learner.on_train_batch_start", count)
     small_sweep(language, data, tmp_path / "parts", ["RTE"], sweep=settings).run()
     assert updates == [3, 0, 1, 2, 3], "the first run's last update, and the second run"
     assert content(tmp_path / "parts") == content(tmp_path / "whole")
@@ -170,12 +176,12 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, language, data):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, method):
     began = []
-    fine_tune = glue.fine_tune
+    text_tasks = fine_tuning.text_tasks
     monkeypatch.setattr(
-        glue, "fine_tune", lambda model, *rest: (began.append(model.state_dict()), fine_tune(model, *rest))
+        fine_tuning, "text_tasks", lambda model, *rest: (began.append(model.state_dict()), text_tasks(model, *rest))[1]
     )
     output = small_sweep(language, data, tmp_path / "run", method=method).run()
-    (weights,) = began
+    _, weights = began  # to make samples, on the meta device, and to train
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(language).state_dict().items())
     run = output / "all" / "batch8_lr0.01_seed0"
     metrics = json.loads((run / "metrics.json").read_text())
@@ -295,11 +301,74 @@ def test_at_most_so_many_examples_always_the_same():
 def test_sweeps_that_are_not_allowed(tmp_path, data):
     with pytest.raises(PerceiversError, match=r"sweep\.lrs = \[\] is not allowed"):
         Sweep(lrs=[])
+    for name, values in (("batch_sizes", [8, 0]), ("lrs", [0.1, 0.0]), ("seeds", [-1])):
+        with pytest.raises(PerceiversError, match=rf"sweep\.{name} = .* is not allowed"):
+            Sweep(**{name: values})
     with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
-        Glue({"init": "x"}, examples=0)
-    for model in ({}, {"preset": "language_bytes"}, {"init": "x", "depth": 3}):
-        with pytest.raises(PerceiversError, match=r"model\.init is missing, or not alone"):
-            Glue(model).run()
+        Glue(model=Pretrained("x"), examples=0)
+    for model, message in [({}, r"model\.init"), ({"preset": "language_bytes"}, "Glue trains a model of Pretrained")]:
+        (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))
+        with pytest.raises(PerceiversError, match=message):
+            read_config(tmp_path / "config.yaml")
     with pytest.raises(PerceiversError, match="no/such/model is neither a folder or file here"):
         small_sweep("no/such/model", data, tmp_path / "run").run()
     assert not (tmp_path / "run").exists()
+
+
+def test_single_runs_hold_the_config_of_the_sweep_and_their_models_the_experiment(tmp_path, language, data):
+    output = small_sweep(language, data, tmp_path / "run", ["RTE"], sweep={"batch_sizes": [4]}).run()
+    run = output / "RTE" / "batch4_lr0.01_seed0"
+    assert sorted(path.name for path in run.iterdir()) == ["config.json", "csv", "metrics.json", "model", "tensorboard"]
+    assert (run / "config.json").read_text() == (output / "config.json").read_text()
+    written = json.loads((run / "config.json").read_text())
+    assert (written["experiment"], written["model"]) == ("glue", {"init": str(language)})
+    assert written["training"]["output"] == str(output)
+    assert find_experiment(run / "model") is Glue
+    again = read_config(run / "config.json")
+    assert again.written() == written
+
+
+def measure(capsys, *argv):
+    """What `perceivers evaluate` finds."""
+    capsys.readouterr()
+    main(["evaluate", *map(str, argv), "--device", "cpu", "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("method", ["task_tokens", "multitask_query"])
+def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, language, data, method):
+    run = small_sweep(language, data, tmp_path / "run", method=method).run() / "all" / "batch8_lr0.01_seed0"
+    figures = {
+        name.removeprefix("test_"): pytest.approx(value, abs=1e-5)
+        for name, value in json.loads((run / "metrics.json").read_text()).items()
+        if name.startswith("test_")
+    }
+    assert len(figures) == 6
+    for file in data.glob("*/train.tsv"):
+        file.unlink()  # they are not needed
+    model = run / "model"
+    assert measure(capsys, model, "--data", data) == figures
+    some = measure(capsys, model, "--data", data, "--tasks", "mnli", "STS-B")
+    for name in ("MNLI_matched", "MNLI_mismatched", "STS-B"):
+        assert some.pop(name) == figures[name]
+    assert list(some) == ["mean"]
+    main(["evaluate", str(model), "--data", str(data), "--tasks", "CoLA"])
+    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["task", "result"],
+        ["CoLA", f"{100 * score:.1f}"],
+        ["mean", f"{100 * score:.1f}"],
+    ]
+    (data / "RTE" / "dev.tsv").unlink()
+    assert "RTE/dev.tsv does not exist" in fails(capsys, "evaluate", str(model), "--data", str(data))
+
+
+def test_a_model_of_one_task_is_evaluated_on_it_alone(tmp_path, capsys, language, data):
+    run = next(small_sweep(language, data, tmp_path / "run", ["CoLA"]).run().glob("CoLA/*/model")).parent
+    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    assert measure(capsys, run / "model", "--data", data) == {
+        "CoLA": pytest.approx(score),
+        "mean": pytest.approx(score),
+    }
+    err = fails(capsys, "evaluate", str(run / "model"), "--data", str(data), "--tasks", "RTE", "CoLA")
+    assert "the model has no task 'RTE': it has CoLA" in err

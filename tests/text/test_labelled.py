@@ -247,6 +247,30 @@ def test_splits_that_do_not_fit(tmp_path):
         LabelledTextData(str(tmp_path)).open()
 
 
+def test_what_a_model_is_evaluated_on(tmp_path):
+    """Of a folder the split for it, whatever the others are; of a file all, or what training held out of it."""
+    path = make(tmp_path / "a.csv", rows(20))
+    examples, which = LabelledTextData(path).open_evaluation(["b", "c", "a"])
+    assert (len(examples), which) == (20, path)
+    assert (examples.labels[:3], examples.classes) == ([2, 0, 2], ["b", "c", "a"])
+    part, which = LabelledTextData(path).open_evaluation(["a", "b"], 0.25)
+    assert part == LabelledTextData(path, held_out=0.25).open().evaluation
+    assert (len(part), which) == (5, f"the part of {path} that training held out")
+    folder = tmp_path / "folder"
+    test = make(folder / "test.csv", rows(3))
+    assert LabelledTextData(str(folder)).open_evaluation(["a", "b"])[1] == test
+    make(folder / "train.csv", "damaged")
+    for held_out in (None, 0.5):
+        assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], held_out)[0]) == 3
+    (folder / "test.csv").unlink()
+    make(folder / "train.csv", rows(10))
+    with pytest.raises(PerceiversError, match=r"folder has no split to evaluate on, called validation, val, "):
+        LabelledTextData(str(folder)).open_evaluation(["a", "b"])
+    assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], 0.5)[0]) == 5
+    with pytest.raises(PerceiversError, match=r"line 3 of .*a.csv has the label 'b', which the model does not know"):
+        LabelledTextData(path).open_evaluation(["a", "c"])
+
+
 def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(PerceiversError, match=r"data.path is not given"):
         LabelledTextData().open()

@@ -8,14 +8,20 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
-from perceivers.presets import create_model
-from perceivers.text.fine_tuning import pretrained
+from perceivers.cli import main
+from perceivers.presets import create_model, model_config
+from perceivers.text.loading import load_text_model
 from perceivers.text.masking import IGNORED
-from perceivers.text.pretraining import MaskedLanguage, MaskedLanguageModel, text_input
-from perceivers.text.stream import TextData
+from perceivers.text.model import text_input
+from perceivers.text.pretraining import MaskedLanguage, MaskedLanguageModel, evaluate
+from perceivers.text.stream import HeldOutText, TextData
 from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer
+from perceivers.training.config import read_config
+from perceivers.training.evaluation import find_experiment
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.cli import fails
+from tests.support.models import classifier, labels
 from tests.support.runs import interrupt_at, state
 from tests.text.test_tokenizers import sample
 
@@ -37,10 +43,10 @@ def small_run(output, text, model=None, **training):
     data = TextData(str(text), steps=6, evaluated=40, held_out=0.1, documents=2)
     training = {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
     return MaskedLanguage(
-        {"preset": "language_bytes", **PERCEIVER} if model is None else model,
-        data,
-        Optimization(lr=1e-2),
-        Training(**training),
+        model=model_config("language_bytes", **PERCEIVER) if model is None else model,
+        data=data,
+        optimization=Optimization(lr=1e-2),
+        training=Training(**training),
     )
 
 
@@ -52,7 +58,7 @@ def small_run(output, text, model=None, **training):
         (11, {}),
         (8, {"workers": 2}),
         (5, {"workers": 1, "accumulate": 2, "ema": 0.9}),
-        (5, {"model": {"preset": "bert_bytes", **BERT}}),
+        (5, {"model": model_config("bert_bytes", **BERT)}),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, text, step, settings):
@@ -97,16 +103,16 @@ def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
         file = tmp_path / "pieces.model"
         train_tokenizer(sample(), file, 400)
         run.data.tokenizer = str(file)
-        run.model["preset"] = "language_sentencepiece"
+        run.model = model_config("language_sentencepiece", **PERCEIVER)
     output = run.run()
     model = load_model(output / "model")
     tokenizer = find_tokenizer(output / "model", model.inputs["text"].vocabulary)
     if kind == "pieces":
         assert isinstance(tokenizer, SentencePiece)
         assert (output / "model" / "tokenizer.model").read_bytes() == file.read_bytes()
-        assert pretrained(output / "model")[1].size == tokenizer.size == model.inputs["text"].vocabulary == 400
+        assert load_text_model(output / "model")[1].size == tokenizer.size == model.inputs["text"].vocabulary == 400
     nats = right = tokens = size = 0
-    for batch in run.data.evaluation(run.data.open(0), tokenizer, 32, 8):
+    for batch in HeldOutText(run.data.open(0), tokenizer, 32, run.data).batches(8):
         logits_BMV = model({"text": batch["text"]})["text"].detach().double().numpy()
         for row, (place_P, label_P) in enumerate(zip(batch["places"].tolist(), batch["labels"].tolist(), strict=True)):
             labels = [label for label in label_P if label != IGNORED]
@@ -123,11 +129,12 @@ def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
     assert metrics["test_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
 
 
-@pytest.mark.parametrize("model", [{"preset": "language_bytes", **PERCEIVER}, {"preset": "bert_bytes", **BERT}])
-def test_what_can_be_learned_is_learned(tmp_path, model):
+@pytest.mark.parametrize(("preset", "sizes"), [("language_bytes", PERCEIVER), ("bert_bytes", BERT)])
+def test_what_can_be_learned_is_learned(tmp_path, preset, sizes):
     """Of 262 tokens only 7 are ever hidden: 8.03 bits become 2.81 as soon as that is learned."""
     (tmp_path / "text.txt").write_text("yes, no! " * 2000)
-    run = small_run(tmp_path / "run", tmp_path / "text.txt", model | {"dropout": 0.0}, epochs=3)
+    model = model_config(preset, **sizes | {"dropout": 0.0})
+    run = small_run(tmp_path / "run", tmp_path / "text.txt", model, epochs=3)
     run.data.steps = 12
     output = run.run()
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
@@ -143,7 +150,7 @@ def test_what_can_be_learned_is_learned(tmp_path, model):
 
 
 def test_a_batch_without_hidden_words_changes_nothing():
-    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER), Optimization(), Bytes())
+    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER))
     module.log = lambda *arguments, **settings: None
     places = torch.zeros(2, 3, dtype=torch.long)
     loss = module.training_step({"text": places + 70, "places": places, "labels": places + IGNORED}, 0)
@@ -151,28 +158,95 @@ def test_a_batch_without_hidden_words_changes_nothing():
 
 
 def test_filled_text_shows_what_was_hidden():
-    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER), Optimization(), Bytes())
+    module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER))
     token_M = torch.from_numpy(Bytes().encode("one two  three").astype(np.int64))
     place_P, guess_P = torch.tensor([4, 5, 6]), torch.from_numpy(Bytes().encode("TWO").astype(np.int64))
     masked_M = token_M.clone()
     masked_M[place_P] = Bytes().mask
-    assert module.show(masked_M, place_P, guess_P) == "one [TWO] three"
+    assert module.fill(masked_M, place_P, guess_P) == "one [TWO] three"
 
 
 def test_a_model_that_does_not_fit_is_refused_before_any_text_is_read(tmp_path):
-    run = small_run(tmp_path / "run", tmp_path / "missing.txt")
-    run.model["vocabulary"] = 300
-    with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in the tok"):
-        run.run()
-    run.model = {"preset": "imagenet_fourier"}
+    config = tmp_path / "config.yaml"
+
+    def run(model):
+        values = {
+            "experiment": "masked_language",
+            "model": model,
+            "data": {"path": str(tmp_path / "missing.txt")},
+            "training": {"output": str(tmp_path / "run")},
+        }
+        config.write_text(json.dumps(values))
+        read_config(config).run()
+
+    with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in"):
+        run({"preset": "language_bytes", "vocabulary": 300})
     with pytest.raises(PerceiversError, match="imagenet_fourier is of image_classification"):
-        run.run()
-    run.model = {"preset": "bert_bytes", "latents": 4}
-    with pytest.raises(PerceiversError, match="BERT has no argument 'latents'"):
-        run.run()
+        run({"preset": "imagenet_fourier"})
+    with pytest.raises(PerceiversError, match=r"there is no field 'model\.latents'"):
+        run({"preset": "bert_bytes", "latents": 4})
     with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
-        MaskedLanguage({"init": "x"})
+        run({"init": "x"})
+    with pytest.raises(PerceiversError, match=r"missing\.txt is neither here nor on the hub"):
+        run({"preset": "language_bytes", **PERCEIVER, "vocabulary": 262})
     assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_start_is_refused_before_any_text_is_read(tmp_path):
+    model = model_config("bert_bytes", **BERT | {"channels": 15, "heads": 3, "start": "local"})
+    with pytest.raises(PerceiversError, match="even number of channels of a token, not 15"):
+        small_run(tmp_path / "run", tmp_path / "missing.txt", model).run()
+
+
+@pytest.mark.parametrize(("preset", "sizes"), [("language_bytes", PERCEIVER), ("bert_bytes", BERT)])
+def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, text, preset, sizes):
+    output = small_run(tmp_path / "run", text, model_config(preset, **sizes), epochs=1).run()
+    metrics = json.loads((output / "metrics.json").read_text())
+    model = str(output / "model")
+    settings = ["--held-out", "0.1", "--windows", "40", "--documents", "2", "--batch-size", "8", "--device", "cpu"]
+    capsys.readouterr()
+    main(["evaluate", model, "--data", str(text), *settings, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    windows = found.pop("windows")
+    assert 20 < windows <= 40
+    assert found == pytest.approx({name: metrics[f"test_{name}"] for name in ("loss", "accuracy", "bits_per_byte")})
+    main(["evaluate", model, "--data", str(text), *settings])
+    assert capsys.readouterr().out == (
+        f"{windows} windows of text kept for evaluation: {found['bits_per_byte']:.3f} bits per byte, "
+        f"accuracy {found['accuracy']:.2%}, loss {found['loss']:.4f}\n"
+    )
+    main(["evaluate", model, "--data", str(text), *settings, "--windows", "16", "--json"])
+    fewer = json.loads(capsys.readouterr().out)
+    assert fewer["windows"] == 16
+    assert fewer["loss"] != pytest.approx(found["loss"], abs=1e-6)
+    assert "none is neither here nor on the hub" in fails(capsys, "evaluate", model, "--data", str(tmp_path / "none"))
+    assert find_experiment(model) is MaskedLanguage
+
+
+def test_pieces_and_several_texts_are_evaluated(tmp_path, capsys, text):
+    train_tokenizer(sample(), tmp_path / "pieces.model", 400)
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(" ".join(sample(6, seed)) for seed in range(100, 160)), encoding="utf-8")
+    run = small_run(tmp_path / "run", text, model_config("language_sentencepiece", **PERCEIVER), epochs=1)
+    run.data.tokenizer, run.data.path = str(tmp_path / "pieces.model"), {str(text): 1.0, str(other): 2.0}
+    output = run.run()
+    metrics = json.loads((output / "metrics.json").read_text())
+    (output / "model" / "config.json").write_text(
+        json.dumps({**json.loads((output / "model" / "config.json").read_text()), "experiment": None})
+    )  # as of a model that was saved by hand
+    capsys.readouterr()
+    settings = ["--held-out", "0.1", "--windows", "40", "--documents", "2", "--batch-size", "8", "--device", "cpu"]
+    main(["evaluate", str(output / "model"), "--data", str(text), str(other), *settings, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    del found["windows"]
+    assert found == pytest.approx({name: metrics[f"test_{name}"] for name in ("loss", "accuracy", "bits_per_byte")})
+
+
+def test_only_language_models_are_evaluated_so():
+    with pytest.raises(PerceiversError, match="this model predicts label: a language model, which predicts text, is"):
+        evaluate(labels(), Bytes(), TextData("x"))
+    with pytest.raises(PerceiversError, match="this model reads image: a language model"):
+        evaluate(classifier(), Bytes(), TextData("x"))
 
 
 def test_text_inputs_are_found():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from perceivers import PerceiversError
+from perceivers.data.loader import Item
 from perceivers.text import documents as module
 from perceivers.text.documents import TextFiles, TextRows, bound, read_text
-from perceivers.text.stream import Stream, StreamLoader, TextData, Windows, pack
+from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, Windows, pack
 from perceivers.text.tokenizers import SEP, Bytes
 
 datasets = pytest.importorskip("datasets")
@@ -409,14 +410,14 @@ def test_too_few_rows(tmp_path):
     parquet(empty, "validation", [" "])
     data = TextData(str(empty))
     with pytest.raises(PerceiversError, match="held out for evaluation is shorter than a window of 16 tokens"):
-        data.evaluation(data.open(0), Bytes(), 16, 4)
+        HeldOutText(data.open(0), Bytes(), 16, data)
 
 
 def test_evaluation_is_always_the_same_and_not_of_the_training_text(files, monkeypatch):
     paths, _ = files
     monkeypatch.setattr(module, "BLOCK", 4000)
     data = TextData(str(paths[0].parent), held_out=0.1, evaluated=50)
-    batches = [data.evaluation(data.open(seed), Bytes(), 64, 16) for seed in (0, 0, 1)]
+    batches = [HeldOutText(data.open(seed), Bytes(), 64, data).batches(16) for seed in (0, 0, 1)]
     first = [values(batch) for batch in batches[0]]
     assert all([values(batch) for batch in other] == first for other in batches[1:])
     assert [batch["text"].shape for batch in batches[0]] == [(16, 64)] * 3 + [(2, 64)]
@@ -432,15 +433,41 @@ def test_evaluation_is_always_the_same_and_not_of_the_training_text(files, monke
             assert window.strip("\ufffd") in joined
 
 
+def test_held_out_windows_are_split_over_processes(files):
+    paths, _ = files
+    data = TextData(str(paths[0].parent), held_out=0.1, evaluated=50)
+    held_out = HeldOutText(data.open(0), Bytes(), 64, data)
+    assert len(held_out) == 50
+    assert held_out[Item(3, 0)]["text"].shape == (64,)
+    alone = [values(batch) for batch in held_out.loader(8)]
+    assert alone == [values(batch) for batch in held_out.batches(8)]
+    shares = [[values(batch) for batch in held_out.loader(8, rank=rank, world=3)] for rank in range(3)]
+    assert [len(share) for share in shares] == [3, 2, 2]
+    assert all(share == alone[rank::3] for rank, share in enumerate(shares))
+
+
+def test_an_epoch_of_streamed_text_is_so_many_windows_for_any_number_of_processes(files):
+    paths, _ = files
+    data = TextData(str(paths[0].parent))
+    text = StreamedText(data.open(0), Bytes(), 64, data, 96)
+    assert len(text) == 96
+    assert [len(text.loader(8, 5, 0, 0, world)) for world in (1, 2, 3)] == [12, 6, 4]
+    want = StreamLoader(stream(data.open(0), batch_size=8, length=64, documents=10), 12, 0)
+    want.stream.rate, want.stream.places = data.masked, data.places(64)
+    assert [values(batch) for batch in text.loader(8, 5)] == [values(batch) for batch in want]
+    with pytest.raises(TypeError, match="no numbered windows"):
+        text[Item(0, 0)]
+
+
 def test_evaluation_has_as_many_windows_as_asked_for_or_as_there_are(files):
     paths, _ = files
     sources = TextData(str(paths[0].parent)).open(0)
     for most, want in ((7, 7), (10000, None)):
-        batches = TextData("x", evaluated=most).evaluation(sources, Bytes(), 64, 4)
+        batches = HeldOutText(sources, Bytes(), 64, TextData("x", evaluated=most)).batches(4)
         count = sum(len(batch["text"]) for batch in batches)
         assert count == want or 20 < count < 100
     with pytest.raises(PerceiversError, match="shorter than a window of 100000 tokens"):
-        TextData("x").evaluation(sources, Bytes(), 100000, 4)
+        HeldOutText(sources, Bytes(), 100000, TextData("x"))
 
 
 def test_which_files_are_read(tmp_path):
@@ -465,14 +492,14 @@ def test_several_paths_with_their_shares(files):
     data = TextData({str(path): share for path, share in zip(paths, (1, 3), strict=True)})
     sources = data.open(0)
     assert [(source.paths, share) for source, share in sources.values()] == [([paths[0]], 1), ([paths[1]], 3)]
-    windows = [window for batch in data.evaluation(sources, Bytes(), 64, 4) for window in text_of(batch)]
+    windows = [window for batch in HeldOutText(sources, Bytes(), 64, data).batches(4) for window in text_of(batch)]
     assert {kind for window in windows for kind in ("document", "other") if kind in window} == {"document", "other"}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"masked": 0}, r"data\.masked = 0 is not allowed: it is a part between 0 and 1"),
+        ({"masked": 0}, r"data\.masked = 0 is not allowed: it must be above 0 and below 1"),
         ({"decoded": 1}, r"data\.decoded = 1 is not allowed"),
         ({"held_out": -0.1}, r"data\.held_out = -0\.1 is not allowed"),
         ({"documents": 0}, r"data\.documents = 0 is not allowed: it must be at least 1"),

@@ -1,12 +1,12 @@
 import pytest
 import torch
-from perceivers.tasks import language_model, text_tasks
 
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
 from perceivers.adapters import TextInput
 from perceivers.checkpoints.load import load_model
 from perceivers.text.bert import BERT
+from perceivers.text.model import LanguageConfig, text_tasks
 from perceivers.text.task_output import TaskHeads, TaskOutput
 
 TASKS = {"CoLA": 2, "STS-B": 1, "values.x": 3}
@@ -106,7 +106,7 @@ def test_extra_tokens_are_read_like_others():
     torch.testing.assert_close(x_MC[0], text.embedding.weight[31] + text.positions.table_SF[0])
 
 
-@pytest.mark.parametrize("make", [lambda: language_model(**SMALL), lambda: BERT(**SMALL_BERT)])
+@pytest.mark.parametrize("make", [lambda: LanguageConfig(**SMALL).build(), lambda: BERT(**SMALL_BERT)])
 @pytest.mark.parametrize(("extra", "shared"), [(0, False), (0, True), (3, True)])
 def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(tokens, tmp_path, make, extra, shared):
     language = fill(make())

@@ -62,7 +62,7 @@ def load_model(source: str | Path, classes: Sequence[type[Configured]] = (), **s
             raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
         return read(path, lambda name: find_class(name, classes, path))
     for name in plugins.declared("formats"):
-        other = plugins.find_instance("formats", name, Format)
+        other = find_format(name)
         if other.recognizes(path):
             return other.read(path, settings)
     if path.is_dir():
@@ -117,7 +117,7 @@ def find_format(name: str) -> Format:
     if name not in plugins.declared("formats") and ":" not in name:
         formats = ["perceivers", *plugins.declared("formats")]
         raise PerceiversError(f"there is no format {name!r}: {nearest(name, formats)}")
-    return plugins.find_instance("formats", name, Format)
+    return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 
 
 def locate(source: str | Path) -> Path:

@@ -2,36 +2,35 @@
 
 configs/autoencoding/paper_*.yaml are the paper's recipes.
 
-Shape suffixes: B batch, P points, S samples, T frames, C colours, Y rows, X columns
+Shape suffixes: B batch, P points, S samples, T frames, C colors, Y rows, X columns
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from kornia import augmentation as K
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from perceivers.checks import check
-from perceivers.clips.classification import ClipBatches, windows_of
-from perceivers.clips.data import ClipData, LabelledClips
+from perceivers.checks import Checked, Count, Fraction, Range, check
+from perceivers.clips import commands
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly
 from perceivers.clips.metrics import ReconstructionErrors
+from perceivers.clips.model import FRAME_RATE, AutoencoderConfig
 from perceivers.clips.model_window import masked_inputs, window_of
-from perceivers.clips.reconstruct import compression, side_by_side
+from perceivers.clips.reconstruct import compression, is_autoencoder, side_by_side
+from perceivers.data.labelled_files import check_classes
 from perceivers.data.video import write_video
-from perceivers.errors import PerceiversError
-from perceivers.images.training import check_classes, check_complete
-from perceivers.inference import class_names, device_of
+from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.presets import create_model, preset
-from perceivers.tasks import FRAME_RATE
-from perceivers.training.loop import Trained, Training, train
+from perceivers.training import learner
+from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
 SHOWN = 4
@@ -39,25 +38,23 @@ SHOWN = 4
 
 
 @dataclass
-class Weights:
+class Weights(Checked):
     """What each modality counts in the loss (section 5). A label of 1 makes a better classifier, of worse pictures.
 
     Attributes:
-        video, audio: of the mean absolute error of colours in [0, 1] and of samples in [-1, 1].
+        video, audio: of the mean absolute error of colors in [0, 1] and of samples in [-1, 1].
         label: of the cross-entropy.
     """
 
-    video: float = 0.03
-    audio: float = 1.0
-    label: float = 0.0001
+    section = "weights."
 
-    def __post_init__(self) -> None:
-        for name in ("video", "audio", "label"):
-            check(f"weights.{name}", getattr(self, name), getattr(self, name) >= 0, "at least 0")
+    video: Annotated[float, Range(least=0)] = 0.03
+    audio: Annotated[float, Range(least=0)] = 1.0
+    label: Annotated[float, Range(least=0)] = 0.0001
 
 
 @dataclass
-class ClipAugmentation:
+class ClipAugmentation(Checked):
     """How training clips are changed, all frames of one alike. The sound stays as it is.
 
     Attributes:
@@ -65,10 +62,13 @@ class ClipAugmentation:
         flip: mirror half of the clips.
     """
 
+    section = "augmentation."
+
     area: tuple[float, float] | None = None
     flip: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.area or (1.0, 1.0)
         check("augmentation.area", self.area, 0 < low <= high <= 1, "two parts, each above 0 and at most 1, in order")
 
@@ -85,94 +85,94 @@ class ClipAugmentation:
         return changed
 
 
-@dataclass
-class Autoencoding:
+@dataclass(kw_only=True)
+class Autoencoding(Experiment):
     """A training run of autoencoding.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its settings are to be others:
+        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others:
             `samples_per_frame: null` leaves the sound out, `classes: null` the label; number and names of the classes
             come from the data otherwise.
         data: the clips.
         weights: what each modality counts.
         augmentation: how training clips are changed.
-        optimization: how weights are updated.
-        training: how the run is done.
         points: so many pixels, and patches of sound, of each clip are decoded in training, drawn at random.
         label_masking: part of the training clips whose label the model does not see; in evaluation it never does.
     """
 
-    model: dict[str, Any]
+    decided_by_data = ("classes", "class_names")
+    evaluate = staticmethod(commands.evaluate_autoencoder)
+
+    model: AutoencoderConfig
     data: ClipData = field(default_factory=ClipData)
     weights: Weights = field(default_factory=Weights)
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
-    optimization: Optimization = field(default_factory=Optimization)
-    training: Training = field(default_factory=Training)
-    points: int = 512
-    label_masking: float = 0.5
+    points: Count = 512
+    label_masking: Fraction = 0.5
 
-    def __post_init__(self) -> None:
-        check("points", self.points, self.points >= 1, "at least 1")
-        check("label_masking", self.label_masking, 0 <= self.label_masking <= 1, "from 0 to 1")
-        if "preset" not in self.model:
-            raise PerceiversError("model.preset is missing: name one of `perceivers models`.")
-        experiment = preset(self.model["preset"]).experiment
-        if experiment != "autoencoding":
-            raise PerceiversError(
-                f"model.preset = {self.model['preset']} is of {experiment}: an autoencoder is needed."
-            )
-
-    def run(self) -> Path:
-        """Trains; -> the run's folder."""
-        L.seed_everything(self.training.seed, verbose=False)
-        settings = {name: value for name, value in self.model.items() if name != "preset"}
-        with torch.device("meta"):  # a wrong setting shows before any data is read
-            labelled = "label" in build(self.model["preset"], settings).inputs
+    def prepare(self) -> Prepared:
+        window = window_of(self.build_on_meta())
+        config, labelled = self.model, self.model.classes is not None
         splits = self.data.open(labelled)
         if labelled:
             names, several = splits.training.classes, splits.training.several
             check("data.training_list", self.data.training_list, not several, "a list with one class a clip")
-            classes = settings.get("classes", len(names))
-            check("model.classes", classes, classes == len(names), f"{len(names)}, as in the data, null, or left out")
-            settings |= {"classes": len(names), "class_names": names}
-        model = build(self.model["preset"], settings)
-        module = ClipAutoencoder(model, self)
-        batches = ClipBatches(*self.data.datasets(splits, window_of(model)), self.training)
-        print(f"Compression {compression(model):.0f}x, as the paper counts.", flush=True)
-        return train(module, batches, self.training, "test_video_psnr", {"experiment": "autoencoding", **asdict(self)})
+            config = replace(config, **self.settle(classes=len(names), class_names=names))
+        return Prepared(config.build, *self.data.datasets(splits, window))
+
+    def learner(self, model: PerceiverIO) -> "ClipAutoencoder":
+        folder = Path(self.training.output, "reconstructions")
+        settings = (self.optimization, self.weights, self.augmentation, self.points, self.label_masking)
+        return ClipAutoencoder(model, *settings, folder)
+
+    @classmethod
+    def evaluates(cls, model: nn.Module) -> bool:
+        return isinstance(model, PerceiverIO) and is_autoencoder(model)
 
 
-def build(name: str, settings: Mapping[str, Any]) -> PerceiverIO:
-    """A fresh autoencoder."""
-    model = create_model(name, **settings)
-    assert isinstance(model, PerceiverIO)
-    return model
+class ClipAutoencoder(Learner):
+    """Absolute errors of some pixels and patches of sound, and cross-entropy of the label.
 
+    Args:
+        model: the model.
+        optimization: how weights are updated.
+        weights, augmentation, points, label_masking: as in `Autoencoding`.
+        reconstructions: folder to which some held-out windows are written, beside what the model makes of them; none
+            are, if not given.
+    """
 
-class ClipAutoencoder(Trained):
-    """Absolute errors of some pixels and patches of sound, and cross-entropy of the label."""
+    monitor = "test_video_psnr"
 
-    model: PerceiverIO
+    def __init__(
+        self,
+        model: PerceiverIO,
+        optimization: Optimization | None = None,
+        weights: Weights | None = None,
+        augmentation: ClipAugmentation | None = None,
+        points: int = 512,
+        label_masking: float = 0.5,
+        reconstructions: Path | None = None,
+    ) -> None:
+        super().__init__(model, optimization)
+        self.weights = weights or Weights()
+        self.augment = (augmentation or ClipAugmentation()).build(window_of(model).size)
+        self.points, self.label_masking, self.reconstructions = points, label_masking, reconstructions
+        self.metrics = ReconstructionErrors(model.outputs)
+        self.reconstructed = 0
 
-    def __init__(self, model: PerceiverIO, config: Autoencoding) -> None:
-        super().__init__(model, config.optimization)
-        self.config = config
-        self.augment = config.augmentation.build(window_of(model).size)
-        self.errors = ReconstructionErrors(model.outputs)
-        self.shown = 0
+    def on_fit_start(self) -> None:
+        if self.trainer.is_global_zero:
+            print(f"Compression {compression(self.model):.0f}x, as the paper counts.", flush=True)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        if "label" not in batch:
-            return None  # nothing of it could be read
+    def loss(self, batch: dict[str, Any]) -> Tensor:
         batch = batch | {"video": self.augment(batch["video"].float() / 255)}
-        hidden_B1 = torch.rand(len(batch["label"]), 1, device=self.device) < self.config.label_masking
+        hidden_B1 = torch.rand(len(batch["label"]), 1, device=self.device) < self.label_masking
         points = self.draw(batch)
         answers = self.model.decode(self.encode(batch, hidden_B1), points)
         total = torch.zeros((), device=self.device)
         for name, loss in self.losses(batch, answers, points).items():
             self.log(f"train_{name}", loss, prog_bar=name == "video")
-            total = total + getattr(self.config.weights, name) * loss
-        self.log("train_loss", total)
+            total = total + getattr(self.weights, name) * loss
         return total
 
     def encode(self, batch: Mapping[str, Tensor], hidden_B1: Tensor) -> Any:
@@ -185,7 +185,7 @@ class ClipAutoencoder(Trained):
     def draw(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
         """Which outputs of each clip are decoded: pixels and patches of sound at random, [B, P]; the label."""
         points: dict[str, Tensor | None] = {}
-        size = (len(batch["label"]), self.config.points)
+        size = (len(batch["label"]), self.points)
         for name, output in self.model.outputs.items():
             positions = getattr(output, "positions", None)
             points[name] = positions and torch.randint(math.prod(positions.grid), size, device=self.device)
@@ -218,35 +218,31 @@ class ClipAutoencoder(Trained):
                 found[name] = mean_error(answer, wanted, heard)
         return found
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        check_complete(batch)
+    def on_validation_epoch_start(self) -> None:
+        self.reconstructed = 0
+
+    def evaluate_batch(self, batch: dict[str, Any]) -> None:
         encoded = self.encode(batch, torch.ones(len(batch["label"]), 1, dtype=torch.bool, device=self.device))
         answers = {name: answer.float() for name, answer in self.model.decode(encoded).items()}
-        self.errors.update(answers, batch)
-        self.show(batch["video"], answers["video"], answers.get("audio"))
+        self.metrics.update(answers, batch)
+        if self.reconstructions is not None:
+            self.show(self.reconstructions, batch["video"], answers["video"], answers.get("audio"))
 
-    def show(self, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
+    def show(self, folder: Path, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
         """Writes some clips beside their reconstructions, with the reconstructed sound, and shows frames in the log."""
         for clip in range(len(original_BTCYX)):
-            if self.shown == SHOWN or not self.trainer.is_global_zero:
+            if self.reconstructed == SHOWN or not self.trainer.is_global_zero:
                 return
             both_TCYX = side_by_side(original_BTCYX[clip].cpu() / 255, decoded_BTCYX[clip].cpu().clamp(0, 1))
             audio_S = None if audio_BS is None else audio_BS[clip].cpu()
-            folder = Path(self.config.training.output, "reconstructions")
             folder.mkdir(exist_ok=True)
             rate = window_of(self.model).sample_rate
-            write_video(folder / f"{self.shown}.mp4", both_TCYX, FRAME_RATE, audio_S, rate)
+            write_video(folder / f"{self.reconstructed}.mp4", both_TCYX, FRAME_RATE, audio_S, rate)
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     frames_CYX = both_TCYX[:: max(1, len(both_TCYX) // 4)].transpose(0, 1).flatten(1, 2)
-                    logger.experiment.add_image(f"held_out_{self.shown}", frames_CYX, self.global_step)
-            self.shown += 1
-
-    def on_validation_epoch_end(self) -> None:
-        self.shown = 0
-        for name, value in self.errors.compute().items():
-            self.log(f"test_{name}", value, prog_bar=True)
-        self.errors.reset()
+                    logger.experiment.add_image(f"held_out_{self.reconstructed}", frames_CYX, self.global_step)
+            self.reconstructed += 1
 
 
 def frame_of(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
@@ -255,7 +251,7 @@ def frame_of(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
 
 
 def pixels_at(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
-    """The colours of some pixels, [B, P, C]."""
+    """The colors of some pixels, [B, P, C]."""
     _, frames, _, height, width = video_BTCYX.shape
     place = torch.unravel_index(points_BP, (frames, height, width))
     clip_B1 = torch.arange(len(points_BP), device=points_BP.device)[:, None]
@@ -273,20 +269,13 @@ def mean_error(answer: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
     return ((answer.float() - wanted).abs() * known).sum() / known.sum().clamp_min(1)
 
 
-@torch.inference_mode()
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
-    """PSNR of a model's reconstructions of windows, evenly spaced in each clip, and top-1 accuracy if it has labels.
+    """Returns PSNR of reconstructed windows, evenly spaced in each clip, and top-1 accuracy if the model has a label.
 
     Raises:
-        PerceiversError: a clip cannot be read, or none has video, or sound.
+        PerceiversError: the classes are others than the model's, a clip cannot be read, or none has video, or sound.
     """
-    labelled = "label" in model.inputs
-    if labelled:
+    if "label" in model.outputs:
         check_classes(clips, class_names(model))
-    errors = ReconstructionErrors(model.outputs).to(device_of(model))
-    for batch in windows_of(model, clips, windows, batch_size):
-        data: dict[str, Any] = dict(masked_inputs(model, batch))
-        hidden = torch.ones(len(batch["label"]), 1, dtype=torch.bool, device=device_of(model))
-        masked = {"label": hidden} if labelled else {}
-        errors.update(model(data | ({"label": batch["label"]} if labelled else {}), masked=masked), batch)
-    return {name: float(value) for name, value in errors.compute().items()}
+    samples = ClipDataset(clips, window_of(model), evenly(windows))
+    return learner.evaluate(ClipAutoencoder(model), samples, batch_size)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from perceivers.adapters.label import LabelOutput
-from perceivers.clips.data import ClipDataset, LabelledClips, collate, evenly
+from perceivers.clips.data import ClipDataset, LabelledClips, evenly
 from perceivers.clips.model_window import masked_inputs, window_of
 from perceivers.data.labelled_files import Files
 from perceivers.data.loader import Item
@@ -15,14 +15,20 @@ from perceivers.inference import class_names, device_of, load_for_inference, sor
 from perceivers.model.perceiver_io import PerceiverIO
 
 
+def is_clip_classifier(model: PerceiverIO) -> bool:
+    """Returns whether a model reads video, sound or both, and predicts a label alone."""
+    predicts_label = list(model.outputs) == ["label"] and isinstance(model.outputs["label"], LabelOutput)
+    return predicts_label and set(model.inputs) <= {"video", "audio"}
+
+
 def label_of(model: PerceiverIO) -> LabelOutput:
     """The label of a classifier of clips.
 
     Raises:
         PerceiversError: the model is of another kind.
     """
-    output = model.outputs["label"] if list(model.outputs) == ["label"] else None
-    if not isinstance(output, LabelOutput) or not set(model.inputs) <= {"video", "audio"}:
+    output = model.outputs["label"] if is_clip_classifier(model) else None
+    if not isinstance(output, LabelOutput):
         raise PerceiversError(
             f"this model is no classifier of clips: it reads {', '.join(model.inputs)} and predicts "
             f"{', '.join(model.outputs)}, instead of video, audio or both, and a label."
@@ -57,7 +63,7 @@ def classify_clip(
     seen = ClipDataset(clips, window_of(model), evenly(windows))
     answers = []
     for clip in range(len(files)):
-        batch = collate([seen[Item(clip * windows + number, 0)] for number in range(windows)])
+        batch = seen.collate([seen[Item(clip * windows + number, 0)] for number in range(windows)])
         if batch["problems"]:
             raise PerceiversError(batch["problems"][0])
         there = {name: value.to(device_of(model)) for name, value in batch.items() if name != "problems"}

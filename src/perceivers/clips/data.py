@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
+from perceivers.checks import Checked, Count, ProperFraction, Range
 from perceivers.clips.lists import check_found, classes_of, read_classes, read_list
 from perceivers.clips.windows import Seen, Whole, Window, measure, read_whole, read_window
 from perceivers.data.labelled_files import (
@@ -25,7 +25,7 @@ from perceivers.data.labelled_files import (
     hold_out,
     open_splits,
 )
-from perceivers.data.loader import Item
+from perceivers.data.loader import Item, Samples
 from perceivers.data.video import Content, Media
 from perceivers.errors import PerceiversError
 
@@ -56,7 +56,7 @@ class LabelledClips(Labelled):
 
 
 @dataclass
-class ClipData:
+class ClipData(Checked):
     """Which clips to use.
 
     Attributes:
@@ -79,27 +79,23 @@ class ClipData:
             instead of decoding windows of them again and again.
     """
 
+    section = "data."
+
     path: str = ""
     training_list: str | None = None
     evaluation_list: str | None = None
     class_list: str | None = None
     skip_missing: bool = False
-    held_out: float = 0.1
+    held_out: ProperFraction = 0.1
     held_out_where: dict[str, Any] = field(default_factory=dict)
     clip_column: str | None = None
     label_column: str | None = None
-    draws: int = 1
-    windows: int = 1
-    memory: float = 0.0
+    draws: Count = 1
+    windows: Count = 1
+    memory: Annotated[float, Range(least=0)] = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise PerceiversError(f"data.held_out = {self.held_out} is not allowed: it is a part between 0 and 1.")
-        for name in ("draws", "windows"):
-            if getattr(self, name) < 1:
-                raise PerceiversError(f"data.{name} = {getattr(self, name)} is not allowed: it must be at least 1.")
-        if self.memory < 0:
-            raise PerceiversError(f"data.memory = {self.memory} is not allowed: it must be at least 0.")
+        super().__post_init__()
         if self.training_list is None and (self.evaluation_list is not None or self.class_list is not None):
             raise PerceiversError("data.training_list is not given, which the other lists belong to.")
         if self.training_list is not None and self.held_out_where:
@@ -225,7 +221,7 @@ def divide(path: str, window: Window, held_out: float) -> tuple[list[tuple[float
     return spans, [place / (count - 1) for place in held]
 
 
-class ClipDataset(Dataset[dict[str, Any]]):
+class ClipDataset(Samples):
     """Windows of clips.
 
     Args:
@@ -287,19 +283,18 @@ class ClipDataset(Dataset[dict[str, Any]]):
         span = bisect_left(ends, reached)
         return self.spans[span][1] - (ends[span] - reached)
 
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """-> "label" [B] or [B, K], "clip" [B], the number of each; "video", "shown", "audio", "heard" as in `Seen`.
 
-def collate(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """-> "label" [B] or [B, K], "clip" [B], the number of each; "video", "shown", "audio", "heard" as in `Seen`.
-
-    What a window does not have is left out, and so are clips that cannot be read: "problems" says which. A batch of
-    which nothing could be read has "problems" alone.
-    """
-    good = [sample for sample in samples if "seen" in sample]
-    batch: dict[str, Any] = {"problems": [sample["problem"] for sample in samples if "problem" in sample]}
-    if good:
-        batch["label"] = torch.stack([sample["label"] for sample in good])
-        batch["clip"] = torch.tensor([sample["clip"] for sample in good])
-        for name in ("video", "shown", "audio", "heard"):
-            if getattr(good[0]["seen"], name) is not None:
-                batch[name] = torch.stack([getattr(sample["seen"], name) for sample in good])
-    return batch
+        What a window does not have is left out, and so are clips that cannot be read: "problems" says which. A batch of
+        which nothing could be read has "problems" alone.
+        """
+        good = [sample for sample in samples if "seen" in sample]
+        batch: dict[str, Any] = {"problems": [sample["problem"] for sample in samples if "problem" in sample]}
+        if good:
+            batch["label"] = torch.stack([sample["label"] for sample in good])
+            batch["clip"] = torch.tensor([sample["clip"] for sample in good])
+            for name in ("video", "shown", "audio", "heard"):
+                if getattr(good[0]["seen"], name) is not None:
+                    batch[name] = torch.stack([getattr(sample["seen"], name) for sample in good])
+        return batch

@@ -89,7 +89,7 @@ class ReconstructionErrors(nn.Module):
 
         Args:
             answers: what the model decoded of each of its outputs, all of it.
-            batch: as `perceivers.clips.data.collate` makes it.
+            batch: as `ClipDataset.collate` makes it.
         """
         for name in self.outputs:
             answer = answers[name].float()

@@ -1,6 +1,6 @@
 """A clip with sound through a few hundred latents and back: `perceivers autoencode`.
 
-Shape suffixes: T frames, C colours, Y rows, X columns, S samples, K classes
+Shape suffixes: T frames, C colors, Y rows, X columns, S samples, K classes
 """
 
 import logging
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
+from perceivers.clips.model import FRAME_RATE
 from perceivers.clips.model_window import window_of
 from perceivers.data.video import check_video_path, read_clip, write_video
 from perceivers.inference import check_folder, class_names, device_of, load_for_inference, only, rank
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.tasks import FRAME_RATE
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Autoencoded:
         video: float [T, 3, Y, X] in [0, 1].
         audio: float [S] in [-1, 1]; None if the model has no sound.
         classes: probabilities of the classes, most probable first; none if the model has no label.
-        video_psnr: peak signal-to-noise ratio of the video in dB, of colours in [0, 1].
+        video_psnr: peak signal-to-noise ratio of the video in dB, of colors in [0, 1].
         audio_psnr: the same of the sound, of samples in [-1, 1] with a peak of 1; None if there is none.
     """
 
@@ -41,6 +41,16 @@ class Autoencoded:
     classes: dict[str, float]
     video_psnr: float
     audio_psnr: float | None
+
+
+def is_autoencoder(model: PerceiverIO) -> bool:
+    """Returns whether a model reads and decodes a clip's video, alone or with its sound, its label or both."""
+    names = set(model.outputs)
+    return (
+        "video" in names <= {"video", "audio", "label"}
+        and names == set(model.inputs)
+        and isinstance(model.outputs["video"], VideoOutput)
+    )
 
 
 @torch.no_grad()
@@ -108,7 +118,7 @@ def autoencode(
 
 
 def side_by_side(original_TCYX: Tensor, decoded_TCYX: Tensor) -> Tensor:
-    """Frames with colours in [0, 1] beside those that were decoded; -> bytes [T, C, Y, 2 X]."""
+    """Frames with colors in [0, 1] beside those that were decoded; -> bytes [T, C, Y, 2 X]."""
     return torch.cat([original_TCYX, decoded_TCYX], -1).mul(255).round().byte()
 
 

@@ -11,12 +11,13 @@ Shape suffixes: B batch, 2 frames (of flow and of points: x and y), C or 3 colou
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.checks import check
+from perceivers.checks import Checked, Fraction, Range, check
 from perceivers.errors import PerceiversError
 
 RECTANGLES = 3
@@ -31,9 +32,15 @@ NEGLIGIBLE = 1e-3
 BOUNDARY = 1.0
 """If sampled and nearest flow differ by more pixels, a motion boundary is between them."""
 
+Degrees = Annotated[float, Range(least=0, most=180)]
+"""An angle to either side."""
+
+Amount = Annotated[float, Range(least=0, below=math.inf)]
+"""A length in pixels, or a logarithm."""
+
 
 @dataclass
-class FlowAugmentation:
+class FlowAugmentation(Checked):
     """How training pairs are changed at full strength. The paper gives no numbers; these are ours.
 
     Amounts are the largest; what is drawn is uniform on both sides of no change, where nothing else is said. Lengths
@@ -60,36 +67,31 @@ class FlowAugmentation:
         occlude_motion: how far it moves between the frames, to each side.
     """
 
-    brightness: float = 0.3
-    contrast: float = 0.3
-    saturation: float = 0.4
-    hue: float = 30.0
-    asymmetric: float = 0.2
+    section = "augmentation."
+
+    brightness: Fraction = 0.3
+    contrast: Fraction = 0.3
+    saturation: Fraction = 0.4
+    hue: Degrees = 30.0
+    asymmetric: Fraction = 0.2
     scale: tuple[float, float] = (-0.2, 0.6)
-    stretch: float = 0.2
-    rotation: float = 10.0
-    flip: float = 0.5
-    vertical_flip: float = 0.1
-    relative_scale: float = 0.03
-    relative_rotation: float = 2.0
-    relative_translation: float = 5.0
-    erase: float = 0.5
-    erase_side: float = 100.0
-    occlude: float = 0.3
-    occlude_side: float = 160.0
-    occlude_motion: float = 40.0
+    stretch: Amount = 0.2
+    rotation: Degrees = 10.0
+    flip: Fraction = 0.5
+    vertical_flip: Fraction = 0.1
+    relative_scale: Amount = 0.03
+    relative_rotation: Degrees = 2.0
+    relative_translation: Amount = 5.0
+    erase: Fraction = 0.5
+    erase_side: Amount = 100.0
+    occlude: Fraction = 0.3
+    occlude_side: Amount = 160.0
+    occlude_motion: Amount = 40.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         low, high = self.scale
         check("augmentation.scale", self.scale, -math.inf < low <= high < math.inf, "two numbers, the smaller first")
-        probabilities = ("asymmetric", "flip", "vertical_flip", "erase", "occlude")
-        largest = dict.fromkeys(("brightness", "contrast", "saturation", *probabilities), 1)
-        largest |= dict.fromkeys(("hue", "rotation", "relative_rotation"), 180)
-        for field, value in vars(self).items():
-            if field in largest:
-                check(f"augmentation.{field}", value, 0 <= value <= largest[field], f"from 0 to {largest[field]}")
-            elif field != "scale":
-                check(f"augmentation.{field}", value, 0 <= value < math.inf, "at least 0")
 
     def times(self, strength: float) -> "FlowAugmentation":
         """All amounts and probabilities times a number from 0 to 1."""

@@ -3,16 +3,16 @@
 Shape suffixes: B batch, Y rows, X columns
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader
 
-from perceivers.data.loader import Item
-from perceivers.errors import PerceiversError
+from perceivers.checks import Checked, Count
+from perceivers.data.loader import Item, Samples
 from perceivers.flow.datasets import FlowPair, FlowPairs, open_pairs
 from perceivers.flow.scenes import Scenes
 
@@ -21,7 +21,7 @@ HELD_OUT = 2**31
 
 
 @dataclass
-class FlowData:
+class FlowData(Checked):
     """The pairs of a training run.
 
     Attributes:
@@ -35,6 +35,8 @@ class FlowData:
         held_out: generated pairs to evaluate on.
     """
 
+    section = "data."
+
     path: str | None = None
     layout: str | None = None
     split: str = "training"
@@ -42,22 +44,22 @@ class FlowData:
     validation_layout: str | None = None
     validation_split: str = "training"
     scenes: Scenes = field(default_factory=Scenes)
-    pairs: int = 10000
-    held_out: int = 64
+    pairs: Count = 10000
+    held_out: Count = 64
 
-    def __post_init__(self) -> None:
-        for name in ("pairs", "held_out"):
-            if getattr(self, name) < 1:
-                raise PerceiversError(f"data.{name} = {getattr(self, name)} is not allowed: it must be at least 1.")
+    @property
+    def generates(self) -> bool:
+        """Whether any of the pairs are generated."""
+        return self.path is None or self.validation is None
 
-    def open(self) -> "tuple[Pairs, Pairs]":
-        """Training and held-out pairs.
+    def open(self) -> tuple[Samples, Samples]:
+        """Returns training and held-out pairs.
 
         Raises:
             PerceiversError: as in `open_pairs`.
         """
-        training: Pairs = SeededPairs(self.pairs)
-        held_out: Pairs = SeededPairs(self.held_out, HELD_OUT)
+        training: Samples = SeededPairs(self.pairs)
+        held_out: Samples = SeededPairs(self.held_out, HELD_OUT)
         if self.path is not None:
             training = StoredPairs(open_pairs(self.path, self.layout, self.split))
         if self.validation is not None:
@@ -65,7 +67,7 @@ class FlowData:
         return training, held_out
 
 
-class SeededPairs(Dataset[int]):
+class SeededPairs(Samples):
     """Seeds of pairs, which are generated where they are needed: on the device.
 
     Args:
@@ -82,13 +84,16 @@ class SeededPairs(Dataset[int]):
     def __getitem__(self, item: Item) -> int:
         return item.seed if self.first is None else self.first + item.sample
 
-    def collate(self, seeds: Sequence[int]) -> dict[str, Tensor]:
+    def collate(self, seeds: list[int]) -> dict[str, Tensor]:
         """-> "seed" [B]."""
         return {"seed": torch.tensor(seeds)}
 
 
-class StoredPairs(Dataset[FlowPair]):
-    """Pairs that are read from files."""
+class StoredPairs(Samples):
+    """Pairs that are read from files.
+
+    They may differ in size: batches to evaluate on hold one each, those to train on are padded, see `collate`.
+    """
 
     def __init__(self, pairs: FlowPairs) -> None:
         self.pairs = pairs
@@ -99,7 +104,7 @@ class StoredPairs(Dataset[FlowPair]):
     def __getitem__(self, item: Item) -> FlowPair:
         return self.pairs[item.sample]
 
-    def collate(self, pairs: Sequence[FlowPair]) -> dict[str, Tensor]:
+    def collate(self, pairs: list[FlowPair]) -> dict[str, Tensor]:
         """-> "frames" bytes [B, 2, 3, Y, X]; "flow" [B, 2, Y, X] in pixels; and where it is "known", bool [B, Y, X].
 
         Smaller pairs are continued to the right and below by their last pixels, whose flow is not known.
@@ -110,5 +115,7 @@ class StoredPairs(Dataset[FlowPair]):
         frames = [F.pad(pair.frames, edge, "replicate") for pair, edge in zip(pairs, edges, strict=True)]
         return {"frames": torch.stack(frames), "flow": flow.nan_to_num(), "known": ~flow.isnan().any(1)}
 
-
-Pairs = SeededPairs | StoredPairs
+    def loader(
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+    ) -> DataLoader[Any]:
+        return super().loader(1 if seed is None else batch_size, seed, workers, rank, world)

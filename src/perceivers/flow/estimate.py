@@ -27,7 +27,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 OVERLAP = 20
 """Fewest pixels by which neighbouring tiles overlap, as released."""
 
-SHIPPED = Path(__file__).parent / "flow_mini"
+SHIPPED = Path(__file__).parent / "mini"
 """A small model that comes with the package, trained as configs/flow/mini.yaml says."""
 
 log = logging.getLogger(__name__)

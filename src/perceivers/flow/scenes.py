@@ -7,12 +7,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perceivers.errors import PerceiversError
+from perceivers.checks import Checked, Fraction, Range, check
 from perceivers.flow.textures import TEXTURE_SIZE
 
 SHEARS = 2
@@ -20,7 +21,7 @@ SHEARS = 2
 
 
 @dataclass
-class Scenes:
+class Scenes(Checked):
     """What generated scenes look like.
 
     Attributes:
@@ -39,31 +40,25 @@ class Scenes:
         seed: of textures and shapes.
     """
 
+    section = "scenes."
+
     size: tuple[int, int] = (368, 496)
     textures: str | Path | None = None
     shapes: tuple[int, int] = (3, 8)
-    motion: float = 10.0
-    tail: float = 1.0
-    turning: float = 0.5
-    bending: float = 0.2
-    blur: float = 0.0
-    fog: float = 0.0
-    lighting: float = 0.0
-    seed: int = 0
+    motion: Annotated[float, Range(least=0)] = 10.0
+    tail: Annotated[float, Range(above=0)] = 1.0
+    turning: Annotated[float, Range(least=0)] = 0.5
+    bending: Annotated[float, Range(least=0)] = 0.2
+    blur: Fraction = 0.0
+    fog: Fraction = 0.0
+    lighting: Fraction = 0.0
+    seed: Annotated[int, Range(least=0)] = 0
 
     def __post_init__(self) -> None:
-        rules = {
-            "size": (len(self.size) == 2 and min(self.size, default=0) >= 8, "height and width, at least 8 pixels"),
-            "shapes": (len(self.shapes) == 2 and 0 <= self.shapes[0] <= self.shapes[1], "fewest and most, at least 0"),
-            "motion": (self.motion >= 0, "at least 0"),
-            "tail": (self.tail > 0, "larger than 0"),
-            "turning": (self.turning >= 0, "at least 0"),
-            "bending": (self.bending >= 0, "at least 0"),
-            "seed": (self.seed >= 0, "at least 0"),
-        } | {name: (0 <= getattr(self, name) <= 1, "from 0 to 1") for name in ("blur", "fog", "lighting")}
-        for field, (allowed, expected) in rules.items():
-            if not allowed:
-                raise PerceiversError(f"scenes.{field} = {getattr(self, field)} is not allowed: it must be {expected}.")
+        super().__post_init__()
+        fewest, most = self.shapes
+        check("scenes.size", self.size, min(self.size) >= 8, "height and width, at least 8 pixels")
+        check("scenes.shapes", self.shapes, 0 <= fewest <= most, "fewest and most, at least 0")
 
 
 @dataclass(frozen=True)

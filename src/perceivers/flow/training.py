@@ -5,31 +5,28 @@ configs/flow/paper.yaml is the paper's recipe.
 Shape suffixes: B batch, P pixels, Y rows, X columns
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
+from torch import Tensor, nn
 
-from perceivers.checks import check
-from perceivers.data.loader import ResumableLoader
-from perceivers.errors import PerceiversError
+from perceivers.checks import Checked, Count, Fraction, check
+from perceivers.flow import commands
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.augmentation import FlowAugment, FlowAugmentation
-from perceivers.flow.data import FlowData, Pairs
+from perceivers.flow.data import FlowData
 from perceivers.flow.estimate import OVERLAP, tiled
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
-from perceivers.flow.local_start import start_locally
 from perceivers.flow.metrics import FlowErrors
+from perceivers.flow.model import OpticalFlowConfig
 from perceivers.flow.pictures import flow_picture
+from perceivers.flow.scenes import Scenes
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.presets import create_model, preset
-from perceivers.training.loop import Trained, Training, train
+from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
 SHOWN = 4
@@ -37,7 +34,7 @@ SHOWN = 4
 
 
 @dataclass
-class Curriculum:
+class Curriculum(Checked):
     """In what order training becomes harder.
 
     Attributes:
@@ -46,146 +43,116 @@ class Curriculum:
         growing: part of the steps, after that, over which augmentation grows to its full strength.
     """
 
-    plain: float = 0.1
-    growing: float = 0.6
+    section = "curriculum."
 
-    def __post_init__(self) -> None:
-        for name in ("plain", "growing"):
-            check(f"curriculum.{name}", getattr(self, name), 0 <= getattr(self, name) <= 1, "from 0 to 1")
+    plain: Fraction = 0.1
+    growing: Fraction = 0.6
 
     def is_plain(self, progress: float) -> bool:
-        """Whether training is in its first phase, when this part of its steps is done."""
+        """Returns whether training is in its first phase, when this part of its steps is done."""
         return progress < self.plain
 
     def strength(self, progress: float) -> float:
-        """Of the augmentation, from 0 to 1."""
+        """Returns the strength of the augmentation, from 0 to 1."""
         if self.is_plain(progress):
             return 0.0
         return min(1.0, (progress - self.plain) / self.growing) if self.growing else 1.0
 
 
-@dataclass
-class OpticalFlow:
+@dataclass(kw_only=True)
+class OpticalFlow(Experiment):
     """A training run of optical flow.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its settings are to be others.
-            `start: local` is for small models, see `start_locally`.
+        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others.
         data: the pairs.
         augmentation: how training pairs are changed, at full strength.
         curriculum: when.
-        optimization: how weights are updated.
-        training: how the run is done.
         pixels: so many of each pair, drawn at random, are decoded in training, which bounds its memory; all, if not
             given.
     """
 
-    model: dict[str, Any]
+    evaluate = staticmethod(commands.evaluate)
+
+    model: OpticalFlowConfig
     data: FlowData = field(default_factory=FlowData)
     augmentation: FlowAugmentation = field(default_factory=FlowAugmentation)
     curriculum: Curriculum = field(default_factory=Curriculum)
-    optimization: Optimization = field(default_factory=Optimization)
-    training: Training = field(default_factory=Training)
-    pixels: int | None = None
+    pixels: Count | None = None
 
     def __post_init__(self) -> None:
-        if "preset" not in self.model:
-            raise PerceiversError("model.preset is missing: name one of `perceivers models`.")
-        check("pixels", self.pixels, self.pixels is None or self.pixels >= 1, "at least 1")
-
-    def run(self) -> Path:
-        """Trains; -> the run's folder."""
-        L.seed_everything(self.training.seed, verbose=False)
-        with torch.device("meta"):  # a wrong setting shows before any data is read
-            output = build_flow_model(self.model | {"start": "normal"}).outputs["flow"]
-        assert isinstance(output, FlowOutput)
-        whole = self.pixels is None or output.upsampling is None
+        super().__post_init__()
+        whole = self.pixels is None or self.model.downsampling == "none"
         check("pixels", self.pixels, whole, "left out for models with convolutional downsampling")
-        training, held_out = self.data.open()
-        module = FlowEstimator(build_flow_model(self.model), self)
-        written = {"experiment": "optical_flow", **asdict(self)}
-        return train(module, FlowBatches(training, held_out, self), self.training, "test_epe", written, best="min")
+
+    def prepare(self) -> Prepared:
+        self.build_on_meta()
+        return Prepared(self.model.build, *self.data.open())
+
+    def learner(self, model: PerceiverIO) -> "FlowEstimator":
+        scenes = self.data.scenes if self.data.generates else None
+        return FlowEstimator(model, self.optimization, self.augmentation, self.curriculum, scenes, self.pixels)
+
+    @classmethod
+    def evaluates(cls, model: nn.Module) -> bool:
+        return isinstance(model, PerceiverIO) and any(isinstance(part, FlowOutput) for part in model.outputs.values())
 
 
-def build_flow_model(config: Mapping[str, Any]) -> PerceiverIO:
-    """A fresh model of a preset and its settings.
+class FlowEstimator(Learner):
+    """End-point error of pairs that are augmented as the curriculum says.
 
-    Raises:
-        PerceiversError: a setting is wrong, or the preset is of another experiment.
+    Args:
+        model, optimization: as in `Learner`.
+        augmentation, curriculum: how training pairs are changed, and when.
+        scenes: what pairs look like that are generated; None if all are stored.
+        pixels: so many of each pair are decoded in training; all, if not given.
     """
-    settings = {name: value for name, value in config.items() if name not in ("preset", "start")}
-    experiment = preset(config["preset"]).experiment
-    if experiment != "optical_flow":
-        raise PerceiversError(f"model.preset = {config['preset']} is of {experiment}: a flow model is needed.")
-    start = config.get("start", "normal")
-    check("model.start", start, start in ("normal", "local"), "'normal' or 'local'")
-    model = create_model(config["preset"], **settings)
-    assert isinstance(model, PerceiverIO)
-    if start == "local":
-        start_locally(model)
-    return model
 
+    monitor = "test_epe"
+    mode: Literal["min", "max"] = "min"
+    shown = ("epe",)
 
-class FlowBatches(L.LightningDataModule):
-    """Batches for training and evaluation."""
-
-    def __init__(self, training: Pairs, held_out: Pairs, config: OpticalFlow) -> None:
-        super().__init__()
-        self.training, self.held_out, self.config = training, held_out, config
-
-    def train_dataloader(self) -> ResumableLoader:
-        assert self.trainer is not None
-        size = self.config.training.batch_per_process(self.trainer.world_size)
-        return self.loader(self.training, size, self.config.training.seed)
-
-    def val_dataloader(self) -> ResumableLoader:
-        assert self.trainer is not None
-        stored = self.config.data.validation is not None  # and may be of any sizes
-        return self.loader(self.held_out, 1 if stored else self.config.training.batch_per_process(1), None)
-
-    def loader(self, pairs: Pairs, batch_size: int, seed: int | None) -> ResumableLoader:
-        assert self.trainer is not None
-        workers, rank, world = self.config.training.workers, self.trainer.global_rank, self.trainer.world_size
-        return ResumableLoader(pairs, len(pairs), batch_size, seed, workers, pairs.collate, rank, world)
-
-
-class FlowEstimator(Trained):
-    """End-point error of pairs that are augmented as the curriculum says."""
-
-    def __init__(self, model: PerceiverIO, config: OpticalFlow) -> None:
-        super().__init__(model, config.optimization)
+    def __init__(
+        self,
+        model: PerceiverIO,
+        optimization: Optimization | None = None,
+        augmentation: FlowAugmentation | None = None,
+        curriculum: Curriculum | None = None,
+        scenes: Scenes | None = None,
+        pixels: int | None = None,
+    ) -> None:
+        super().__init__(model, optimization)
         frames = model.inputs["frames"]
         assert isinstance(frames, FramePairInput)
-        self.config = config
         self.size = frames.size
-        self.augment = FlowAugment(config.augmentation, frames.size)
+        self.augment = FlowAugment(augmentation or FlowAugmentation(), self.size)
+        self.curriculum = curriculum or Curriculum()
+        self.scenes = scenes
         self.generator: FlowGenerator | None = None
-        self.errors, self.zero = FlowErrors("pairs"), FlowErrors("pairs")
-        self.shown: list[Tensor] = []
+        self.pixels = pixels
+        self.metrics = Errors()
+        self.pictures: list[Tensor] = []
 
     def on_fit_start(self) -> None:
-        data = self.config.data
-        if data.path is None or data.validation is None:
-            self.generator = FlowGenerator(data.scenes, self.device)
+        if self.scenes is not None:
+            self.generator = FlowGenerator(self.scenes, self.device)
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def loss(self, batch: dict[str, Any]) -> Tensor:
         progress = self.progress()
-        frames, flow = self.pairs(batch, self.config.curriculum.is_plain(progress))
-        strength = self.config.curriculum.strength(progress)
+        frames, flow = self.pairs(batch, self.curriculum.is_plain(progress))
+        strength = self.curriculum.strength(progress)
         if strength or frames.shape[-2:] != self.size:
             frames, flow = self.augment(frames, flow, strength)
-        loss = self.loss(frames, flow)
-        self.log("train_epe", loss, prog_bar=True)
         self.log("augmentation", strength)
-        return loss
+        return self.error(frames, flow)
 
     def progress(self) -> float:
-        """Which part of the run's steps is done."""
+        """Returns which part of the run's steps is done."""
         batches = self.trainer.num_training_batches
         return (self.trainer.current_epoch + self.trainer.fit_loop.batch_idx / batches) / (self.trainer.max_epochs or 1)
 
-    def pairs(self, batch: dict[str, Tensor], reversed: bool) -> tuple[Tensor, Tensor]:
-        """Frames and their flow, NaN where it is not known; if asked for, followed by the same reversed."""
+    def pairs(self, batch: dict[str, Any], reversed: bool) -> tuple[Tensor, Tensor]:
+        """Returns frames and their flow, NaN where it is not known; if asked for, followed by the same reversed."""
         if "seed" in batch:
             assert self.generator is not None
             made = self.generator.pairs(batch["seed"].tolist())
@@ -198,11 +165,11 @@ class FlowEstimator(Trained):
             frames, flow = torch.cat([frames, frames.flip(1)]), torch.cat([flow, backward])
         return frames, flow
 
-    def loss(self, frames: Tensor, flow_B2YX: Tensor) -> Tensor:
-        """Mean end-point error in pixels, over all pixels whose flow is known, or over some drawn at random."""
+    def error(self, frames: Tensor, flow_B2YX: Tensor) -> Tensor:
+        """Returns the mean end-point error in pixels, over all pixels whose flow is known, or some drawn at random."""
         outputs = None
-        if self.config.pixels is not None:
-            points_P = torch.randint(flow_B2YX[0, 0].numel(), (self.config.pixels,), device=flow_B2YX.device)
+        if self.pixels is not None:
+            points_P = torch.randint(flow_B2YX[0, 0].numel(), (self.pixels,), device=flow_B2YX.device)
             outputs, flow_B2YX = {"flow": points_P}, flow_B2YX.flatten(2)[..., points_P]
         predicted = self.model({"frames": frames}, outputs)["flow"].float()
         if outputs is not None:
@@ -210,39 +177,55 @@ class FlowEstimator(Trained):
         known = ~flow_B2YX.isnan().any(1)
         return ((predicted - flow_B2YX.nan_to_num()).norm(dim=1) * known).sum() / known.sum().clamp_min(1)
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+    def evaluate_batch(self, batch: dict[str, Any]) -> None:
         frames, flow_B2YX = self.pairs(batch, reversed=False)
         predicted = self.predict(frames)
-        self.errors.update(predicted, flow_B2YX)
-        self.zero.update(torch.zeros_like(predicted), flow_B2YX)
-        if len(self.shown) < SHOWN:
+        self.metrics.update(predicted, flow_B2YX)
+        if len(self.pictures) < SHOWN:
             pictures = zip(frames, flow_B2YX.cpu(), predicted.cpu(), strict=True)
-            self.shown += [show(*pair) for pair in pictures][: SHOWN - len(self.shown)]
+            self.pictures += [show(*pair) for pair in pictures][: SHOWN - len(self.pictures)]
 
     def predict(self, frames: Tensor) -> Tensor:
-        """Flow [B, 2, Y, X] of frames of any size."""
+        """Returns the flow [B, 2, Y, X] of frames of any size."""
         if frames.shape[-2:] == self.size:
             return self.model({"frames": frames})["flow"].float()
         frames = frames / 255 if frames.dtype == torch.uint8 else frames
-        assert isinstance(self.model, PerceiverIO)
         flows = [tiled(self.model, pair, OVERLAP, 1, progress=False) for pair in frames.cpu()]
         return torch.stack(flows).to(frames.device)
 
     def on_validation_epoch_end(self) -> None:
-        for name, value in self.errors.compute().items():
-            self.log(f"test_{name}", value, prog_bar=name == "epe", sync_dist=True)
-        self.log("test_zero", self.zero.compute()["epe"], sync_dist=True)
+        super().on_validation_epoch_end()
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
-                for place, picture in enumerate(self.shown):
+                for place, picture in enumerate(self.pictures):
                     logger.experiment.add_image(f"held_out_{place}", picture, self.global_step)
-        self.errors.reset()
+        self.pictures = []
+
+
+class Errors(nn.Module):
+    """Errors of flow over held-out pairs, and that of the answer that nothing moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flow, self.zero = FlowErrors("pairs"), FlowErrors("pairs")
+
+    def update(self, predicted_B2YX: Tensor, flow_B2YX: Tensor) -> None:
+        """Adds a batch."""
+        self.flow.update(predicted_B2YX, flow_B2YX)
+        self.zero.update(torch.zeros_like(predicted_B2YX), flow_B2YX)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Returns the figures of `FlowErrors`, and "zero", the end-point error if nothing moves."""
+        return self.flow.compute() | {"zero": self.zero.compute()["epe"]}
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self.flow.reset()
         self.zero.reset()
-        self.shown = []
 
 
 def show(frames: Tensor, flow: Tensor, predicted: Tensor) -> Tensor:
-    """The first frame, its flow and the prediction side by side, in the same colours; bytes [3, Y, 3 * X]."""
+    """Returns the first frame, its flow and the prediction side by side, in the same colors; bytes [3, Y, 3 * X]."""
     largest = float(flow.norm(dim=0).nan_to_num().max()) or 1.0
     frame = frames[0].cpu()
     frame = frame if frame.dtype == torch.uint8 else (255 * frame).round().byte()

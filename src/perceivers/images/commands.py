@@ -22,6 +22,10 @@ def demo(
     epochs: Annotated[Count | None, "passes over the training digits"] = None,
 ) -> None:
     """Trains a small Perceiver IO on handwritten digits and shows what it does."""
+    from perceivers.extras import need
+
+    need("train")
+    need("vision")
     from perceivers.images.demo import demo
 
     demo(output, epochs)

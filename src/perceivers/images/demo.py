@@ -35,8 +35,8 @@ def digits_run(output: str) -> ImageClassification:
     return ImageClassification(
         model=ImageClassifierConfig(
             image_size=8,
-            mean=[0.3],
-            std=[0.38],
+            mean=(0.3,),
+            std=(0.38,),
             crop=1.0,
             bands=8,
             latents=32,

@@ -1,6 +1,5 @@
 """Image classifiers, and the rows of the paper's ImageNet table (section 4.4; tables 5 and 6 of the appendix)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -48,9 +47,9 @@ class ImageClassifierConfig(ModelConfig, Sizes):
     positions: Literal["fourier", "learned"] = "fourier"
     bands: Count = 64
     position_channels: Count = 256
-    image_size: Count | Sequence[Count] = 224
-    mean: Sequence[float] = IMAGENET_MEAN
-    std: Sequence[float] = IMAGENET_STD
+    image_size: Count | tuple[Count, Count] = 224
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     crop: float = 224 / 256
     classes: Count = 1000
     class_names: list[str] | None = None

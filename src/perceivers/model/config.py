@@ -154,7 +154,7 @@ def read_annotations(function: Callable[..., Any]) -> dict[str, Any]:
     """Returns the annotations of a function's, or a class's constructor's, arguments; none that cannot be resolved."""
     try:
         return get_type_hints(
-            function if inspect.isfunction(function) else function.__init__,  # type: ignore[misc]
+            function if inspect.isfunction(function) else function.__init__,
             include_extras=True,
         )
     except (NameError, TypeError):  # such as names that are imported for type checkers alone

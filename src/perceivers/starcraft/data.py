@@ -1,4 +1,4 @@
-"""Batches of players' decisions, as `perceivers prepare-replays` writes them, divided by replay.
+"""Players' decisions, as `perceivers prepare-replays` writes them, divided by replay.
 
 Shape suffixes: B batch, M units
 """
@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch import Tensor
 
-from perceivers.data.loader import Item
+from perceivers.checks import Checked
+from perceivers.data.loader import Item, Samples
 from perceivers.errors import PerceiversError, nearest
+from perceivers.starcraft.features import number
 from perceivers.starcraft.replays import UNKNOWN
 from perceivers.starcraft.tables import Vocabulary, read_statistics, read_vocabulary
 
@@ -24,7 +26,7 @@ UNITS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
 
 
 @dataclass
-class DecisionData:
+class DecisionData(Checked):
     """Which decisions to use.
 
     Attributes:
@@ -32,11 +34,13 @@ class DecisionData:
         split: a JSON file with the names of the replays of "training", "validation" and "test".
     """
 
+    section = "data."
+
     path: str = ""
     split: str = "configs/starcraft/split.json"
 
     def open(self) -> dict[str, "Decisions"]:
-        """The decisions of each part.
+        """Returns the decisions of each part.
 
         Raises:
             PerceiversError: the tables or the split cannot be read, or do not fit each other.
@@ -57,7 +61,7 @@ class DecisionData:
 
 
 def read_split(file: Path) -> dict[str, list[str]]:
-    """Which replays are to train on, to choose by, and to test on.
+    """Reads which replays are to train on, to choose by, and to test on.
 
     Raises:
         PerceiversError: it cannot be read, lacks one of them, or has a replay twice.
@@ -75,13 +79,15 @@ def read_split(file: Path) -> dict[str, list[str]]:
     return {part: list(names[part]) for part in PARTS}
 
 
-class Decisions(Dataset[dict[str, Any]]):
-    """Decisions of some replays, read from disk as they are needed.
+class Decisions(Samples):
+    """Decisions of some replays, with the tables' numbers, read from disk as they are needed.
 
     Attributes:
         vocabulary: what numbers stand for.
         lengths: number of units of each decision.
     """
+
+    lengths: list[int]
 
     def __init__(self, files: Sequence[Path], vocabulary: Vocabulary) -> None:
         import datasets
@@ -89,11 +95,10 @@ class Decisions(Dataset[dict[str, Any]]):
         paths = [str(file) for file in files]
         self.rows = datasets.Dataset.from_parquet(paths).with_format("numpy")
         self.vocabulary = vocabulary
-        lengths = self.rows.data.column("flags").combine_chunks().value_lengths()
-        self.lengths: list[int] = lengths.to_pylist()
+        self.lengths = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()
 
     def names(self) -> tuple[list[str], list[str]]:
-        """Types of units and abilities that there are in these decisions."""
+        """Returns the types of units and the abilities that there are in these decisions."""
         columns = (self.rows.data.column("kind").combine_chunks().flatten(), self.rows.data.column("ability"))
         found = [sorted(value for value in column.unique().to_pylist() if value >= 0) for column in columns]
         kinds, abilities = self.vocabulary.kinds, self.vocabulary.abilities
@@ -108,25 +113,73 @@ class Decisions(Dataset[dict[str, Any]]):
         row: dict[str, Any] = self.rows[item.sample]
         return row
 
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """-> columns of units [B, M], padded with 0 to the most units of the batch, and "real" [B, M], which there are.
 
-def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """-> columns of units [B, M], padded with 0 to the most units of the batch, and "real" [B, M], which there are.
-
-    Also "chosen" [B, M]; "scalars"; "ability", "target", "race", "enemy_race" and "loop" [B], as in the tables.
-    """
-    most = max(len(row["kind"]) for row in rows)
-    batch: dict[str, Any] = {"real": torch.zeros(len(rows), most, dtype=torch.bool)}
-    for name in UNITS:
-        kind = torch.float32 if name in ("x", "y") else torch.long
-        batch[name] = torch.zeros(len(rows), most, dtype=kind)
-    batch["chosen"] = torch.zeros(len(rows), most, dtype=torch.bool)
-    for place, row in enumerate(rows):
-        count = len(row["kind"])
-        batch["real"][place, :count] = True
+        Also "chosen" [B, M]; "scalars"; "ability", "target", "race", "enemy_race" and "loop" [B], as in the tables.
+        """
+        most = max(len(row["kind"]) for row in samples)
+        batch: dict[str, Any] = {"real": torch.zeros(len(samples), most, dtype=torch.bool)}
         for name in UNITS:
-            batch[name][place, :count] = torch.from_numpy(np.asarray(row[name]))
-        batch["chosen"][place, torch.from_numpy(np.asarray(row["chosen"], dtype=np.int64))] = True
-    batch["scalars"] = torch.from_numpy(np.stack([row["scalars"] for row in rows])).float()
-    for name in ("ability", "target", "race", "enemy_race", "loop"):
-        batch[name] = torch.tensor([int(row[name]) for row in rows])
-    return batch
+            kind = torch.float32 if name in ("x", "y") else torch.long
+            batch[name] = torch.zeros(len(samples), most, dtype=kind)
+        batch["chosen"] = torch.zeros(len(samples), most, dtype=torch.bool)
+        for place, row in enumerate(samples):
+            count = len(row["kind"])
+            batch["real"][place, :count] = True
+            for name in UNITS:
+                batch[name][place, :count] = torch.from_numpy(np.asarray(row[name]))
+            batch["chosen"][place, torch.from_numpy(np.asarray(row["chosen"], dtype=np.int64))] = True
+        batch["scalars"] = torch.from_numpy(np.stack([row["scalars"] for row in samples])).float()
+        for name in ("ability", "target", "race", "enemy_race", "loop"):
+            batch[name] = torch.tensor([int(row[name]) for row in samples])
+        return batch
+
+
+class Names(Protocol):
+    """What a policy, or its config, calls types of units, abilities and a player's numbers."""
+
+    @property
+    def kinds(self) -> Sequence[str]: ...
+
+    @property
+    def abilities(self) -> Sequence[str]: ...
+
+    @property
+    def scalars(self) -> Sequence[str]: ...
+
+
+class PolicyDecisions(Samples):
+    """Decisions with a policy's numbers for types of units and abilities.
+
+    Args:
+        decisions: the decisions.
+        names: the policy, or its config.
+
+    Raises:
+        PerceiversError: the tables have other numbers of players than the policy reads.
+    """
+
+    def __init__(self, decisions: Decisions, names: Names) -> None:
+        vocabulary = decisions.vocabulary
+        if vocabulary.scalars != list(names.scalars):
+            raise PerceiversError(
+                f"the tables have the numbers {', '.join(vocabulary.scalars)}, "
+                f"the model reads {', '.join(names.scalars)}."
+            )
+        self.decisions, self.lengths = decisions, decisions.lengths
+        self.kinds = number(vocabulary.kinds, names.kinds)
+        self.abilities = torch.cat([torch.tensor([-1]), number(vocabulary.abilities, names.abilities)])
+
+    def __len__(self) -> int:
+        return len(self.decisions)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        return self.decisions[item]
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.translate(self.decisions.collate(samples))
+
+    def translate(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns a batch with the policy's numbers: the ability of a selection stays -1, an unknown one is 0."""
+        return dict(batch) | {"kind": self.kinds[batch["kind"]], "ability": self.abilities[batch["ability"] + 1]}

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured
 from perceivers.model.linear import Linear, learned
 
 CELLS = 256
@@ -21,7 +20,13 @@ HOUR = 16 * 60 * 60
 OWNERS, FLAGS, GROUPS, RACES = 4, 3, 10, 3
 
 
-class UnitFeatures(Configured, nn.Module):
+def number(names: Sequence[str], known: Sequence[str]) -> Tensor:
+    """Returns the numbers of names among those that are known, counted from 1; 0 for the unknown."""
+    places = {name: place for place, name in enumerate(known, 1)}
+    return torch.tensor([places.get(name, 0) for name in names], dtype=torch.long)
+
+
+class UnitFeatures(nn.Module):
     """What is known of each unit: its type, learned, and the rest as numbers.
 
     These are the owner (self, ally, enemy, neutral), whether it is a building, is finished and was selected before, its
@@ -44,9 +49,8 @@ class UnitFeatures(Configured, nn.Module):
         self.channels = kind_channels + OWNERS + FLAGS + GROUPS + 2 + 4 * bands + 2
 
     def places(self, names: Sequence[str]) -> Tensor:
-        """For types by number, as `names` gives them, their numbers here: 0 for the unknown."""
-        known = {name: place for place, name in enumerate(self.kinds, 1)}
-        return torch.tensor([known.get(name, 0) for name in names], dtype=torch.long)
+        """Returns the numbers that types have here; 0 for the unknown."""
+        return number(names, self.kinds)
 
     def forward(self, units: Mapping[str, Tensor]) -> Tensor:
         """Takes "kind" (numbers here), "owner", "flags", "groups", "x", "y", "age", "unseen", each [B, M] -> [B, M, C].
@@ -73,7 +77,7 @@ class UnitFeatures(Configured, nn.Module):
         )
 
 
-class ScalarFeatures(Configured, nn.Module):
+class ScalarFeatures(nn.Module):
     """A player's numbers, the races and the time as one vector, by an MLP.
 
     Args:

@@ -1,13 +1,14 @@
 """How well the units that a player selects are predicted, and simple rules to compare with.
 
-Shape suffixes: B batch, M units, T steps
+Shape suffixes: B batch, M units, T steps; S selections, C commands and A commands that aim at a unit, of a batch
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 
 from perceivers.starcraft.replays import SELECTED, SELF
 
@@ -57,14 +58,67 @@ class SelectionScores(Metric):
         }
 
 
+class Answers(NamedTuple):
+    """What a policy decides where players did: each is None if there is no such decision.
+
+    Attributes:
+        place_ST: places of the units that it selects, in order of choice, -1 behind; where players selected some.
+        ability_C: numbers of the abilities that it commands; where players commanded something.
+        target_A: places of the units that it aims at; where players aimed at one.
+    """
+
+    place_ST: Tensor | None
+    ability_C: Tensor | None
+    target_A: Tensor | None
+
+
+class PolicyScores(nn.Module):
+    """Selections, see `SelectionScores`; and how often ability and target are right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.selection, self.ability, self.target = SelectionScores(), MeanMetric(), MeanMetric()
+
+    def update(self, answers: Answers, batch: Mapping[str, Tensor]) -> None:
+        """Adds decisions, with what players decided; `batch` has the policy's numbers for abilities."""
+        place_ST, ability_C, target_A = answers
+        if place_ST is not None:
+            chosen_SM = batch["chosen"][selects(batch)]
+            first_S = place_ST[:, 0] if place_ST.shape[1] else place_ST.new_full((len(place_ST),), -1)
+            self.selection.update(as_mask(place_ST, chosen_SM.shape[1]), chosen_SM, first_S)
+        if ability_C is not None:
+            self.ability.update((ability_C == batch["ability"][~selects(batch)]).float())
+        if target_A is not None:
+            self.target.update((target_A == batch["target"][aims(batch)]).float())
+
+    def compute(self) -> dict[str, Tensor]:
+        """-> figures of selections; "ability" and "target" in [0, 1], NaN if there are none."""
+        return self.selection.compute() | {"ability": self.ability.compute(), "target": self.target.compute()}
+
+    def reset(self) -> None:
+        """Starts anew."""
+        for metric in (self.selection, self.ability, self.target):
+            metric.reset()
+
+
+def selects(batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns which decisions are selections, [B]; the others are commands."""
+    return batch["ability"] < 0
+
+
+def aims(batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns which decisions are commands that aim at a unit, [B]."""
+    return batch["target"] >= 0
+
+
 def as_mask(place_BT: Tensor, units: int) -> Tensor:
-    """Places, -1 for none, as which units they are, [B, M]."""
+    """Returns which units places are of, [B, M]; -1 is none."""
     found_BL = torch.zeros(len(place_BT), units + 1, dtype=torch.bool, device=place_BT.device)
     return found_BL.scatter(1, place_BT.where(place_BT >= 0, units), True)[:, :units]
 
 
 def own(batch: Mapping[str, Tensor]) -> Tensor:
-    """Which units are the player's, [B, M]."""
+    """Returns which units are the player's own, [B, M]."""
     return batch["real"] & (batch["owner"] == SELF)
 
 
@@ -82,7 +136,7 @@ def most_frequent(batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def same_kind_as_first(batch: Mapping[str, Tensor], count_BM: Tensor) -> Tensor:
-    """Of types that are equally frequent, the one whose unit stands first."""
+    """Returns which units are of the type of the first one of the most frequent, which decides between types."""
     first_B1 = count_BM.argmax(1, keepdim=True)
     return batch["kind"] == batch["kind"].gather(1, first_B1)
 

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.model.config import Configured
 from perceivers.model.linear import Linear, learned
 
 
-class PointerNetwork(Configured, nn.Module):
+class PointerNetwork(nn.Module):
     """Chooses elements one after another until it chooses to end (Vinyals et al., 2015), as AlphaStar does units.
 
     At each step a recurrent network that knows the context and what was chosen before asks a query; its products with
@@ -32,14 +31,14 @@ class PointerNetwork(Configured, nn.Module):
         self.query = Linear(256, key_channels)
 
     def keys(self, elements_BME: Tensor) -> Tensor:
-        """Those of the elements, and behind them that of the end; [B, M + 1, K]."""
+        """Returns the keys of the elements, and behind them that of the end; [B, M + 1, K]."""
         key_BMK = self.key(elements_BME)
         return torch.cat([key_BMK, self.end.to(key_BMK.dtype).expand(len(key_BMK), 1, -1)], 1)
 
     def log_likelihood(
         self, elements_BME: Tensor, context_BC: Tensor, allowed_BM: Tensor, chosen_BM: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """How probable it is that just these are chosen, in the order in which they stand.
+        """Returns how probable it is that just these are chosen, in the order in which they stand.
 
         Args:
             elements_BME: the elements.
@@ -72,14 +71,14 @@ class PointerNetwork(Configured, nn.Module):
         return log_BT.where(real_BT, 0).sum(1), steps_B
 
     def logits(self, key_BLK: Tensor, context_BC: Tensor, before_BTK: Tensor) -> Tensor:
-        """Logits of what comes at each step, after elements with these mean keys were chosen; [B, T, M + 1]."""
+        """Returns logits of what comes at each step, after elements with these mean keys were chosen; [B, T, M + 1]."""
         context_B1K = self.context(context_BC)[:, None]
         hidden_BTH, _ = self.recurrent(torch.cat([before_BTK, context_B1K.expand_as(before_BTK)], -1))
         return (self.query(hidden_BTH) @ key_BLK.mT).float()
 
     @torch.no_grad()
     def choose(self, elements_BME: Tensor, context_BC: Tensor, allowed_BM: Tensor) -> Tensor:
-        """The most probable choice at each step, at least one; -> places in order of choice [B, T], -1 behind."""
+        """Makes the most probable choice at each step, at least one; -> places in order of choice [B, T], -1 behind."""
         key_BLK = self.keys(elements_BME)
         batch, end = len(key_BLK), key_BLK.shape[1] - 1
         row_B = torch.arange(batch, device=key_BLK.device)
@@ -101,7 +100,7 @@ class PointerNetwork(Configured, nn.Module):
         return torch.stack(steps, 1) if steps else torch.full((batch, 0), -1, device=key_BLK.device)
 
 
-class SeparateSelection(Configured, nn.Module):
+class SeparateSelection(nn.Module):
     """Chooses each element by itself, the simple reference.
 
     Args:
@@ -114,7 +113,7 @@ class SeparateSelection(Configured, nn.Module):
         self.layers = nn.Sequential(Linear(channels + context, 256), nn.ReLU(), Linear(256, 1))
 
     def logits(self, elements_BME: Tensor, context_BC: Tensor) -> Tensor:
-        """Of each being chosen, [B, M]."""
+        """Returns the logit of each being chosen, [B, M]."""
         context_BMC = context_BC[:, None].expand(-1, elements_BME.shape[1], -1)
         logits_BM1: Tensor = self.layers(torch.cat([elements_BME, context_BMC], -1)).float()
         return logits_BM1[..., 0]
@@ -130,7 +129,7 @@ class SeparateSelection(Configured, nn.Module):
 
     @torch.no_grad()
     def choose(self, elements_BME: Tensor, context_BC: Tensor, allowed_BM: Tensor) -> Tensor:
-        """Those that are more probable than not, at least one; -> places [B, T], most probable first, -1 behind."""
+        """Chooses what is more probable than not, at least one; -> places [B, T], most probable first, -1 behind."""
         logits_BM = self.logits(elements_BME, context_BC).masked_fill(~allowed_BM, -torch.inf)
         logit_BM, place_BM = logits_BM.sort(1, descending=True)
         some_BM = logit_BM > 0

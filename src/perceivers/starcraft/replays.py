@@ -26,7 +26,7 @@ SHORTEST = 30 * LOOPS
 """Loops of the shortest game that is taken for one."""
 
 UPGRADES = "upgrades"
-"""Number of a player's finished upgrades, among his statistics."""
+"""Number of a player's finished upgrades, among the statistics."""
 
 NO_UNITS = ("Beacon", "System_Snapshot")
 """How the names of things begin that the game treats as units, and no player sees."""
@@ -89,10 +89,10 @@ class Entity:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a player did, and what there was when he did it.
+    """What a player did, and what there was at that moment.
 
     Attributes:
-        player: his number.
+        player: the player's number.
         race, enemy_race: "Protoss", "Terran" or "Zerg".
         loop: when.
         scalars: by name, see `SCALARS` and `UPGRADES`.
@@ -137,7 +137,7 @@ class Game:
         team, race: of each player, by number.
         units: those that are alive, by the number that the game gives each.
         by_index: number of the unit that has an index; the game gives the index of a dead one to another.
-        selections: of each player, his control groups and, behind them, what he has selected, by number.
+        selections: of each player, the control groups and, behind them, what is selected, by number.
         statistics: of each player, see `SCALARS`.
     """
 
@@ -154,11 +154,11 @@ class Game:
             self.statistics[player] = dict.fromkeys([*SCALARS, UPGRADES], 0.0)
 
     def selected(self, player: int) -> set[int]:
-        """Living units of his own that a player has selected."""
+        """Returns the living units of their own that a player has selected."""
         return {n for n in self.selections[player][ACTIVE] if n in self.units and self.units[n].owner == player}
 
     def relation(self, player: int, owner: int) -> int:
-        """SELF, ALLY, ENEMY or NEUTRAL."""
+        """Returns SELF, ALLY, ENEMY or NEUTRAL."""
         if owner == player:
             return SELF
         if owner not in self.team:
@@ -208,9 +208,9 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
 
 
 def decisions(replay: Any) -> Iterator[Decision]:
-    """Every selection and command of the players of a replay, in order.
+    """Yields every selection and command of the players of a replay, in order.
 
-    A selection counts if it changes which living units of his own a player has selected, in whatever way: by mouse
+    A selection counts if it changes which living units of their own a player has selected, in whatever way: by mouse
     or by a control group. A command counts if some are selected. What the game does by itself does not count.
 
     Args:
@@ -244,7 +244,7 @@ def decisions(replay: Any) -> Iterator[Decision]:
 def decide(
     game: Game, player: int, loop: int, before: set[int], chosen: set[int], event: Any | None = None
 ) -> Decision:
-    """A player's decision: the units that are selected by it, or those that its command `event` is for."""
+    """Returns a player's decision: the units that are selected by it, or those that its command `event` is for."""
     groups = game.selections[player]
     entities = [
         Entity(
@@ -354,7 +354,7 @@ def aim(game: Game, event: Any) -> None:
 
 
 def keep(selection: list[int], kind: str, data: Any) -> list[int]:
-    """What a mask leaves of a selection, whose units it knows by their places in order of number."""
+    """Returns what a mask leaves of a selection, whose units it knows by their places in order of number."""
     if kind == "Mask":
         return [unit for place, unit in enumerate(selection) if place >= len(data) or not data[place]]
     if kind == "OneIndices":

@@ -79,7 +79,7 @@ class Vocabulary:
         self.places = {name: {each: place for place, each in enumerate(getattr(self, name))} for name in NAMES}
 
     def place(self, name: str, each: str) -> int:
-        """The number of a kind or an ability; a new one gets the next."""
+        """Returns the number of a kind or an ability; a new one gets the next."""
         places = self.places[name]
         if each not in places:
             places[each] = len(places)
@@ -171,7 +171,7 @@ def cut(decision: Decision, most: int = MOST) -> Decision:
 
 
 def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
-    """A decision as a row of `SCHEMA`."""
+    """Returns a decision as a row of `SCHEMA`."""
     entities: Sequence[Entity] = decision.entities
     return {
         "player": decision.player,
@@ -190,12 +190,12 @@ def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def read_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of tables; an empty one, if there are none yet."""
+    """Returns the vocabulary of tables; an empty one, if there are none yet."""
     file = folder / VOCABULARY
     return Vocabulary(**json.loads(file.read_text())) if file.is_file() else Vocabulary()
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:
-    """The statistics of tables; empty ones, if there are none yet."""
+    """Returns the statistics of tables; empty ones, if there are none yet."""
     file = folder / STATISTICS
     return json.loads(file.read_text()) if file.is_file() else {"replays": {}, "refused": {}}

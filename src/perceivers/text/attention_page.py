@@ -18,7 +18,7 @@ from perceivers.inference import check_folder, device_of, load_for_inference, on
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
-from perceivers.text.classify import find_task, text_classifier, text_code
+from perceivers.text.classify import find_task, task_heads, text_code
 from perceivers.text.fill_mask import split
 from perceivers.text.task_output import TaskOutput
 from perceivers.text.tokenizers import FIRST_BYTE, SPACE, SentencePiece, Tokenizer, tokenizer_of
@@ -173,7 +173,7 @@ def first_token(model: PerceiverIO, tokenizer: Tokenizer, task: str | None) -> t
     """The token that stands in front of the texts of a task, if there is one, and how to write it."""
     if task is None and not any(isinstance(output, TaskOutput) for output in model.outputs.values()):
         return [], ""
-    _, heads = text_classifier(model)
+    heads = task_heads(model)
     code = text_code(model, tokenizer)
     alike = code.first is None or len(set(code.first)) == 1
     number = 0 if task is None and alike else find_task(heads.tasks, task)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
-from perceivers.data.loader import Item
+from perceivers.data.loader import Item, Samples
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import Tokenizer
 
@@ -58,7 +57,7 @@ class TextCode:
         return np.concatenate(parts), True
 
 
-class TaskTexts(Dataset[dict[str, Any]]):
+class TaskTexts(Samples):
     """Sets of examples, one set after another, as tokens.
 
     Args:
@@ -82,7 +81,7 @@ class TaskTexts(Dataset[dict[str, Any]]):
                 {"text": token_M, "label": label, "task": task, "set": number}
                 for (token_M, _), label in zip(coded, examples.labels, strict=True)
             ]
-        self.lengths = [len(example["text"]) for example in self.examples]
+        self.lengths: Sequence[int] = [len(example["text"]) for example in self.examples]
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -5,15 +5,17 @@ Shape suffixes: B batch, M tokens, K classes
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
+from torch import nn
 
-from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError, nearest
 from perceivers.inference import device_of, load_for_inference, rank
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.batches import TextCode
 from perceivers.text.bert import BERT
+from perceivers.text.model import text_input
 from perceivers.text.task_output import TaskHeads, TaskOutput
 from perceivers.text.tokenizers import Tokenizer, tokenizer_of
 
@@ -21,37 +23,42 @@ SCORE = "score"
 """What the answer of a task that is a number is called."""
 
 
-def text_code(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextCode:
-    """How a model that `perceivers.tasks.text_tasks` makes reads texts, in training and afterwards (section 4.1).
-
-    Where each task has a query of its own, nothing stands in front of a text. Elsewhere it is the token of the task, if
-    the model has such, or the same one for all.
-    """
-    text, label = model.inputs["text"], model.outputs["label"]
-    assert isinstance(text, TextInput)
-    if isinstance(label, TaskOutput) and not label.shared:
-        return TextCode(tokenizer, text.length)
-    heads = label.heads if isinstance(label, TaskOutput) else label
-    assert isinstance(heads, TaskHeads)
-    each = text.embedding.num_embeddings > text.vocabulary
-    first = [text.vocabulary + number if each else tokenizer.cls for number in range(len(heads.tasks))]
-    return TextCode(tokenizer, text.length, first)
+def is_text_classifier(model: nn.Module) -> TypeGuard[PerceiverIO | BERT]:
+    """Returns whether a model reads a text and predicts labels of it."""
+    if not isinstance(model, PerceiverIO | BERT) or list(model.inputs) != ["text"] or list(model.outputs) != ["label"]:
+        return False
+    return isinstance(model.outputs["label"], TaskOutput | TaskHeads)
 
 
-def text_classifier(model: PerceiverIO) -> tuple[TextInput, TaskHeads]:
-    """The adapter of a text classifier's texts, and the heads of its tasks.
+def task_heads(model: PerceiverIO | BERT) -> TaskHeads:
+    """Returns the heads of the tasks of a model of labels.
 
     Raises:
         PerceiversError: the model is of another kind.
     """
-    text = model.inputs["text"] if list(model.inputs) == ["text"] else None
-    label = model.outputs["label"] if list(model.outputs) == ["label"] else None
-    if not isinstance(text, TextInput) or not isinstance(label, TaskOutput):
+    label = model.outputs["label"] if is_text_classifier(model) else None
+    heads = label.heads if isinstance(label, TaskOutput) else label
+    if not isinstance(heads, TaskHeads):
         raise PerceiversError(
             f"this model is no text classifier: it reads {', '.join(model.inputs)} "
             f"and predicts {', '.join(model.outputs)}, instead of a text and its label."
         )
-    return text, label.heads
+    return heads
+
+
+def text_code(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextCode:
+    """Returns how a model that `text_tasks` makes reads texts, in training and afterwards (section 4.1).
+
+    Where each task has a query of its own, nothing stands in front of a text. Elsewhere it is the token of the task, if
+    the model has such, or the same one for all.
+    """
+    text, label = text_input(model), model.outputs["label"]
+    if isinstance(label, TaskOutput) and not label.shared:
+        return TextCode(tokenizer, text.length)
+    heads = task_heads(model)
+    each = text.embedding.num_embeddings > text.vocabulary
+    first = [text.vocabulary + number if each else tokenizer.cls for number in range(len(heads.tasks))]
+    return TextCode(tokenizer, text.length, first)
 
 
 def find_task(tasks: Sequence[str], task: str | None) -> int:
@@ -91,8 +98,8 @@ def classify_text(
             or longer than the model reads.
     """
     source, model = model, load_for_inference(model, device, dtype)
-    text, heads = text_classifier(model)
-    code = text_code(model, tokenizer_of(source, text.vocabulary))
+    heads = task_heads(model)
+    code = text_code(model, tokenizer_of(source, text_input(model).vocabulary))
     number = find_task(heads.tasks, task)
     name = heads.tasks[number]
     coded = []

@@ -5,21 +5,26 @@ import json
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import lightning as L
 import torch
+from torch import nn
 
-from perceivers.checks import check
+from perceivers.checks import Checked, Count, Range, check
 from perceivers.errors import PerceiversError
+from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
-from perceivers.text.fine_tuning import Method, TextTask, fine_tune, pretrained
+from perceivers.text import commands, fine_tuning
+from perceivers.text.bert import BERT
+from perceivers.text.classify import is_text_classifier, task_heads
+from perceivers.text.fine_tuning import FineTuning, Method, Pretrained, TextSet, TextTask
 from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
 from perceivers.text.labelled import LabelledTexts
-from perceivers.training.loop import CONFIG, LAST, Training, epochs_done
-from perceivers.training.optimization import Optimization
+from perceivers.text.tokenizers import Tokenizer
+from perceivers.training.experiment import Prepared
+from perceivers.training.loop import CONFIG, LAST, epochs_done
 
 PAPER = {
     "Perceiver IO, bytes": (50.19, 83.56, 87.24, 91.71, 90.12, 64.84, 93.17, 86.81),
@@ -29,7 +34,7 @@ PAPER = {
 
 
 @dataclass
-class Sweep:
+class Sweep(Checked):
     """Which settings are tried; every combination is run.
 
     Attributes:
@@ -38,17 +43,20 @@ class Sweep:
         seeds: in place of `training.seed`; results are averaged over them before the best is picked.
     """
 
-    batch_sizes: list[int] = field(default_factory=lambda: [16, 32, 64])
-    lrs: list[float] = field(default_factory=lambda: [1e-4, 5e-5, 2e-5, 1e-5])
-    seeds: list[int] = field(default_factory=lambda: [0])
+    section = "sweep."
+
+    batch_sizes: list[Count] = field(default_factory=lambda: [16, 32, 64])
+    lrs: list[Annotated[float, Range(above=0)]] = field(default_factory=lambda: [1e-4, 5e-5, 2e-5, 1e-5])
+    seeds: list[Annotated[int, Range(least=0)]] = field(default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("batch_sizes", "lrs", "seeds"):
             check(f"sweep.{name}", getattr(self, name), len(getattr(self, name)) > 0, "a list with at least one value")
 
 
-@dataclass
-class Glue:
+@dataclass(kw_only=True)
+class Glue(FineTuning):
     """Fine-tuning on GLUE, one model a task or one for all, over a sweep of settings.
 
     What is done is skipped when the same command is called again, and what was interrupted goes on.
@@ -59,33 +67,35 @@ class Glue:
         method: single_task, shared_token, task_tokens or multitask_query.
         examples: the most training examples of a task, by which tasks are also sampled; all, if not given.
         sweep: the settings.
-        optimization: how weights are updated.
         training: how each run is done; `output` is the folder of all of them.
     """
 
-    model: dict[str, Any]
+    evaluate = staticmethod(commands.evaluate_glue)
+
+    model: Pretrained
     data: GlueData = field(default_factory=GlueData)
     method: Method = "single_task"
-    examples: int | None = None
+    examples: Count | None = None
     sweep: Sweep = field(default_factory=Sweep)
-    optimization: Optimization = field(default_factory=Optimization)
-    training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
-        check("examples", self.examples, self.examples is None or self.examples >= 1, "at least 1")
+        super().__post_init__()
+        self.whole: Glue | None = None
+        """Of a single run, the sweep that it belongs to."""
+        self.tasks: Mapping[str, TextTask] | None = None
+        """The tasks of a single run; those of the data, if not given."""
 
     def run(self) -> Path:
         """Runs the sweep and prints the table; -> the folder of the runs."""
-        if set(self.model) != {"init"}:
-            raise PerceiversError("model.init is missing, or not alone: name a pretrained language model.")
-        pretrained(self.model["init"])  # a wrong one shows before any data is read
+        if self.whole is not None:
+            return super().run()
+        self.model.load()  # a wrong one shows before any data is read
         output = Path(self.training.output)
         self.check_output(output)
-        tasks = self.data.open()
+        tasks = self.open_tasks()
         if missing := self.data.missing():
             print(f"Not in {self.data.path}, and left out: {', '.join(missing)}.")
-        text_tasks = {name: text_task(splits, self.examples) for name, splits in tasks.items()}
-        together = {"all": text_tasks} if self.method != "single_task" else {n: {n: t} for n, t in text_tasks.items()}
+        together = {"all": tasks} if self.method != "single_task" else {name: {name: tasks[name]} for name in tasks}
         write(output / CONFIG, lambda file: file.write_text(json.dumps(self.written(), indent=2) + "\n"))
         runs = [(name, setting) for name in together for setting in self.settings()]
         for number, (name, (batch_size, lr, seed)) in enumerate(runs, 1):
@@ -96,17 +106,7 @@ class Glue:
             if last.is_file() and epochs_done(last) >= self.training.epochs:
                 shutil.rmtree(folder)  # it was killed between its last step and its result
             print(f"\nRun {number} of {len(runs)}: {name}, batch size {batch_size}, learning rate {lr:g}, seed {seed}")
-            L.seed_everything(seed, verbose=False)
-            model, tokenizer = pretrained(self.model["init"])
-            training = replace(
-                self.training,
-                batch_size=batch_size,
-                seed=seed,
-                output=str(folder),
-                resume=last.is_file(),
-            )
-            optimization = replace(self.optimization, lr=lr)
-            fine_tune(model, tokenizer, together[name], self.method, optimization, training, self.written())
+            self.single_run(together[name], batch_size, lr, seed, folder).run()
             shutil.rmtree(folder / "checkpoints")
         found = {folder.name: read_results(folder) for folder in sorted(output.iterdir()) if folder.is_dir()}
         results = {name: settings for name, settings in found.items() if settings}  # others were interrupted
@@ -117,9 +117,30 @@ class Glue:
         print("\n" + table({f"this ({self.method})": scores}))
         return output
 
+    def single_run(self, tasks: Mapping[str, TextTask], batch_size: int, lr: float, seed: int, folder: Path) -> "Glue":
+        """Returns one run of the sweep, which goes on with what is in its folder."""
+        resume = (folder / "checkpoints" / LAST).is_file()
+        training = replace(self.training, batch_size=batch_size, seed=seed, output=str(folder), resume=resume)
+        run = replace(self, training=training, optimization=replace(self.optimization, lr=lr))
+        run.whole, run.tasks = self, tasks
+        return run
+
+    def open_tasks(self) -> dict[str, TextTask]:
+        """Returns the tasks of the data."""
+        return {name: text_task(splits, self.examples) for name, splits in self.data.open().items()}
+
+    def prepare(self) -> Prepared:
+        """Opens a single run."""
+        model, tokenizer = self.model.load()
+        return self.prepare_tasks(lambda: model, tokenizer, self.tasks or self.open_tasks(), self.method)
+
     def written(self) -> dict[str, Any]:
-        """The config as a file holds it."""
-        return {"experiment": "glue", **asdict(self)}
+        """Returns the config of the sweep, which its single runs hold as well: what goes on is the sweep."""
+        return super().written() if self.whole is None else self.whole.written()
+
+    @classmethod
+    def evaluates(cls, model: nn.Module) -> bool:
+        return is_text_classifier(model) and set(task_heads(model).tasks) <= set(TASKS)
 
     def settings(self) -> Iterator[tuple[int, float, int]]:
         """The combinations of batch size, learning rate and seed."""
@@ -152,10 +173,36 @@ def text_task(splits: TaskSplits, most: int | None) -> TextTask:
         training = training.part(
             torch.randperm(len(training), generator=torch.Generator().manual_seed(0))[:most].tolist()
         )
-    name = splits.task.name
-    several = len(splits.evaluation) > 1
-    evaluation = {f"{name}_{part}" if several else name: texts for part, texts in splits.evaluation.items()}
-    return TextTask(training, evaluation, splits.task.metric)
+    return TextTask(training, name_sets(splits.task.name, splits.evaluation), splits.task.metric)
+
+
+def name_sets(task: str, sets: Mapping[str, LabelledTexts]) -> dict[str, LabelledTexts]:
+    """Returns sets of a task to evaluate on under the names that their metrics have: RTE, MNLI_matched."""
+    return {f"{task}_{part}" if len(sets) > 1 else task: texts for part, texts in sets.items()}
+
+
+def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, batch_size: int = 64) -> dict[str, float]:
+    """Returns the metrics of a model on the sets of its tasks to evaluate on, by name, and their "mean" over tasks.
+
+    Args:
+        model: a model of labels of texts.
+        tokenizer: the model's.
+        data: where the tasks are; of those, the model's are taken if none are named.
+        batch_size: texts computed at a time.
+
+    Raises:
+        PerceiversError: the model is of another kind, there are none of its tasks, or it lacks one that is named.
+    """
+    known = task_heads(model).tasks
+    own = replace(data, tasks=data.tasks or [name for name in known if name in TASKS])
+    if lacking := [name for name in own.asked() if name not in known]:
+        raise PerceiversError(f"the model has no task {lacking[0]!r}: it has {', '.join(known)}.")
+    sets = {
+        name: TextSet(task, TASKS[task].metric, texts)
+        for task, parts in own.open_evaluation().items()
+        for name, texts in name_sets(task, parts).items()
+    }
+    return fine_tuning.evaluate(model, tokenizer, sets, batch_size)
 
 
 Results = dict[str, dict[str, dict[str, float]]]

@@ -1,10 +1,12 @@
 """The eight GLUE tasks of the paper, from the original TSV files or from the hub's parquet files."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from perceivers.checks import Checked
 from perceivers.errors import PerceiversError, nearest
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tables import Table, hub_splits, hub_table, read_separated, read_table, split_files
@@ -89,7 +91,7 @@ class TaskSplits:
 
 
 @dataclass
-class GlueData:
+class GlueData(Checked):
     """Which GLUE tasks to use.
 
     Attributes:
@@ -98,10 +100,13 @@ class GlueData:
         tasks: their names; by default all that are there.
     """
 
+    section = "data."
+
     path: str = "nyu-mll/glue"
     tasks: list[str] | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {plain(name) for name in TASKS}
         for name in self.tasks or ():
             if plain(name) not in known:
@@ -116,13 +121,28 @@ class GlueData:
             PerceiversError: there are none, a file or a column is missing, or a label is none of the task's; names
                 the file and the line.
         """
+        return {
+            name: TaskSplits(TASKS[name], read("train.tsv", "train"), read_evaluation(TASKS[name], read))
+            for name, read in self.readers().items()
+        }
+
+    def open_evaluation(self) -> dict[str, dict[str, LabelledTexts]]:
+        """Reads by task the sets to evaluate on alone, by name; the rest as in `open`."""
+        return {name: read_evaluation(TASKS[name], read) for name, read in self.readers().items()}
+
+    def readers(self) -> dict[str, "Reader"]:
+        """Returns what reads the files of each task that is there.
+
+        Raises:
+            PerceiversError: there is none.
+        """
         present = self.present()
         if not present:
             raise PerceiversError(
                 f"{self.path} has no folder for {', '.join(self.asked())}: one is expected for each task, with "
                 f"train.tsv and dev.tsv (MNLI: dev_matched.tsv and dev_mismatched.tsv) or the hub's parquet files."
             )
-        return {name: read_task(TASKS[name], self.path, folder) for name, folder in present.items()}
+        return {name: open_task(TASKS[name], self.path, folder) for name, folder in present.items()}
 
     def missing(self) -> list[str]:
         """Those of the tasks asked for that are not there."""
@@ -149,8 +169,12 @@ def plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def read_task(task: GlueTask, path: str, folder: Path | None) -> TaskSplits:
-    """Reads a task from its folder, or from the hub's data set `path`."""
+Reader = Callable[[str, str], LabelledTexts]
+"""Reads examples of a task, of an original file or of the hub's split, whichever is there."""
+
+
+def open_task(task: GlueTask, path: str, folder: Path | None) -> Reader:
+    """Opens a task in its folder, or in the hub's data set `path`."""
     splits = {} if folder is not None else hub_splits(f"{path}:{plain(task.name)}")
 
     def read(file: str, split: str) -> LabelledTexts:
@@ -169,8 +193,12 @@ def read_task(task: GlueTask, path: str, folder: Path | None) -> TaskSplits:
         table = read_separated(folder / file, "\t", quotes=False, columns=task.header, skip_short=task.name == "QQP")
         return examples(task, table, task.text, task.label)
 
-    training = read("train.tsv", "train")
-    return TaskSplits(task, training, {name: read(file, split) for name, file, split in task.evaluation})
+    return read
+
+
+def read_evaluation(task: GlueTask, read: Reader) -> dict[str, LabelledTexts]:
+    """Reads the sets of a task to evaluate on, by name."""
+    return {name: read(file, split) for name, file, split in task.evaluation}
 
 
 def examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabelledTexts:

@@ -1,13 +1,15 @@
 """Texts, or pairs of texts, with labels: from CSV, TSV, JSON lines or parquet."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from perceivers.checks import Checked, ProperFraction
 from perceivers.errors import PerceiversError
 from perceivers.text.tables import SUFFIXES, Table, hub_splits, hub_table, read_table, split_files
 
@@ -48,7 +50,7 @@ class LabelledSplits:
 
 
 @dataclass
-class LabelledTextData:
+class LabelledTextData(Checked):
     """Which texts with labels to use.
 
     Attributes:
@@ -62,14 +64,15 @@ class LabelledTextData:
         held_out: part of the examples to evaluate on where there is no split for that.
     """
 
+    section = "data."
+
     path: str = ""
     text: list[str] | None = None
     label: str | None = None
-    held_out: float = 0.1
+    held_out: ProperFraction = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise PerceiversError(f"data.held_out = {self.held_out} is not allowed: it is a part between 0 and 1.")
+        super().__post_init__()
         if self.text is not None and len(set(self.text) - {self.label}) != len(self.text):
             raise PerceiversError(f"data.text = {self.text} has a column twice, or that of data.label.")
         if self.text is not None and not 1 <= len(self.text) <= 2:
@@ -82,45 +85,93 @@ class LabelledTextData:
             PerceiversError: they cannot be read, columns are missing or cannot be told apart, a text or a label is
                 missing, or the labels make no classes; names the file and the line or column.
         """
-        training, evaluation = self.tables()
-        label = self.label or label_column(training)
-        text = self.text or [text_column(training, label)]
-        for table in filter(None, (training, evaluation)):
+        training, evaluation = self.find()
+        if training is None and Path(self.path).is_dir():
+            raise PerceiversError(
+                f"{self.path} has no file to train on: train.csv, .tsv, .jsonl, .json or .parquet is expected in it."
+            )
+        if training is None:
+            raise PerceiversError(f"{self.path} has no split 'train'.")
+        first, second = training(), None if evaluation is None else evaluation()
+        text, label = self.columns(first, second)
+        classes = class_names(first, label)
+        examples = classified(first, text, label, classes)
+        if second is not None:
+            return LabelledSplits(examples, classified(second, text, label, classes))
+        return divide(examples, self.held_out)
+
+    def open_evaluation(self, classes: list[str], held_out: float | None = None) -> tuple[LabelledTexts, str]:
+        """Reads the texts to evaluate a model on: of a folder or data set, the split for that; of a file, all.
+
+        Args:
+            classes: the model's.
+            held_out: take of texts without a split for evaluation only the part that a training run keeps whose
+                `data.held_out` is this.
+
+        Returns:
+            The texts, and which they are, for people.
+
+        Raises:
+            PerceiversError: as in `open`; or there is no split for evaluation, or a label is not among the classes.
+        """
+        training, evaluation = self.find()
+        whole = held_out is None and Path(self.path).is_file()
+        read = evaluation or (training if whole or held_out is not None else None)
+        if read is None:
+            raise PerceiversError(
+                f"{self.path} has no split to evaluate on, called {', '.join(EVALUATION_NAMES)}: give a file, or say "
+                f"which part training held out (--held-out)."
+            )
+        table = read()
+        text, label = self.columns(table)
+        examples = classified(table, text, label, classes, "the model does not know")
+        if evaluation is not None or held_out is None:
+            return examples, table.name
+        return divide(examples, held_out).evaluation, f"the part of {table.name} that training held out"
+
+    def columns(self, first: Table, second: Table | None = None) -> tuple[list[str], str]:
+        """Returns the columns of the text and of the label, as they are in the first table; both tables have them."""
+        label = self.label or label_column(first)
+        text = self.text or [text_column(first, label)]
+        for table in filter(None, (first, second)):
             for field, column in [("label", label), *(("text", name) for name in text)]:
                 if column not in table.columns:
                     raise PerceiversError(
                         f"data.{field}: {table.name} has no column {column!r}; it has {table.listed()}."
                     )
-        classes = class_names(training, label)
-        examples = classified(training, text, label, classes)
-        if evaluation is not None:
-            return LabelledSplits(examples, classified(evaluation, text, label, classes))
-        order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-        count = min(max(1, round(self.held_out * len(examples))), len(examples) - 1)
-        return LabelledSplits(examples.part(order[count:]), examples.part(order[:count]))
+        return text, label
 
-    def tables(self) -> tuple[Table, Table | None]:
-        """The table to train on and, if there is one, that to evaluate on."""
+    def find(self) -> tuple[Callable[[], Table] | None, Callable[[], Table] | None]:
+        """Returns what reads the table to train on and that to evaluate on, those that there are; a file is the first.
+
+        Raises:
+            PerceiversError: there is neither.
+        """
         path = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
+        usual = (TRAINING_NAMES, EVALUATION_NAMES)
         if path.is_dir():
-            training, evaluation = split_files(path, TRAINING_NAMES), split_files(path, EVALUATION_NAMES)
-            if not training:
-                raise PerceiversError(
-                    f"{path} has no file to train on: train.csv, .tsv, .jsonl, .json or .parquet is expected in it."
-                )
-            return read_table(training), read_table(evaluation) if evaluation else None
+            files = (split_files(path, names) for names in usual)
+            training, evaluation = (partial(read_table, found) if found else None for found in files)
+            return training, evaluation
         if path.exists():
-            return read_table([path]), None
+            return partial(read_table, [path]), None
         if path.suffix.lower() in SUFFIXES:
             raise PerceiversError(f"data.path = {path} does not exist.")
         splits = hub_splits(self.path)
-        name = next((name for name in TRAINING_NAMES if name in splits), None)
-        if name is None:
+        found = [next((name for name in names if name in splits), None) for names in usual]
+        training, evaluation = (partial(hub_table, splits, name, self.path) if name else None for name in found)
+        if training is None and evaluation is None:
             raise PerceiversError(f"{self.path} has no split 'train'; it has {', '.join(splits)}.")
-        other = next((name for name in EVALUATION_NAMES if name in splits), None)
-        return hub_table(splits, name, self.path), hub_table(splits, other, self.path) if other else None
+        return training, evaluation
+
+
+def divide(examples: LabelledTexts, held_out: float) -> LabelledSplits:
+    """Holds out a part of the examples, drawn at random but always the same."""
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
+    count = min(max(1, round(held_out * len(examples))), len(examples) - 1)
+    return LabelledSplits(examples.part(order[count:]), examples.part(order[:count]))
 
 
 def label_column(table: Table) -> str:
@@ -170,8 +221,16 @@ def class_names(table: Table, column: str) -> list[str]:
     return names
 
 
-def classified(table: Table, text: list[str], label: str, classes: list[str]) -> LabelledTexts:
-    """The examples of a table.
+def classified(
+    table: Table,
+    text: list[str],
+    label: str,
+    classes: list[str],
+    unknown: str = "the training texts do not have",
+) -> LabelledTexts:
+    """Returns the examples of a table, their labels numbers of `classes`.
+
+    `unknown` says of a label in an error why it is none of them.
 
     Raises:
         PerceiversError: a text is empty, or a label not among `classes`; names the row.
@@ -183,5 +242,5 @@ def classified(table: Table, text: list[str], label: str, classes: list[str]) ->
             if not part.strip():
                 raise PerceiversError(f"{table.where(index)} has an empty text in column {column!r}: leave it out.")
         if name not in numbers:
-            raise PerceiversError(f"{table.where(index)} has the label {name!r}, which the training texts do not have.")
+            raise PerceiversError(f"{table.where(index)} has the label {name!r}, which {unknown}.")
     return LabelledTexts(texts, [numbers[name] for name in labels], classes)

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import nn
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.checks import Count, Range
+from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
 from perceivers.presets import Preset, example
@@ -87,6 +89,25 @@ class BertConfig(ModelConfig):
         if start == "local":
             start_locally(model)
         return model
+
+
+def text_input(model: PerceiverIO | BERT) -> TextInput:
+    """Returns the adapter of a model's text.
+
+    Raises:
+        PerceiversError: the model is of another kind.
+    """
+    adapter = model.inputs["text"] if list(model.inputs) == ["text"] else None
+    if not isinstance(adapter, TextInput):
+        raise PerceiversError(
+            f"this model reads {', '.join(model.inputs)}: a language model, which reads text, is needed."
+        )
+    return adapter
+
+
+def is_language_model(model: nn.Module) -> bool:
+    """Returns whether a model reads a text and predicts its tokens."""
+    return isinstance(model, PerceiverIO | BERT) and list(model.inputs) == list(model.outputs) == ["text"]
 
 
 def text_tasks(

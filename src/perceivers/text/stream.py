@@ -3,6 +3,7 @@
 Shape suffixes: B batch, M tokens, W windows
 """
 
+import copy
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from perceivers.checks import Checked, Count, ProperFraction
+from perceivers.data.loader import Item, Samples
 from perceivers.errors import PerceiversError
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
 from perceivers.text.masking import Masked, mask_words
@@ -218,7 +221,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 @dataclass
-class TextData:
+class TextData(Checked):
     """Which text to pretrain on, and how it is masked.
 
     Attributes:
@@ -236,25 +239,20 @@ class TextData:
         steps: updates after which the model is evaluated and saved. Since text has no end, this is called an epoch.
     """
 
+    section = "data."
+
     path: str | dict[str, float] = ""
     leave_out: list[str] = field(default_factory=list)
     tokenizer: str = "bytes"
-    documents: int = 10
-    masked: float = 0.15
-    decoded: float = 0.2
-    held_out: float = 0.02
-    evaluated: int = 1024
-    steps: int = 1000
+    documents: Count = 10
+    masked: ProperFraction = 0.15
+    decoded: ProperFraction = 0.2
+    held_out: ProperFraction = 0.02
+    evaluated: Count = 1024
+    steps: Count = 1000
 
     def __post_init__(self) -> None:
-        for name in ("masked", "decoded", "held_out"):
-            if not 0 < getattr(self, name) < 1:
-                raise PerceiversError(
-                    f"data.{name} = {getattr(self, name)} is not allowed: it is a part between 0 and 1."
-                )
-        for name in ("documents", "evaluated", "steps"):
-            if getattr(self, name) < 1:
-                raise PerceiversError(f"data.{name} = {getattr(self, name)} is not allowed: it must be at least 1.")
+        super().__post_init__()
         for name, share in self.shares.items():
             if not share > 0:
                 raise PerceiversError(f"data.path: the share of {name} is {share}, but it must be larger than 0.")
@@ -275,7 +273,7 @@ class TextData:
         return {path: (self.source(path, seed), share) for path, share in self.shares.items()}
 
     def source(self, path: str, seed: int) -> Source:
-        """The documents of one path."""
+        """Returns the documents of one path."""
         root = Path(path)
         if not root.exists():
             return TextRows(path)
@@ -291,32 +289,88 @@ class TextData:
         return TextFiles(files, self.held_out, seed)
 
     def documents_once(self) -> Iterator[str]:
-        """The documents to train on, once, for a vocabulary."""
+        """Yields the documents to train on, once, for a vocabulary."""
         for source, _ in self.open(0).values():
             for documents in source.once():
                 yield from documents
 
     def places(self, length: int) -> int:
-        """How many places of a window are decoded."""
+        """Returns how many places of a window are decoded."""
         return max(1, math.ceil(self.decoded * length))
 
-    def evaluation(
-        self, sources: Mapping[str, tuple[Source, float]], tokenizer: Tokenizer, length: int, batch_size: int
-    ) -> list[Batch]:
-        """Batches of the text that is held out, always with the same hidden words.
 
-        Raises:
-            PerceiversError: it is shorter than a window.
-        """
+class StreamedText(Samples):
+    """Masked windows of the text to train on, without end; an epoch is as many of them as `data.steps` updates take.
+
+    Args:
+        sources: as in `Stream`.
+        tokenizer, length: as in `Windows`.
+        data: how windows are cut and masked.
+        windows: how many an epoch has.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, tuple[Source, float]],
+        tokenizer: Tokenizer,
+        length: int,
+        data: TextData,
+        windows: int,
+    ) -> None:
+        self.sources, self.tokenizer, self.length, self.data, self.windows = sources, tokenizer, length, data, windows
+
+    def __len__(self) -> int:
+        return self.windows
+
+    def __getitem__(self, item: Item) -> Any:
+        """Windows have no numbers: which one comes next depends on those before it."""
+        raise TypeError("text without end has no numbered windows: iterate over its loader")
+
+    def loader(
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+    ) -> DataLoader[Batch]:
+        """Returns the batches of one process, see `StreamLoader`."""
+        stream = Stream(
+            self.sources,
+            self.tokenizer,
+            self.length,
+            self.data.documents,
+            self.data.masked,
+            self.data.places(self.length),
+            batch_size,
+            seed or 0,
+            rank,
+            world,
+            workers,
+        )
+        return StreamLoader(stream, self.windows // (batch_size * world), workers)
+
+
+class HeldOutText(Samples):
+    """Windows of the text that is held out; in batches of the same size, they always have the same hidden words.
+
+    Args:
+        sources: by name, the documents and their share, as `TextData.open` returns them.
+        tokenizer, length: as in `Windows`.
+        data: how windows are cut and masked, and how many there are at most.
+
+    Raises:
+        PerceiversError: the text is shorter than a window.
+    """
+
+    def __init__(
+        self, sources: Mapping[str, tuple[Source, float]], tokenizer: Tokenizer, length: int, data: TextData
+    ) -> None:
+        self.tokenizer, self.masked, self.places = tokenizer, data.masked, data.places(length)
         windows = [np.empty((0, length), np.int32)]
         generator = np.random.default_rng(0)
         for source, _ in sources.values():
             found = 0
             for documents in source.held_out():
-                part = pack(documents, tokenizer, length, self.documents, generator)
-                windows.append(part[: self.evaluated - found])
+                part = pack(documents, tokenizer, length, data.documents, generator)
+                windows.append(part[: data.evaluated - found])
                 found += len(part)
-                if found >= self.evaluated:
+                if found >= data.evaluated:
                     break
         token_WM = np.concatenate(windows)
         if not len(token_WM):
@@ -324,8 +378,27 @@ class TextData:
                 f"the text held out for evaluation is shorter than a window of {length} tokens: "
                 f"give more text, or raise data.held_out."
             )
-        token_WM = generator.permutation(token_WM)[: self.evaluated]
+        self.windows_WM = generator.permutation(token_WM)[: data.evaluated]
+        self.generator = generator
+
+    def __len__(self) -> int:
+        return len(self.windows_WM)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        """Returns the "text" [M] of a window, without hidden words, which are drawn batch by batch."""
+        return {"text": torch.from_numpy(self.windows_WM[item.sample])}
+
+    def batches(self, batch_size: int) -> list[Batch]:
+        """Returns all windows with hidden words, in batches; which words are hidden depends on the size of these."""
+        generator = copy.deepcopy(self.generator)
         return [
-            tensors(mask_words(token_BM, tokenizer, self.masked, self.places(length), generator))
-            for token_BM in np.split(token_WM, range(batch_size, len(token_WM), batch_size))
+            tensors(mask_words(token_BM, self.tokenizer, self.masked, self.places, generator))
+            for token_BM in np.split(self.windows_WM, range(batch_size, len(self), batch_size))
         ]
+
+    def loader(
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+    ) -> DataLoader[Batch]:
+        """Returns the batches of one process: every `world`-th of them."""
+        mine: Any = self.batches(batch_size)[rank::world]
+        return DataLoader(mine, batch_size=None)

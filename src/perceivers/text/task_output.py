@@ -38,6 +38,7 @@ class TaskHeads(nn.Module):
                     f"which has {tasks.get(task, 'no such place in tasks')}: give one for each."
                 )
         self.tasks = list(tasks)
+        self.classes = dict(tasks)
         self.names = {task: list(classes) for task, classes in (names or {}).items()}
         self.heads = nn.ModuleList(  # a list, since torch lets no module be called "CoLA.x" or "values"
             nn.Sequential(Linear(channels, channels), nn.Tanh(), Linear(channels, classes))

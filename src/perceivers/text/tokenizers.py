@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
 from perceivers.extras import need
-from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import TOKENIZER, write
+from perceivers.model.saving import TOKENIZER, Model, write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """Tokens of the byte vocabulary that are no bytes."""
@@ -362,7 +361,7 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
     return sum(int(count_M.sum()) for count_M in counts) / max(sum(map(len, counts)), 1)
 
 
-def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
+def tokenizer_of(model: Model | str | Path, vocabulary: int) -> Tokenizer:
     """The tokenizer of a model: the one that is saved with it, or bytes.
 
     Args:
@@ -372,7 +371,7 @@ def tokenizer_of(model: PerceiverIO | str | Path, vocabulary: int) -> Tokenizer:
     Raises:
         PerceiversError: it has none, or another number of tokens.
     """
-    if not isinstance(model, PerceiverIO):
+    if not isinstance(model, Model):
         return find_tokenizer(locate(model), vocabulary)
     if vocabulary != BYTE_VOCABULARY:
         raise PerceiversError(

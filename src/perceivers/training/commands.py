@@ -18,28 +18,24 @@ def fit(config: Annotated[str | None, "a YAML or JSON file, see configs/"] = Non
         if not asks_help:
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
         return
-    from perceivers.training.config import describe, read_config
+    from perceivers.training.config import describe, train_config
 
     if asks_help:
         print(describe(Path(config), [override for override in overrides if override not in ("-h", "--help")]))
         return
-    from lightning.pytorch.utilities import rank_zero_only
-
-    folder = read_config(Path(config), overrides).run()
-    where = f"model is in {folder / 'model'}" if (folder / "model").is_dir() else f"models are below {folder}"
-    rank_zero_only(print)(f"\nTrained. The {where}, the figures in {folder / 'metrics.json'}.")
+    train_config(Path(config), overrides)
 
 
 def evaluate(model: Annotated[str | None, "a saved model, in any format"] = None, *options: str) -> None:
     """Measures a saved model on data; `evaluate MODEL --help` describes the options."""
-    if model is None or model.startswith("-"):
+    if model is None:
+        if not options:
+            raise PerceiversError("evaluate needs a model, such as runs/demo/model.")
         print(
             "usage: perceivers evaluate MODEL --data DATA [...]\n\n"
             "MODEL is a saved model, in any format. The options are those of the experiment that it comes from: "
             "perceivers evaluate MODEL --help."
         )
-        if model is None and not options:
-            raise PerceiversError("evaluate needs a model, such as runs/demo/model.")
         return
     from perceivers.training.evaluation import find_evaluation
 

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, set_parsing_settings
+from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
-from perceivers.checks import check
+from perceivers.checks import Checked, check
 from perceivers.errors import PerceiversError, nearest
 from perceivers.presets import preset
 from perceivers.training.experiment import Experiment
+
+
+set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,14 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return open_config(path, overrides).build()
 
 
+def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """Trains as a config file says, and prints where the results are; -> the run's folder. See `read_config`."""
+    folder = read_config(path, overrides).run()
+    where = f"model is in {folder / 'model'}" if (folder / "model").is_dir() else f"models are below {folder}"
+    rank_zero_only(print)(f"\nTrained. The {where}, the figures in {folder / 'metrics.json'}.")
+    return folder
+
+
 def describe(path: Path, overrides: Sequence[str] = ()) -> str:
     """Returns help on every field of the experiment of a config file, those of the model included."""
     return open_config(path, overrides).parser().format_help()
@@ -124,7 +136,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
     if not isinstance(given, dict):
         raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
     kinds = model_types(experiment)
-    if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == {"init"}]):
+    if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == ["init"]]):
         values["model"] = {"init": given["init"]}  # in place of a model with fresh weights
         return pretrained[0], {}
     if "preset" in given:
@@ -137,7 +149,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
                 f"a model of {' or '.join(kind.__name__ for kind in kinds)}."
             )
         return type(chosen.config), dict(vars(chosen.config))
-    able = [kind for kind in kinds if given and set(given) <= field_names(kind)]
+    able = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
     if len(kinds) > 1 and len(able) != 1:
         raise PerceiversError(f"{path}: model.preset is missing: name one of `perceivers models`.")
     return (able or kinds)[0], {}
@@ -159,9 +171,9 @@ def model_types(experiment: type[Experiment]) -> list[type]:
     return kinds
 
 
-def field_names(kind: type) -> set[str]:
+def field_names(kind: type) -> list[str]:
     """Returns the names of a dataclass's fields."""
-    return {item.name for item in fields(kind)}
+    return [item.name for item in fields(kind)]
 
 
 def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = "", model: type | None = None) -> None:

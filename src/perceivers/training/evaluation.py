@@ -1,6 +1,7 @@
 """Which experiment a saved model comes from, and so how it is measured."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from perceivers import plugins
@@ -40,9 +41,10 @@ def find_experiment(source: str | Path) -> type[Experiment]:
         return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
     model = load_model(source)
     for name in plugins.declared("experiments"):
-        experiment = plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
-        if experiment.evaluates(model):
-            return experiment
+        with suppress(PerceiversError):  # one that cannot be imported here must not hide the others
+            experiment = plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
+            if experiment.evaluates(model):
+                return experiment
     raise PerceiversError(
         f"{source} holds a {type(model).__name__} that no installed experiment measures "
         f"({', '.join(plugins.declared('experiments'))})."

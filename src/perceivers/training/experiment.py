@@ -56,6 +56,8 @@ class Experiment(Checked, ABC):
         super().__post_init__()
         self.given: dict[str, Any] = {}
         """Values of `decided_by_data` that the config gives."""
+        self.settled: set[str] = set()
+        """Fields of the model's config that the data has decided."""
 
     @abstractmethod
     def prepare(self) -> Prepared:
@@ -94,6 +96,7 @@ class Experiment(Checked, ABC):
         for name, value in values.items():
             given = self.given.get(name, value)
             check(f"model.{name}", given, given == value, f"{value}, as in the data, or left out")
+        self.settled |= values.keys()
         return values
 
     @classmethod
@@ -105,7 +108,7 @@ class Experiment(Checked, ABC):
         """Returns the config as a file holds it, such that the run can be resumed from it."""
         config: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         config["model"] = {
-            name: value for name, value in config["model"].items() if name not in self.decided_by_data
+            name: value for name, value in config["model"].items() if name not in self.settled
         } | self.given
         folder = plugins.import_folder(type(self))
         return {"experiment": self.name(), **({} if folder is None else {"import_from": str(folder)}), **config}

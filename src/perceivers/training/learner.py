@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
 from perceivers.data.loader import Samples
@@ -28,36 +29,38 @@ class Metrics(Protocol):
 
 
 class Learner(L.LightningModule):
-    """Base of what an experiment trains: subclasses define `loss` and `evaluate_batch`.
+    """Base of what an experiment trains: subclasses define `loss`, and `evaluate_batch` if they measure anything else.
 
     Args:
         model: the model.
         optimization: how weights are updated; the defaults, if not given, as for evaluation alone.
 
     Attributes:
-        metrics: what `evaluate_batch` updates, a submodule; its figures are logged as "test_NAME".
+        metrics: what `evaluate_batch` updates, a submodule; its figures are logged as "test_NAME". By default "loss".
         monitor: the logged figure that says which weights are the best.
         mode: whether its largest value is the best, or its smallest.
         shown: figures that the progress bar shows; all, if None.
     """
 
     metrics: Any
-    monitor: str
-    mode: Literal["min", "max"] = "max"
+    monitor: str = "test_loss"
+    mode: Literal["min", "max"] = "min"
     shown: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:
         super().__init__()
         self.model: Any = model
         self.optimization = optimization or Optimization()
+        self.metrics = MetricCollection({"loss": MeanMetric()})
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Returns the loss of a training batch; may log what it consists of."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
-        """Adds a batch to the metrics."""
-        raise NotImplementedError(f"{type(self).__name__} defines no evaluate_batch")
+        """Adds a batch to the metrics. By default, adds its loss, weighted by the number of samples."""
+        samples = next(len(value) for value in batch.values() if isinstance(value, Tensor))
+        self.metrics["loss"].update(self.loss(batch), samples)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if set(batch) == {"problems"}:

@@ -1,0 +1,31 @@
+"""What a package of your own extends: bases of model configs, data sets and experiments (docs/extending.md)."""
+
+from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check
+from perceivers.data.loader import Item, Samples
+from perceivers.inference import load_for_inference
+from perceivers.model.saving import Model
+from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.presets import Preset, example
+from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.learner import Learner, evaluate
+
+__all__ = [
+    "Checked",
+    "Count",
+    "Experiment",
+    "Fraction",
+    "Item",
+    "Learner",
+    "Model",
+    "ModelConfig",
+    "Prepared",
+    "Preset",
+    "ProperFraction",
+    "Range",
+    "Samples",
+    "Sizes",
+    "check",
+    "evaluate",
+    "example",
+    "load_for_inference",
+]

@@ -1,0 +1,48 @@
+"""The command `convert`."""
+
+import ast
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from perceivers.command import Metavar
+from perceivers.errors import PerceiversError
+
+
+def convert(
+    source: Annotated[str, "a saved model, in any format", Metavar("SRC")],
+    target: Annotated[Path, "the folder to write", Metavar("DST")],
+    *,
+    to: Annotated[str, "perceivers, or another format that models can be written in, such as transformers"],
+    set: Annotated[
+        list[str], "settings that the source does not tell, such as heads=8", Metavar("NAME=VALUE")
+    ] = [],  # noqa: B006  # is read only
+) -> None:
+    """Writes a model in another format."""
+    import perceivers
+    from perceivers.checkpoints.load import find_format
+
+    settings = dict(read_setting(setting) for setting in set)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PerceiversError(f"{target} exists already: choose a new folder.")
+    other = None if to == "perceivers" else find_format(to)
+    model = perceivers.load(source, **settings)
+    if other is None:
+        model.save(target)
+    else:
+        other.write(model, target)
+    print(f"{target} holds the model in the format of {to}.")
+
+
+def read_setting(setting: str) -> tuple[str, Any]:
+    """Returns name and value of a setting NAME=VALUE; the value is as JSON or Python writes it, or else text."""
+    name, equals, text = setting.partition("=")
+    if not equals:
+        raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
+    if name in ("source", "classes"):  # other arguments of `load`
+        raise PerceiversError(f"--set {setting} is not allowed: {name} is no setting of a model.")
+    for read in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, TypeError):
+            return name, read(text)
+    return name, text
