@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import perceivers
-from perceivers.released.transformers import TASKS, read_settings
+from perceivers.released.transformers import CONFIGS, read_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -194,7 +194,7 @@ def empty(name: str, side: str, folder: Path, dtype: str, crop: tuple[int, ...] 
     with torch.device("meta"):
         if side == "ours":
             architecture = MODELS[name].architecture
-            model: nn.Module = TASKS[architecture](**read_settings(architecture, config, folder))
+            model: nn.Module = CONFIGS[architecture](**read_settings(architecture, config, folder)).build()
         else:
             import transformers
 

@@ -24,7 +24,7 @@ attention, are MKL's on both sides.",
     f"{rows.FOURIER_STEP}, bfloat16": f"{SAME_PRODUCTS} Ours computes scores again for the gradients, to keep none.",
     f"{rows.LANGUAGE_STEP}, memory": "Most of it is weights and their gradients, which both sides have; \
 `checkpointing=True` keeps no activations, but computes them twice.",
-    "fraction of the peak, float32": "Softmax, normalisation and GELU take time and count nothing. Those products of \
+    "fraction of the peak, float32": "Softmax, normalization and GELU take time and count nothing. Those products of \
 attention that are small and batched are MKL's, and the peak is that of oneDNN, which is the faster.",
     "fraction of the peak, bfloat16": "As in float32, but for the libraries. In the latents of flow, 16 heads of 32 \
 channels, the softmax takes longer than either product.",
@@ -40,7 +40,7 @@ METHOD = f"""
 - Weights are random, of the published sizes, the same on both sides; models are converted by `model.to(dtype)`. The
   difference of both answers is the largest, in standard deviations of the answer; of a training step it is that of
   the gradient of the latents. A run fails if it is above 0.001 in float32.
-- A training step is forward, loss and backward in training mode, without the optimiser's update, which is the same on
+- A training step is forward, loss and backward in training mode, without the optimizer's update, which is the same on
   both sides, and without dropout. Losses: cross-entropy of the 15% of tokens that are masked (of which ours decodes
   no others), cross-entropy of images, mean end-point error of flow.
 - Memory is the peak of the process during the row, with its weights, inputs and torch itself, by the kernel's
@@ -54,7 +54,7 @@ METHOD = f"""
 - `transformers` reads texts of 2,048 bytes only, so shorter ones are padded and masked for it; ours reads them as
   they are. It cuts a clip's outputs into 128 parts and encodes the clip anew for each: three are measured, after one
   that is not counted, and taken for all. In bfloat16 it stops at its masks of float32, so its input array is
-  converted for it. It is given images normalised, and frames cut into patches, which ours does within what is timed.
+  converted for it. It is given images normalized, and frames cut into patches, which ours does within what is timed.
 - Compiled is `model.compile()`, with the time of the first call, which compiles, beside it.
 - `perceiver-pytorch` cannot have the same weights. The same are: {others.SAME}. Different: {others.DIFFERENT}. The
   ratio per FLOP is that of the FLOPs a second.
@@ -74,7 +74,7 @@ REASONS = """
 - **The last layers are one.** Where an output has few channels, the linear layers before it are multiplied with each
   other first (`sum_then_linear`).
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
-  masked language modelling decodes the masked tokens only. A mask that hides nothing is dropped.
+  masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **No score is kept.** Attention is torch's fused kernel where that is the fastest, else the formula in pieces whose
   scores stay in the cache, computed again for gradients (`attend.py`). In bfloat16 the pieces are faster than torch's
   kernel for processors; for keys and values of unequal sizes it has none.

@@ -108,7 +108,9 @@ def test_help_shows_the_fields_of_the_model(folder):
     out = " ".join(perceivers("fit", "weather.yaml", "--help", cwd=folder).split())
     assert "--model.sensors SENSORS number of sensors. (type: Annotated[int, at least 1], default: 5)" in out
     assert "--model.latents LATENTS N, number of latents." in out
-    assert "--readings READINGS a CSV file with the columns day, sensor, hour, value; every fifth day is held out." in out
+    assert (
+        "--readings READINGS a CSV file with the columns day, sensor, hour, value; every fifth day is held out." in out
+    )
 
 
 def test_an_installed_package(folder, tmp_path):

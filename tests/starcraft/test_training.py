@@ -153,6 +153,7 @@ def test_a_wrong_size_shows_before_data_is_read():
 
 def test_a_run_writes_a_config_without_what_the_data_decides(tmp_path, tables):
     run = small_run(tmp_path / "run", tables)
+    run.prepare()
     assert run.written()["model"] == SIZES | {"encoder": "perceiver", "selection": "pointer"}
     assert run.written()["experiment"] == "behavioural_cloning"
 

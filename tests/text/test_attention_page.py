@@ -17,7 +17,7 @@ UNITS = ["n", "é", " ", "🙂", " ", *"<b>&amp;\t\n", "MASK", "MASK", "\\x00", 
 
 
 class Page(HTMLParser):
-    """The rows of a page: of each its title, figures, text, and (text, colour, weight) of what has a colour."""
+    """The rows of a page: of each its title, figures, text, and (text, color, weight) of what has a color."""
 
     def __init__(self, file):
         super().__init__()
@@ -28,10 +28,10 @@ class Page(HTMLParser):
         self.inside.append((tag, dict(attributes)))
         self.seen.add(tag)
         if tag in ("h2", "h3"):
-            self.rows.append({"title": "", "figures": "", "text": "", "coloured": []})
+            self.rows.append({"title": "", "figures": "", "text": "", "colored": []})
         if tag == "b":
             values = dict(attributes)
-            self.rows[-1]["coloured"].append(["", float(values["style"][4:]), float(values["title"][:-1]) / 100])
+            self.rows[-1]["colored"].append(["", float(values["style"][4:]), float(values["title"][:-1]) / 100])
 
     def handle_endtag(self, tag):
         while self.inside.pop()[0] != tag:
@@ -46,7 +46,7 @@ class Page(HTMLParser):
             if kind in kinds:
                 self.rows[-1][kind] += data
         if "b" in tags:
-            self.rows[-1]["coloured"][-1][0] += data
+            self.rows[-1]["colored"][-1][0] += data
 
 
 def formula(model, tokens):
@@ -71,7 +71,7 @@ def test_weights_are_those_of_the_model(heads):
     torch.testing.assert_close(weight_HNM.sum(-1), torch.ones(heads, 6))
 
 
-def test_characters_and_tokens_are_coloured_as_one():
+def test_characters_and_tokens_are_colored_as_one():
     tokens = encode(TEXT, Bytes(), 48)
     assert tokens[16:18] == [FIRST_BYTE + ord(";"), FIRST_BYTE + ord("\t")]
     assert [place for place, token in enumerate(tokens) if token == MASK] == [19, 20]
@@ -96,13 +96,13 @@ def test_the_page_shows_the_weights(tmp_path):
     assert [row["title"] for row in page.rows] == list(expected)
     for row, weight_M in zip(page.rows, expected.values(), strict=True):
         weight_U = torch.stack([weight_M[unit.tokens].sum() for unit in units])
-        coloured = [(unit, float(w)) for unit, w in zip(units, weight_U, strict=True) if w / weight_U.max() > 0.0051]
-        assert len(row["coloured"]) >= len(coloured) > 5
-        assert [weight for *_, weight in row["coloured"]] == pytest.approx(
+        colored = [(unit, float(w)) for unit, w in zip(units, weight_U, strict=True) if w / weight_U.max() > 0.0051]
+        assert len(row["colored"]) >= len(colored) > 5
+        assert [weight for *_, weight in row["colored"]] == pytest.approx(
             [float(w) for w in weight_U if w / weight_U.max() > 0.00499], abs=6e-5
         )
-        by_weight = sorted(row["coloured"], key=lambda seen: seen[2])
-        assert [colour for _, colour, _ in by_weight] == sorted(colour for _, colour, _ in row["coloured"])
+        by_weight = sorted(row["colored"], key=lambda seen: seen[2])
+        assert [color for _, color, _ in by_weight] == sorted(color for _, color, _ in row["colored"])
         assert by_weight[-1][1] == 1
         bits = -float((weight_M * weight_M.log2()).sum())
         assert f"entropy {bits:.2f} bits, as if spread evenly over {2**bits:.1f} bytes" in row["figures"]
@@ -181,7 +181,7 @@ def test_models_of_labels_read_their_first_token(extra, shared, task, token, tit
     weight_M = formula(model, [*front, *encode("xyz", Bytes(), 9)]).mean(0)[0]
     (row,) = Page(tmp_path / "a.html").rows
     assert row["text"] == (title or "") + "xyz"
-    assert [weight for *_, weight in row["coloured"]] == pytest.approx(weight_M.tolist(), abs=6e-5)
+    assert [weight for *_, weight in row["colored"]] == pytest.approx(weight_M.tolist(), abs=6e-5)
 
 
 def test_pieces_of_words(tmp_path):
@@ -194,7 +194,7 @@ def test_pieces_of_words(tmp_path):
     attention_page(tmp_path / "model", "the [MASK] é fox", tmp_path / "a.html", [1], device="cpu")
     (row,) = Page(tmp_path / "a.html").rows
     assert row["text"].replace("␣", " ") == " theMASK é fox"
-    assert "é" in [text for text, *_ in row["coloured"]]
+    assert "é" in [text for text, *_ in row["colored"]]
     tokens = [*tokenizer.encode("the"), tokenizer.mask, *tokenizer.encode("é fox")]
     bits = -float(torch.special.xlogy(*[formula(model, tokens).mean(0)[1]] * 2).sum()) / math.log(2)
     assert f"entropy {bits:.2f} bits, as if spread evenly over {2**bits:.1f} pieces" in row["figures"]

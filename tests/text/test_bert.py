@@ -47,7 +47,7 @@ def gelu(x):
 
 
 def plain_formula(weights, token_M, depth=2, heads=4):
-    """One text without padding, head by head; -> what comes out of the last layer, normalised [M, C]."""
+    """One text without padding, head by head; -> what comes out of the last layer, normalized [M, C]."""
     x = weights["inputs.text.embedding.weight"][token_M] + weights["inputs.text.positions.table_SF"][: len(token_M)]
     x = norm(x, weights, "norm_x")
     for layer in range(depth):

@@ -70,7 +70,7 @@ def test_pieces_of_words_are_hidden_whole(pieces):
     assert (np.unique(word_BM[hidden_BM], return_counts=True)[1] > 1).any()
 
 
-def test_each_word_is_hidden_at_the_rate_whatever_its_neighbours_and_its_length_are():
+def test_each_word_is_hidden_at_the_rate_whatever_its_neighbors_and_its_length_are():
     rate, sizes = 0.15, [1, 4, 9, 2] * 5
     token_BM = np.tile(letters(sizes), (2000, 1))
     starts = np.cumsum([0, *(size + 1 for size in sizes)])[:-1]
@@ -79,9 +79,9 @@ def test_each_word_is_hidden_at_the_rate_whatever_its_neighbours_and_its_length_
     for kind in range(4):
         assert within(hidden_BW[:, kind::4].sum(), hidden_BW[:, kind::4].size, rate)
     both = hidden_BW[:, 1:] & hidden_BW[:, :-1]
-    assert within(both.sum(), both.size, rate**2)  # of neighbours
+    assert within(both.sum(), both.size, rate**2)  # of neighbors
     both = hidden_BW[1:] & hidden_BW[:-1]
-    assert within(both.sum(), both.size, rate**2)  # in neighbouring rows
+    assert within(both.sum(), both.size, rate**2)  # in neighboring rows
 
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])

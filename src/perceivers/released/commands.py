@@ -15,9 +15,7 @@ def convert(
     target: Annotated[Path, "the folder to write", Metavar("DST")],
     *,
     to: Annotated[str, "perceivers, or another format that models can be written in, such as transformers"],
-    set: Annotated[
-        list[str], "settings that the source does not tell, such as heads=8", Metavar("NAME=VALUE")
-    ] = [],  # noqa: B006  # is read only
+    set: Annotated[list[str], "settings that the source does not tell, such as heads=8", Metavar("NAME=VALUE")] = [],  # noqa: B006  # is read only
 ) -> None:
     """Writes a model in another format."""
     import perceivers

@@ -27,7 +27,7 @@ CHOSEN = 6
 """How many latents are shown, if none are named."""
 
 SHOWN = 0.1
-"""White space gets a sign from this colour on, as a part of the full one."""
+"""White space gets a sign from this color on, as a part of the full one."""
 
 SIGNS = {" ": "␣", "\n": "⏎\n", "\t": "⇥\t"}
 
@@ -76,7 +76,7 @@ $rows
 
 @dataclass(frozen=True)
 class Unit:
-    """What is coloured as one: a character of one or several tokens, a piece of a word, or a token that is no text.
+    """What is colored as one: a character of one or several tokens, a piece of a word, or a token that is no text.
 
     Attributes:
         text: how it is written.
@@ -100,7 +100,7 @@ def attention_page(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[int]:
-    """Writes a page, of HTML, with a text in the colours of the weights by which latents read it.
+    """Writes a page, of HTML, with a text in the colors of the weights by which latents read it.
 
     They are those of the encoder's first cross-attention.
 
@@ -198,7 +198,7 @@ def encode(text: str, tokenizer: Tokenizer, length: int) -> list[int]:
 
 
 def units_of(tokens: Sequence[int], tokenizer: Tokenizer, title: str) -> list[Unit]:
-    """What is coloured as one: bytes are joined to characters; `title` is written for what is no token of a text."""
+    """What is colored as one: bytes are joined to characters; `title` is written for what is no token of a text."""
     units, content, places = [], b"", list[int]()
     for place, token in enumerate(tokens):
         found = content_of(token, tokenizer)
@@ -252,7 +252,7 @@ def choose(weight_NM: Tensor, weight_NU: Tensor) -> list[int]:
 
 
 def row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
-    """Figures of a map, and the text in its colours."""
+    """Figures of a map, and the text in its colors."""
     (weight_U,) = together(weight_M[None], units)
     bits, largest = float(entropy(weight_M)), float(weight_U.max())
     most = units[int(weight_U.argmax())]
@@ -261,7 +261,7 @@ def row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
         f"largest weight {largest:.2%}, of {escape(spell(most))}"
     )
     text = "".join(
-        coloured(unit, weight, weight / largest) for unit, weight in zip(units, weight_U.tolist(), strict=True)
+        colored(unit, weight, weight / largest) for unit, weight in zip(units, weight_U.tolist(), strict=True)
     )
     return f'<p class="figures">{figures}</p>\n<p class="text" dir="auto">{text}</p>'
 
@@ -276,8 +276,8 @@ def signs(text: str) -> str:
     return "".join(SIGNS.get(character, character) for character in text)
 
 
-def coloured(unit: Unit, weight: float, part: float) -> str:
-    """A unit in its colour, `part` of the full one."""
+def colored(unit: Unit, weight: float, part: float) -> str:
+    """A unit in its color, `part` of the full one."""
     text = escape(signs(unit.text) if part >= SHOWN and not unit.framed else unit.text)
     if unit.framed:
         text = f"<i>{text}</i>"

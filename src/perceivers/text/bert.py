@@ -1,7 +1,7 @@
 """BERT (Devlin et al., 2019): the Transformer that the paper compares its language models with (section 4.1).
 
 It has the embedding, the attention and the MLP of the Perceiver IO beside it, and the same calls, so that both are
-trained by the same code. Layers are normalised before attention and MLP (pre-norm), as Perceiver IO's are.
+trained by the same code. Layers are normalized before attention and MLP (pre-norm), as Perceiver IO's are.
 
 Shape suffixes: B batch, M tokens, P some of the places, C channels, V vocabulary
 """

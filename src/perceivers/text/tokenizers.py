@@ -190,7 +190,7 @@ class SentencePiece(Tokenizer):
 
     def encode(self, text: str) -> NDArray[np.int32]:
         check_unicode(text)
-        return np.array(self.pieces.encode(normalise(text)), dtype=np.int32)
+        return np.array(self.pieces.encode(normalize(text)), dtype=np.int32)
 
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.pieces.decode([int(token) for token in tokens if not self.special_V[token]]))
@@ -227,7 +227,7 @@ def check_unicode(text: str) -> None:
         ) from error
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """The words of a text with one blank between them."""
     return " ".join(text.replace(SPACE, " ").split())
 
@@ -326,9 +326,9 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
 
 
 def cut(text: str) -> Iterator[str]:
-    """The lines of a text, normalised, in parts of at most `LINE` bytes; cut between words where they have any."""
+    """The lines of a text, normalized, in parts of at most `LINE` bytes; cut between words where they have any."""
     for line in text.splitlines():
-        rest = normalise(line).encode()
+        rest = normalize(line).encode()
         start = 0
         while len(rest) - start > LINE:
             end = rest.rfind(b" ", start + 1, start + LINE + 1)

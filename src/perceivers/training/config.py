@@ -17,7 +17,6 @@ from perceivers.errors import PerceiversError, nearest
 from perceivers.presets import preset
 from perceivers.training.experiment import Experiment
 
-
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
 
