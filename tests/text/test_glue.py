@@ -306,7 +306,11 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
             Sweep(**{name: values})
     with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
         Glue(model=Pretrained("x"), examples=0)
-    for model, message in [({}, r"model\.init"), ({"preset": "language_bytes"}, "Glue trains a model of Pretrained")]:
+    for model, message in [
+        ({}, r"model\.init"),
+        ({"preset": "language_bytes"}, "Glue trains a model of Pretrained"),
+        ({"init": "x", "depth": 3}, r"there is no field 'model\.depth'"),
+    ]:
         (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))
         with pytest.raises(PerceiversError, match=message):
             read_config(tmp_path / "config.yaml")

@@ -136,7 +136,8 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
     kinds = model_types(experiment)
     if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == ["init"]]):
-        values["model"] = {"init": given["init"]}  # in place of a model with fresh weights
+        if len(kinds) > 1:  # in place of the model with fresh weights that the config describes
+            values["model"] = {"init": given["init"]}
         return pretrained[0], {}
     if "preset" in given:
         name = given.pop("preset")
