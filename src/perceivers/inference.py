@@ -35,11 +35,30 @@ def load_for_inference(
     Raises:
         PerceiversError: the model cannot be loaded, or there is no such device or dtype.
     """
+    if isinstance(model, PerceiverIO):
+        return move_model(model, device, dtype)
+    check_dtype(dtype)  # before the time it takes to load
+    return move_model(load(model), device or default_device(), dtype)
+
+
+def default_device() -> str:
+    """Returns the accelerator if there is one, or else the CPU."""
+    return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raises a PerceiversError for a name that is not one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
         raise PerceiversError(f"dtype = {dtype!r} is not allowed: {nearest(dtype, DTYPES)}")
-    if not isinstance(model, PerceiverIO):
-        model = load(model)
-        device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+
+
+def move_model(model: T, device: str | None, dtype: str | None = None) -> T:
+    """Moves a model to a device and a precision, those it has if None, and puts it in evaluation mode.
+
+    Raises:
+        PerceiversError: there is no such device or dtype.
+    """
+    check_dtype(dtype)
     try:
         model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
     except (RuntimeError, AssertionError, ImportError) as error:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from perceivers.checkpoints import load_model
 from perceivers.checks import Count, check, describe_expected, matches
 from perceivers.errors import PerceiversError
+from perceivers.inference import default_device, move_model
 from perceivers.model.linear import Linear, learned
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
@@ -144,9 +145,4 @@ def load_policy(source: str | Path, device: str | None = None) -> UnitPolicy:
     policy = load_model(source)
     if not isinstance(policy, UnitPolicy):
         raise PerceiversError(f"{source} holds a {type(policy).__name__}, not a UnitPolicy.")
-    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        return policy.to(device).eval()
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise PerceiversError(f"device = {device!r} cannot be used here ({reason}): try 'cpu'.") from error
+    return move_model(policy, device or default_device())

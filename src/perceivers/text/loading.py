@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import torch
-
 from perceivers.checkpoints.load import load_model, locate
 from perceivers.errors import PerceiversError
-from perceivers.inference import DTYPES
+from perceivers.inference import check_dtype, default_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.bert import BERT
 from perceivers.text.model import text_input
@@ -29,11 +27,6 @@ def load_text_model_to(
     source: str | Path, device: str | None = None, dtype: str | None = None
 ) -> tuple[PerceiverIO | BERT, Tokenizer]:
     """Does the same, but puts the model where it is to run; `device` and `dtype` as in `load_for_inference`."""
+    check_dtype(dtype)
     model, tokenizer = load_text_model(source)
-    device = device or str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
-    try:
-        model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
-    except (RuntimeError, AssertionError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise PerceiversError(f"device = {device!r} cannot be used here ({reason}): try 'cpu'.") from error
-    return model, tokenizer
+    return move_model(model, device or default_device(), dtype), tokenizer
