@@ -12,12 +12,21 @@ from torchmetrics import MeanMetric, MetricCollection
 import perceivers
 from perceivers import PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput
+from perceivers.clips.autoencoding import ClipAutoencoder
+from perceivers.clips.classification import ClipClassifier
 from perceivers.data.loader import Samples
+from perceivers.flow.training import FlowEstimator
 from perceivers.images.demo import digits_run
+from perceivers.images.training import ImageClassifier
 from perceivers.model.positions import LearnedPositions
+from perceivers.starcraft.policy import PolicyConfig
+from perceivers.starcraft.training import PolicyLearner
+from perceivers.text.fine_tuning import TextTasks
+from perceivers.text.pretraining import MaskedLanguageModel
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization, parameter_groups
+from tests.support.models import classifier, coder, hearer, labels, language, optical
 from tests.support.runs import interrupt_at, state
 
 
@@ -108,8 +117,6 @@ def test_an_unwritable_output_is_refused_before_training(tmp_path):
 
 
 class Regression(Learner):
-    monitor, mode = "test_loss", "min"
-
     def __init__(self, model, optimization):
         super().__init__(model, optimization)
         self.metrics = MetricCollection({"loss": MeanMetric()})
@@ -137,6 +144,54 @@ def regression(optimization=None):
         {"x": ArrayInput(2)}, {"y": ArrayOutput(2, LearnedPositions((3,), 4))}, latents=2, channels=8, depth=1
     )
     return Regression(model, optimization or Optimization())
+
+
+class Score(nn.Module):
+    """A figure that is largest in the second of four epochs."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = 0
+
+    def compute(self):
+        return {"score": torch.tensor([1.0, 3.0, 2.0, 0.0][self.epoch])}
+
+    def reset(self):
+        self.epoch += 1
+
+
+@pytest.mark.parametrize(("mode", "epoch"), [("max", 1), ("min", 3)])
+def test_the_best_weights_are_those_of_the_best_figure(tmp_path, mode, epoch):
+    class Scored(Regression):
+        monitor = ("test_score", mode)
+
+        def __init__(self, model, optimization):
+            super().__init__(model, optimization)
+            self.metrics = Score()
+
+        def evaluate_batch(self, batch):
+            pass
+
+    samples = Arrays(torch.randn(4, 3, 2))
+    learner = Scored(regression().model, Optimization())
+    train(learner, samples, samples, Training(epochs=4, batch_size=2, output=str(tmp_path)), {})
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == epoch
+
+
+def test_what_each_experiment_is_judged_by():
+    """Higher accuracy and PSNR are better, fewer pixels and bits are; read off one model each."""
+    judged = {"image": ImageClassifier(classifier()), "flow": FlowEstimator(optical())}
+    judged |= {"clips": ClipClassifier(hearer(), 3), "code": ClipAutoencoder(coder()), "text": TextTasks(labels())}
+    judged |= {"policy": PolicyLearner(PolicyConfig().build()), "words": MaskedLanguageModel(language())}
+    assert {name: learner.monitor for name, learner in judged.items()} == {
+        "image": ("test_top1", "max"),
+        "flow": ("test_epe", "min"),
+        "clips": ("test_map", "max"),
+        "code": ("test_video_psnr", "max"),
+        "text": ("test_mean", "max"),
+        "policy": ("test_f1", "max"),
+        "words": ("test_bits_per_byte", "min"),
+    }
 
 
 def test_nan_in_a_batch_names_step_and_field(tmp_path):

@@ -141,7 +141,7 @@ class ClipAutoencoder(Learner):
             are, if not given.
     """
 
-    monitor = "test_video_psnr"
+    monitor = ("test_video_psnr", "max")
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class ClipClassifier(Learner):
         output = label_of(model)
         self.label_smoothing = label_smoothing
         self.metrics = ClipScores(clips, output.classes, output.several)
-        self.monitor = "test_map" if output.several else "test_top1"
+        self.monitor = ("test_map" if output.several else "test_top1", "max")
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Returns logits [B, K]."""

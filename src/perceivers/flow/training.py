@@ -6,7 +6,7 @@ Shape suffixes: B batch, P pixels, Y rows, X columns
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -108,8 +108,7 @@ class FlowEstimator(Learner):
         pixels: so many of each pair are decoded in training; all, if not given.
     """
 
-    monitor = "test_epe"
-    mode: Literal["min", "max"] = "min"
+    monitor = ("test_epe", "min")
     shown = ("epe",)
 
     def __init__(

@@ -68,7 +68,7 @@ class ImageClassification(Experiment):
 class ImageClassifier(Learner):
     """Cross-entropy of the label, with smoothing and mixed labels; top-1 and top-5 accuracy."""
 
-    monitor, mode = "test_top1", "max"
+    monitor = ("test_top1", "max")
 
     def __init__(
         self,

@@ -79,7 +79,7 @@ class BehaviouralCloning(Experiment):
 class PolicyLearner(Learner):
     """Likelihood of what players selected, commanded and aimed at."""
 
-    monitor = "test_f1"
+    monitor = ("test_f1", "max")
     shown = ("f1", "exact")
 
     def __init__(

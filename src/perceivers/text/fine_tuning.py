@@ -185,7 +185,7 @@ class TextTasks(Learner):
             with the accuracy of labels or the Pearson correlation of numbers.
     """
 
-    monitor = "test_mean"
+    monitor = ("test_mean", "max")
 
     def __init__(
         self,

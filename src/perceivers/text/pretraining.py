@@ -84,8 +84,7 @@ class MaskedLanguageModel(Learner):
         tokenizer: of the text; of bytes, if not given.
     """
 
-    monitor = "test_bits_per_byte"
-    mode = "min"
+    monitor = ("test_bits_per_byte", "min")
 
     def __init__(
         self,

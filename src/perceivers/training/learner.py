@@ -37,14 +37,13 @@ class Learner(L.LightningModule):
 
     Attributes:
         metrics: what `evaluate_batch` updates, a submodule; its figures are logged as "test_NAME". By default "loss".
-        monitor: the logged figure that says which weights are the best.
-        mode: whether its largest value is the best, or its smallest.
+        monitor: the logged figure that says which weights are the best, and whether its smallest value ("min") or its
+            largest ("max") is the best.
         shown: figures that the progress bar shows; all, if None.
     """
 
     metrics: Any
-    monitor: str = "test_loss"
-    mode: Literal["min", "max"] = "min"
+    monitor: tuple[str, Literal["min", "max"]] = ("test_loss", "min")
     shown: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:

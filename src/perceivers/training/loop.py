@@ -318,14 +318,13 @@ def build_trainer(config: Training, learner: Learner, written: Mapping[str, Any]
         PerceiversError: there are no such devices.
     """
     output = Path(config.output)
+    figure, mode = learner.monitor
     # The average comes first: it must have seen a step before Steps may save it.
     average: list[Callback] = [] if config.ema is None else [EMAWeightAveraging(decay=config.ema)]
     callbacks: list[Callback] = [
         *average,
         Steps(config, written),
-        ModelCheckpoint(
-            output / "checkpoints", "best", learner.monitor, mode=learner.mode, enable_version_counter=False
-        ),
+        ModelCheckpoint(output / "checkpoints", "best", figure, mode=mode, enable_version_counter=False),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if sys.stderr.isatty() else ProgressLines(),
