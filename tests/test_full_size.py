@@ -19,9 +19,9 @@ import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
 from perceivers.cli import main
 from perceivers.clips.reconstruct import autoencode
+from perceivers.data.image_files import evaluation_view, read_frame, to_tensor
 from perceivers.data.video import read_clip
-from perceivers.flow.files import read_flow, read_frame
-from perceivers.images.data import evaluation_view, to_tensor
+from perceivers.flow.files import read_flow
 from perceivers.released import transformers as port
 from perceivers.text.fill_mask import mask
 
