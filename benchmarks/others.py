@@ -60,13 +60,13 @@ def perceiver_pytorch_model(side: str, dtype: str, device: str, tiny: bool) -> n
             channels=channels,
             depth=depth,
             heads=channels // 64,
-            widening=6,
-            cross_widening=6,
+            widening_factor=6,
+            cross_widening_factor=6,
             decoder_qk_channels=64,
             decoder_v_channels=64,
-            decoder_widening=6,
+            decoder_widening_factor=6,
             query_residual=False,
-            gelu="none",
+            gelu="exact",
         )
     return model.to(DTYPES[dtype]).to(device).eval()
 

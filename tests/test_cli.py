@@ -44,8 +44,12 @@ def test_the_papers_recipe(name):
     run = read_config(ROOT / f"configs/image_classification/{name}.yaml")
     assert run.model == preset(name).config
     assert (run.training.epochs, run.training.batch_size) == (110, 1024)
-    assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
-    assert (run.optimization.schedule, run.optimization.flat, run.optimization.clip_norm) == ("flat_cosine", 0.5, 10)
+    assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
+    assert (run.optimization.schedule, run.optimization.flat_fraction, run.optimization.clip_norm) == (
+        "flat_cosine",
+        0.5,
+        10,
+    )
     assert (run.augmentation.layers, run.augmentation.magnitude, run.augmentation.mixup) == (4, 5, 0.2)
     assert run.label_smoothing == 0.1
 
@@ -57,12 +61,12 @@ def test_the_papers_recipe_of_language(name, length):
     assert run.model.length == length
     assert sorted(run.data.shares.values()) == [0.3, 0.7]
     assert (run.data.documents, run.data.masked, run.data.steps * run.training.epochs) == (10, 0.15, 500_000)
-    assert (run.optimization.name, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
+    assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
     assert (run.optimization.schedule, run.optimization.warmup_steps) == ("warmup_cosine", 1000)
     assert run.training.batch_size == 2048
     glue = read_config(ROOT / "configs/language/glue_paper.yaml")
     assert (glue.sweep.batch_sizes, glue.sweep.lrs) == ([16, 32, 64], [1e-4, 5e-5, 2e-5, 1e-5])
-    assert (glue.training.epochs, glue.optimization.name, glue.optimization.warmup_steps) == (10, "lamb", 200)
+    assert (glue.training.epochs, glue.optimization.optimizer, glue.optimization.warmup_steps) == (10, "lamb", 200)
     assert glue.optimization.weight_decay == 0.01
 
 
@@ -124,12 +128,12 @@ def test_help_teaches_every_field(capsys):
         ("--model.preset=imagenet", "there is no model 'imagenet'"),
         ("--training.epochs=many", "training.epochs"),
         ("--training.epochs=0", "training.epochs = 0 is not allowed: it must be at least 1"),
-        ("--optimization.name=sgd", "optimization.name"),
+        ("--optimization.optimizer=sgd", "optimization.optimizer"),
         ("--training=3", "training = 3, but it has fields: epochs"),
         ("--model.heads=3", "channels = 64 cannot be split over heads = 3"),
         ("--model.latents=many", "model.latents"),
         ("--model.depth=2.5", "model.depth"),
-        ("--model.widening=0", "model.widening = 0 is not allowed: it must be at least 1"),
+        ("--model.widening_factor=0", "model.widening_factor = 0 is not allowed: it must be at least 1"),
         ("--model.std=[0.1, 0.2]", "mean has 1 colours, but std has 2"),
         ("--model.classes=7", "model.classes = 7 is not allowed: it must be 10, as in the data"),
         ("--model.samples_per_frame=3", "there is no field 'model.samples_per_frame'"),
@@ -392,8 +396,8 @@ def test_convert_to_transformers_and_back(tmp_path, capsys):
     main(["convert", str(theirs), str(back), "--to", "perceivers"])
     for name in ("config.json", "model.safetensors"):
         assert (back / name).read_bytes() == (ours / name).read_bytes()
-    main(["convert", str(theirs), str(tmp_path / "other"), "--to", "perceivers", "--set", "gelu=none"])
-    assert perceivers.load(tmp_path / "other").config["gelu"] == "none"
+    main(["convert", str(theirs), str(tmp_path / "other"), "--to", "perceivers", "--set", "gelu=exact"])
+    assert perceivers.load(tmp_path / "other").config["gelu"] == "exact"
 
 
 def test_convert_writes_nothing_that_the_format_cannot_hold(original, tmp_path, capsys):

@@ -128,7 +128,7 @@ def test_flops_by_hand():
         "latents": 3,
         "channels": 8,
         "depth": 1,
-        "blocks": 1,
+        "num_blocks": 1,
         "heads": 1,
         "query_channels": 8,
         "classes": 5,

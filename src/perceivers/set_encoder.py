@@ -56,7 +56,7 @@ class SetEncoder(Model):
         latents, latent_channels: number and channels of latents.
         depth: layers of self-attention.
         heads: heads of each, and of both cross-attentions.
-        widening: width of the layers' MLPs, in channels; those of the cross-attentions have 1.
+        widening_factor: width of the layers' MLPs, in channels; those of the cross-attentions have 1.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class SetEncoder(Model):
         latent_channels: int = 512,
         depth: int = 3,
         heads: int = 2,
-        widening: int = 4,
+        widening_factor: int = 4,
     ) -> None:
         super().__init__()
         self.embedding = Linear(channels, width)
@@ -79,7 +79,7 @@ class SetEncoder(Model):
             channels=latent_channels,
             depth=depth,
             heads=heads,
-            widening=widening,
+            widening_factor=widening_factor,
             cross_heads=heads,
             decoder_heads=heads,
         )

@@ -26,7 +26,7 @@ from perceivers.released import transformers as port
 from perceivers.text.model import LanguageConfig
 
 TRUNK = {"latents": 4, "channels": 16, "depth": 2, "heads": 4}
-IMAGES = TRUNK | {"image_size": 16, "query_channels": 12, "classes": 5, "blocks": 2}
+IMAGES = TRUNK | {"image_size": 16, "query_channels": 12, "classes": 5, "num_blocks": 2}
 ORIGINALS = {
     "fourier": (haiku.FOURIER, partial(ImageClassifierConfig, bands=3, **IMAGES), {"image_size": 16}),
     "learned": (
@@ -62,7 +62,7 @@ def original(request, tmp_path):
     """A small model, its arrays as the original stores them, and the settings that its file does not tell."""
     modules, build, untold = ORIGINALS[request.param]
     if build.func is ImageClassifierConfig:
-        untold = untold | {"blocks": 2}
+        untold = untold | {"num_blocks": 2}
     model = build().build().eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -182,7 +182,7 @@ def test_the_statistics_of_batch_normalisation_are_needed(tmp_path):
         tree.setdefault(module, {})[leaf] = tensor.numpy().copy()
     params = {module: leaves for module, leaves in tree.items() if not module.endswith("_ema")}
     with pytest.raises(PerceiversError, match=r"has no array '\S+/batchnorm/~/mean_ema average', .* shape \(6,\)"):
-        perceivers.load(dump({"params": params, "state": {}}, tmp_path / "file"), heads=4, blocks=2, image_size=16)
+        perceivers.load(dump({"params": params, "state": {}}, tmp_path / "file"), heads=4, num_blocks=2, image_size=16)
 
 
 def test_settings_of_the_original_can_be_given_and_wrong_ones_are_refused(original, tmp_path):

@@ -14,7 +14,7 @@ from perceivers.flow.estimate import SHIPPED
 def model():
     return perceivers.create_model(
         "imagenet_conv", image_size=16, classes=3, class_names=["a", "b", "c"], latents=4, channels=16, bands=2,
-        depth=1, blocks=2, heads=2, query_channels=8,
+        depth=1, num_blocks=2, heads=2, query_channels=8,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from perceivers.images.model import ImageClassifierConfig
 from perceivers.images.training import Accuracy, ImageClassification, evaluate
 
 SMALL = {"image_size": 8, "mean": [0.3], "std": [0.4], "crop": 1.0, "bands": 2, "latents": 4, "channels": 8,
-         "depth": 1, "blocks": 1, "heads": 1, "query_channels": 8}  # fmt: skip
+         "depth": 1, "num_blocks": 1, "heads": 1, "query_channels": 8}  # fmt: skip
 
 
 def small_classifier(**settings):

@@ -55,7 +55,7 @@ def test_attention_equals_the_plain_formula(heads, qk_channels, v_channels):
 
 
 def test_blocks_are_pre_norm_with_residuals():
-    block = CrossAttention(8, 6, widening=3).double()
+    block = CrossAttention(8, 6, widening_factor=3).double()
     q, x = torch.randn(2, 4, 8).double(), torch.randn(2, 5, 6).double()
     norm = nn.functional.layer_norm
     a = block.attention(norm(q, (8,)), norm(x, (6,)))
@@ -63,7 +63,7 @@ def test_blocks_are_pre_norm_with_residuals():
     torch.testing.assert_close(block(q, x), a + q + block.mlp.output(inside))
     assert block.mlp.hidden.out_features == 24
 
-    without = CrossAttention(8, 6, query_residual=False, gelu="none").double()
+    without = CrossAttention(8, 6, query_residual=False, gelu="exact").double()
     a = without.attention(norm(q, (8,)), norm(x, (6,)))
     inside = nn.functional.gelu(without.mlp.hidden(norm(a, (8,))), approximate="none")
     torch.testing.assert_close(without(q, x), a + without.mlp.output(inside))

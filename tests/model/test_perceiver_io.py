@@ -40,7 +40,7 @@ def test_shapes_of_several_inputs_and_outputs(data):
 
 
 def test_the_model_is_the_papers_formula(data):
-    model = two_modalities(blocks=2, output_channels=11, query_residual=False).double()
+    model = two_modalities(num_blocks=2, output_channels=11, query_residual=False).double()
     sound = torch.cat([data["sound"], model.inputs["sound"].positions().expand(2, -1, -1)], -1).double()
     points = data["points"].double()
     common = 12 + 4  # the widest modality has 3 + 9 channels
@@ -140,7 +140,7 @@ def test_fourier_positions_take_other_sizes(data):
 
 
 def test_blocks_share_weights(data):
-    one, three = two_modalities(), two_modalities(blocks=3)
+    one, three = two_modalities(), two_modalities(num_blocks=3)
     assert sum(p.numel() for p in one.parameters()) == sum(p.numel() for p in three.parameters())
     three.load_state_dict(one.state_dict())
     z = one.encode(data).z_BND
@@ -152,8 +152,8 @@ def test_blocks_share_weights(data):
 
 
 def test_repeated_cross_attention_of_the_first_perceiver(data):
-    shared = two_modalities(blocks=3, cross_attends=2)
-    apart = two_modalities(blocks=3, cross_attends=2, share_cross_attention=False)
+    shared = two_modalities(num_blocks=3, num_cross_attends=2)
+    apart = two_modalities(num_blocks=3, num_cross_attends=2, share_cross_attention=False)
     assert (len(shared.encoder.cross_attentions), len(apart.encoder.cross_attentions)) == (1, 2)
     seen = []
     for cross_attention in apart.encoder.cross_attentions:
@@ -167,7 +167,7 @@ def test_repeated_cross_attention_of_the_first_perceiver(data):
     apart.load_state_dict(state)
     shared.load_state_dict({name: value for name, value in state.items() if "cross_attentions.1" not in name})
     torch.testing.assert_close(apart.encode(data).z_BND, shared.encode(data).z_BND)
-    assert not torch.allclose(apart.encode(data).z_BND, two_modalities(blocks=3).encode(data).z_BND)
+    assert not torch.allclose(apart.encode(data).z_BND, two_modalities(num_blocks=3).encode(data).z_BND)
 
 
 def test_average_decoder_of_the_first_perceiver(data):
@@ -240,7 +240,7 @@ def test_runs_in_bfloat16_and_under_autocast(data):
     [
         ({"channels": 18, "heads": 4}, "channels = 18 cannot be split over heads = 4"),
         ({"latents": 0}, "latents = 0 is not allowed: it must be at least 1"),
-        ({"cross_attends": 2}, "cross_attends = 2 is not allowed: it must be from 1 to 1"),
+        ({"num_cross_attends": 2}, "num_cross_attends = 2 is not allowed: it must be from 1 to 1"),
         ({"gelu": "erf"}, "gelu = 'erf' is not allowed"),
     ],
 )

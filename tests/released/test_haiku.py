@@ -8,7 +8,7 @@ import perceivers
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
 from perceivers.errors import PerceiversError
 
-IMAGES = {"heads": 4, "blocks": 2}
+IMAGES = {"heads": 4, "num_blocks": 2}
 GIVEN = {
     "imagenet_fourier": IMAGES | {"image_size": 32},
     "imagenet_learned": IMAGES,

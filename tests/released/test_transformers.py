@@ -148,7 +148,7 @@ def test_transformers_reads_what_we_wrote(architecture, tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-SIZES = {"latents": 6, "channels": 32, "depth": 1, "blocks": 2, "heads": 4}
+SIZES = {"latents": 6, "channels": 32, "depth": 1, "num_blocks": 2, "heads": 4}
 
 
 def varied(model):
@@ -202,11 +202,17 @@ def test_writing_does_not_change_the_model(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in ours.state_dict().items())
 
 
-@pytest.mark.parametrize("gelu", ["tanh", "none"])
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
 def test_gelu_class_names_and_preprocessing_survive(gelu, tmp_path):
     names = ["ant", "bee", "LABEL_2"]
     ours = classifier(
-        gelu=gelu, class_names=names, mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], crop=224 / 280, dropout=0.2, widening=2
+        gelu=gelu,
+        class_names=names,
+        mean=[0.1, 0.2, 0.3],
+        std=[0.4, 0.5, 0.6],
+        crop=224 / 280,
+        dropout=0.2,
+        widening_factor=2,
     )
     to_transformers(ours, tmp_path)
     assert_reads_back(ours, tmp_path)
@@ -223,7 +229,7 @@ def test_gelu_class_names_and_preprocessing_survive(gelu, tmp_path):
 
 def tiny_language_model(**changes):
     sizes = {"length": 20, "embedding_channels": 24, "qk_channels": 16, "v_channels": 32, "decoder_v_channels": 24}
-    return varied(LanguageConfig(**(SIZES | sizes | {"blocks": 1} | changes)).build())
+    return varied(LanguageConfig(**(SIZES | sizes | {"num_blocks": 1} | changes)).build())
 
 
 def tiny_flow(**changes):
@@ -238,7 +244,7 @@ def tiny_autoencoder(**changes):
 
 
 @pytest.mark.parametrize("build", [tiny_language_model, tiny_flow, tiny_autoencoder])
-@pytest.mark.parametrize("gelu", ["tanh", "none"])
+@pytest.mark.parametrize("gelu", ["tanh", "exact"])
 def test_models_of_other_tasks_read_back(build, gelu, tmp_path):
     model = build(gelu=gelu)
     to_transformers(model, tmp_path)
@@ -264,7 +270,7 @@ def custom(**names):
         (partial(classifier, patch_size=2), "no such model: inputs"),
         (partial(classifier, image_size=32), "no such model: inputs"),
         (partial(classifier, mean=[0.5], std=[0.5]), "no such model: inputs.image has 1 colours, but 3 in its"),
-        (partial(classifier, cross_attends=2), "no such model: cross_attends is 2, but 1"),
+        (partial(classifier, num_cross_attends=2), "no such model: num_cross_attends is 2, but 1"),
         (partial(tiny_language_model, decoder_heads=4), "no such model: decoder_heads is 4, but 8"),
         (partial(tiny_flow, scale=1.0), r"no such model: outputs\.flow\.scale is 1\.0, but 0\.2"),
         (partial(tiny_autoencoder, audio_bands=3), "no such model: inputs.audio.positions.bands is 3, but 192"),

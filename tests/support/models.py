@@ -44,7 +44,7 @@ def constant_flow(right, down):
 
 
 def classifier(**settings):
-    sizes = {"image_size": 12, "bands": 3, "query_channels": 16, "classes": 10, "blocks": 2}
+    sizes = {"image_size": 12, "bands": 3, "query_channels": 16, "classes": 10, "num_blocks": 2}
     return shaken(ImageClassifierConfig(**(sizes | TRUNK | settings)).build())
 
 

@@ -11,7 +11,7 @@ from perceivers.presets import example, measure, preset
 from perceivers.text.bert import BERT
 from perceivers.text.model import LanguageConfig
 
-SMALL = {"vocabulary": 30, "length": 12, "channels": 16, "depth": 2, "heads": 4, "widening": 3}
+SMALL = {"vocabulary": 30, "length": 12, "channels": 16, "depth": 2, "heads": 4, "widening_factor": 3}
 TASKS = {"CoLA": 2, "STS-B": 1, "RTE": 2}
 LENGTHS = torch.tensor([9, 5, 1])
 MASK = torch.arange(9) < LENGTHS[:, None]

@@ -57,7 +57,7 @@ def small_run(output, text, model=None, **training):
         (5, {}),
         (11, {}),
         (8, {"workers": 2}),
-        (5, {"workers": 1, "accumulate": 2, "ema": 0.9}),
+        (5, {"workers": 1, "accumulate_grad_batches": 2, "ema": 0.9}),
         (5, {"model": model_config("bert_bytes", **BERT)}),
     ],
 )

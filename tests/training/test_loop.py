@@ -46,7 +46,7 @@ def small_run(output, **training):
         (17, {}),
         (9, {"ema": 0.9}),
         (17, {"ema": 0.9}),
-        (3, {"ema": 0.9, "workers": 1, "accumulate": 2}),
+        (3, {"ema": 0.9, "workers": 1, "accumulate_grad_batches": 2}),
     ],
 )
 def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
@@ -210,7 +210,7 @@ def test_a_diverged_loss_is_an_error(tmp_path):
 
 
 def test_schedules():
-    flat = Optimization(schedule="flat_cosine", flat=0.5)
+    flat = Optimization(schedule="flat_cosine", flat_fraction=0.5)
     assert [flat.rate(step, 100) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.5, 0])
     warm = Optimization(schedule="warmup_cosine", warmup_steps=9)
     assert [warm.rate(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
@@ -293,8 +293,8 @@ def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest
         (lambda: Training(batch_size=0), "training.batch_size = 0 is not allowed: it must be at least 1"),
         (lambda: Training(ema=1.5), "training.ema = 1.5"),
         (lambda: Optimization(lr=-1), "optimization.lr = -1"),
-        (lambda: Optimization(flat=2), "optimization.flat = 2"),
-        (lambda: Training(batch_size=10, accumulate=3).batch_per_process(2), "must be a multiple of 6"),
+        (lambda: Optimization(flat_fraction=2), "optimization.flat_fraction = 2"),
+        (lambda: Training(batch_size=10, accumulate_grad_batches=3).batch_per_process(2), "must be a multiple of 6"),
     ],
 )
 def test_values_that_are_not_allowed(make, message):

@@ -14,25 +14,6 @@ from perceivers.model.config import Configured, import_path
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read, read_config
 
-MODULES_OF_VERSION_1 = {
-    "ArrayInput ArrayOutput": "adapters.array",
-    "AudioInput AudioOutput ConvAudioInput MelInput": "adapters.audio",
-    "ElementOutput": "adapters.elements",
-    "ConvStem ImageInput Patches": "adapters.image",
-    "LabelInput LabelOutput": "adapters.label",
-    "TextInput TextOutput": "adapters.text",
-    "VideoInput VideoOutput": "adapters.video",
-    "FlowOutput FramePairInput": "flow.adapter",
-    "PerceiverIO": "model.perceiver_io",
-    "FourierPositions LearnedPositions": "model.positions",
-    "SetEncoder": "set_encoder",
-    "EntityTransformer": "starcraft.entity_transformer",
-    "UnitPolicy": "starcraft.policy",
-    "BERT": "text.bert",
-    "TaskOutput": "text.task_output",
-}
-"""Where the classes are that version 1 of our format names without their modules."""
-
 
 def load(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO:
     """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
@@ -89,13 +70,10 @@ def find_class(name: str, classes: Sequence[type[Configured]], source: Path) -> 
         same = [kind for kind in classes if kind.__qualname__.rpartition(".")[2] == qualified.rpartition(".")[2]]
         if len(same) == 1:
             return same[0]
-        known = {kind: place for kinds, place in MODULES_OF_VERSION_1.items() for kind in kinds.split()}
-        if module or qualified not in known:
-            raise PerceiversError(
-                f"{source} names the class {name!r}, which is not one of this package: "
-                f"if it is yours, pass it with load(..., classes=[{qualified}])."
-            )
-        module, name = f"perceivers.{known[qualified]}", f"perceivers.{known[qualified]}:{qualified}"
+        raise PerceiversError(
+            f"{source} names the class {name!r}, which is not one of this package: "
+            f"if it is yours, pass it with load(..., classes=[{qualified}])."
+        )
     package = module.split(".")[0]
     if not plugins.is_trusted(package):
         raise PerceiversError(

@@ -42,7 +42,7 @@ def digits_run(output: str) -> ImageClassification:
             latents=32,
             channels=64,
             depth=2,
-            blocks=1,
+            num_blocks=1,
             heads=4,
             query_channels=64,
         ),

@@ -39,7 +39,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
     latents: Count = 512
     channels: Count = 1024
     depth: Count = 6
-    blocks: Count = 8
+    num_blocks: Count = 8
     preprocessing: Literal["patches", "conv"] = "patches"
     patch_size: Count = 1
     feature_channels: Count | None = None
@@ -88,7 +88,7 @@ def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: 
 
 LEARNED: dict[str, Any] = {"feature_channels": 256, "positions": "learned", "query_residual": False}
 CONV: dict[str, Any] = {"preprocessing": "conv", "feature_channels": 64}
-CONFIG_B: dict[str, Any] = {"depth": 16, "blocks": 1, "widening": 4}
+CONFIG_B: dict[str, Any] = {"depth": 16, "num_blocks": 1, "widening_factor": 4}
 PERCEIVER: dict[str, Any] = {"decoder": "average"}  # the first Perceiver, as the paper reproduces it
 
 IMAGENET_FOURIER = imagenet("Perceiver IO A, 2D Fourier", 48.4e6, 407e9)

@@ -188,14 +188,19 @@ def on_real(layer: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: Tensor | 
     return one_E.expand(*mask_BM.shape, -1).index_put((mask_BM,), layer(x_BMC[mask_BM]))
 
 
-class MLP(nn.Module):
-    """Two linear layers with a GELU between, `widening` times as wide inside as outside."""
+def gelu(x: Tensor, kind: Gelu) -> Tensor:
+    """Computes GELU, by its tanh approximation or exactly."""
+    return F.gelu(x, approximate="none" if kind == "exact" else kind)
 
-    def __init__(self, channels: int, widening: int = 1, gelu: Gelu = "tanh") -> None:
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between, `widening_factor` times as wide inside as outside."""
+
+    def __init__(self, channels: int, widening_factor: int = 1, gelu: Gelu = "tanh") -> None:
         super().__init__()
         self.gelu = gelu
-        self.hidden = Linear(channels, widening * channels)
-        self.output = Linear(widening * channels, channels)
+        self.hidden = Linear(channels, widening_factor * channels)
+        self.output = Linear(widening_factor * channels, channels)
 
     def forward(self, x_BMC: Tensor) -> Tensor:
         """[B, M, C] -> [B, M, C]."""
@@ -203,7 +208,7 @@ class MLP(nn.Module):
 
     def activate(self, x_BMC: Tensor) -> Tensor:
         """The hidden layer; [B, M, C] -> [B, M, W]."""
-        return F.gelu(self.hidden(x_BMC), approximate=self.gelu)
+        return gelu(self.hidden(x_BMC), self.gelu)
 
 
 class CrossAttention(nn.Module):
@@ -211,7 +216,7 @@ class CrossAttention(nn.Module):
 
     Args:
         query_residual: add the queries to what they attended to; decoders may leave this out.
-        widening: width of the MLP, in query channels.
+        widening_factor: width of the MLP, in query channels.
         gelu: which GELU the MLP uses.
         query_channels, input_channels, heads, qk_channels, v_channels, dropout, long: as in `Attention`.
     """
@@ -225,7 +230,7 @@ class CrossAttention(nn.Module):
         heads: int = 1,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        widening: int = 1,
+        widening_factor: int = 1,
         query_residual: bool = True,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
@@ -237,7 +242,7 @@ class CrossAttention(nn.Module):
         self.norm_x = nn.LayerNorm(input_channels)
         self.attention = Attention(query_channels, input_channels, heads, qk_channels, v_channels, dropout, long)
         self.norm_h = nn.LayerNorm(query_channels)
-        self.mlp = MLP(query_channels, widening, gelu)
+        self.mlp = MLP(query_channels, widening_factor, gelu)
 
     def forward(
         self,
@@ -309,7 +314,7 @@ class SelfAttention(nn.Module):
         heads: int = 1,
         qk_channels: int | None = None,
         v_channels: int | None = None,
-        widening: int = 1,
+        widening_factor: int = 1,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
     ) -> None:
@@ -317,7 +322,7 @@ class SelfAttention(nn.Module):
         self.norm_z = nn.LayerNorm(channels)
         self.attention = Attention(channels, channels, heads, qk_channels, v_channels, dropout)
         self.norm_h = nn.LayerNorm(channels)
-        self.mlp = MLP(channels, widening, gelu)
+        self.mlp = MLP(channels, widening_factor, gelu)
 
     def forward(self, z_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """[B, N, D] -> [B, N, D]; nothing is read where `mask_BN` is False."""

@@ -33,8 +33,8 @@ QUERY_MODALITY_CHANNELS = 2
 class Encoder(nn.Module):
     """Encodes an input array into latents and processes them (section 3.1).
 
-    `blocks` times the same block of `depth` self-attention layers; a cross-attention to the inputs stands before the
-    first `cross_attends` of them (1 in Perceiver IO; the first Perceiver repeats it).
+    One block of `depth` self-attention layers is applied `num_blocks` times, with the same weights. A cross-attention
+    to the inputs precedes the first `num_cross_attends` of them (1 in Perceiver IO; the first Perceiver repeats it).
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class Encoder(nn.Module):
         channels: int,
         cross_attentions: list[CrossAttention],
         layers: list[SelfAttention],
-        blocks: int,
-        cross_attends: int,
+        num_blocks: int,
+        num_cross_attends: int,
         checkpointing: bool,
     ) -> None:
         super().__init__()
         self.latents = learned(latents, channels)
         self.cross_attentions = nn.ModuleList(cross_attentions)
         self.layers = nn.ModuleList(layers)
-        self.blocks = blocks
-        self.cross_attends = cross_attends
+        self.num_blocks = num_blocks
+        self.num_cross_attends = num_cross_attends
         self.checkpointing = checkpointing
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """[B, M, C] -> [B, N, D]."""
         run = recompute if self.checkpointing else keep
         z_BND = self.latents.expand(x_BMC.shape[0], -1, -1)
-        for block in range(self.blocks):
-            if block < self.cross_attends:
+        for block in range(self.num_blocks):
+            if block < self.num_cross_attends:
                 cross_attention = self.cross_attentions[block % len(self.cross_attentions)]
                 z_BND = run(cross_attention, z_BND, x_BMC, mask_BM)
             for layer in self.layers:
@@ -144,21 +144,21 @@ class PerceiverIO(Model):
                 heads=size.cross_heads,
                 qk_channels=size.qk_channels,
                 v_channels=size.v_channels,
-                widening=size.cross_widening,
+                widening_factor=size.cross_widening_factor,
                 dropout=size.dropout,
                 gelu=size.gelu,
                 long="inputs",
             )
-            for _ in range(1 if size.share_cross_attention else size.cross_attends)
+            for _ in range(1 if size.share_cross_attention else size.num_cross_attends)
         ]
         layers = [
             SelfAttention(
-                channels, size.heads, size.qk_channels, size.v_channels, size.widening, size.dropout, size.gelu
+                channels, size.heads, size.qk_channels, size.v_channels, size.widening_factor, size.dropout, size.gelu
             )
             for _ in range(depth)
         ]
         self.encoder = Encoder(
-            latents, channels, cross_attentions, layers, size.blocks, size.cross_attends, size.checkpointing
+            latents, channels, cross_attentions, layers, size.num_blocks, size.num_cross_attends, size.checkpointing
         )
 
         self.outputs = nn.ModuleDict(outputs)
@@ -174,7 +174,7 @@ class PerceiverIO(Model):
                 heads=size.decoder_heads,
                 qk_channels=size.decoder_qk_channels,
                 v_channels=size.decoder_v_channels,
-                widening=size.decoder_widening,
+                widening_factor=size.decoder_widening_factor,
                 query_residual=size.query_residual,
                 dropout=size.dropout,
                 gelu=size.gelu,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured, from_tree, to_tree
+from perceivers.renames import update_saved
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words
@@ -134,7 +135,8 @@ def read(path: str | Path, find_class: Callable[[str], type[Configured]]) -> Mod
         )
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
-    model = from_tree(config["model"], find_class)
+    tree = update_saved(config["model"]) if config["version"] == 1 else config["model"]
+    model = from_tree(tree, find_class)
     if not isinstance(model, Model):
         raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
     tensors = read_tensors(path / WEIGHTS)

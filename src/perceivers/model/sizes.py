@@ -11,7 +11,7 @@ from torch import nn
 from perceivers.checks import Checked, Count, Range
 from perceivers.errors import PerceiversError
 
-Gelu = Literal["tanh", "none"]
+Gelu = Literal["tanh", "exact"]
 """How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
 
 
@@ -23,23 +23,23 @@ class Sizes(Checked):
         latents: N, number of latents.
         channels: D, channels of each latent.
         depth: self-attention layers of one block.
-        blocks: how often the block is applied, always with the same weights.
+        num_blocks: number of times the block is applied, always with the same weights.
         heads: heads of the self-attention layers.
-        widening: width of their MLPs, in channels.
+        widening_factor: width of their MLPs, in channels.
         qk_channels: channels of queries and keys in encoder and processor; by default those of the keys' input
             (section 1 of the appendix: C in the encoder, D in the processor).
         v_channels: channels of values in encoder and processor; by default as many as `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
-        cross_widening: width of its MLP, in channels.
-        cross_attends: before how many of the blocks the inputs are attended to.
+        cross_widening_factor: width of its MLP, in channels.
+        num_cross_attends: before how many of the blocks the inputs are attended to.
         share_cross_attention: whether all of those use the same weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening: width of its MLP, in channels.
+        decoder_widening_factor: width of its MLP, in channels.
         decoder_qk_channels: channels of its queries and keys; by default D.
         decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
         query_residual: whether the decoder adds the queries to what they read.
         dropout: probability of dropping an attention weight in training.
-        gelu: "tanh" (the original code's approximation) or "none" (exact).
+        gelu: "tanh" (the original code's approximation) or "exact".
         checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
 
     Raises:
@@ -49,17 +49,17 @@ class Sizes(Checked):
     latents: Count
     channels: Count
     depth: Count
-    blocks: Count = 1
+    num_blocks: Count = 1
     heads: Count = 8
-    widening: Count = 1
+    widening_factor: Count = 1
     qk_channels: Count | None = None
     v_channels: Count | None = None
     cross_heads: Count = 1
-    cross_widening: Count = 1
-    cross_attends: Count = 1
+    cross_widening_factor: Count = 1
+    num_cross_attends: Count = 1
     share_cross_attention: bool = True
     decoder_heads: Count = 1
-    decoder_widening: Count = 1
+    decoder_widening_factor: Count = 1
     decoder_qk_channels: Count | None = None
     decoder_v_channels: Count | None = None
     query_residual: bool = True
@@ -74,10 +74,10 @@ class Sizes(Checked):
                 f"{self.section}channels = {self.channels} cannot be split over heads = {self.heads}: "
                 f"choose heads that divide them."
             )
-        if self.cross_attends > self.blocks:
+        if self.num_cross_attends > self.num_blocks:
             raise PerceiversError(
-                f"{self.section}cross_attends = {self.cross_attends} is not allowed: "
-                f"it must be from 1 to {self.blocks} blocks."
+                f"{self.section}num_cross_attends = {self.num_cross_attends} is not allowed: "
+                f"it must be from 1 to {self.num_blocks} blocks."
             )
 
     def sizes(self) -> dict[str, Any]:

@@ -137,14 +137,14 @@ def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
         "num_latents": ours["latents"],
         "d_latents": ours["channels"],
         "num_self_attends_per_block": ours["depth"],
-        "num_blocks": ours["blocks"],
+        "num_blocks": ours["num_blocks"],
         "num_self_attention_heads": ours["heads"],
         "num_cross_attention_heads": ours["cross_heads"],
-        "self_attention_widening_factor": ours["widening"],
-        "cross_attention_widening_factor": ours["cross_widening"],
+        "self_attention_widening_factor": ours["widening_factor"],
+        "cross_attention_widening_factor": ours["cross_widening_factor"],
         "qk_channels": ours["qk_channels"],
         "v_channels": ours["v_channels"],
-        "hidden_act": {"none": "gelu", "tanh": "gelu_pytorch_tanh"}[ours["gelu"]],
+        "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[ours["gelu"]],
         "attention_probs_dropout_prob": ours["dropout"],
     }
     label = dict(model.outputs.items()).get("label")

@@ -179,8 +179,8 @@ class Shapes:
             "latents": latents,
             "channels": channels,
             "depth": len(layers),
-            "widening": self.out(f"{own}.mlp.hidden") // channels,
-            "cross_widening": self.out(f"{cross}.mlp.hidden") // channels,
+            "widening_factor": self.out(f"{own}.mlp.hidden") // channels,
+            "cross_widening_factor": self.out(f"{cross}.mlp.hidden") // channels,
             "qk_channels": None if by_default else qk,
             "v_channels": None if by_default else v,
         }
@@ -268,7 +268,7 @@ class Kind(NamedTuple):
 
 
 IMAGENET = (512, 1024, 6)
-CLASSIFIER = {"heads": 8, "blocks": 8}
+CLASSIFIER = {"heads": 8, "num_blocks": 8}
 KINDS = [
     Kind(
         f"{AUTOENCODER['heads.audio']} w",

@@ -56,7 +56,7 @@ DEFAULTS: dict[str, Any] = {
 }
 """What a config that leaves a field out means by it."""
 
-GELU = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
+GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 """Names of the two ways to compute GELU."""
 
 LANGUAGE = "PerceiverForMaskedLM"
@@ -240,11 +240,11 @@ def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> 
         "latents": config["num_latents"],
         "channels": config["d_latents"],
         "depth": config["num_self_attends_per_block"],
-        "blocks": config["num_blocks"],
+        "num_blocks": config["num_blocks"],
         "heads": config["num_self_attention_heads"],
         "cross_heads": config["num_cross_attention_heads"],
-        "widening": config["self_attention_widening_factor"],
-        "cross_widening": config["cross_attention_widening_factor"],
+        "widening_factor": config["self_attention_widening_factor"],
+        "cross_widening_factor": config["cross_attention_widening_factor"],
         "qk_channels": config["qk_channels"],
         "v_channels": config["v_channels"],
         "dropout": config["attention_probs_dropout_prob"],

@@ -22,7 +22,7 @@ class EntityTransformer(Model):
         width: D of the units inside.
         depth: layers of self-attention.
         heads: heads of each.
-        widening: width of their MLPs, in channels.
+        widening_factor: width of their MLPs, in channels.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class EntityTransformer(Model):
         width: int = 256,
         depth: int = 3,
         heads: int = 2,
-        widening: int = 4,
+        widening_factor: int = 4,
     ) -> None:
         super().__init__()
         self.embedding = Linear(channels, width)
-        self.layers = nn.ModuleList(SelfAttention(width, heads, widening=widening) for _ in range(depth))
+        self.layers = nn.ModuleList(SelfAttention(width, heads, widening_factor=widening_factor) for _ in range(depth))
         self.heads = SetHeads(width, answer_channels)
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
-from perceivers.model.attention import SelfAttention
+from perceivers.model.attention import SelfAttention, gelu
 from perceivers.model.linear import Linear, project
 from perceivers.model.perceiver_io import check_points
 from perceivers.model.saving import Model
@@ -37,7 +36,7 @@ class TokenLogits(nn.Module):
 
     def forward(self, h_BPC: Tensor) -> Tensor:
         """[B, P, C] -> logits [B, P, V]."""
-        h_BPC = self.norm(F.gelu(self.hidden(h_BPC), approximate=self.gelu))
+        h_BPC = self.norm(gelu(self.hidden(h_BPC), self.gelu))
         return project(h_BPC, self.text[0].embedding.weight, self.bias)
 
 
@@ -53,7 +52,7 @@ class BERT(Model):
         channels: C of a token.
         depth: layers of self-attention.
         heads: heads of each.
-        widening: width of their MLPs, in channels.
+        widening_factor: width of their MLPs, in channels.
         tasks, names: as in `TaskHeads`: predict labels instead of tokens.
         extra: as in `TextInput`.
         dropout: probability of dropping an attention weight in training.
@@ -67,7 +66,7 @@ class BERT(Model):
         channels: int = 768,
         depth: int = 12,
         heads: int = 12,
-        widening: int = 4,
+        widening_factor: int = 4,
         tasks: dict[str, int] | None = None,
         names: dict[str, list[str]] | None = None,
         extra: int = 0,
@@ -79,7 +78,8 @@ class BERT(Model):
         self.inputs = nn.ModuleDict({"text": text})
         self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
         self.layers = nn.ModuleList(
-            SelfAttention(channels, heads, widening=widening, dropout=dropout, gelu=gelu) for _ in range(depth)
+            SelfAttention(channels, heads, widening_factor=widening_factor, dropout=dropout, gelu=gelu)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(channels)
         self.tasks = len(tasks or ())

@@ -66,9 +66,9 @@ class BertConfig(ModelConfig):
         channels: channels of a token.
         depth: layers of self-attention.
         heads: heads of each.
-        widening: width of their MLPs, in channels.
+        widening_factor: width of their MLPs, in channels.
         dropout: probability of dropping an attention weight in training.
-        gelu: "tanh" (the original code's approximation) or "none" (exact).
+        gelu: "tanh" (the original code's approximation) or "exact".
         start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
     """
 
@@ -77,7 +77,7 @@ class BertConfig(ModelConfig):
     channels: Count = 768
     depth: Count = 12
     heads: Count = 12
-    widening: Count = 4
+    widening_factor: Count = 4
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     gelu: Gelu = "tanh"
     start: Literal["normal", "local"] = "normal"

@@ -15,6 +15,7 @@ from perceivers import plugins
 from perceivers.checks import Checked, check
 from perceivers.errors import PerceiversError, nearest
 from perceivers.presets import preset
+from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
 
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
@@ -182,6 +183,8 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
     annotations = get_type_hints(config) | ({} if model is None else {"model": model})
     for key, value in values.items():
         if key not in known:
+            if (new := FIELDS.get(parents + key)) is not None:
+                raise PerceiversError(f"{path}: the field {parents + key!r} is called {new!r} now: rename it.")
             raise PerceiversError(f"{path}: there is no field {parents + key!r}: {nearest(key, known)}")
         if is_dataclass(annotations[key]):
             if not isinstance(value, dict):

@@ -83,8 +83,8 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        epochs, accumulate = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
-        return self.optimization.build(self.model, epochs * math.ceil(batches / accumulate))
+        epochs, accumulate_grad_batches = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
+        return self.optimization.build(self.model, epochs * math.ceil(batches / accumulate_grad_batches))
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:

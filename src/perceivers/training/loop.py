@@ -44,7 +44,7 @@ class Training(Checked):
     Attributes:
         epochs: passes over the training data.
         batch_size: examples of one update, over all devices and accumulated steps.
-        accumulate: steps whose gradients one update adds up.
+        accumulate_grad_batches: steps whose gradients one update adds up.
         precision: of the arithmetic, as in Lightning.
         accelerator: what to train on.
         devices: how many of them on each node, or "auto" for all.
@@ -61,7 +61,7 @@ class Training(Checked):
 
     epochs: Count = 10
     batch_size: Count = 64
-    accumulate: Count = 1
+    accumulate_grad_batches: Count = 1
     precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
@@ -75,8 +75,10 @@ class Training(Checked):
 
     def batch_per_process(self, world: int) -> int:
         """Examples of one step of one process."""
-        size, rest = divmod(self.batch_size, world * self.accumulate)
-        check("training.batch_size", self.batch_size, rest == 0, f"a multiple of {world * self.accumulate}")
+        size, rest = divmod(self.batch_size, world * self.accumulate_grad_batches)
+        check(
+            "training.batch_size", self.batch_size, rest == 0, f"a multiple of {world * self.accumulate_grad_batches}"
+        )
         return size
 
 
@@ -154,13 +156,15 @@ class Steps(Callback):
                 f"or set optimization.clip_norm."
             )
         now = time.perf_counter()
-        size = self.config.batch_size / self.config.accumulate
+        size = self.config.batch_size / self.config.accumulate_grad_batches
         pl_module.log("examples_per_second", size / (now - self.ended), prog_bar=True)
         if self.config.compile and not self.compiled and trainer.is_global_zero:
             print(f"The first step, in which the model was compiled, took {now - self.ended:.0f} s.", flush=True)
         self.compiled = True
         self.ended = now
-        updated = (batch_idx + 1) % self.config.accumulate == 0 or batch_idx + 1 == trainer.num_training_batches
+        updated = (
+            batch_idx + 1
+        ) % self.config.accumulate_grad_batches == 0 or batch_idx + 1 == trainer.num_training_batches
         if updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
             output = Path(self.config.output)
             trainer.save_checkpoint(output / "checkpoints" / LAST)
@@ -346,7 +350,7 @@ def build_trainer(config: Training, learner: Learner, written: Mapping[str, Any]
             num_nodes=config.nodes,
             precision=config.precision,
             max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate,
+            accumulate_grad_batches=config.accumulate_grad_batches,
             gradient_clip_val=learner.optimization.clip_norm,
             callbacks=callbacks,
             logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],

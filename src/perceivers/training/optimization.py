@@ -18,14 +18,14 @@ class Optimization(Checked):
     """How weights are updated.
 
     Attributes:
-        name: "lamb" as in the paper; "adamw"; or "muon", which makes the updates of the weights of attention and MLPs
-            orthogonal (Jordan et al., 2024), scaled to the size that AdamW's have, and gives all else to AdamW.
+        optimizer: "lamb" as in the paper; "adamw"; or "muon", which orthogonalizes the updates of the weights of
+            attention and MLPs (Jordan et al., 2024), scaled to the size of AdamW's, and leaves all else to AdamW.
         lr: peak learning rate.
         weight_decay: how much of the weights decays, times the learning rate.
-        decay: what decays: "weights" of linear and convolutional layers; "arrays", these and the learned latents,
+        decayed_parameters: "weights" of linear and convolutional layers; "arrays", these and the learned latents,
             positions and queries; or "all", biases and norms as well.
         schedule: "flat_cosine" (flat, then cosine to 0) or "warmup_cosine" (linear from 0, then cosine to 0).
-        flat: part of the steps of "flat_cosine" before the cosine starts.
+        flat_fraction: part of the steps of "flat_cosine" before the cosine starts.
         warmup_steps: steps of "warmup_cosine" before the cosine starts.
         beta2: decay of the second moment (the first's is 0.9).
         clip_norm: largest norm of the gradient of all weights together; no bound, if not given.
@@ -33,26 +33,26 @@ class Optimization(Checked):
 
     section = "optimization."
 
-    name: Literal["lamb", "adamw", "muon"] = "adamw"
+    optimizer: Literal["lamb", "adamw", "muon"] = "adamw"
     lr: Annotated[float, Range(above=0)] = 1e-3
     weight_decay: Annotated[float, Range(least=0)] = 0.1
-    decay: Literal["weights", "arrays", "all"] = "weights"
+    decayed_parameters: Literal["weights", "arrays", "all"] = "weights"
     schedule: Literal["flat_cosine", "warmup_cosine"] = "warmup_cosine"
-    flat: Fraction = 0.5
+    flat_fraction: Fraction = 0.5
     warmup_steps: Annotated[int, Range(least=0)] = 0
     beta2: Annotated[float, Range(least=0, below=1)] = 0.999
     clip_norm: Annotated[float, Range(above=0)] | None = None
 
     def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
         """The optimizer and its schedule over `steps` steps, as Lightning wants them."""
-        groups = parameter_groups(module, self.weight_decay, self.decay)
+        groups = parameter_groups(module, self.weight_decay, self.decayed_parameters)
         optimizer: torch.optim.Optimizer
-        if self.name == "lamb":
+        if self.optimizer == "lamb":
             # The published update: decay inside the trust ratio, no bound on the norm of a weight, and no correction
             # of the first moment's bias, which this implementation would apply outside the trust ratio.
             optimizer = Lamb(groups, self.lr, (0.9, self.beta2), weight_decouple=False, adam_debias=True)
             optimizer.clamp = math.inf  # type: ignore[attr-defined]
-        elif self.name == "muon":
+        elif self.optimizer == "muon":
             own = {"lr": self.lr, "betas": (0.9, self.beta2), "eps": 1e-8, "use_adjusted_lr": True}
             optimizer = Muon([group | own for group in split(groups, hidden_weights(module))])
         else:
@@ -62,7 +62,7 @@ class Optimization(Checked):
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step, as a part of the peak."""
-        start = round(self.flat * steps) if self.schedule == "flat_cosine" else self.warmup_steps
+        start = round(self.flat_fraction * steps) if self.schedule == "flat_cosine" else self.warmup_steps
         if step < start:
             return 1.0 if self.schedule == "flat_cosine" else (step + 1) / (start + 1)
         return (1 + math.cos(math.pi * min(1.0, (step - start) / max(1, steps - start)))) / 2
@@ -71,7 +71,7 @@ class Optimization(Checked):
 def parameter_groups(
     module: nn.Module, weight_decay: float, decay: Literal["weights", "arrays", "all"]
 ) -> list[dict[str, Any]]:
-    """Parameters with weight decay and without; see `Optimization.decay`."""
+    """Parameters with weight decay and without; see `Optimization.decayed_parameters`."""
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for layer in module.modules():
