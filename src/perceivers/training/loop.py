@@ -75,9 +75,10 @@ class Training(Checked):
 
     def batch_per_process(self, world: int) -> int:
         """Examples of one step of one process."""
-        size, rest = divmod(self.batch_size, world * self.accumulate_grad_batches)
+        steps = world * self.accumulate_grad_batches
+        size, rest = divmod(self.batch_size, steps)
         check(
-            "training.batch_size", self.batch_size, rest == 0, f"a multiple of {world * self.accumulate_grad_batches}"
+            "training.batch_size", self.batch_size, rest == 0, f"a multiple of {steps}"
         )
         return size
 
