@@ -60,10 +60,12 @@ class Checked:
         annotations = get_type_hints(type(self), include_extras=True)
         for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
             value, annotation = getattr(self, item.name), annotations[item.name]
-            check(f"{self.section}{item.name}", value, matches(value, annotation), describe_expected(value, annotation))
+            check_field(
+                f"{self.section}{item.name}", value, matches(value, annotation), describe_expected(value, annotation)
+            )
 
 
-def check(field: str, value: object, allowed: bool, expected: str) -> None:
+def check_field(field: str, value: object, allowed: bool, expected: str) -> None:
     """Raises a PerceiversError unless the value of a field is allowed."""
     if not allowed:
         raise PerceiversError(f"{field} = {value!r} is not allowed: it must be {expected}.")

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from perceivers import extras, plugins
 from perceivers.command import Command, run
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 
 EXAMPLES = """\
 examples:
@@ -85,7 +85,7 @@ def find_command(name: str) -> Command:
         PerceiversError: there is none, several packages declare it, or what is declared is no function.
     """
     if name not in plugins.declared("commands"):
-        raise PerceiversError(f"there is no command {name!r}: {nearest(name, plugins.declared('commands'))}")
+        raise PerceiversError(f"there is no command {name!r}: {did_you_mean(name, plugins.declared('commands'))}")
     function = plugins.find("commands", name)
     if not inspect.isfunction(function):
         raise PerceiversError(f"the command {name!r} is {plugins.describe_value(function)}, but must be a function.")

@@ -11,7 +11,7 @@ class PerceiversError(ValueError):
     """
 
 
-def nearest(name: str, allowed: Iterable[str]) -> str:
+def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """Ends a sentence about an unknown `name`: suggests the closest of `allowed`, or lists them all."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)

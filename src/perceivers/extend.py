@@ -1,6 +1,6 @@
 """What a package of your own extends: bases of model configs, data sets and experiments (docs/extending.md)."""
 
-from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check
+from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check_field
 from perceivers.data.loader import Item, Samples
 from perceivers.inference import load_for_inference
 from perceivers.model.saving import Model
@@ -24,7 +24,7 @@ __all__ = [
     "Range",
     "Samples",
     "Sizes",
-    "check",
+    "check_field",
     "evaluate",
     "example",
     "load_for_inference",

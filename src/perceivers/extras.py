@@ -25,7 +25,7 @@ def describe_missing(module: str, extra: str) -> str:
     return f"{module!r} is not installed; it comes with the extra {extra!r}: pip install 'perceivers[{extra}]'"
 
 
-def need(extra: str) -> None:
+def require_extra(extra: str) -> None:
     """Raises a PerceiversError that names `extra` if a module of it is not installed."""
     missing = [module for module in MODULES[extra] if find_spec(module) is None]
     if missing:

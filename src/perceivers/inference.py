@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.label import LabelOutput
 from perceivers.checkpoints import load
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.perceiver_io import PerceiverIO
 
 T = TypeVar("T", bound=nn.Module)
@@ -49,7 +49,7 @@ def default_device() -> str:
 def check_dtype(dtype: str | None) -> None:
     """Raises a PerceiversError for a name that is not one of `DTYPES`."""
     if dtype is not None and dtype not in DTYPES:
-        raise PerceiversError(f"dtype = {dtype!r} is not allowed: {nearest(dtype, DTYPES)}")
+        raise PerceiversError(f"dtype = {dtype!r} is not allowed: {did_you_mean(dtype, DTYPES)}")
 
 
 def move_model(model: T, device: str | None, dtype: str | None = None) -> T:

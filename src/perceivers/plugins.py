@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perceivers import extras
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ def find(group: str, name: str) -> Any:
         return import_object(name, kind)
     points = declared(group)
     if name not in points:
-        hint = f"{nearest(name, points)} " if points else "none is installed. "
+        hint = f"{did_you_mean(name, points)} " if points else "none is installed. "
         raise PerceiversError(
             f"there is no {kind} {name!r}: {hint}"
             f"One that is not installed is named by its import path, such as my_module:MyObject."

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.config import Configured, import_path
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read, read_config
@@ -94,7 +94,7 @@ def find_format(name: str) -> Format:
     """
     if name not in plugins.declared("formats") and ":" not in name:
         formats = ["perceivers", *plugins.declared("formats")]
-        raise PerceiversError(f"there is no format {name!r}: {nearest(name, formats)}")
+        raise PerceiversError(f"there is no format {name!r}: {did_you_mean(name, formats)}")
     return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 
 

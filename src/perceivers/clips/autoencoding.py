@@ -17,7 +17,7 @@ from kornia import augmentation as K
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from perceivers.checks import Checked, Count, Fraction, Range, check
+from perceivers.checks import Checked, Count, Fraction, Range, check_field
 from perceivers.clips import commands
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly
 from perceivers.clips.metrics import ReconstructionErrors
@@ -70,7 +70,9 @@ class ClipAugmentation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.area or (1.0, 1.0)
-        check("augmentation.area", self.area, 0 < low <= high <= 1, "two parts, each above 0 and at most 1, in order")
+        check_field(
+            "augmentation.area", self.area, 0 < low <= high <= 1, "two parts, each above 0 and at most 1, in order"
+        )
 
     def build(self, size: tuple[int, int]) -> nn.Module:
         """What changes videos [B, T, C, Y, X] in [0, 1], with height and width `size`."""
@@ -116,7 +118,7 @@ class Autoencoding(Experiment):
         splits = self.data.open(labelled)
         if labelled:
             names, several = splits.training.classes, splits.training.several
-            check("data.training_list", self.data.training_list, not several, "a list with one class a clip")
+            check_field("data.training_list", self.data.training_list, not several, "a list with one class a clip")
             config = replace(config, **self.settle(classes=len(names), class_names=names))
         return Prepared(config.build, *self.data.datasets(splits, window))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.checks import Range, check
+from perceivers.checks import Range, check_field
 from perceivers.clips import commands
 from perceivers.clips.classify import is_clip_classifier, label_of
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly
@@ -56,7 +56,7 @@ class ClipClassification(Experiment):
         names, several = splits.training.classes, splits.training.several
         config = replace(self.model, **self.settle(classes=len(names), class_names=names, several=several))
         smooth = self.label_smoothing
-        check("label_smoothing", smooth, not (several and smooth), "0 where clips have several classes")
+        check_field("label_smoothing", smooth, not (several and smooth), "0 where clips have several classes")
         self.evaluation_clips = len(splits.evaluation)
         return Prepared(config.build, *self.data.datasets(splits, window))
 

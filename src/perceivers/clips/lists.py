@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class ClipList:
             for label in entry.labels:
                 if label not in place:
                     raise PerceiversError(
-                        f"{self.path}, line {entry.line}: the class {label!r} is unknown: {nearest(label, place)}"
+                        f"{self.path}, line {entry.line}: the class {label!r} is unknown: {did_you_mean(label, place)}"
                     )
             found.append(tuple(place[label] for label in entry.labels))
         return found

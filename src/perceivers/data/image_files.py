@@ -7,9 +7,9 @@ import math
 import os
 from pathlib import Path
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import numpy as np
 import torch

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
@@ -218,7 +218,7 @@ def divide_rows(examples: L, held_out_where: Mapping[str, Any], name: str) -> Sp
     for column in held_out_where:
         if column not in table.features:
             raise PerceiversError(
-                f"data.held_out_where: {name} has no column {column!r}: {nearest(column, table.features)}"
+                f"data.held_out_where: {name} has no column {column!r}: {did_you_mean(column, table.features)}"
             )
     columns = [[found == value for found in table[column]] for column, value in held_out_where.items()]
     chosen = [all(row) for row in zip(*columns, strict=True)]
@@ -247,7 +247,9 @@ def labelled_rows(
     label = label_column or find_column(table, (datasets.ClassLabel,), "label", name)
     for field, value in ((f"{kind.noun}_column", content), ("label_column", label)):
         if value not in table.features:
-            raise PerceiversError(f"data.{field}: {name} has no column {value!r}: {nearest(value, table.features)}")
+            raise PerceiversError(
+                f"data.{field}: {name} has no column {value!r}: {did_you_mean(value, table.features)}"
+            )
     feature = table.features[label]
     labels: list[Any] = list(table[label])
     if isinstance(feature, datasets.ClassLabel):

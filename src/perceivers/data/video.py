@@ -17,9 +17,9 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import av
 import numpy as np

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.checks import Checked, Fraction, Range, check
+from perceivers.checks import Checked, Fraction, Range, check_field
 from perceivers.errors import PerceiversError
 
 RECTANGLES = 3
@@ -91,7 +91,9 @@ class FlowAugmentation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.scale
-        check("augmentation.scale", self.scale, -math.inf < low <= high < math.inf, "two numbers, the smaller first")
+        check_field(
+            "augmentation.scale", self.scale, -math.inf < low <= high < math.inf, "two numbers, the smaller first"
+        )
 
     def times(self, strength: float) -> "FlowAugmentation":
         """All amounts and probabilities times a number from 0 to 1."""
@@ -110,7 +112,7 @@ class FlowAugment(nn.Module):
 
     def __init__(self, config: FlowAugmentation, size: tuple[int, int]) -> None:
         super().__init__()
-        check("size", size, min(size) >= 2, "height and width, at least 2 pixels")
+        check_field("size", size, min(size) >= 2, "height and width, at least 2 pixels")
         self.config = config
         self.size = (size[0], size[1])
 
@@ -130,7 +132,7 @@ class FlowAugment(nn.Module):
         Raises:
             PerceiversError: shapes do not fit, frames are smaller than `size`, or the strength is not from 0 to 1.
         """
-        check("strength", strength, 0 <= strength <= 1, "from 0 to 1")
+        check_field("strength", strength, 0 <= strength <= 1, "from 0 to 1")
         self.check_shapes(frames_B2CYX, flow_B2YX)
         config = self.config.times(strength)
         with torch.autocast(frames_B2CYX.device.type, enabled=False):

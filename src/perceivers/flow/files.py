@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import h5py
 import kornia_rs

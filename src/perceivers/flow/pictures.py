@@ -7,9 +7,9 @@ import io
 import math
 from pathlib import Path
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import torch
 from PIL import Image, ImageDraw, ImageFont

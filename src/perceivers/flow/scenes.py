@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from perceivers.checks import Checked, Fraction, Range, check
+from perceivers.checks import Checked, Fraction, Range, check_field
 from perceivers.flow.textures import TEXTURE_SIZE
 
 SHEARS = 2
@@ -57,8 +57,8 @@ class Scenes(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         fewest, most = self.shapes
-        check("scenes.size", self.size, min(self.size) >= 8, "height and width, at least 8 pixels")
-        check("scenes.shapes", self.shapes, 0 <= fewest <= most, "fewest and most, at least 0")
+        check_field("scenes.size", self.size, min(self.size) >= 8, "height and width, at least 8 pixels")
+        check_field("scenes.shapes", self.shapes, 0 <= fewest <= most, "fewest and most, at least 0")
 
 
 @dataclass(frozen=True)

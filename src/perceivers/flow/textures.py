@@ -8,9 +8,9 @@ import math
 import sys
 from pathlib import Path
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import cv2
 import numpy as np

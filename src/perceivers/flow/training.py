@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 
-from perceivers.checks import Checked, Count, Fraction, check
+from perceivers.checks import Checked, Count, Fraction, check_field
 from perceivers.flow import commands
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.augmentation import FlowAugment, FlowAugmentation
@@ -83,7 +83,7 @@ class OpticalFlow(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = self.pixels is None or self.model.downsampling == "none"
-        check("pixels", self.pixels, whole, "left out for models with convolutional downsampling")
+        check_field("pixels", self.pixels, whole, "left out for models with convolutional downsampling")
 
     def prepare(self) -> Prepared:
         self.build_on_meta()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor, nn
 
-from perceivers.checks import Checked, Range, check
+from perceivers.checks import Checked, Range, check_field
 
 RANDAUGMENT_GROUP = 16
 """So many images of a batch get the same operations of RandAugment."""
@@ -45,7 +45,7 @@ class Augmentation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.area or (1.0, 1.0)
-        check("augmentation.area", self.area, 0 < low <= high <= 1, "two parts from 0 to 1")
+        check_field("augmentation.area", self.area, 0 < low <= high <= 1, "two parts from 0 to 1")
 
 
 class Augment(nn.Module):

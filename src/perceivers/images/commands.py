@@ -22,10 +22,10 @@ def demo(
     epochs: Annotated[Count | None, "passes over the training digits"] = None,
 ) -> None:
     """Trains a small Perceiver IO on handwritten digits and shows what it does."""
-    from perceivers.extras import need
+    from perceivers.extras import require_extra
 
-    need("train")
-    need("vision")
+    require_extra("train")
+    require_extra("vision")
     from perceivers.images.demo import demo
 
     demo(output, epochs)

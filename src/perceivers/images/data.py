@@ -6,9 +6,9 @@ Shape suffixes: B batch, C colours, Y rows, X columns
 from dataclasses import dataclass
 from typing import Any
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("vision")
+require_extra("vision")
 
 import numpy as np
 import torch

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from perceivers.checks import Range, check
+from perceivers.checks import Range, check_field
 from perceivers.data.labelled_files import check_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
@@ -81,7 +81,9 @@ class ImageClassifier(Learner):
         augmentation = augmentation or Augmentation()
         images, classes = image_input(model), len(class_names(model))
         able = augmentation.layers == 0 or images.colours == 3
-        check("augmentation.layers", augmentation.layers, able, "0 for grey images, since RandAugment changes colors")
+        check_field(
+            "augmentation.layers", augmentation.layers, able, "0 for grey images, since RandAugment changes colors"
+        )
         self.augment = Augment(augmentation, images.size, classes)
         self.label_smoothing = label_smoothing
         self.metrics = Accuracy(classes)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar, get_type_hints
 
-from perceivers.checks import check, describe_expected, matches
-from perceivers.errors import PerceiversError, nearest
+from perceivers.checks import check_field, describe_expected, matches
+from perceivers.errors import PerceiversError, did_you_mean
 
 T = TypeVar("T")
 
@@ -136,10 +136,10 @@ def construct(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:
     annotations = read_annotations(function)
     for name, value in arguments.items():
         if name not in named and extra is None:
-            raise PerceiversError(f"{function.__name__} has no argument {name!r}: {nearest(name, named)}")
+            raise PerceiversError(f"{function.__name__} has no argument {name!r}: {did_you_mean(name, named)}")
         annotation = annotations.get(name, Any) if name in named and name != variable else Any
         expected = describe_expected(value, annotation)
-        check(f"{function.__name__}: {name}", value, matches(value, annotation), expected)
+        check_field(f"{function.__name__}: {name}", value, matches(value, annotation), expected)
     for name, parameter in named.items():
         if name not in arguments and name != variable and parameter.default is inspect.Parameter.empty:
             raise PerceiversError(f"{function.__name__} needs the argument {name!r}.")

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.linear import learned
 
 
@@ -66,7 +66,7 @@ def check_names(kind: str, given: Mapping[str, object], known: nn.ModuleDict, al
     """Raises a PerceiversError if `given` names an input or output that is not known, or leaves one out."""
     for name in given:
         if name not in known:
-            raise PerceiversError(f"the model has no {kind} {name!r}: {nearest(name, known)}")
+            raise PerceiversError(f"the model has no {kind} {name!r}: {did_you_mean(name, known)}")
     for name in known:
         if all_needed and name not in given:
             raise PerceiversError(f"the {kind} {name!r} is missing: the model takes {', '.join(known)}.")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from perceivers.checks import Checked
 from perceivers.data.loader import Item, Samples
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.starcraft.features import number
 from perceivers.starcraft.replays import UNKNOWN
 from perceivers.starcraft.tables import Vocabulary, read_statistics, read_vocabulary
@@ -55,7 +55,7 @@ class DecisionData(Checked):
             missing = [name for name in replays if name not in there]
             if missing:
                 raise PerceiversError(f"{self.split}: {folder} has no replay {missing[0]!r} of {part}: "
-                                      f"{nearest(missing[0], there)}")  # fmt: skip
+                                      f"{did_you_mean(missing[0], there)}")  # fmt: skip
         vocabulary = read_vocabulary(folder)
         return {part: Decisions([folder / f"{name}.parquet" for name in names[part]], vocabulary) for part in PARTS}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.checkpoints import load_model
-from perceivers.checks import Count, check, describe_expected, matches
+from perceivers.checks import Count, check_field, describe_expected, matches
 from perceivers.errors import PerceiversError
 from perceivers.inference import default_device, move_model
 from perceivers.model.linear import Linear, learned
@@ -59,7 +59,7 @@ class UnitPolicy(Model):
     ) -> None:
         super().__init__()
         for name, value, allowed in (("encoder", encoder, Encoder), ("selection", selection, Selection)):
-            check(name, value, matches(value, allowed), describe_expected(value, allowed))
+            check_field(name, value, matches(value, allowed), describe_expected(value, allowed))
         self.kinds, self.abilities, self.scalars = list(kinds), list(abilities), list(scalars)
         self.units, self.numbers = UnitFeatures(kinds), ScalarFeatures(len(scalars))
         answers = 256

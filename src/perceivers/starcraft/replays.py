@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from perceivers.errors import PerceiversError
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
 LOOPS = 16
 """Game loops a second."""
@@ -177,7 +177,7 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
         PerceiversError: it cannot be read, was resumed, has no record of units, is a team game, or too short; or
             sc2reader is not installed.
     """
-    need("starcraft")
+    require_extra("starcraft")
     import sc2reader
 
     if not Path(path).is_file():

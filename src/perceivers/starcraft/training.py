@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.checks import Range, check
+from perceivers.checks import Range, check_field
 from perceivers.set_encoder import SetEncoding
 from perceivers.starcraft import commands
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
@@ -57,7 +57,7 @@ class BehaviouralCloning(Experiment):
         super().__post_init__()
         for name in self.decided_by_data:
             value = getattr(self.model, name)
-            check(f"model.{name}", value, not value, "left out: it comes from the data")
+            check_field(f"model.{name}", value, not value, "left out: it comes from the data")
 
     def prepare(self) -> Prepared:
         self.build_on_meta()

@@ -10,7 +10,7 @@ from typing import TypeGuard
 import torch
 from torch import nn
 
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.inference import device_of, load_for_inference, rank
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.batches import TextCode
@@ -72,7 +72,7 @@ def find_task(tasks: Sequence[str], task: str | None) -> int:
             raise PerceiversError(f"the model has several tasks: name one as task (--task), of {', '.join(tasks)}.")
         return 0
     if task not in tasks:
-        raise PerceiversError(f"the model has no task {task!r}: {nearest(task, tasks)}")
+        raise PerceiversError(f"the model has no task {task!r}: {did_you_mean(task, tasks)}")
     return tasks.index(task)
 
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from torch import nn
 
-from perceivers.checks import Checked, Count, Range, check
+from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
@@ -52,7 +52,9 @@ class Sweep(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("batch_sizes", "lrs", "seeds"):
-            check(f"sweep.{name}", getattr(self, name), len(getattr(self, name)) > 0, "a list with at least one value")
+            check_field(
+                f"sweep.{name}", getattr(self, name), len(getattr(self, name)) > 0, "a list with at least one value"
+            )
 
 
 @dataclass(kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perceivers.checks import Checked
-from perceivers.errors import PerceiversError, nearest
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tables import Table, hub_splits, hub_table, read_separated, read_table, split_files
 
@@ -110,7 +110,7 @@ class GlueData(Checked):
         known = {plain(name) for name in TASKS}
         for name in self.tasks or ():
             if plain(name) not in known:
-                raise PerceiversError(f"data.tasks: there is no task {name!r}: {nearest(name, TASKS)}")
+                raise PerceiversError(f"data.tasks: there is no task {name!r}: {did_you_mean(name, TASKS)}")
         if self.tasks == []:
             raise PerceiversError("data.tasks is empty: name tasks, or leave it out for all that are there.")
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
-from perceivers.extras import need
+from perceivers.extras import require_extra
 from perceivers.model.saving import TOKENIZER, Model, write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -150,7 +150,7 @@ class SentencePiece(Tokenizer):
     """
 
     def __init__(self, file: str | Path) -> None:
-        need("text")
+        require_extra("text")
         from sentencepiece import SentencePieceProcessor
 
         self.name = str(file)
@@ -284,7 +284,7 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
     Raises:
         PerceiversError: the vocabulary is too large or too small for the texts, or these cannot be read.
     """
-    need("text")
+    require_extra("text")
     from sentencepiece import SentencePieceTrainer
 
     content, failures = io.BytesIO(), list[BaseException]()

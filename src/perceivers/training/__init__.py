@@ -1,5 +1,5 @@
 """Training runs, whatever is trained."""
 
-from perceivers.extras import need
+from perceivers.extras import require_extra
 
-need("train")
+require_extra("train")

@@ -12,8 +12,8 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
-from perceivers.checks import Checked, check
-from perceivers.errors import PerceiversError, nearest
+from perceivers.checks import Checked, check_field
+from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.presets import preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
@@ -142,7 +142,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         return pretrained[0], {}
     if "preset" in given:
         name = given.pop("preset")
-        check("model.preset", name, isinstance(name, str), "one of `perceivers models`")
+        check_field("model.preset", name, isinstance(name, str), "one of `perceivers models`")
         chosen = preset(name)
         if not isinstance(chosen.config, tuple(kinds)):
             raise PerceiversError(
@@ -185,7 +185,7 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
         if key not in known:
             if (new := FIELDS.get(parents + key)) is not None:
                 raise PerceiversError(f"{path}: the field {parents + key!r} is called {new!r} now: rename it.")
-            raise PerceiversError(f"{path}: there is no field {parents + key!r}: {nearest(key, known)}")
+            raise PerceiversError(f"{path}: there is no field {parents + key!r}: {did_you_mean(key, known)}")
         if is_dataclass(annotations[key]):
             if not isinstance(value, dict):
                 names = ", ".join(field_names(annotations[key]))

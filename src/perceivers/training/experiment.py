@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from perceivers import plugins
-from perceivers.checks import Checked, check
+from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
 from perceivers.model.saving import Model
 from perceivers.training.learner import Learner
@@ -95,7 +95,7 @@ class Experiment(Checked, ABC):
         """
         for name, value in values.items():
             given = self.given.get(name, value)
-            check(f"model.{name}", given, given == value, f"{value}, as in the data, or left out")
+            check_field(f"model.{name}", given, given == value, f"{value}, as in the data, or left out")
         self.settled |= values.keys()
         return values
 

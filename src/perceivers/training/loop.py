@@ -28,7 +28,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from perceivers.checks import Checked, Count, ProperFraction, Range, check
+from perceivers.checks import Checked, Count, ProperFraction, Range, check_field
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import describe, write
@@ -77,9 +77,7 @@ class Training(Checked):
         """Examples of one step of one process."""
         steps = world * self.accumulate_grad_batches
         size, rest = divmod(self.batch_size, steps)
-        check(
-            "training.batch_size", self.batch_size, rest == 0, f"a multiple of {steps}"
-        )
+        check_field("training.batch_size", self.batch_size, rest == 0, f"a multiple of {steps}")
         return size
 
 
