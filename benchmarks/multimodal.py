@@ -33,7 +33,7 @@ from perceivers.clips.model_window import window_of
 from perceivers.clips.reconstruct import autoencode, compression
 from perceivers.clips.windows import Window, measure, read_window
 from perceivers.data.image_files import to_tensor
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.data.video import read_clip, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.pictures import to_image
@@ -178,7 +178,7 @@ def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:
     for round in range(2):
         started = time.perf_counter()
         for seed in range(count):
-            training[Item(0, count * round + seed)]
+            training[SampleIndex(0, count * round + seed)]
     return count / (time.perf_counter() - started)
 
 
@@ -196,8 +196,8 @@ def keeps_up(runs: Path, names: list[str], clip: Path) -> str:
 def without_model(clip: Path) -> tuple[float, float]:
     """PSNR of the held-out windows if each frame is the mean of the training windows', and the sound silence."""
     training, held_out = windows(clip)
-    drawn = training.collate([training[Item(0, seed)] for seed in range(200)])
-    batch = held_out.collate([held_out[Item(number, 0)] for number in range(len(held_out))])
+    drawn = training.collate([training[SampleIndex(0, seed)] for seed in range(200)])
+    batch = held_out.collate([held_out[SampleIndex(number, 0)] for number in range(len(held_out))])
     mean_CYX = drawn["video"][drawn["shown"]].float().mean(0) / 255
     errors = ReconstructionErrors(["video", "audio"])
     errors.update({"video": mean_CYX.expand(batch["video"].shape), "audio": torch.zeros_like(batch["audio"])}, batch)

@@ -24,7 +24,7 @@ from benchmarks.side_by_side import cores, side_by_side
 from benchmarks.starcraft_pictures import draw_attention, draw_selections
 from benchmarks.worker import peak, reset_peak
 from perceivers.checkpoints import load_model
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import compute_as_written
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
@@ -90,7 +90,7 @@ def usual_batch(decisions: Decisions) -> dict[str, torch.Tensor]:
     """Returns the batch in the middle, by number of units."""
     ordered = sorted(range(len(decisions)), key=decisions.lengths.__getitem__)
     begin = max(0, (len(ordered) - BATCH) // 2)
-    return decisions.collate([decisions[Item(place, 0)] for place in ordered[begin : begin + BATCH]])
+    return decisions.collate([decisions[SampleIndex(place, 0)] for place in ordered[begin : begin + BATCH]])
 
 
 def train_step(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.model.attention import record_attention
 from perceivers.starcraft.data import Decisions, PolicyDecisions
 from perceivers.starcraft.metrics import as_mask, own, selects
@@ -27,7 +27,7 @@ Batch = dict[str, Tensor]
 def some_selections(decisions: Decisions, count: int, fewest: int = 3) -> Batch:
     """Selections of several units, drawn at random, always the same."""
     order = torch.randperm(len(decisions), generator=torch.Generator().manual_seed(0)).tolist()
-    rows = (decisions[Item(place, 0)] for place in order)
+    rows = (decisions[SampleIndex(place, 0)] for place in order)
     wanted = (row for row in rows if row["ability"] < 0 and len(row["chosen"]) >= fewest)
     return decisions.collate([row for row, _ in zip(wanted, range(count), strict=False)])
 

@@ -17,7 +17,7 @@ from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.cli import main
 from perceivers.extras import MODULES
 from perceivers.images.demo import digits_run
-from perceivers.presets import preset
+from perceivers.presets import find_preset
 from perceivers.text.fine_tuning import Pretrained
 from perceivers.training.config import read_config
 from tests.support.cli import fails
@@ -42,7 +42,7 @@ def test_every_config_is_valid_and_its_model_can_be_built(path):
 @pytest.mark.parametrize("name", ["imagenet_fourier", "imagenet_learned", "imagenet_conv"])
 def test_the_papers_recipe(name):
     run = read_config(ROOT / f"configs/image_classification/{name}.yaml")
-    assert run.model == preset(name).config
+    assert run.model == find_preset(name).config
     assert (run.training.epochs, run.training.batch_size) == (110, 1024)
     assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
     assert (run.optimization.schedule, run.optimization.flat_fraction, run.optimization.clip_norm) == (
@@ -57,7 +57,7 @@ def test_the_papers_recipe(name):
 @pytest.mark.parametrize(("name", "length"), [("mlm_bytes_paper", 2048), ("mlm_sentencepiece_paper", 512)])
 def test_the_papers_recipe_of_language(name, length):
     run = read_config(ROOT / f"configs/language/{name}.yaml")
-    assert run.model == preset("language_bytes" if length == 2048 else "language_sentencepiece").config
+    assert run.model == find_preset("language_bytes" if length == 2048 else "language_sentencepiece").config
     assert run.model.length == length
     assert sorted(run.data.shares.values()) == [0.3, 0.7]
     assert (run.data.documents, run.data.masked, run.data.steps * run.training.epochs) == (10, 0.15, 500_000)

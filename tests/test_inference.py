@@ -8,7 +8,7 @@ from perceivers.clips.classify import classify_clip
 from perceivers.clips.reconstruct import autoencode
 from perceivers.flow.estimate import flow
 from perceivers.images.classify import classify_image
-from perceivers.inference import check_folder, device_of, load_for_inference, only
+from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.text.classify import classify_text
 from perceivers.text.fill_mask import fill_mask
 from tests.clips.test_reconstruct import make_clip
@@ -24,17 +24,17 @@ def test_a_given_model_stays_as_and_where_it_is():
     assert not model.training
     assert {name: (tensor.data_ptr(), tensor.dtype) for name, tensor in model.state_dict().items()} == before
     on_meta = copy.deepcopy(model).to("meta")
-    assert device_of(load_for_inference(on_meta)).type == "meta"
+    assert get_device(load_for_inference(on_meta)).type == "meta"
 
 
 def test_a_loaded_model_goes_to_the_accelerator_unless_told_otherwise(tmp_path, monkeypatch):
     language().save(tmp_path)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
-    assert device_of(load_for_inference(tmp_path)).type == "meta"
-    assert device_of(load_for_inference(str(tmp_path), device="cpu")).type == "cpu"
-    assert device_of(load_for_inference(language())).type == "cpu"
+    assert get_device(load_for_inference(tmp_path)).type == "meta"
+    assert get_device(load_for_inference(str(tmp_path), device="cpu")).type == "cpu"
+    assert get_device(load_for_inference(language())).type == "cpu"
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert device_of(load_for_inference(tmp_path)).type == "cpu"
+    assert get_device(load_for_inference(tmp_path)).type == "cpu"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -70,12 +70,12 @@ def test_cuda_where_there_is_none(tmp_path, capsys):
 
 def test_parts_are_found_by_their_kind():
     model = language()
-    assert only(model.inputs, torch.nn.Module, "a task") == ("text", model.inputs["text"])
+    assert find_adapter(model.inputs, torch.nn.Module, "a task") == ("text", model.inputs["text"])
     with pytest.raises(PerceiversError, match=r"cannot do a task, which needs one Linear: it has 'text' \(TextInput\)"):
-        only(model.inputs, torch.nn.Linear, "a task")
+        find_adapter(model.inputs, torch.nn.Linear, "a task")
     twice = torch.nn.ModuleDict({"a": torch.nn.ReLU(), "b": torch.nn.ReLU()})
     with pytest.raises(PerceiversError, match=r"needs one ReLU: it has 'a' \(ReLU\), 'b' \(ReLU\)"):
-        only(twice, torch.nn.ReLU, "a task")
+        find_adapter(twice, torch.nn.ReLU, "a task")
 
 
 def test_where_a_file_can_be_written(tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from perceivers import PerceiversError, plugins
-from perceivers.presets import Preset, preset
+from perceivers.presets import Preset, find_preset
 from perceivers.training.experiment import Experiment
 
 
@@ -31,7 +31,7 @@ def install(folder, package, group, entries):
 
 
 def test_built_ins_are_found_by_name_and_by_import_path():
-    assert preset("optical_flow") is preset("perceivers.flow.model:OPTICAL_FLOW")
+    assert find_preset("optical_flow") is find_preset("perceivers.flow.model:OPTICAL_FLOW")
     experiment = plugins.find_class("experiments", "optical_flow", Experiment)
     assert (experiment.__module__, experiment.__name__) == ("perceivers.flow.training", "OpticalFlow")
     assert experiment.name() == "optical_flow"
@@ -55,7 +55,7 @@ def test_another_package_is_as_good_as_this_one(folder):
     assert "field" in plugins.declared("models")
     assert not plugins.is_trusted("mea")
     assert plugins.is_trusted("meadow")
-    assert preset("field").experiment == "optical_flow"
+    assert find_preset("field").experiment == "optical_flow"
 
 
 def test_two_packages_that_declare_one_name(folder):
@@ -64,10 +64,10 @@ def test_two_packages_that_declare_one_name(folder):
         install(folder, package, "models", {"field": f"{package}:FIELD"})
     expected = r"the model 'field' is declared by (lawn|meadow) \(\1:FIELD\) and (lawn|meadow) \(.*: uninstall one"
     with pytest.raises(PerceiversError, match=expected):
-        preset("field")
+        find_preset("field")
     install(folder, "lawn", "models", {"optical_flow": "lawn:FIELD"})
     with pytest.raises(PerceiversError, match=r"declared by .*perceivers\.flow\.model:OPTICAL_FLOW"):
-        preset("optical_flow")
+        find_preset("optical_flow")
 
 
 def test_a_package_on_two_paths_is_one(folder, monkeypatch):
@@ -77,7 +77,7 @@ def test_a_package_on_two_paths_is_one(folder, monkeypatch):
     (folder / "meadow.py").write_text("from perceivers.flow.model import OPTICAL_FLOW as FIELD\n")
     for place in (folder, again):
         install(place, "meadow", "models", {"field": "meadow:FIELD"})
-    assert isinstance(preset("field"), Preset)
+    assert isinstance(find_preset("field"), Preset)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_object_of_another_type_is_refused():
     with pytest.raises(PerceiversError, match="LANGUAGE_BYTES is a Preset, but a subclass of Experiment is expected"):
         plugins.find_class("experiments", "perceivers.text.model:LANGUAGE_BYTES", Experiment)
     with pytest.raises(PerceiversError, match="LanguageConfig is the class LanguageConfig, but a Preset is expected"):
-        preset("perceivers.text.model:LanguageConfig")
+        find_preset("perceivers.text.model:LanguageConfig")
     with pytest.raises(PerceiversError, match="is the class Preset, but a subclass of Experiment is expected"):
         plugins.find_class("experiments", "perceivers.presets:Preset", Experiment)
 

@@ -11,9 +11,9 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.presets import example, list_models, measure, preset
+from perceivers.presets import find_preset, list_models, make_example, measure
 
-PRESETS = {name: preset(name) for name in list_models()}
+PRESETS = {name: find_preset(name) for name in list_models()}
 
 # Where our figures differ from the paper's by more than 0.5% (parameters) or 2% (FLOPs), and by how much.
 # docs/image_classification.md gives the reason for each of the image classifiers.
@@ -133,7 +133,7 @@ def test_flops_by_hand():
         "query_channels": 8,
         "classes": 5,
     }
-    size = measure(lambda: perceivers.create_model("imagenet_fourier", **settings), {"image": example(3, 4, 4)})
+    size = measure(lambda: perceivers.create_model("imagenet_fourier", **settings), {"image": make_example(3, 4, 4)})
     m, c, n, d = 16, 3 + 2 * 3, 3, 8
     encode = n * d * c + 2 * m * c * c + 2 * n * m * c + n * c * d + 2 * n * d * d
     process = 4 * n * d * d + 2 * n * n * d + 2 * n * d * d

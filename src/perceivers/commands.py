@@ -7,11 +7,11 @@ from perceivers.command import Json, print_json, print_table
 
 def models(*, json: Json = False) -> None:
     """Lists the models by name, measured, beside the paper's figures."""
-    from perceivers.presets import create_model, list_models, measure, preset
+    from perceivers.presets import create_model, find_preset, list_models, measure
 
     rows = []
     for name in list_models():
-        model = preset(name)
+        model = find_preset(name)
         rows.append((name, model, measure(partial(create_model, name), model.inputs, model.outputs)))
     if json:
         print_json(
@@ -19,7 +19,7 @@ def models(*, json: Json = False) -> None:
                 {
                     "name": name,
                     "experiment": model.experiment,
-                    "paper_row": model.row,
+                    "paper_row": model.paper_row,
                     "parameters": size.parameters,
                     "paper_parameters": model.paper_parameters and int(model.paper_parameters),
                     "flops": size.flops,
@@ -35,7 +35,7 @@ def models(*, json: Json = False) -> None:
             [
                 name,
                 model.experiment,
-                model.row,
+                model.paper_row,
                 f"{size.parameters / 1e6:.1f}M",
                 f"{model.paper_parameters / 1e6:.1f}M" if model.paper_parameters else "-",
                 f"{size.flops / 1e9:.0f}B",

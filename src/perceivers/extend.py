@@ -1,12 +1,12 @@
 """What a package of your own extends: bases of model configs, data sets and experiments (docs/extending.md)."""
 
 from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check_field
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.inference import load_for_inference
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig, Sizes
-from perceivers.presets import Preset, example
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.presets import Preset, make_example
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner, evaluate
 
 __all__ = [
@@ -14,11 +14,11 @@ __all__ = [
     "Count",
     "Experiment",
     "Fraction",
-    "Item",
+    "SampleIndex",
     "Learner",
     "Model",
     "ModelConfig",
-    "Prepared",
+    "Setup",
     "Preset",
     "ProperFraction",
     "Range",
@@ -26,6 +26,6 @@ __all__ = [
     "Sizes",
     "check_field",
     "evaluate",
-    "example",
+    "make_example",
     "load_for_inference",
 ]

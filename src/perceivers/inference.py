@@ -38,10 +38,10 @@ def load_for_inference(
     if isinstance(model, PerceiverIO):
         return move_model(model, device, dtype)
     check_dtype(dtype)  # before the time it takes to load
-    return move_model(load(model), device or default_device(), dtype)
+    return move_model(load(model), device or choose_device(), dtype)
 
 
-def default_device() -> str:
+def choose_device() -> str:
     """Returns the accelerator if there is one, or else the CPU."""
     return str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
 
@@ -67,12 +67,12 @@ def move_model(model: T, device: str | None, dtype: str | None = None) -> T:
     return model.eval()
 
 
-def device_of(model: PerceiverIO) -> torch.device:
+def get_device(model: PerceiverIO) -> torch.device:
     """Where a model is."""
     return model.encoder.latents.device
 
 
-def only(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
+def find_adapter(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
     """Name and adapter of the one input or output of a kind.
 
     Raises:
@@ -92,12 +92,12 @@ def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
     return output.class_names
 
 
-def rank(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
+def rank_classes(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Probabilities of the classes, as `sort` names and sorts them."""
-    return sort(logits_K.float().softmax(-1), names)
+    return sort_classes(logits_K.float().softmax(-1), names)
 
 
-def sort(probability_K: Tensor, names: Sequence[str]) -> dict[str, float]:
+def sort_classes(probability_K: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Classes, most probable first; names that several share are told apart by number."""
     count = Counter(names)
     unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]

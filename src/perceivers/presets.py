@@ -24,7 +24,7 @@ class Preset:
 
     Attributes:
         experiment: the paper's experiment.
-        row: what the paper calls it.
+        paper_row: what the paper calls it.
         config: the model's config.
         inputs: what one forward pass is measured on, by input name: one example, on the meta device.
         paper_parameters, paper_flops: the paper's figures, FLOPs of one example; None where it gives none.
@@ -32,7 +32,7 @@ class Preset:
     """
 
     experiment: str
-    row: str
+    paper_row: str
     config: ModelConfig
     inputs: Mapping[str, Tensor]
     paper_parameters: float | None = None
@@ -40,7 +40,7 @@ class Preset:
     outputs: Mapping[str, Tensor | None] | None = None
 
 
-def example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def make_example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Returns an input of one example, on the meta device."""
     return torch.empty(1, *shape, dtype=dtype, device="meta")
 
@@ -50,7 +50,7 @@ def list_models() -> list[str]:
     return list(plugins.declared("models"))
 
 
-def preset(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
     """Returns the preset of that name, or of an import path "package.module:NAME".
 
     Raises:
@@ -65,7 +65,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     Raises:
         PerceiversError: there is no such preset or field, or the field cannot have that value.
     """
-    config = preset(name).config
+    config = find_preset(name).config
     return construct(type(config), vars(config) | overrides)
 
 
@@ -83,7 +83,7 @@ def create_model(name: str, **overrides: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Size:
+class ModelCost:
     """What a model costs: number of parameters, and FLOPs of a forward pass (a multiply and an add are two)."""
 
     parameters: int
@@ -94,7 +94,7 @@ def measure(
     build: Callable[[], nn.Module],
     inputs: Mapping[str, Tensor],
     outputs: Mapping[str, Tensor | None] | None = None,
-) -> Size:
+) -> ModelCost:
     """Counts parameters, and FLOPs of a forward pass of one example, without computing either (on the meta device).
 
     FLOPs are those of the formulas as written, as the paper counts them, not what rearranging saves.
@@ -109,4 +109,4 @@ def measure(
         compute_as_written(model)
         with FlopCounterMode(display=False) as counter:
             model(inputs, outputs)
-    return Size(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
+    return ModelCost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())

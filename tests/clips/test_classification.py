@@ -16,7 +16,7 @@ from perceivers.clips.data import ClipData, ClipDataset, evenly, listed_clips
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.clips.model_window import window_of
 from perceivers.clips.windows import Window
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.presets import model_config
 from perceivers.training.config import read_config
 from perceivers.training.loop import Training
@@ -72,7 +72,7 @@ def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     assert model.outputs["label"].names == ["high", "low"]
     held_out = ClipData(str(tones), held_out=0.2).open().evaluation
     dataset = ClipDataset(held_out, window_of(model), evenly(1))
-    batch = dataset.collate([dataset[Item(place, 0)] for place in range(len(held_out))])
+    batch = dataset.collate([dataset[SampleIndex(place, 0)] for place in range(len(held_out))])
     assert model({"audio": batch["audio"]})["label"].argmax(1).tolist() == batch["label"].tolist()
 
 

@@ -7,7 +7,7 @@ from perceivers import PerceiversError
 pytest.importorskip("av")
 from perceivers.clips.data import ClipData, ClipDataset, divide, evenly
 from perceivers.clips.windows import Window, read_window
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from tests.clips.test_windows import BOTH, SOUND, stairs, wav
 from tests.data.test_video import make, ramp
 
@@ -30,7 +30,7 @@ def test_clips_of_a_folder_become_batches_without_those_that_cannot_be_read(tmp_
     every = ClipData(str(tmp_path / "data"), held_out=0.5).open()
     order = [int(every.training.describe(i)[-5]) + 3 * every.training.labels[i] for i in range(3)]
     dataset = ClipDataset(every.training, SOUND, evenly(1))
-    batch = dataset.collate([dataset[Item(i, 0)] for i in range(3)])
+    batch = dataset.collate([dataset[SampleIndex(i, 0)] for i in range(3)])
     readable = [number for number in order if number != 4]
     torch.testing.assert_close(batch["audio"][:, 400], (torch.tensor(readable) + 1) / 10, atol=1e-3, rtol=0)
     assert batch["label"].tolist() == [number // 3 for number in readable]
@@ -47,7 +47,9 @@ def test_training_places_windows_at_random_and_evaluation_evenly(tmp_path):
     clips = ClipData(str(tmp_path), held_out=0.5).open().training
 
     def first(windows, *item):
-        return round(float(ClipDataset(clips, SOUND, windows and evenly(windows))[Item(*item)]["seen"].audio[0]) * 4096)
+        return round(
+            float(ClipDataset(clips, SOUND, windows and evenly(windows))[SampleIndex(*item)]["seen"].audio[0]) * 4096
+        )
 
     assert [first(3, number, 0) for number in range(3)] == [0, 600, 1200]
     assert first(1, 0, 0) == 600
@@ -56,7 +58,7 @@ def test_training_places_windows_at_random_and_evaluation_evenly(tmp_path):
     assert min(places) < 300 < 900 < max(places) <= 1200
     assert first(None, 0, 7) == first(None, 0, 7)
     dataset = ClipDataset(clips, SOUND, evenly(3))
-    assert (len(dataset), dataset[Item(2, 0)]["clip"]) == (3, 0)
+    assert (len(dataset), dataset[SampleIndex(2, 0)]["clip"]) == (3, 0)
 
 
 def test_recordings_in_a_column_of_a_data_set(tmp_path, monkeypatch):
@@ -146,7 +148,7 @@ def test_a_list_tells_the_classes_of_clips_of_a_folder(tmp_path):
     assert [splits.training.target(i).tolist() for i in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
     assert splits.evaluation.target(0).tolist() == [0, 1, 0]
     dataset = ClipDataset(splits.training, SOUND, evenly(1))
-    batch = dataset.collate([dataset[Item(i, 0)] for i in range(3)])
+    batch = dataset.collate([dataset[SampleIndex(i, 0)] for i in range(3)])
     torch.testing.assert_close(batch["audio"][:, 400], torch.tensor([0.1, 0.6, 0.2]), atol=1e-3, rtol=0)
     assert batch["label"].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
     (tmp_path / "c.csv").write_text("file,label\nhigh/0.wav,dog\nhigh/none.wav,cat\nlow/0.wav,cat\n")
@@ -227,12 +229,12 @@ def test_clips_that_fit_are_kept_and_decoded_once(tmp_path, monkeypatch):
     both = ClipData(str(tmp_path)).open(labelled=False)
     size = 10 * 3 * 16 * 16
     kept = ClipDataset(clips, BOTH, evenly(3), memory=1.5 * size)
-    expected = [ClipDataset(clips, BOTH, evenly(3))[Item(i, 0)]["seen"].video for i in range(3)]
-    assert torch.equal(kept[Item(0, 0)]["seen"].video, expected[0])
+    expected = [ClipDataset(clips, BOTH, evenly(3))[SampleIndex(i, 0)]["seen"].video for i in range(3)]
+    assert torch.equal(kept[SampleIndex(0, 0)]["seen"].video, expected[0])
     (tmp_path / "a" / "1.mkv").write_bytes(b"gone")
     (tmp_path / "b" / "1.mkv").write_bytes(b"gone")
-    assert torch.equal(kept[Item(2, 0)]["seen"].video, expected[2])
-    assert "cannot be read" in ClipDataset(clips, BOTH, evenly(3))[Item(0, 0)]["problem"]
+    assert torch.equal(kept[SampleIndex(2, 0)]["seen"].video, expected[2])
+    assert "cannot be read" in ClipDataset(clips, BOTH, evenly(3))[SampleIndex(0, 0)]["problem"]
     assert kept.free == pytest.approx(0.5 * size)
     assert len(both.training) == 1
 

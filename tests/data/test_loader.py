@@ -52,7 +52,7 @@ def test_a_resumed_loader_goes_on_where_it_stopped(stop, workers):
 
 def test_processes_share_an_epoch_without_overlap():
     parts = [
-        [index for batch in epoch(loader(rank=rank, world=3, batch_size=2), 5) for index, _ in batch]
+        [index for batch in epoch(loader(rank=rank, world_size=3, batch_size=2), 5) for index, _ in batch]
         for rank in range(3)
     ]
     assert [len(part) for part in parts] == [6, 6, 6]
@@ -106,7 +106,7 @@ def test_short_and_long_batches_come_in_any_order_and_differ_from_epoch_to_epoch
 
 
 def test_processes_share_batches_of_similar_length():
-    parts = [indices(epoch(grouped(rank=rank, world=3, batch_size=4), 5)) for rank in range(3)]
+    parts = [indices(epoch(grouped(rank=rank, world_size=3, batch_size=4), 5)) for rank in range(3)]
     assert [len(part) for part in parts] == [35, 35, 35]
     assert len({index for part in parts for batch in part for index in batch}) == 420
     means = torch.tensor([[sum(LENGTHS[i] for i in batch) / 4 for batch in part] for part in parts])
@@ -125,5 +125,5 @@ def test_a_resumed_loader_of_similar_lengths_goes_on_where_it_stopped(stop):
 
 
 def test_evaluation_by_length_is_sorted_and_complete():
-    batches = [indices(loader(7, seed=None, lengths=[5, 1, 4, 1, 9, 2, 6], rank=r, world=2)) for r in range(2)]
+    batches = [indices(loader(7, seed=None, lengths=[5, 1, 4, 1, 9, 2, 6], rank=r, world_size=2)) for r in range(2)]
     assert batches == [[[1, 5, 0, 4]], [[3, 2, 6]]]

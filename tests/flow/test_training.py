@@ -7,7 +7,7 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.flow import generator as flow_generator
 from perceivers.flow.data import HELD_OUT, FlowData, SeededPairs, StoredPairs
 from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
@@ -165,7 +165,7 @@ def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
 
 def test_the_reversed_flow_of_stored_pairs_is_the_mean_of_what_ends_in_a_pixel(stored):
     pairs = StoredPairs(open_pairs(stored))
-    batch = pairs.collate([pairs[Item(0, 0)], pairs[Item(1, 0)]])
+    batch = pairs.collate([pairs[SampleIndex(0, 0)], pairs[SampleIndex(1, 0)]])
     frames, flow = estimator().pairs(batch, reversed=True)
     assert torch.equal(frames[2:, 0], batch["frames"][:, 1])
     assert flow[:2, 0, 0, 3].isnan().all()
@@ -208,8 +208,8 @@ def test_some_pixels_drawn_at_random_have_the_same_loss_on_average():
 
 def test_training_draws_other_scenes_in_every_epoch_and_none_that_is_held_out():
     pairs, held_out = SeededPairs(10), SeededPairs(10, HELD_OUT)
-    assert pairs[Item(3, 77)] == 77
-    assert [held_out[Item(place, 0)] for place in (0, 9)] == [HELD_OUT, HELD_OUT + 9]
+    assert pairs[SampleIndex(3, 77)] == 77
+    assert [held_out[SampleIndex(place, 0)] for place in (0, 9)] == [HELD_OUT, HELD_OUT + 9]
 
 
 def test_pairs_of_different_size_are_continued_without_flow():

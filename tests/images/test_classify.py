@@ -10,7 +10,7 @@ from perceivers import PerceiversError
 from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.cli import main
 from perceivers.images.classify import classify_image
-from perceivers.inference import rank
+from perceivers.inference import rank_classes
 from tests.support.cli import fails
 from tests.support.models import classifier, language
 
@@ -62,7 +62,7 @@ def test_given_names_replace_the_stored(tmp_path):
 
 def test_classes_of_one_name_are_told_apart_by_number():
     logits_K = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
-    answer = rank(logits_K, ["crane", "dog", "cat", "crane"])
+    answer = rank_classes(logits_K, ["crane", "dog", "cat", "crane"])
     assert list(answer.items()) == [
         ("dog", pytest.approx(0.4)),
         ("crane (3)", pytest.approx(0.3)),

@@ -9,7 +9,7 @@ from PIL import Image
 from perceivers import PerceiversError
 from perceivers.data.image_files import evaluation_view, to_tensor, training_view
 from perceivers.data.labelled_files import Files, labelled_folder
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.images.data import (
     ImageData,
     ImageDataset,
@@ -96,7 +96,9 @@ def test_every_kind_of_data_can_go_to_another_process(tmp_path):
     for path in ("digits", str(make_folder(tmp_path / "data"))):
         images = ImageData(path).open().training
         copy = pickle.loads(pickle.dumps(ImageDataset(images, (4, 4), 3, 1.0)))
-        assert torch.equal(copy[Item(0, 0)]["image"], ImageDataset(images, (4, 4), 3, 1.0)[Item(0, 0)]["image"])
+        assert torch.equal(
+            copy[SampleIndex(0, 0)]["image"], ImageDataset(images, (4, 4), 3, 1.0)[SampleIndex(0, 0)]["image"]
+        )
 
 
 def test_transparent_and_16_bit_images(tmp_path):
@@ -114,7 +116,7 @@ def test_real_images(shared_data):
     splits = ImageData(str(shared_data / "imagenet_samples")).open()
     assert len(splits.training) + len(splits.evaluation) == 120
     dataset = ImageDataset(splits.training, (224, 224), 3, 224 / 256)
-    assert dataset[Item(0, 0)]["image"].shape == (3, 224, 224)
+    assert dataset[SampleIndex(0, 0)]["image"].shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +142,7 @@ def test_undecodable_images_are_named_and_left_out(tmp_path):
     whole = (tmp_path / "dog" / "0.png").read_bytes()
     (tmp_path / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
     dataset = ImageDataset(labelled_folder(LabelledImages, tmp_path), (4, 4), 3, 1.0)
-    batch = dataset.collate([dataset[Item(index, 0)] for index in range(6)])
+    batch = dataset.collate([dataset[SampleIndex(index, 0)] for index in range(6)])
     assert batch["problems"] == [
         f"{tmp_path / name} cannot be decoded as an image." for name in ("cat/1.png", "dog/0.png")
     ]

@@ -12,7 +12,7 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.starcraft.data import DecisionData, PolicyDecisions, read_split
 from perceivers.starcraft.policy import PolicyConfig
 from perceivers.starcraft.replays import UNKNOWN
@@ -39,7 +39,7 @@ def test_decisions_of_the_parts(tables):
     assert [len(parts[name]) for name in ("training", "validation", "test")] == [6, 3, 3]
     assert parts["training"].lengths == [1, 2, 3, 1, 2, 3]
     assert parts["training"].vocabulary.kinds == ["Probe", "Zealot", "Nexus"]
-    batch = parts["training"].collate([parts["training"][Item(place, 0)] for place in (4, 0, 2)])
+    batch = parts["training"].collate([parts["training"][SampleIndex(place, 0)] for place in (4, 0, 2)])
     assert batch["loop"].tolist() == [1, 30, 32]
     assert batch["real"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
     assert batch["kind"].tolist() == [[0, 1, 0], [0, 0, 0], [0, 1, 2]]
@@ -62,8 +62,8 @@ def test_names_of_tables_and_model_are_brought_together(tables):
     names = PolicyConfig(kinds=("Zealot", "Probe"), abilities=("Move",), scalars=("minerals", "vespene"))
     known = PolicyDecisions(decisions, names)
     assert (len(known), known.lengths) == (len(decisions), decisions.lengths)
-    batch = decisions.collate([decisions[Item(place, 0)] for place in range(6)])
-    found = known.collate([known[Item(place, 0)] for place in range(6)])
+    batch = decisions.collate([decisions[SampleIndex(place, 0)] for place in range(6)])
+    found = known.collate([known[SampleIndex(place, 0)] for place in range(6)])
     assert torch.equal(found["kind"], torch.tensor([2, 1, 0])[batch["kind"]])
     assert torch.equal(found["ability"], torch.tensor([-1, 0, 1])[batch["ability"] + 1])
     assert set(found["ability"].tolist()) == {-1, 0, 1}

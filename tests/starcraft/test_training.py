@@ -11,7 +11,7 @@ from perceivers.cli import main
 
 pytest.importorskip("sc2reader")
 pytest.importorskip("datasets")
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.starcraft.data import PolicyDecisions
 from perceivers.starcraft.metrics import PolicyScores
 from perceivers.starcraft.policy import PolicyConfig, load_policy
@@ -59,7 +59,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, tables, monkey
 
 
 def sample_batch(decisions, count):
-    return decisions.collate([decisions[Item(place, 0)] for place in range(count)])
+    return decisions.collate([decisions[SampleIndex(place, 0)] for place in range(count)])
 
 
 @torch.no_grad()
@@ -110,7 +110,7 @@ def test_figures_do_not_depend_on_batches(tables):
     assert float(scores.compute()["f1"]) == 0
     nothing_before = references(decisions)["as before"]
     assert nothing_before["first"] == nothing_before["recall"] == 0
-    assert any(0 in decisions[Item(place, 0)]["chosen"] for place in range(len(decisions)))
+    assert any(0 in decisions[SampleIndex(place, 0)]["chosen"] for place in range(len(decisions)))
 
 
 @pytest.mark.parametrize("name", ["perceiver", "transformer"])
@@ -154,8 +154,8 @@ def test_a_wrong_size_shows_before_data_is_read():
 def test_a_run_writes_a_config_without_what_the_data_decides(tmp_path, tables):
     run = small_run(tmp_path / "run", tables)
     run.prepare()
-    assert run.written()["model"] == SIZES | {"encoder": "perceiver", "selection": "pointer"}
-    assert run.written()["experiment"] == "behavioural_cloning"
+    assert run.to_config()["model"] == SIZES | {"encoder": "perceiver", "selection": "pointer"}
+    assert run.to_config()["experiment"] == "behavioural_cloning"
 
 
 def test_the_command_evaluates_policies(tmp_path, tables, capsys):

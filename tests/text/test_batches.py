@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.text.batches import TaskTexts, TextCode
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import CLS, PAD, SEP, Bytes
@@ -69,7 +69,7 @@ def examples(*texts):
 def test_padding_and_mask():
     texts = TaskTexts([("one", 0, examples("abc", "d")), ("two", 1, examples("", "efghi"))], code(4, [CLS, FRONT]))
     assert texts.lengths == [4, 2, 1, 4]
-    batch = texts.collate([texts[Item(index, 0)] for index in range(4)])
+    batch = texts.collate([texts[SampleIndex(index, 0)] for index in range(4)])
     assert batch["text"].tolist() == [
         [CLS, *tokens("abc")],
         [CLS, *tokens("d"), PAD, PAD],
@@ -79,14 +79,14 @@ def test_padding_and_mask():
     assert batch["mask"].tolist() == [[place < count for place in range(4)] for count in (4, 2, 1, 4)]
     assert batch["label"].tolist() == [0.0, 1.0, 0.0, 1.0]
     assert (batch["task"].tolist(), batch["set"].tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
-    short = texts.collate([texts[Item(index, 0)] for index in (1, 2)])
+    short = texts.collate([texts[SampleIndex(index, 0)] for index in (1, 2)])
     assert short["text"].tolist() == [[CLS, *tokens("d")], [FRONT, PAD]]
     assert short["mask"].dtype == torch.bool
 
 
 def test_a_batch_of_empty_texts_has_a_place():
     texts = TaskTexts([("one", 0, examples("", ""))], code())
-    batch = texts.collate([texts[Item(index, 0)] for index in range(2)])
+    batch = texts.collate([texts[SampleIndex(index, 0)] for index in range(2)])
     assert batch["text"].tolist() == [[PAD], [PAD]]
     assert not batch["mask"].any()
 

@@ -7,7 +7,7 @@ import perceivers
 from perceivers import InputArray, PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_tree
-from perceivers.presets import example, measure, preset
+from perceivers.presets import find_preset, make_example, measure
 from perceivers.text.bert import BERT
 from perceivers.text.model import LanguageConfig
 
@@ -176,7 +176,7 @@ def test_what_loads_a_perceiver_loads_any(tmp_path):
     ("name", "parameters", "flops"), [("bert_base", 110.6e6, 122e9), ("bert_bytes", 20.4e6, 130e9)]
 )
 def test_sizes_of_the_presets(name, parameters, flops):
-    chosen = preset(name)
+    chosen = find_preset(name)
     size = measure(lambda: perceivers.create_model(name), chosen.inputs)
     assert size.parameters == pytest.approx(parameters, rel=0.0025)
     assert size.flops == pytest.approx(flops, rel=0.005)
@@ -184,7 +184,7 @@ def test_sizes_of_the_presets(name, parameters, flops):
 
 def test_flops_and_parameters_by_hand():
     v, m, c, w = 30, 9, 16, 3 * 16
-    size = measure(lambda: BERT(**SMALL), {"text": example(m, dtype=torch.long)})
+    size = measure(lambda: BERT(**SMALL), {"text": make_example(m, dtype=torch.long)})
     layer = 4 * m * c * c + 2 * m * m * c + 2 * m * c * w
     assert size.flops == 2 * (2 * layer + m * c * c + m * c * v)
     layer = 4 * (c * c + c) + (c * w + w) + (w * c + c) + 4 * c

@@ -324,12 +324,12 @@ def test_single_runs_hold_the_config_of_the_sweep_and_their_models_the_experimen
     run = output / "RTE" / "batch4_lr0.01_seed0"
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "csv", "metrics.json", "model", "tensorboard"]
     assert (run / "config.json").read_text() == (output / "config.json").read_text()
-    written = json.loads((run / "config.json").read_text())
-    assert (written["experiment"], written["model"]) == ("glue", {"init": str(language)})
-    assert written["training"]["output"] == str(output)
+    config = json.loads((run / "config.json").read_text())
+    assert (config["experiment"], config["model"]) == ("glue", {"init": str(language)})
+    assert config["training"]["output"] == str(output)
     assert find_experiment(run / "model") is Glue
     again = read_config(run / "config.json")
-    assert again.written() == written
+    assert again.to_config() == config
 
 
 def measure(capsys, *argv):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from perceivers import PerceiversError
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.text import documents as module
 from perceivers.text.documents import TextFiles, TextRows, bound, read_text
 from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, Windows, pack
@@ -438,10 +438,10 @@ def test_held_out_windows_are_split_over_processes(files):
     data = TextData(str(paths[0].parent), held_out=0.1, evaluated=50)
     held_out = HeldOutText(data.open(0), Bytes(), 64, data)
     assert len(held_out) == 50
-    assert held_out[Item(3, 0)]["text"].shape == (64,)
+    assert held_out[SampleIndex(3, 0)]["text"].shape == (64,)
     alone = [values(batch) for batch in held_out.loader(8)]
     assert alone == [values(batch) for batch in held_out.batches(8)]
-    shares = [[values(batch) for batch in held_out.loader(8, rank=rank, world=3)] for rank in range(3)]
+    shares = [[values(batch) for batch in held_out.loader(8, rank=rank, world_size=3)] for rank in range(3)]
     assert [len(share) for share in shares] == [3, 2, 2]
     assert all(share == alone[rank::3] for rank, share in enumerate(shares))
 
@@ -456,7 +456,7 @@ def test_an_epoch_of_streamed_text_is_so_many_windows_for_any_number_of_processe
     want.stream.rate, want.stream.places = data.masked, data.places(64)
     assert [values(batch) for batch in text.loader(8, 5)] == [values(batch) for batch in want]
     with pytest.raises(TypeError, match="no numbered windows"):
-        text[Item(0, 0)]
+        text[SampleIndex(0, 0)]
 
 
 def test_evaluation_has_as_many_windows_as_asked_for_or_as_there_are(files):

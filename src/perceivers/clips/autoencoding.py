@@ -29,7 +29,7 @@ from perceivers.data.video import write_video
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -112,7 +112,7 @@ class Autoencoding(Experiment):
     points: Count = 512
     label_masking: Fraction = 0.5
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         window = window_of(self.build_on_meta())
         config, labelled = self.model, self.model.classes is not None
         splits = self.data.open(labelled)
@@ -120,7 +120,7 @@ class Autoencoding(Experiment):
             names, several = splits.training.classes, splits.training.several
             check_field("data.training_list", self.data.training_list, not several, "a list with one class a clip")
             config = replace(config, **self.settle(classes=len(names), class_names=names))
-        return Prepared(config.build, *self.data.datasets(splits, window))
+        return Setup(config.build, *self.data.datasets(splits, window))
 
     def learner(self, model: PerceiverIO) -> "ClipAutoencoder":
         folder = Path(self.training.output, "reconstructions")

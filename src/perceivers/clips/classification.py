@@ -21,7 +21,7 @@ from perceivers.errors import PerceiversError
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -50,7 +50,7 @@ class ClipClassification(Experiment):
         self.evaluation_clips = 0
         """Number of clips to evaluate on, once the data is open."""
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         window = window_of(self.build_on_meta())
         splits = self.data.open()
         names, several = splits.training.classes, splits.training.several
@@ -58,7 +58,7 @@ class ClipClassification(Experiment):
         smooth = self.label_smoothing
         check_field("label_smoothing", smooth, not (several and smooth), "0 where clips have several classes")
         self.evaluation_clips = len(splits.evaluation)
-        return Prepared(config.build, *self.data.datasets(splits, window))
+        return Setup(config.build, *self.data.datasets(splits, window))
 
     def learner(self, model: PerceiverIO) -> "ClipClassifier":
         return ClipClassifier(model, self.evaluation_clips, self.optimization, self.label_smoothing)

@@ -9,9 +9,9 @@ from perceivers.adapters.label import LabelOutput
 from perceivers.clips.data import ClipDataset, LabelledClips, evenly
 from perceivers.clips.model_window import masked_inputs, window_of
 from perceivers.data.labelled_files import Files
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
-from perceivers.inference import class_names, device_of, load_for_inference, sort
+from perceivers.inference import class_names, get_device, load_for_inference, sort_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 
@@ -63,11 +63,11 @@ def classify_clip(
     seen = ClipDataset(clips, window_of(model), evenly(windows))
     answers = []
     for clip in range(len(files)):
-        batch = seen.collate([seen[Item(clip * windows + number, 0)] for number in range(windows)])
+        batch = seen.collate([seen[SampleIndex(clip * windows + number, 0)] for number in range(windows)])
         if batch["problems"]:
             raise PerceiversError(batch["problems"][0])
-        there = {name: value.to(device_of(model)) for name, value in batch.items() if name != "problems"}
+        there = {name: value.to(get_device(model)) for name, value in batch.items() if name != "problems"}
         logits = model(masked_inputs(model, there))["label"].float()
         probability_K = (logits.sigmoid() if output.several else logits.softmax(1)).mean(0)
-        answers.append(sort(probability_K, names))
+        answers.append(sort_classes(probability_K, names))
     return answers

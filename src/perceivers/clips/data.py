@@ -25,7 +25,7 @@ from perceivers.data.labelled_files import (
     hold_out,
     open_splits,
 )
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.video import Content, Media
 from perceivers.errors import PerceiversError
 
@@ -249,7 +249,7 @@ class ClipDataset(Samples):
     def __len__(self) -> int:
         return len(self.clips) * (self.draws if self.places is None else len(self.places))
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         """A clip that cannot be read gives a "problem" instead."""
         if self.places is None:
             clip, place = item.sample // self.draws, self.draw(item.seed)

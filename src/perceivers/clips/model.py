@@ -15,7 +15,7 @@ from perceivers.model.adapter import InputAdapter, OutputAdapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
 from perceivers.model.sizes import ModelConfig, Sizes
-from perceivers.presets import Preset, example
+from perceivers.presets import Preset, make_example
 
 FRAME_RATE = 25
 """Frames a second of clips that are autoencoded (section 4.3)."""
@@ -178,8 +178,8 @@ def divide(field: str, sizes: Sequence[int], patch: Sequence[int]) -> tuple[int,
 
 def kinetics(row: str, **settings: Any) -> Preset:
     """Returns a row of the paper's autoencoding table (section 4.3); decoded is what a training step decodes."""
-    label = example(dtype=torch.long)
-    inputs = {"video": example(16, 3, 224, 224), "audio": example(16 * 1920), "label": label}
+    label = make_example(dtype=torch.long)
+    inputs = {"video": make_example(16, 3, 224, 224), "audio": make_example(16 * 1920), "label": label}
     points = torch.empty(512, dtype=torch.long, device="meta")
     outputs = {"video": points, "audio": points, "label": None}
     return Preset("autoencoding", row, AutoencoderConfig(**settings), inputs, 20.0e6, 310e9, outputs)
@@ -187,7 +187,7 @@ def kinetics(row: str, **settings: Any) -> Preset:
 
 def audioset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """Returns a row of the paper's AudioSet table (section 4.6 and appendix)."""
-    inputs = {"video": example(32, 3, 224, 224), "audio": example(61440)}
+    inputs = {"video": make_example(32, 3, 224, 224), "audio": make_example(61440)}
     config = ClipClassifierConfig(**settings)
     return Preset("clip_classification", row, config, inputs, paper_parameters, paper_flops)
 

@@ -18,7 +18,7 @@ from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.clips.model import FRAME_RATE
 from perceivers.clips.model_window import window_of
 from perceivers.data.video import check_video_path, read_clip, write_video
-from perceivers.inference import check_folder, class_names, device_of, load_for_inference, only, rank
+from perceivers.inference import check_folder, class_names, find_adapter, get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 log = logging.getLogger(__name__)
@@ -80,21 +80,21 @@ def autoencode(
         check_video_path(out)
         check_folder(out)
     model = load_for_inference(model, device, dtype)
-    video_in, _ = only(model.inputs, VideoInput, "autoencode")
-    video_out, pixels = only(model.outputs, VideoOutput, "autoencode")
+    video_in, _ = find_adapter(model.inputs, VideoInput, "autoencode")
+    video_out, pixels = find_adapter(model.outputs, VideoOutput, "autoencode")
     window = window_of(model)
     frames, height, width = pixels.positions.grid
     audio_in, audio_out = (
-        only(parts, kind, "autoencode")[0] if window.samples else None
+        find_adapter(parts, kind, "autoencode")[0] if window.samples else None
         for parts, kind in ((model.inputs, AudioInput), (model.outputs, AudioOutput))
     )
     labels = [name for name, part in model.inputs.items() if isinstance(part, LabelInput)]
-    label_out = only(model.outputs, LabelOutput, "autoencode")[0] if labels else None
+    label_out = find_adapter(model.outputs, LabelOutput, "autoencode")[0] if labels else None
 
     read = read_clip(clip, start, frames, FRAME_RATE, (height, width), window.sample_rate)
     if audio_in is not None and read.audio is None:
         log.warning("%s has no sound: silence takes its place.", clip)
-    device_ = device_of(model)
+    device_ = get_device(model)
     heard = torch.zeros(window.samples or 0) if read.audio is None else read.audio
     data = {name: torch.zeros(1, dtype=torch.long, device=device_) for name in labels}
     data[video_in] = read.video[None].to(device_)
@@ -109,7 +109,7 @@ def autoencode(
     ]
     video = torch.stack(decoded).unflatten(1, (height, width)).movedim(-1, 1).clamp(0, 1)
     audio = None if audio_out is None else answers[audio_out][0].float().cpu().clamp(-1, 1)
-    classes = {} if label_out is None else rank(answers[label_out][0], class_names(model, label_out))
+    classes = {} if label_out is None else rank_classes(answers[label_out][0], class_names(model, label_out))
     original = read.video.float() / 255
     if out is not None:
         write_video(out, side_by_side(original, video), FRAME_RATE, audio, window.sample_rate)
@@ -127,7 +127,7 @@ def compression(model: PerceiverIO) -> float:
 
     Its 88x are the 50,176 patches of video of 704 channels, positions and padding among them, over 784 latents of 512.
     """
-    _, video = only(model.inputs, VideoInput, "autoencode")
+    _, video = find_adapter(model.inputs, VideoInput, "autoencode")
     return math.prod(video.positions.grid) * model.input_padding.common / model.encoder.latents.numel()
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from perceivers.errors import PerceiversError
 
 
-class Item(NamedTuple):
+class SampleIndex(NamedTuple):
     """Which sample to make, and the seed of whatever is random in making it."""
 
     sample: int
@@ -32,7 +32,7 @@ class Samples(Dataset[Any], ABC):
         """Returns the number of samples."""
 
     @abstractmethod
-    def __getitem__(self, item: Item) -> Any:
+    def __getitem__(self, item: SampleIndex) -> Any:
         """Makes a sample; whatever is random in it comes from the seed of `item`."""
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
@@ -44,13 +44,13 @@ class Samples(Dataset[Any], ABC):
         return batch
 
     def loader(
-        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
         """Returns a loader of batches, see `ResumableLoader`."""
-        return ResumableLoader(self, batch_size, seed, workers, rank, world)
+        return ResumableLoader(self, batch_size, seed, workers, rank, world_size)
 
 
-class EpochSampler(Sampler[Item]):
+class EpochSampler(Sampler[SampleIndex]):
     """The samples of one process in one epoch.
 
     Args:
@@ -66,47 +66,49 @@ class EpochSampler(Sampler[Item]):
         count: int,
         seed: int | None,
         rank: int,
-        world: int,
+        world_size: int,
         multiple: int,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        self.count, self.seed, self.rank, self.world = count, seed, rank, world
-        self.batch = world * multiple
+        self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
+        self.batch = world_size * multiple
         self.lengths = None if lengths is None else torch.tensor(lengths)
-        self.per_process = len(range(rank, count, world)) if seed is None else count // (world * multiple) * multiple
+        self.per_process = (
+            len(range(rank, count, world_size)) if seed is None else count // (world_size * multiple) * multiple
+        )
         self.epoch = 0
-        self.skipped = 0
+        self.samples_to_skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         if epoch != self.epoch:
-            self.epoch, self.skipped = epoch, 0
+            self.epoch, self.samples_to_skip = epoch, 0
 
     def skip(self, samples: int) -> None:
         """Leaves out the first samples of this epoch: they were trained on before an interruption."""
-        self.skipped = samples
+        self.samples_to_skip = samples
 
     def __len__(self) -> int:
         return self.per_process
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[SampleIndex]:
         if self.seed is None:
             order = torch.arange(self.count) if self.lengths is None else self.lengths.argsort(stable=True)
-            yield from (Item(sample, 0) for sample in order[self.rank :: self.world].tolist())
+            yield from (SampleIndex(sample, 0) for sample in order[self.rank :: self.world_size].tolist())
             return
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(self.count, generator=generator)
         if self.lengths is not None:
-            order = group(order[: self.per_process * self.world], self.lengths, self.batch, generator)
+            order = bucket_by_length(order[: self.per_process * self.world_size], self.lengths, self.batch, generator)
         seeds = torch.randint(2**31, (self.count,), generator=generator)
-        mine = slice(self.rank, self.per_process * self.world, self.world)
+        mine = slice(self.rank, self.per_process * self.world_size, self.world_size)
         pairs = zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)
         for place, (sample, seed) in enumerate(pairs):
-            if place >= self.skipped:
-                yield Item(sample, seed)
+            if place >= self.samples_to_skip:
+                yield SampleIndex(sample, seed)
 
 
-def group(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+def bucket_by_length(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     """Changes an order so that a batch has samples of similar length; which batch comes when remains random.
 
     Samples are sorted only among those of 50 batches, so that batches differ from epoch to epoch.
@@ -139,14 +141,14 @@ class ResumableLoader(DataLoader[Any]):
         seed: int | None = None,
         workers: int = 0,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
-        self.order = EpochSampler(len(samples), seed, rank, world, batch_size, samples.lengths)
+        self.order = EpochSampler(len(samples), seed, rank, world_size, batch_size, samples.lengths)
         if seed is not None and not len(self.order):
             raise PerceiversError(
                 f"training.batch_size is larger than the training set of {len(samples)} samples: choose a smaller one."
             )
-        self.done = 0
+        self.batches_done = 0
         super().__init__(
             samples,
             batch_size,
@@ -159,13 +161,13 @@ class ResumableLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class promises a private class
         assert self.batch_size is not None
-        self.done = self.order.skipped // self.batch_size
+        self.batches_done = self.order.samples_to_skip // self.batch_size
         for batch in super().__iter__():
-            self.done += 1
+            self.batches_done += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.order.epoch, "batches": self.done}
+        return {"epoch": self.order.epoch, "batches": self.batches_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         assert self.batch_size is not None

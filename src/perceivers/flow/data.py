@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from perceivers.checks import Checked, Count
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.flow.datasets import FlowPair, FlowPairs, open_pairs
 from perceivers.flow.scenes import Scenes
 
@@ -81,7 +81,7 @@ class SeededPairs(Samples):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, item: Item) -> int:
+    def __getitem__(self, item: SampleIndex) -> int:
         return item.seed if self.first is None else self.first + item.sample
 
     def collate(self, seeds: list[int]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ class StoredPairs(Samples):
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, item: Item) -> FlowPair:
+    def __getitem__(self, item: SampleIndex) -> FlowPair:
         return self.pairs[item.sample]
 
     def collate(self, pairs: list[FlowPair]) -> dict[str, Tensor]:
@@ -116,6 +116,6 @@ class StoredPairs(Samples):
         return {"frames": torch.stack(frames), "flow": flow.nan_to_num(), "known": ~flow.isnan().any(1)}
 
     def loader(
-        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
-        return super().loader(1 if seed is None else batch_size, seed, workers, rank, world)
+        return super().loader(1 if seed is None else batch_size, seed, workers, rank, world_size)

@@ -21,7 +21,7 @@ from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.pictures import check_largest, flow_picture
-from perceivers.inference import check_folder, device_of, load_for_inference, only
+from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 
 OVERLAP = 20
@@ -63,7 +63,7 @@ def flow(
             of another kind.
     """
     model = load_for_inference(model, device, dtype)
-    _, adapter = only(model.inputs, FramePairInput, "flow")
+    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     frames = [read(frame) for frame in (frame1, frame2)]
     (_, height, width), (_, height2, width2) = (frame.shape for frame in frames)
     if (height, width) != (height2, width2):
@@ -106,8 +106,8 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
     """The flow [2, Y, X] between two frames [2, 3, Y, X] in [0, 1], which are cut into tiles; see `flow`."""
     if batch_size < 1:
         raise PerceiversError(f"batch_size = {batch_size} is not allowed: it must be at least 1.")
-    name, adapter = only(model.inputs, FramePairInput, "flow")
-    output, _ = only(model.outputs, FlowOutput, "flow")
+    name, adapter = find_adapter(model.inputs, FramePairInput, "flow")
+    output, _ = find_adapter(model.outputs, FlowOutput, "flow")
     rows, columns = pair.shape[-2:]
     pair = pad_to(pair, adapter.size)
     height, width = pair.shape[-2:]
@@ -117,7 +117,7 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
     groups = [corners[start : start + batch_size] for start in range(0, len(corners), batch_size)]
     for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
         places = [(..., slice(y, y + adapter.size[0]), slice(x, x + adapter.size[1])) for y, x in group]
-        tiles = torch.stack([pair[place] for place in places]).to(device_of(model))
+        tiles = torch.stack([pair[place] for place in places]).to(get_device(model))
         flow_T2YX = model({name: tiles})[output].float().cpu()
         for place, flow_2YX in zip(places, flow_T2YX, strict=True):
             total_2YX[place] += weight_YX * flow_2YX
@@ -128,8 +128,8 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
 @torch.no_grad()
 def tracked(model: PerceiverIO, pair: Tensor, points_P2: Tensor, overlap: int) -> Tensor:
     """The flow [P, 2] of some pixels of the first of two frames [2, 3, Y, X] in [0, 1]; see `flow`."""
-    name, adapter = only(model.inputs, FramePairInput, "flow")
-    output, flow_output = only(model.outputs, FlowOutput, "flow")
+    name, adapter = find_adapter(model.inputs, FramePairInput, "flow")
+    output, flow_output = find_adapter(model.outputs, FlowOutput, "flow")
     if flow_output.upsampling is not None:
         raise PerceiversError("points need a model with a query for every pixel; this one upsamples: leave them out.")
     size = torch.tensor([pair.shape[-1], pair.shape[-2]])
@@ -151,7 +151,7 @@ def tracked(model: PerceiverIO, pair: Tensor, points_P2: Tensor, overlap: int) -
         if not inside_P.any():
             continue
         index_P = (row_P * adapter.size[1] + column_P)[inside_P]
-        tile = pair[None, ..., y : y + adapter.size[0], x : x + adapter.size[1]].to(device_of(model))
+        tile = pair[None, ..., y : y + adapter.size[0], x : x + adapter.size[1]].to(get_device(model))
         flow_P2 = model({name: tile}, {output: index_P.to(tile.device)})[output][0].float().cpu()
         tile_P1 = weight_YX.flatten()[index_P, None]
         total_P2[inside_P] += tile_P1 * flow_P2
@@ -219,7 +219,7 @@ def flow_video(
     check_folder(out)
     check_largest(largest)
     model = load_for_inference(model, device, dtype)
-    _, adapter = only(model.inputs, FramePairInput, "flow")
+    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     source = read_frames(video)
     pairs = 0
 

@@ -25,7 +25,7 @@ from perceivers.flow.datasets import FlowPair, FlowPairs
 from perceivers.flow.estimate import OVERLAP, notice_padding, tiled
 from perceivers.flow.metrics import FlowErrors, end_point_error
 from perceivers.flow.pictures import MARGIN, flow_picture, full_colour, legend, to_image
-from perceivers.inference import only
+from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
 
@@ -143,7 +143,7 @@ def evaluate(
         PerceiversError: the model is of another kind, a file of the pairs or a picture's folder is not usable, no
             pixel's flow is known, or the model's flow is not finite.
     """
-    _, adapter = only(model.inputs, FramePairInput, "flow")
+    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     sizes: set[tuple[int, int]] = set()
 
     def of_model(frames: Tensor) -> Tensor:

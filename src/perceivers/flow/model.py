@@ -10,7 +10,7 @@ from perceivers.flow.local_start import start_locally
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
 from perceivers.model.sizes import ModelConfig, Sizes
-from perceivers.presets import Preset, example
+from perceivers.presets import Preset, make_example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def flow(
     variant: str, paper_parameters: float | None = None, paper_flops: float | None = None, **settings: Any
 ) -> Preset:
     """Returns a row of the paper's optical flow table (section 4.2) and of its ablation (appendix)."""
-    row, inputs = f"Perceiver IO, {variant}", {"frames": example(2, 3, 368, 496)}
+    row, inputs = f"Perceiver IO, {variant}", {"frames": make_example(2, 3, 368, 496)}
     return Preset("optical_flow", row, OpticalFlowConfig(**settings), inputs, paper_parameters, paper_flops)
 
 

@@ -25,7 +25,7 @@ from perceivers.flow.model import OpticalFlowConfig
 from perceivers.flow.pictures import flow_picture
 from perceivers.flow.scenes import Scenes
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -85,9 +85,9 @@ class OpticalFlow(Experiment):
         whole = self.pixels is None or self.model.downsampling == "none"
         check_field("pixels", self.pixels, whole, "left out for models with convolutional downsampling")
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         self.build_on_meta()
-        return Prepared(self.model.build, *self.data.open())
+        return Setup(self.model.build, *self.data.open())
 
     def learner(self, model: PerceiverIO) -> "FlowEstimator":
         scenes = self.data.scenes if self.data.generates else None

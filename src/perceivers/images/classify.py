@@ -10,7 +10,7 @@ from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.data.labelled_files import Files
 from perceivers.errors import PerceiversError
 from perceivers.images.data import LabelledImages
-from perceivers.inference import class_names, device_of, load_for_inference, rank
+from perceivers.inference import class_names, get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 
@@ -66,6 +66,6 @@ def classify_image(
     answers = []
     for index in range(len(files)):
         view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
-        logits_K = model({"image": to_tensor(view)[None].to(device_of(model))})["label"][0]
-        answers.append(rank(logits_K, names))
+        logits_K = model({"image": to_tensor(view)[None].to(get_device(model))})["label"][0]
+        answers.append(rank_classes(logits_K, names))
     return answers

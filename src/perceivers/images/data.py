@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from perceivers.checks import Checked, ProperFraction
 from perceivers.data.image_files import SUFFIXES, evaluation_view, to_tensor, training_view
 from perceivers.data.labelled_files import Labelled, Splits, hold_out, open_splits
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError
 
 
@@ -124,7 +124,7 @@ class ImageDataset(Samples):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         """An image that cannot be decoded gives a "problem" instead of an image."""
         try:
             image = self.images.read(item.sample, self.colours)

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from perceivers.checkpoints import load
-from perceivers.data.loader import Item
+from perceivers.data.loader import SampleIndex
 from perceivers.images.augmentation import Augmentation
 from perceivers.images.classify import image_input
 from perceivers.images.data import ImageData, ImageDataset, LabelledImages
@@ -94,14 +94,14 @@ def is_demo(output: Path, run: ImageClassification) -> bool:
     """Whether a folder is a demo's, finished or interrupted, and so may be replaced."""
     metrics, config = output / "metrics.json", output / "config.json"
     finished = metrics.is_file() and "test_accuracy" in read_file(metrics)
-    return finished or (config.is_file() and read_file(config).get("model") == run.written()["model"])
+    return finished or (config.is_file() and read_file(config).get("model") == run.to_config()["model"])
 
 
 def test_tensors(model: PerceiverIO, images: LabelledImages) -> tuple[Tensor, Tensor]:
     """All test images as the model wants them, and their labels."""
     adapter = image_input(model)
     dataset = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
-    pixels = torch.stack([dataset[Item(index, 0)]["image"] for index in range(len(images))])
+    pixels = torch.stack([dataset[SampleIndex(index, 0)]["image"] for index in range(len(images))])
     return pixels, torch.tensor(images.labels)
 
 

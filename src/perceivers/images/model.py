@@ -9,7 +9,7 @@ from perceivers.checks import Count
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
 from perceivers.model.sizes import ModelConfig, Sizes
-from perceivers.presets import Preset, example
+from perceivers.presets import Preset, make_example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
 
 def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """Returns a row of the paper's ImageNet table (section 4.4 and appendix)."""
-    inputs = {"image": example(3, 224, 224)}
+    inputs = {"image": make_example(3, 224, 224)}
     config = ImageClassifierConfig(**settings)
     return Preset("image_classification", row, config, inputs, paper_parameters, paper_flops)
 

@@ -21,7 +21,7 @@ from perceivers.images.model import ImageClassifierConfig
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -46,12 +46,12 @@ class ImageClassification(Experiment):
     augmentation: Augmentation = field(default_factory=Augmentation)
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         images = image_input(self.build_on_meta())
         splits = self.data.open()
         names = splits.training.classes
         config = replace(self.model, **self.settle(classes=len(names), class_names=names))
-        return Prepared(
+        return Setup(
             config.build,
             ImageDataset(splits.training, images.size, images.colours, images.crop, self.augmentation.area),
             ImageDataset(splits.evaluation, images.size, images.colours, images.crop),

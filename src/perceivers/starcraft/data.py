@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from perceivers.checks import Checked
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.starcraft.features import number
 from perceivers.starcraft.replays import UNKNOWN
@@ -109,7 +109,7 @@ class Decisions(Samples):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         row: dict[str, Any] = self.rows[item.sample]
         return row
 
@@ -174,7 +174,7 @@ class PolicyDecisions(Samples):
     def __len__(self) -> int:
         return len(self.decisions)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         return self.decisions[item]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

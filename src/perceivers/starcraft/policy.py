@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from perceivers.checkpoints import load_model
 from perceivers.checks import Count, check_field, describe_expected, matches
 from perceivers.errors import PerceiversError
-from perceivers.inference import default_device, move_model
+from perceivers.inference import choose_device, move_model
 from perceivers.model.linear import Linear, learned
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
@@ -145,4 +145,4 @@ def load_policy(source: str | Path, device: str | None = None) -> UnitPolicy:
     policy = load_model(source)
     if not isinstance(policy, UnitPolicy):
         raise PerceiversError(f"{source} holds a {type(policy).__name__}, not a UnitPolicy.")
-    return move_model(policy, device or default_device())
+    return move_model(policy, device or choose_device())

@@ -29,7 +29,7 @@ from perceivers.starcraft.metrics import (
 )
 from perceivers.starcraft.policy import PolicyConfig, Situation, UnitPolicy
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -59,14 +59,14 @@ class BehaviouralCloning(Experiment):
             value = getattr(self.model, name)
             check_field(f"model.{name}", value, not value, "left out: it comes from the data")
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         self.build_on_meta()
         parts = self.data.open()
         kinds, abilities = parts["training"].names()
         names = self.settle(kinds=kinds, abilities=abilities, scalars=parts["training"].vocabulary.scalars)
         config = replace(self.model, **names)
         training, validation = (PolicyDecisions(parts[part], config) for part in ("training", "validation"))
-        return Prepared(config.build, training, validation)
+        return Setup(config.build, training, validation)
 
     def learner(self, model: UnitPolicy) -> "PolicyLearner":
         return PolicyLearner(model, self.optimization, self.ability_weight, self.target_weight)

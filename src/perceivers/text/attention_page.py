@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
-from perceivers.inference import check_folder, device_of, load_for_inference, only
+from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.attention import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
@@ -122,7 +122,7 @@ def attention_page(
     """
     check_folder(out)
     source, model = model, load_for_inference(model, device, dtype)
-    name, adapter = only(model.inputs, TextInput, "attention")
+    name, adapter = find_adapter(model.inputs, TextInput, "attention")
     tokenizer = tokenizer_of(source, adapter.vocabulary)
     count = len(model.encoder.latents)
     for latent in latents or ():
@@ -165,7 +165,7 @@ def attention_page(
 def weights(model: PerceiverIO, name: str, tokens: Sequence[int]) -> Tensor:
     """The weights of the encoder's first cross-attention to the text, input `name`; -> [H, N, M], in float32."""
     with record_attention(model.encoder.cross_attentions[0]) as maps:
-        model.encode({name: torch.tensor([tokens], device=device_of(model))})
+        model.encode({name: torch.tensor([tokens], device=get_device(model))})
     return maps["attention"][0][0].cpu()
 
 

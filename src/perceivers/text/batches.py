@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import Tokenizer
 
@@ -86,7 +86,7 @@ class TaskTexts(Samples):
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         return self.examples[item.sample]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

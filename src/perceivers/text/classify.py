@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.inference import device_of, load_for_inference, rank
+from perceivers.inference import get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.batches import TextCode
 from perceivers.text.bert import BERT
@@ -115,10 +115,12 @@ def classify_text(
         coded.append(token_M)
     answers = []
     for token_M in coded:
-        token_BM = torch.from_numpy(token_M)[None].to(device_of(model))
+        token_BM = torch.from_numpy(token_M)[None].to(get_device(model))
         values_K = model({"text": token_BM}, {"label": torch.tensor([number])})["label"][name][0]
         if len(values_K) == 1:
             answers.append({SCORE: values_K.item()})
         else:
-            answers.append(rank(values_K, heads.names.get(name) or [str(index) for index in range(len(values_K))]))
+            answers.append(
+                rank_classes(values_K, heads.names.get(name) or [str(index) for index in range(len(values_K))])
+            )
     return answers

@@ -8,7 +8,7 @@ import torch
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
-from perceivers.inference import device_of, load_for_inference, only
+from perceivers.inference import find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, to_text, to_tokens
 
@@ -47,8 +47,8 @@ def fill_mask(
         PerceiversError: the text has no mask or is too long, or the model is of another kind.
     """
     model = load_for_inference(model, device, dtype)
-    name, language = only(model.inputs, TextInput, "fill-mask")
-    output, _ = only(model.outputs, TextOutput, "fill-mask")
+    name, language = find_adapter(model.inputs, TextInput, "fill-mask")
+    output, _ = find_adapter(model.outputs, TextOutput, "fill-mask")
     if language.embedding.num_embeddings != BYTE_VOCABULARY:
         raise PerceiversError(
             f"fill-mask needs a model of bytes, with {BYTE_VOCABULARY} tokens: "
@@ -58,8 +58,8 @@ def fill_mask(
         raise PerceiversError(f"top = {top} is not allowed: it must be from 1 to 256.")
     tokens = mask(text, language.length)
     masked = [place for place, token in enumerate(tokens) if token == MASK]
-    token_BM = torch.tensor([tokens], device=device_of(model))
-    place_P = torch.tensor(masked, device=device_of(model))
+    token_BM = torch.tensor([tokens], device=get_device(model))
+    place_P = torch.tensor(masked, device=get_device(model))
     logits_BPV = model({name: token_BM}, {output: place_P})[output]
     probability_PV = logits_BPV[0, :, FIRST_BYTE:].float().softmax(-1)
     values_PK, bytes_PK = probability_PV.topk(top)

@@ -28,7 +28,7 @@ from perceivers.text.loading import load_text_model
 from perceivers.text.model import BertConfig, LanguageConfig, text_tasks
 from perceivers.text.tokenizers import Tokenizer, open_tokenizer
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -96,7 +96,7 @@ class FineTuning(Experiment, ABC):
         tokenizer: Tokenizer,
         tasks: Mapping[str, TextTask],
         method: Method,
-    ) -> Prepared:
+    ) -> Setup:
         """Makes samples of the examples of all tasks together, so that each is sampled in proportion to its examples.
 
         Args:
@@ -125,7 +125,7 @@ class FineTuning(Experiment, ABC):
             code = text_code(build(), tokenizer)
         numbers = {name: number for number, name in enumerate(tasks)}
         training = TaskTexts([(name, numbers[name], task.training) for name, task in tasks.items()], code)
-        return Prepared(build, training, TaskTexts(list_sets(self.sets, numbers), code))
+        return Setup(build, training, TaskTexts(list_sets(self.sets, numbers), code))
 
     def learner(self, model: PerceiverIO | BERT) -> "TextTasks":
         return TextTasks(model, self.optimization, {name: (part.task, part.metric) for name, part in self.sets.items()})
@@ -152,7 +152,7 @@ class TextClassification(FineTuning):
     data: LabelledTextData = field(default_factory=LabelledTextData)
     tokenizer: str = "bytes"
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         if isinstance(self.model, Pretrained):
             model, tokenizer = self.model.load()
             return self.prepare_tasks(lambda: model, tokenizer, self.open_tasks(), "single_task")

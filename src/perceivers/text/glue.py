@@ -23,7 +23,7 @@ from perceivers.text.fine_tuning import FineTuning, Method, Pretrained, TextSet,
 from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import Tokenizer
-from perceivers.training.experiment import Prepared
+from perceivers.training.experiment import Setup
 from perceivers.training.loop import CONFIG, LAST, epochs_done
 
 PAPER = {
@@ -98,7 +98,7 @@ class Glue(FineTuning):
         if missing := self.data.missing():
             print(f"Not in {self.data.path}, and left out: {', '.join(missing)}.")
         together = {"all": tasks} if self.method != "single_task" else {name: {name: tasks[name]} for name in tasks}
-        write(output / CONFIG, lambda file: file.write_text(json.dumps(self.written(), indent=2) + "\n"))
+        write(output / CONFIG, lambda file: file.write_text(json.dumps(self.to_config(), indent=2) + "\n"))
         runs = [(name, setting) for name in together for setting in self.settings()]
         for number, (name, (batch_size, lr, seed)) in enumerate(runs, 1):
             folder = output / name / f"batch{batch_size}_lr{lr:g}_seed{seed}"
@@ -131,14 +131,14 @@ class Glue(FineTuning):
         """Returns the tasks of the data."""
         return {name: text_task(splits, self.examples) for name, splits in self.data.open().items()}
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         """Opens a single run."""
         model, tokenizer = self.model.load()
         return self.prepare_tasks(lambda: model, tokenizer, self.tasks or self.open_tasks(), self.method)
 
-    def written(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """Returns the config of the sweep, which its single runs hold as well: what goes on is the sweep."""
-        return super().written() if self.whole is None else self.whole.written()
+        return super().to_config() if self.whole is None else self.whole.to_config()
 
     @classmethod
     def evaluates(cls, model: nn.Module) -> bool:
@@ -152,7 +152,7 @@ class Glue(FineTuning):
         """Raises a PerceiversError if the folder holds a sweep of another model, method or data."""
         if not (output / CONFIG).is_file():
             return
-        there, here = json.loads((output / CONFIG).read_text()), json.loads(json.dumps(self.written()))
+        there, here = json.loads((output / CONFIG).read_text()), json.loads(json.dumps(self.to_config()))
         for config in (there, here):
             for part, names in (
                 ("training", ("resume", "output", "workers", "devices", "accelerator")),

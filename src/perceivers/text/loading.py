@@ -4,7 +4,7 @@ from pathlib import Path
 
 from perceivers.checkpoints.load import load_model, locate
 from perceivers.errors import PerceiversError
-from perceivers.inference import check_dtype, default_device, move_model
+from perceivers.inference import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.bert import BERT
 from perceivers.text.model import text_input
@@ -29,4 +29,4 @@ def load_text_model_to(
     """Does the same, but puts the model where it is to run; `device` and `dtype` as in `load_for_inference`."""
     check_dtype(dtype)
     model, tokenizer = load_text_model(source)
-    return move_model(model, device or default_device(), dtype), tokenizer
+    return move_model(model, device or choose_device(), dtype), tokenizer

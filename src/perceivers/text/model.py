@@ -11,7 +11,7 @@ from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
-from perceivers.presets import Preset, example
+from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_start import start_locally
 from perceivers.text.task_output import TaskOutput
@@ -146,7 +146,7 @@ def text_tasks(
 
 def language(row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig) -> Preset:
     """Returns a row of the paper's language table (section 4.1)."""
-    inputs = {"text": example(config.length, dtype=torch.long)}
+    inputs = {"text": make_example(config.length, dtype=torch.long)}
     return Preset("language", row, config, inputs, paper_parameters, paper_flops)
 
 

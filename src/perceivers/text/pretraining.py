@@ -25,7 +25,7 @@ from perceivers.text.model import BertConfig, LanguageConfig, is_language_model,
 from perceivers.text.stream import Batch, HeldOutText, StreamedText, TextData
 from perceivers.text.tokenizers import Bytes, Tokenizer, open_tokenizer
 from perceivers.training import learner
-from perceivers.training.experiment import Experiment, Prepared
+from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
@@ -54,12 +54,12 @@ class MaskedLanguage(Experiment):
         """The tokenizer that `data` names."""
         return open_tokenizer(self.data.tokenizer)
 
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         config = replace(self.model, **self.settle(vocabulary=self.tokenizer.size))
         length = text_input(self.build_on_meta()).length
         sources = self.data.open(self.training.seed)
         windows = self.data.steps * self.training.batch_size
-        return Prepared(
+        return Setup(
             config.build,
             StreamedText(sources, self.tokenizer, length, self.data, windows),
             HeldOutText(sources, self.tokenizer, length, self.data),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from perceivers.checks import Checked, Count, ProperFraction
-from perceivers.data.loader import Item, Samples
+from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
 from perceivers.text.masking import Masked, mask_words
@@ -322,12 +322,12 @@ class StreamedText(Samples):
     def __len__(self) -> int:
         return self.windows
 
-    def __getitem__(self, item: Item) -> Any:
+    def __getitem__(self, item: SampleIndex) -> Any:
         """Windows have no numbers: which one comes next depends on those before it."""
         raise TypeError("text without end has no numbered windows: iterate over its loader")
 
     def loader(
-        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Batch]:
         """Returns the batches of one process, see `StreamLoader`."""
         stream = Stream(
@@ -340,10 +340,10 @@ class StreamedText(Samples):
             batch_size,
             seed or 0,
             rank,
-            world,
+            world_size,
             workers,
         )
-        return StreamLoader(stream, self.windows // (batch_size * world), workers)
+        return StreamLoader(stream, self.windows // (batch_size * world_size), workers)
 
 
 class HeldOutText(Samples):
@@ -384,7 +384,7 @@ class HeldOutText(Samples):
     def __len__(self) -> int:
         return len(self.windows_WM)
 
-    def __getitem__(self, item: Item) -> dict[str, Any]:
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         """Returns the "text" [M] of a window, without hidden words, which are drawn batch by batch."""
         return {"text": torch.from_numpy(self.windows_WM[item.sample])}
 
@@ -397,8 +397,8 @@ class HeldOutText(Samples):
         ]
 
     def loader(
-        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world: int = 1
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Batch]:
-        """Returns the batches of one process: every `world`-th of them."""
-        mine: Any = self.batches(batch_size)[rank::world]
+        """Returns the batches of one process: every `world_size`-th of them."""
+        mine: Any = self.batches(batch_size)[rank::world_size]
         return DataLoader(mine, batch_size=None)

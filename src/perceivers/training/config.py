@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from perceivers import plugins
 from perceivers.checks import Checked, check_field
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.presets import preset
+from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
 
@@ -143,7 +143,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
     if "preset" in given:
         name = given.pop("preset")
         check_field("model.preset", name, isinstance(name, str), "one of `perceivers models`")
-        chosen = preset(name)
+        chosen = find_preset(name)
         if not isinstance(chosen.config, tuple(kinds)):
             raise PerceiversError(
                 f"{path}: model.preset = {name} is of {chosen.experiment}: {experiment.__name__} trains "

@@ -20,7 +20,7 @@ from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
 
 
-class Prepared(NamedTuple):
+class Setup(NamedTuple):
     """What an experiment has opened: how to build its model, and its samples for training and validation."""
 
     build: Callable[[], Model]
@@ -60,7 +60,7 @@ class Experiment(Checked, ABC):
         """Fields of the model's config that the data has decided."""
 
     @abstractmethod
-    def prepare(self) -> Prepared:
+    def prepare(self) -> Setup:
         """Opens the data. Builds the model on the meta device before, so that a wrong setting shows early."""
 
     @abstractmethod
@@ -80,7 +80,7 @@ class Experiment(Checked, ABC):
         L.seed_everything(self.training.seed, verbose=False)
         prepared = self.prepare()
         learner = self.learner(prepared.build())
-        return train(learner, prepared.training, prepared.validation, self.training, self.written(), self.finish)
+        return train(learner, prepared.training, prepared.validation, self.training, self.to_config(), self.finish)
 
     def build_on_meta(self) -> Any:
         """Returns the model as the config has it, without weights."""
@@ -104,7 +104,7 @@ class Experiment(Checked, ABC):
         """Returns the name under which the experiment is declared, or its import path."""
         return plugins.name_of("experiments", cls)
 
-    def written(self) -> dict[str, Any]:
+    def to_config(self) -> dict[str, Any]:
         """Returns the config as a file holds it, such that the run can be resumed from it."""
         config: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         config["model"] = {

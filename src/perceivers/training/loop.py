@@ -103,9 +103,9 @@ class Batches(L.LightningDataModule):
 class Steps(Callback):
     """Looks after the steps of a run: their random numbers, their input, their speed, and an interruption."""
 
-    def __init__(self, config: Training, written: Mapping[str, Any]) -> None:
+    def __init__(self, config: Training, run_config: Mapping[str, Any]) -> None:
         self.config = config
-        self.written = written
+        self.run_config = run_config
         self.interrupted = False
         self.problems: set[str] = set()
         self.ended = time.perf_counter()
@@ -125,7 +125,7 @@ class Steps(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
-            text = json.dumps(self.written, indent=2) + "\n"
+            text = json.dumps(self.run_config, indent=2) + "\n"
             write(Path(self.config.output, CONFIG), lambda file: file.write_text(text))
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -232,7 +232,7 @@ def train(
     training: Samples,
     validation: Samples,
     config: Training,
-    written: Mapping[str, Any],
+    run_config: Mapping[str, Any],
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Trains, evaluating after each epoch, and saves the model.
@@ -242,7 +242,7 @@ def train(
         training: the samples to train on.
         validation: those to evaluate on after each epoch.
         config: how to train.
-        written: the whole config of the run, as it is written to the run's folder.
+        run_config: the whole config of the run, as it is written to the run's folder.
         finish: adds files to the folder of the trained model.
 
     Returns:
@@ -259,7 +259,7 @@ def train(
     if config.compile:
         learner.model.compile()
     batches = Batches(training, validation, config)
-    trainer = build_trainer(config, learner, written)
+    trainer = build_trainer(config, learner, run_config)
     started = time.perf_counter()
     trainer.fit(learner, datamodule=batches, ckpt_path=last if config.resume else None, weights_only=True)
     if not any(name.startswith("test") for name in trainer.callback_metrics):
@@ -268,7 +268,7 @@ def train(
         parameters = sum(parameter.numel() for parameter in learner.model.parameters())
         results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
         results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
-        learner.model.save(output / "model", written.get("experiment"))
+        learner.model.save(output / "model", run_config.get("experiment"))
         if finish is not None:
             finish(output / "model")
         write(output / "metrics.json", lambda file: file.write_text(json.dumps(results, indent=2) + "\n"))
@@ -314,7 +314,7 @@ def epochs_done(last: Path) -> int:
     return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
 
 
-def build_trainer(config: Training, learner: Learner, written: Mapping[str, Any]) -> L.Trainer:
+def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, Any]) -> L.Trainer:
     """Lightning's trainer for a run.
 
     Raises:
@@ -326,7 +326,7 @@ def build_trainer(config: Training, learner: Learner, written: Mapping[str, Any]
     average: list[Callback] = [] if config.ema is None else [EMAWeightAveraging(decay=config.ema)]
     callbacks: list[Callback] = [
         *average,
-        Steps(config, written),
+        Steps(config, run_config),
         ModelCheckpoint(output / "checkpoints", "best", figure, mode=mode, enable_version_counter=False),
         ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
         LearningRateMonitor("step"),

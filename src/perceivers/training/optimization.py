@@ -54,7 +54,7 @@ class Optimization(Checked):
             optimizer.clamp = math.inf  # type: ignore[attr-defined]
         elif self.optimizer == "muon":
             own = {"lr": self.lr, "betas": (0.9, self.beta2), "eps": 1e-8, "use_adjusted_lr": True}
-            optimizer = Muon([group | own for group in split(groups, hidden_weights(module))])
+            optimizer = Muon([group | own for group in split_for_muon(groups, hidden_weights(module))])
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
         scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.rate(step, steps))
@@ -90,7 +90,7 @@ def hidden_weights(module: nn.Module) -> set[Tensor]:
     return {layer.weight for part in parts for layer in part.modules() if isinstance(layer, nn.Linear)}
 
 
-def split(groups: list[dict[str, Any]], matrices: set[Tensor]) -> list[dict[str, Any]]:
+def split_for_muon(groups: list[dict[str, Any]], matrices: set[Tensor]) -> list[dict[str, Any]]:
     """Parameters whose updates are made orthogonal, and the others of each group."""
     parts = [
         group | {"params": [p for p in group["params"] if (p in matrices) == orthogonal], "use_muon": orthogonal}
