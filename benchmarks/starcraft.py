@@ -26,7 +26,7 @@ from benchmarks.worker import peak, reset_peak
 from perceivers.checkpoints import load_model
 from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
-from perceivers.model.attention import compute_as_written
+from perceivers.model import kernels
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.starcraft.training import evaluate, losses_of, references
@@ -80,7 +80,7 @@ def flops(policy: UnitPolicy, units: int) -> int:
     """Returns the FLOPs of the encoder for one decision of so many units."""
     with torch.device("meta"):
         encoder = type(policy.encoder)(**policy.encoder.config).eval().requires_grad_(False)
-        compute_as_written(encoder)
+        kernels.reset(encoder)
         with FlopCounterMode(display=False) as counter:
             encoder(torch.empty(1, units, policy.units.channels), torch.ones(1, units, dtype=torch.bool))
     return counter.get_total_flops()

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from perceivers.data.loader import SampleIndex
-from perceivers.model.attention import record_attention
+from perceivers.model.intermediates import record_attention
 from perceivers.starcraft.data import Decisions, PolicyDecisions
 from perceivers.starcraft.metrics import as_mask, own, selects
 from perceivers.starcraft.policy import UnitPolicy

@@ -5,8 +5,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceivers import PerceiverIO, PerceiversError, SetEncoder
 from perceivers.adapters import ArrayInput, ElementOutput
 from perceivers.checkpoints.load import load_model
+from perceivers.model import kernels
 from perceivers.model.adapter import InputArray
-from perceivers.presets import compute_as_written
 from perceivers.set_encoder import SetHeads
 from perceivers.starcraft.entity_transformer import EntityTransformer
 from tests.support.models import shaken
@@ -95,7 +95,7 @@ def test_a_saved_encoder_answers_the_same(encoder, elements, tmp_path):
 def flops(encoder):
     with torch.device("meta"):
         model = encoder(128).eval().requires_grad_(False)
-        compute_as_written(model)
+        kernels.reset(model)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 512, 128), torch.ones(1, 512, dtype=torch.bool))
     return counter.get_total_flops()

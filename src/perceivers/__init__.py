@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from perceivers.checkpoints.load import load
     from perceivers.errors import PerceiversError
     from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-    from perceivers.model.attention import record_attention
+    from perceivers.model.intermediates import record_attention
     from perceivers.model.perceiver_io import PerceiverIO
     from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
     from perceivers.model.saving import Model
@@ -41,7 +41,7 @@ MODULES = {
     "InputAdapter": "model.adapter",
     "InputArray": "model.adapter",
     "OutputAdapter": "model.adapter",
-    "record_attention": "model.attention",
+    "record_attention": "model.intermediates",
     "PerceiverIO": "model.perceiver_io",
     "FourierPositions": "model.positions",
     "LearnedPositions": "model.positions",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers import plugins
-from perceivers.model.attention import compute_as_written
+from perceivers.model import kernels
 from perceivers.model.config import construct
 from perceivers.model.sizes import ModelConfig
 
@@ -106,7 +106,7 @@ def measure(
     """
     with torch.device("meta"):
         model = build().eval().requires_grad_(False)
-        compute_as_written(model)
+        kernels.reset(model)
         with FlopCounterMode(display=False) as counter:
             model(inputs, outputs)
     return ModelCost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())

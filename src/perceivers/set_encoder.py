@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.array import ArrayInput
 from perceivers.adapters.elements import ElementOutput
+from perceivers.model import kernels
 from perceivers.model.adapter import InputArray
 from perceivers.model.linear import Linear
 from perceivers.model.perceiver_io import PerceiverIO
@@ -84,6 +85,7 @@ class SetEncoder(Model):
             decoder_heads=heads,
         )
         self.heads = SetHeads(width, answer_channels)
+        kernels.optimize(self)
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
         """Takes elements, and which of them are real (all, if not given)."""

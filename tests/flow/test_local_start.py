@@ -4,7 +4,7 @@ import torch
 
 from perceivers.flow.local_start import layout
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.model.attention import record_attention
+from perceivers.model.intermediates import record_attention
 
 FLOW = {
     "downsampling": "conv", "image_size": (48, 64), "feature_channels": 8, "bands": 8, "latents": 48, "channels": 64,

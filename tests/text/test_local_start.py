@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from perceivers.errors import PerceiversError
-from perceivers.model.attention import Attention, record_attention
+from perceivers.model.attention import Attention
+from perceivers.model.intermediates import record_attention
 from perceivers.model.local_start import moved
 from perceivers.text.local_start import attend_nearby, frequencies, start_locally, waves
 from perceivers.text.model import BertConfig, LanguageConfig

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.linear import learned
+from perceivers.model.linear import trunc_normal_parameter
 
 
 class LabelInput(InputAdapter):
@@ -49,7 +49,7 @@ class LabelOutput(OutputAdapter):
         self.names = names
         self.several = several
         if query_channels is not None:
-            self.query = learned(1, 1, query_channels)
+            self.query = trunc_normal_parameter(1, 1, query_channels)
 
     @property
     def class_names(self) -> list[str]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.linear import learned, project
+from perceivers.model.kernels.onednn import linear
+from perceivers.model.linear import trunc_normal_parameter
 from perceivers.model.positions import LearnedPositions
 
 
@@ -31,7 +32,9 @@ class TextInput(InputAdapter):
         self.vocabulary = vocabulary
         self.length = length
         self.channels = channels
-        self.embedding = nn.Embedding(vocabulary + extra, channels, _weight=learned(vocabulary + extra, channels))
+        self.embedding = nn.Embedding(
+            vocabulary + extra, channels, _weight=trunc_normal_parameter(vocabulary + extra, channels)
+        )
         self.positions = LearnedPositions([length], channels)
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
@@ -92,4 +95,4 @@ class TextOutput(OutputAdapter):
 
     def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
         """-> logits [B, M, V], or [B, P, V] of some places."""
-        return project(y_BOE, self.text[0].embedding.weight, self.bias)
+        return linear(y_BOE, self.text[0].embedding.weight, self.bias)

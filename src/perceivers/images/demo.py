@@ -19,7 +19,7 @@ from perceivers.images.data import ImageData, ImageDataset, LabelledImages
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.images.training import ImageClassification
 from perceivers.inference import class_names
-from perceivers.model.attention import record_attention
+from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
 from perceivers.training.config import read_file

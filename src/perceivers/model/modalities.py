@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.model.linear import learned
+from perceivers.model.linear import trunc_normal_parameter
 
 
 class Padding(nn.Module):
@@ -28,9 +28,13 @@ class Padding(nn.Module):
         super().__init__()
         self.common = max(channels.values()) + (minimum if len(channels) > 1 else 0)
         self.vectors = nn.ParameterDict(
-            {name: learned(self.common - count) for name, count in channels.items() if self.common > count}
+            {
+                name: trunc_normal_parameter(self.common - count)
+                for name, count in channels.items()
+                if self.common > count
+            }
         )
-        self.masks = nn.ParameterDict({name: learned(self.common) for name in maskable})
+        self.masks = nn.ParameterDict({name: trunc_normal_parameter(self.common) for name in maskable})
 
     def forward(self, name: str, x_BMC: Tensor, masked_BM: Tensor | None = None) -> Tensor:
         """[B, M, channels of this modality] -> [B, M, common channels]."""

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from perceivers.errors import PerceiversError
+from perceivers.model import kernels
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
-from perceivers.model.attend import known
-from perceivers.model.attention import CrossAttention, Remembered, SelfAttention
-from perceivers.model.linear import Linear, learned
+from perceivers.model.attention import CrossAttention, KeyValues, SelfAttention
+from perceivers.model.kernels.eager import is_concrete
+from perceivers.model.kernels.folding import decode
+from perceivers.model.linear import Linear, trunc_normal_parameter
 from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Sizes, takes_sizes
@@ -48,7 +50,7 @@ class Encoder(nn.Module):
         checkpointing: bool,
     ) -> None:
         super().__init__()
-        self.latents = learned(latents, channels)
+        self.latents = trunc_normal_parameter(latents, channels)
         self.cross_attentions = nn.ModuleList(cross_attentions)
         self.layers = nn.ModuleList(layers)
         self.num_blocks = num_blocks
@@ -80,7 +82,7 @@ def recompute(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def needed(mask_BM: Tensor | None) -> Tensor | None:
     """The mask, if it hides anything."""
-    return None if mask_BM is None or (known(mask_BM) and mask_BM.all()) else mask_BM
+    return None if mask_BM is None or (is_concrete(mask_BM) and mask_BM.all()) else mask_BM
 
 
 def check_points(name: str, points: Tensor, total: int) -> None:
@@ -147,7 +149,7 @@ class PerceiverIO(Model):
                 widening_factor=size.cross_widening_factor,
                 dropout=size.dropout,
                 gelu=size.gelu,
-                long="inputs",
+                longer="inputs",
             )
             for _ in range(1 if size.share_cross_attention else size.num_cross_attends)
         ]
@@ -178,7 +180,7 @@ class PerceiverIO(Model):
                 query_residual=size.query_residual,
                 dropout=size.dropout,
                 gelu=size.gelu,
-                long="queries",
+                longer="queries",
             )
             self.projection = nn.Identity() if output_channels is None else Linear(decoded, output_channels)
         self.heads = nn.ModuleDict()
@@ -186,6 +188,7 @@ class PerceiverIO(Model):
             if adapter.channels is not None:
                 read = (output_channels or decoded) if name in asking else channels
                 self.heads[name] = Linear(read, adapter.channels)
+        kernels.optimize(self)
 
     def encode(self, data: Mapping[str, Any], masked: Mapping[str, Tensor] | None = None) -> Encoded:
         """Reads all inputs into the latents.
@@ -240,11 +243,11 @@ class PerceiverIO(Model):
         outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
         check_names("output", outputs, self.outputs, all_needed=False)
         asking = any(self.outputs[name].query_channels is not None for name in outputs)
-        seen = self.decoder.remember(encoded.z_BND) if asking else None
+        seen = self.decoder.project_keys_values(encoded.z_BND) if asking else None
         return {name: self.decode_output(name, encoded, seen, points, max_memory) for name, points in outputs.items()}
 
     def decode_output(
-        self, name: str, encoded: Encoded, seen: Remembered | None, points: Tensor | None, max_memory: int | None
+        self, name: str, encoded: Encoded, seen: KeyValues | None, points: Tensor | None, max_memory: int | None
     ) -> Any:
         """Decodes one output from what the decoder has seen of the latents, in chunks if memory asks for it."""
         adapter = self.outputs[name]
@@ -265,15 +268,15 @@ class PerceiverIO(Model):
             y_BPE = torch.cat(chunks, 1)
         return adapter.read(y_BPE, encoded, points)
 
-    def answer(self, name: str, encoded: Encoded, seen: Remembered, points: Tensor | None) -> Tensor:
+    def answer(self, name: str, encoded: Encoded, seen: KeyValues, points: Tensor | None) -> Tensor:
         """Makes the queries of some points and decodes them; -> [B, P, E]."""
         adapter = self.outputs[name]
         assert isinstance(adapter, OutputAdapter)
         z_BND = encoded.z_BND
         q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
         q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
-        last = [layer for layer in (self.projection, self.head(name)) if not isinstance(layer, nn.Identity)]
-        return self.decoder(q_BPQ, seen, None, needed(adapter.mask(encoded, points)), last)
+        head = [layer for layer in (self.projection, self.head(name)) if not isinstance(layer, nn.Identity)]
+        return decode(self.decoder, head, q_BPQ, seen, needed(adapter.mask(encoded, points)))
 
     def head(self, name: str) -> nn.Module:
         """The last linear layer of an output, if it has one."""
@@ -287,7 +290,7 @@ class PerceiverIO(Model):
         hidden = self.decoder.mlp.hidden.out_features
         read = getattr(self.projection, "out_features", 0)
         vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features + read
-        kept = 2 * attention.heads * latents if attention.dropout and self.training else 0  # scores
+        kept = 2 * attention.heads * latents if attention.dropout.p and self.training else 0  # scores
         return batch * (vectors + kept) * z_BND.element_size()
 
     def forward(

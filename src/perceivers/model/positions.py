@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured
-from perceivers.model.linear import Linear, learned
+from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
 class Positions(Configured, nn.Module):
@@ -133,7 +133,7 @@ class LearnedPositions(Positions):
         super().__init__()
         self.grid = tuple(grid)
         self.channels = channels
-        self.table_SF = learned(math.prod(self.grid), channels)
+        self.table_SF = trunc_normal_parameter(math.prod(self.grid), channels)
         self.projection = Linear(channels, channels) if projected else nn.Identity()
 
     def forward(

@@ -7,6 +7,7 @@ and MLP, as Perceiver IO's are.
 import torch
 from torch import Tensor, nn
 
+from perceivers.model import kernels
 from perceivers.model.attention import SelfAttention
 from perceivers.model.linear import Linear
 from perceivers.model.saving import Model
@@ -38,6 +39,7 @@ class EntityTransformer(Model):
         self.embedding = Linear(channels, width)
         self.layers = nn.ModuleList(SelfAttention(width, heads, widening_factor=widening_factor) for _ in range(depth))
         self.heads = SetHeads(width, answer_channels)
+        kernels.optimize(self)
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
         """Takes units, and which of them are real (all, if not given)."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.linear import Linear, learned
+from perceivers.model.linear import Linear, trunc_normal_parameter
 
 CELLS = 256
 """Cells of the largest map, along each side."""
@@ -45,7 +45,9 @@ class UnitFeatures(nn.Module):
         super().__init__()
         self.kinds = list(kinds)
         self.bands = bands
-        self.embedding = nn.Embedding(len(kinds) + 1, kind_channels, _weight=learned(len(kinds) + 1, kind_channels))
+        self.embedding = nn.Embedding(
+            len(kinds) + 1, kind_channels, _weight=trunc_normal_parameter(len(kinds) + 1, kind_channels)
+        )
         self.channels = kind_channels + OWNERS + FLAGS + GROUPS + 2 + 4 * bands + 2
 
     def places(self, names: Sequence[str]) -> Tensor:

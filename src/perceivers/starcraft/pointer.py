@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from perceivers.model.linear import Linear, learned
+from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
 class PointerNetwork(nn.Module):
@@ -25,7 +25,7 @@ class PointerNetwork(nn.Module):
     def __init__(self, channels: int, context: int, key_channels: int = 32) -> None:
         super().__init__()
         self.key = Linear(channels, key_channels)
-        self.end = learned(key_channels)
+        self.end = trunc_normal_parameter(key_channels)
         self.context = nn.Sequential(Linear(context, 256), nn.ReLU(), Linear(256, key_channels))
         self.recurrent = nn.LSTM(2 * key_channels, 256, batch_first=True)
         self.query = Linear(256, key_channels)

@@ -18,7 +18,8 @@ from perceivers.checkpoints import load_model
 from perceivers.checks import Count, check_field, describe_expected, matches
 from perceivers.errors import PerceiversError
 from perceivers.inference import choose_device, move_model
-from perceivers.model.linear import Linear, learned
+from perceivers.model import kernels
+from perceivers.model.linear import Linear, trunc_normal_parameter
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
 from perceivers.set_encoder import SetEncoder, SetEncoding
@@ -71,8 +72,9 @@ class UnitPolicy(Model):
         context = answers + self.numbers.channels
         self.selection = (PointerNetwork if selection == "pointer" else SeparateSelection)(answers, context)
         self.ability = nn.Sequential(Linear(context + answers, 256), nn.ReLU(), Linear(256, len(abilities) + 1))
-        self.ability_vector = learned(len(abilities) + 1, 64)
+        self.ability_vector = trunc_normal_parameter(len(abilities) + 1, 64)
         self.target_query = nn.Sequential(Linear(context + answers + 64, 256), nn.ReLU(), Linear(256, answers))
+        kernels.optimize(self)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Situation:
         """Encodes units and numbers; `batch` is as `perceivers.starcraft.data.PolicyDecisions` makes it."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
-from perceivers.model.attention import record_attention
+from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
 from perceivers.text.classify import find_task, task_heads, text_code

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
+from perceivers.model import kernels
 from perceivers.model.adapter import InputArray
-from perceivers.model.attention import SelfAttention, gelu
-from perceivers.model.linear import Linear, project
+from perceivers.model.attention import SelfAttention
+from perceivers.model.kernels.onednn import linear
+from perceivers.model.linear import Linear, gelu
 from perceivers.model.perceiver_io import check_points
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Gelu
@@ -37,7 +39,7 @@ class TokenLogits(nn.Module):
     def forward(self, h_BPC: Tensor) -> Tensor:
         """[B, P, C] -> logits [B, P, V]."""
         h_BPC = self.norm(gelu(self.hidden(h_BPC), self.gelu))
-        return project(h_BPC, self.text[0].embedding.weight, self.bias)
+        return linear(h_BPC, self.text[0].embedding.weight, self.bias)
 
 
 class BERT(Model):
@@ -86,6 +88,7 @@ class BERT(Model):
         self.outputs = nn.ModuleDict(
             {"text": TokenLogits(text, gelu)} if tasks is None else {"label": TaskHeads(tasks, channels, names)}
         )
+        kernels.optimize(self)
 
     def forward(self, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> dict[str, Any]:
         """Reads `data` and predicts `outputs`, by name those at integer points [P] or [B, P], or None for all."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, OutputAdapter
-from perceivers.model.linear import Linear, learned
+from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
 class TaskHeads(nn.Module):
@@ -72,7 +72,7 @@ class TaskOutput(OutputAdapter):
         super().__init__()
         self.query_channels: int = query_channels
         self.shared = shared
-        self.query = learned(1, 1 if shared else len(tasks), query_channels)
+        self.query = trunc_normal_parameter(1, 1 if shared else len(tasks), query_channels)
         self.heads = TaskHeads(tasks, query_channels, names)
 
     def count(self, encoded: Encoded) -> int:

@@ -5,8 +5,13 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.model import attend as module
-from perceivers.model.attend import Attend, attend, fused, pieces
+from perceivers.model.kernels import attention as module
+from perceivers.model.kernels.attention import (
+    ChunkedAttention,
+    chunks,
+    has_fused_kernel,
+    scaled_dot_product_attention,
+)
 
 LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -35,8 +40,8 @@ MASK = torch.arange(9) < torch.tensor([[9], [4], [0]])
 @pytest.fixture(params=["one piece", "many pieces"])
 def in_pieces(request, monkeypatch):
     if request.param == "many pieces":
-        monkeypatch.setattr(module, "SCORES_ON_CPU", 2 * 9 * 4)
-        monkeypatch.setattr(module, "FEW_QUERIES", 3)
+        monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 2 * 9 * 4)
+        monkeypatch.setattr(module, "MIN_CHUNK_QUERIES", 3)
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -51,7 +56,7 @@ def test_values_and_gradients_are_the_formulas(dtype, heads, qk, v, masked, bias
     bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
     inputs = [array for array in (q, k, values, bias) if array is not None]
     want = formula(q, k, values, mask, bias, 0.3)
-    got = attend(q, k, values, mask, bias, scale=0.3)
+    got = scaled_dot_product_attention(q, k, values, mask, bias, scale=0.3)
     assert got.dtype == dtype
     torch.testing.assert_close(got.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
     weight = torch.randn_like(want)
@@ -63,17 +68,19 @@ def test_values_and_gradients_are_the_formulas(dtype, heads, qk, v, masked, bias
 @pytest.mark.parametrize("budget", [1, 10**6])
 def test_pieces_on_an_accelerator_take_masks_as_a_bias(budget, monkeypatch):
     """There, masks become a bias; the same path is taken here where it cannot be looked at what they hide."""
-    monkeypatch.setattr(module, "known", lambda mask: False)
-    monkeypatch.setattr(module, "SCORES_ON_CPU", budget)
+    monkeypatch.setattr(module, "is_concrete", lambda mask: False)
+    monkeypatch.setattr(module, "CPU_CHUNK_BYTES", budget)
     for v in (4, 6):  # by the fused kernel, and in pieces
         q, k, values = arrays(torch.float32, v=v)
-        torch.testing.assert_close(attend(q, k, values, MASK).double(), formula(q, k, values, MASK))
+        torch.testing.assert_close(
+            scaled_dot_product_attention(q, k, values, MASK).double(), formula(q, k, values, MASK)
+        )
 
 
 def test_gradients_by_finite_differences():
     q, k, v = arrays(torch.float64, queries=3, inputs=4)
     bias = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: Attend.apply(*a, 0.5, 1), (q, k, v, bias))
+    assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1), (q, k, v, bias))
 
 
 @pytest.mark.parametrize(("dtype", "qk", "v"), [(torch.float32, 32, 160), (torch.bfloat16, 64, 64)])
@@ -81,7 +88,7 @@ def test_no_score_is_kept_for_the_gradients(dtype, qk, v):
     q, k, values = arrays(dtype, 8, 64, 512, qk, v)
     kept = []
     with saved_tensors_hooks(lambda array: kept.append(array.numel()) or array, lambda array: array):
-        attend(q, k, values)
+        scaled_dot_product_attention(q, k, values)
     assert sum(kept) == q.numel() + k.numel() + values.numel()
 
 
@@ -90,7 +97,7 @@ def test_no_score_is_kept_for_the_gradients(dtype, qk, v):
 def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, inputs):
     q, k = torch.empty(heads, queries, 8), torch.empty(heads, inputs, 8)
     seen = torch.zeros(heads, queries)
-    for some_heads, parts in pieces(q, k, budget):
+    for some_heads, parts in chunks(q, k, budget):
         for some_queries in parts:
             part = seen[some_heads, some_queries]
             part += 1
@@ -101,26 +108,26 @@ def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, 
 def test_nothing_is_computed_of_padding():
     q, k, v = (array.detach() for array in arrays(torch.float32))
     with FlopCounterMode(display=False) as counter:
-        attend(q, k, v, MASK)
+        scaled_dot_product_attention(q, k, v, MASK)
     assert counter.get_total_flops() == 2 * 2 * 7 * (9 + 4) * (4 + 6)
 
 
 def test_which_kernel():
     q, _, v = arrays(torch.float32, qk=8, v=8)
-    assert fused(q, v, None, 0.0)
-    assert not fused(q, v, torch.zeros(3, 9, requires_grad=True), 0.0)  # whose gradient it would not give
-    assert not fused(q.bfloat16(), v.bfloat16(), None, 0.0)
-    assert not fused(q[..., :4], v, None, 0.0)
+    assert has_fused_kernel(q, v, None, 0.0)
+    assert not has_fused_kernel(q, v, torch.zeros(3, 9, requires_grad=True), 0.0)  # whose gradient it would not give
+    assert not has_fused_kernel(q.bfloat16(), v.bfloat16(), None, 0.0)
+    assert not has_fused_kernel(q[..., :4], v, None, 0.0)
     sizes = {(64, 64): True, (32, 160): True, (256, 256): True, (322, 322): False, (261, 261): False, (512, 512): False}
     for (qk, v_channels), expected in sizes.items():
         q, v = torch.empty(1, 1, 2, qk, device="meta"), torch.empty(1, 1, 3, v_channels, device="meta")
-        assert fused(q, v, None, 0.0) is expected
+        assert has_fused_kernel(q, v, None, 0.0) is expected
 
 
 def test_autocast_computes_in_its_type():
     q, k, v = arrays(torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
-        got = attend(q, k, v)
+        got = scaled_dot_product_attention(q, k, v)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.double(), formula(q, k, v), atol=3e-2, rtol=3e-2)
     got.float().sum().backward()
@@ -130,6 +137,6 @@ def test_autocast_computes_in_its_type():
 def test_dropout_drops_weights():
     q, k, v = arrays(torch.float32)
     torch.manual_seed(0)
-    some = torch.stack([attend(q, k, v, MASK, dropout=0.5) for _ in range(400)])
+    some = torch.stack([scaled_dot_product_attention(q, k, v, MASK, dropout=0.5) for _ in range(400)])
     assert some.std(0)[:2].min() > 0
     torch.testing.assert_close(some.mean(0).double(), formula(q, k, v, MASK), atol=0.4, rtol=0)

@@ -1,0 +1,41 @@
+"""What a model computes on the way: its attention maps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from perceivers.model.attention import Attention
+
+
+@contextmanager
+def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """Collects, while open, the weights of every attention that runs inside `module`.
+
+        with record_attention(model.encoder) as maps:
+            model.encode({"image": images})
+        maps["cross_attentions.0.attention"][0]  # [B, H, N, M]
+
+    Layers compute the formula meanwhile: memory is that of all score matrices. Record a submodule to have only its own.
+    A compiled module runs without its hooks: record it before it is compiled.
+
+    Yields:
+        For each `Attention`, by its name inside `module`, one float32 [B, H, O, M] a call (a shared layer is called
+        often). Rows sum to 1, or are 0 where all inputs, or the query, are masked.
+    """
+    maps: dict[str, list[Tensor]] = {}
+
+    def record(name: str, _dropout: nn.Module, arguments: tuple[Tensor]) -> None:
+        maps.setdefault(name, []).append(arguments[0].detach())
+
+    hooks = [
+        child.dropout.register_forward_pre_hook(partial(record, name))  # its input is the weights
+        for name, child in module.named_modules()
+        if isinstance(child, Attention)
+    ]
+    try:
+        yield maps
+    finally:
+        for handle in hooks:
+            handle.remove()

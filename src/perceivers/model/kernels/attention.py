@@ -1,0 +1,201 @@
+"""softmax(q k^T) v without storing the scores: by torch's fused kernel where it is the fastest, else in chunks.
+
+Shape suffixes:
+    B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values,
+    G some of all heads of all examples, R some of the queries
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from perceivers.model.kernels.eager import is_concrete, is_eager
+from perceivers.model.kernels.onednn import linear
+
+CPU_CHUNK_BYTES = 2**23
+"""Bytes of scores computed at a time on a processor: they stay in its cache."""
+
+GPU_CHUNK_BYTES = 2**28
+"""The same on an accelerator, whose kernels should be large."""
+
+MIN_CHUNK_QUERIES = 256
+"""Minimum queries per chunk: smaller matrix products are inefficient."""
+
+
+def scaled_dot_product_attention(
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    mask_BM: Tensor | None = None,
+    bias_BM: Tensor | None = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+) -> Tensor:
+    """Computes softmax(scale * q k^T + bias) v; -> [B, H, O, V].
+
+    Args:
+        q_BHOK: queries.
+        k_BHMK: keys.
+        v_BHMV: values.
+        mask_BM: True for real inputs; the others get no weight. Where none is real, the result is zeros.
+        bias_BM: added to all scores of an input.
+        dropout: probability of dropping a weight.
+        scale: of the scores; 1 / sqrt(K) by default.
+    """
+    scale = 1 / math.sqrt(q_BHOK.shape[-1]) if scale is None else scale
+    device_type = q_BHOK.device.type
+    if mask_BM is not None and device_type == "cpu" and is_concrete(mask_BM):
+        return attend_without_padding(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale)
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        q_BHOK, k_BHMK, v_BHMV = q_BHOK.to(dtype), k_BHMK.to(dtype), v_BHMV.to(dtype)
+    if bias_BM is not None:
+        bias_BM = bias_BM.to(q_BHOK.dtype)
+    if mask_BM is not None:
+        has_inputs_B1 = mask_BM.any(-1, keepdim=True)
+        bias_BM = torch.zeros_like(mask_BM, dtype=q_BHOK.dtype) if bias_BM is None else bias_BM
+        bias_BM = bias_BM.masked_fill(~mask_BM & has_inputs_B1, -math.inf)  # a softmax needs one finite score
+    if has_fused_kernel(q_BHOK, v_BHMV, bias_BM, dropout):
+        bias_B11M = None if bias_BM is None else bias_BM[:, None, None]
+        a_BHOV = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B11M, dropout, scale=scale)
+    else:
+        budget = CPU_CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES
+        arrays = q_BHOK, k_BHMK, v_BHMV, bias_BM
+        has_grad = torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
+        run = ChunkedAttention.apply if has_grad else ChunkedAttention.forward
+        a_BHOV = run(*arrays, scale, budget)
+    return a_BHOV if mask_BM is None else a_BHOV.masked_fill(~has_inputs_B1[..., None, None], 0)
+
+
+def attend_without_padding(
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    mask_BM: Tensor,
+    bias_BM: Tensor | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """Attends one example at a time to its real inputs only, so that no score of padding is computed."""
+    results = []
+    for example, real_M in enumerate(mask_BM):
+        one = slice(example, example + 1)
+        if real_M.any():
+            bias_1M = None if bias_BM is None else bias_BM[one, real_M]
+            k, v = k_BHMK[one, :, real_M], v_BHMV[one, :, real_M]
+            results.append(scaled_dot_product_attention(q_BHOK[one], k, v, None, bias_1M, dropout, scale))
+        else:
+            results.append(q_BHOK.new_zeros(1, *q_BHOK.shape[1:3], v_BHMV.shape[-1]))
+    return torch.cat(results)
+
+
+def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, dropout: float) -> bool:
+    """Returns whether torch's fused kernel is to be used: it is faster than `ChunkedAttention`, or the only choice.
+
+    On processors, it takes keys and values of equal size in float32, and gives no gradient to a bias. On accelerators,
+    it takes heads of up to 256 channels, in multiples of 8.
+    """
+    sizes = q_BHOK.shape[-1], v_BHMV.shape[-1]
+    compiling = torch.compiler.is_compiling()
+    if dropout or not (compiling or is_eager()):
+        return True
+    if q_BHOK.device.type == "cpu":
+        learned_bias = bias_BM is not None and bias_BM.requires_grad
+        is_wide = q_BHOK.dtype in (torch.float32, torch.float64)
+        return compiling or (is_wide and sizes[0] == sizes[1] and not learned_bias)
+    return all(size <= 256 and size % 8 == 0 for size in sizes)
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """The formula in chunks of heads and queries whose scores take at most `budget` bytes.
+
+    Scores are recomputed in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, scale: float, budget: int
+    ) -> Tensor:
+        # Keys and values are read in every chunk: make them contiguous once.
+        q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        bias = repeat_for_heads(bias_BM, q_BHOK.shape[1])
+        per_head = [
+            concatenate([matmul(scores(q[G, R], k[G], bias, G, scale).softmax(-1), v[G]) for R in queries], 1)
+            for G, queries in chunks(q, k, budget)
+        ]
+        return concatenate(per_head, 0).unflatten(0, q_BHOK.shape[:2])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        q_BHOK, k_BHMK, v_BHMV, bias_BM, ctx.scale, ctx.budget = inputs
+        ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BM)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHOV: Tensor) -> tuple[Tensor | None, ...]:
+        q_BHOK, k_BHMK, v_BHMV, bias_BM = ctx.saved_tensors
+        q, grad_a = q_BHOK.flatten(0, 1), grad_BHOV.flatten(0, 1)
+        k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        bias = repeat_for_heads(bias_BM, q_BHOK.shape[1])
+        has_bias = ctx.needs_input_grad[3]
+        grad_q, grad_k, grad_v = (array.new_empty(array.shape) for array in (q, k, v))
+        grad_bias = k.new_empty(k.shape[:2])
+        for G, queries in chunks(q, k, ctx.budget):
+            sums: list[Tensor] = []
+            for R in queries:
+                weights_GRM = scores(q[G, R], k[G], bias, G, ctx.scale).softmax(-1)
+                grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
+                grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
+                grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
+                parts = [grad_scores_GRM.mT @ (q[G, R] * ctx.scale), weights_GRM.mT @ grad_a[G, R]]
+                parts += [grad_scores_GRM.sum(1)] if has_bias else []
+                if len(queries) > 1:  # sum in float32 or wider
+                    parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+                sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
+            grad_k[G], grad_v[G] = sums[:2]
+            if has_bias:
+                grad_bias[G] = sums[2]
+        grad_q, grad_k, grad_v, grad_bias = (
+            g.unflatten(0, q_BHOK.shape[:2]) for g in (grad_q, grad_k, grad_v, grad_bias)
+        )
+        return grad_q, grad_k, grad_v, grad_bias.sum(1) if has_bias else None, None, None
+
+
+def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Yields slices of heads, and for each the slices of its queries."""
+    heads, queries, _ = q.shape
+    bytes_per_query = k.shape[1] * q.element_size()
+    fewest = min(queries, MIN_CHUNK_QUERIES)
+    heads_per_chunk = min(heads, max(1, budget // (fewest * bytes_per_query)))
+    queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
+    query_slices = [slice(query, query + queries_per_chunk) for query in range(0, queries, queries_per_chunk)]
+    for head in range(0, heads, heads_per_chunk):
+        yield slice(head, head + heads_per_chunk), query_slices
+
+
+def concatenate(chunks: list[Tensor], dimension: int) -> Tensor:
+    """Concatenates chunks; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dimension)
+
+
+def repeat_for_heads(bias_BM: Tensor | None, heads: int) -> Tensor | None:
+    """Repeats a bias for every head; -> [B * H, 1, M]."""
+    return None if bias_BM is None else bias_BM.repeat_interleave(heads, 0)[:, None]
+
+
+def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, G: slice, scale: float) -> Tensor:
+    """Computes q k^T * scale + bias; -> [G, R, M]."""
+    if len(q_GRK) == 1:
+        return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[G][0, 0])[None]
+    added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias[G], 1)
+    return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Computes a b for each head."""
+    return linear(a[0], b[0].mT)[None] if len(a) == 1 else a @ b

@@ -1,0 +1,168 @@
+"""Attention and decoding in an order of products that takes less work, and none on padding.
+
+Products are associative: with one head, a score is q W_q (x W_k)^T, and both weights can be applied to the queries, or
+both to the inputs; so can those of values and output. The longer array is then not projected, which saves work and,
+above all, the memory of its projections. A layer with anything attached to it (hooks, parametrizations, pruning,
+another class) is not folded and gets whole arrays: it runs as it is.
+
+Shape suffixes as in `perceivers.model.attention`; W hidden channels of an MLP, E output channels
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from perceivers.model.attention import MLP, Attention, CrossAttention, KeyValues
+from perceivers.model.kernels.attention import scaled_dot_product_attention
+from perceivers.model.kernels.eager import is_concrete
+from perceivers.model.kernels.onednn import linear
+from perceivers.model.linear import Linear, gelu
+
+MAX_FOLDED_OUTPUT_RATIO = 1 / 8
+"""Largest ratio of output channels to query channels at which the weights after the decoder are multiplied first."""
+
+
+class FoldedKeyValues(NamedTuple):
+    """Keys and values to which weights of queries and output, or none at all, were applied."""
+
+    k_B1MK: Tensor
+    v_B1MV: Tensor
+    mask_BM: Tensor | None
+    bias_BM: Tensor | None = None
+
+
+class FusedAttention:
+    """Attention that stores no scores and skips padding."""
+
+    def applies_to(self, attention: Attention) -> bool:
+        return is_unmodified(attention.dropout)  # its input would be the attention weights
+
+    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
+        k_BMK, v_BMV = (skip_padding(layer, x_BMC, mask_BM) for layer in (attention.key, attention.value))
+        return KeyValues(attention.split_heads(k_BMK), attention.split_heads(v_BMV), mask_BM)
+
+    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
+        q_BHOK = attention.split_heads(skip_padding(attention.query, q_BOQ, mask_BO))
+        r_BOV = read_values(attention, q_BHOK, key_values)
+        return skip_padding(attention.output, fill_masked(r_BOV, mask_BO), mask_BO)
+
+
+class FoldIntoQueries(FusedAttention):
+    """One head, whose weights of keys and values are applied to queries and results instead of the inputs."""
+
+    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
+        if not can_fold(attention):
+            return super().project_keys_values(attention, x_BMC, mask_BM)
+        return FoldedKeyValues(x_BMC[:, None], x_BMC[:, None], mask_BM)
+
+    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
+        if isinstance(key_values, KeyValues):
+            return super().attend(attention, q_BOQ, key_values, mask_BO)
+        # The bias of the keys adds the same to all scores of a query, which changes no weight: times 0 it is in the
+        # graph and gets its gradient. Weights sum to 1, so that the bias of the values comes out as it is.
+        q_BOK = skip_padding(attention.query, q_BOQ, mask_BO)
+        q_BOC = q_BOK @ attention.key.weight + 0 * attention.key.bias.sum()
+        r_BOV = attention.value(read_values(attention, q_BOC[:, None], key_values))
+        if key_values.mask_BM is not None:
+            r_BOV = r_BOV.masked_fill(~key_values.mask_BM.any(-1)[:, None, None], 0)
+        return skip_padding(attention.output, fill_masked(r_BOV, mask_BO), mask_BO)
+
+
+class FoldIntoInputs(FusedAttention):
+    """One head, whose weights of queries and output are applied to keys and values."""
+
+    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
+        if not can_fold(attention):
+            return super().project_keys_values(attention, x_BMC, mask_BM)
+        k_BMK = attention.key(x_BMC)
+        k_BMQ = k_BMK @ attention.query.weight
+        v_BMQ = linear(attention.value(x_BMC), attention.output.weight)
+        bias_BM = attention.scale * k_BMK @ attention.query.bias
+        return FoldedKeyValues(k_BMQ[:, None], v_BMQ[:, None], mask_BM, bias_BM)
+
+    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
+        if isinstance(key_values, KeyValues):
+            return super().attend(attention, q_BOQ, key_values, mask_BO)
+        return fill_masked(read_values(attention, q_BOQ[:, None], key_values), mask_BO) + attention.output.bias
+
+
+def read_values(attention: Attention, q_BHOK: Tensor, key_values: Any) -> Tensor:
+    """Computes softmax(q k^T) v and joins the heads; -> [B, O, V]."""
+    k_BHMK, v_BHMV, mask_BM, bias_BM = (*key_values, None)[:4]
+    dropout = attention.dropout.p if attention.dropout.training else 0.0
+    r_BHOV = scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, attention.scale)
+    return r_BHOV.transpose(1, 2).flatten(2)
+
+
+def fill_masked(r_BOV: Tensor, query_mask_BO: Tensor | None) -> Tensor:
+    """Sets what masked queries read to zero."""
+    return r_BOV if query_mask_BO is None else r_BOV.masked_fill(~query_mask_BO[..., None], 0)
+
+
+def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
+    """Applies a function of single elements, skipping padding; [B, M, C] -> [B, M, E].
+
+    It is evaluated on the real elements and on one padding element, whose result stands for all others: they are
+    identical, or nobody reads them.
+    """
+    if mask_BM is None or not is_concrete(mask_BM) or (isinstance(function, nn.Module) and not is_unmodified(function)):
+        return function(x_BMC)
+    mask_BM = mask_BM.expand(x_BMC.shape[:2])
+    padding_index = mask_BM.flatten().int().argmin()
+    padding_E = function(x_BMC.flatten(0, 1)[padding_index][None])[0]
+    return padding_E.expand(*mask_BM.shape, -1).index_put((mask_BM,), function(x_BMC[mask_BM]))
+
+
+def can_fold(attention: Attention) -> bool:
+    """Returns whether weights may be applied elsewhere: no weight is dropped, and all layers are as they were built."""
+    drops = attention.dropout.training and attention.dropout.p > 0
+    return not drops and is_unmodified(attention.query, attention.key, attention.value, attention.output)
+
+
+def is_unmodified(*layers: nn.Module) -> bool:
+    """Returns whether layers are of the library's own classes, with their own parameters and nothing attached."""
+    return all(
+        type(layer) in (Linear, nn.LayerNorm, nn.Dropout, MLP, CrossAttention)
+        and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
+        and "forward" not in vars(layer)
+        and (not isinstance(layer, Linear) or layer._parameters.keys() == {"weight", "bias"})
+        for layer in layers
+    )
+
+
+def decode(
+    decoder: CrossAttention, head: Sequence[nn.Module], q_BOQ: Tensor, key_values: Any, query_mask_BO: Tensor | None
+) -> Tensor:
+    """Applies the decoder and the layers after it; -> [B, O, E]."""
+    parts = (decoder, decoder.norm_h, decoder.mlp, decoder.mlp.hidden, decoder.mlp.output, *head)
+    if decoder.attention.kernel is None or not is_unmodified(*parts):
+        y_BOE: Tensor = decoder(q_BOQ, key_values, None, query_mask_BO)
+        for layer in head:
+            y_BOE = layer(y_BOE)
+        return y_BOE
+    a_BOQ = decoder.attention(decoder.norm_q(q_BOQ), key_values, None, query_mask_BO)
+    h_BOQ = a_BOQ + q_BOQ if decoder.query_residual else a_BOQ
+    identical_BO = None if decoder.query_residual else query_mask_BO  # masked queries then have the same output
+    return skip_padding(partial(apply_mlp_and_head, decoder, head), h_BOQ, identical_BO)
+
+
+def apply_mlp_and_head(decoder: CrossAttention, head: Sequence[nn.Module], h_BOQ: Tensor) -> Tensor:
+    """Applies the MLP with its residual, and the layers of the head; -> [B, O, E].
+
+    All after the GELU is linear. For an output of few channels and many elements, such as the colors of every pixel,
+    multiplying the weights with each other first takes a fraction of the work.
+    """
+    hidden_BOW, output = gelu(decoder.mlp.hidden(decoder.norm_h(h_BOQ)), decoder.mlp.gelu), decoder.mlp.output
+    layers = [layer for layer in head if isinstance(layer, Linear)]  # all are, see `is_unmodified`
+    if not layers or layers[-1].out_features > MAX_FOLDED_OUTPUT_RATIO * h_BOQ.shape[-1]:
+        y_BOE: Tensor = h_BOQ + output(hidden_BOW)
+        for layer in layers:
+            y_BOE = layer(y_BOE)
+        return y_BOE
+    weight: Tensor = layers[-1].weight
+    bias: Tensor = layers[-1].bias
+    for layer in reversed(layers[:-1]):
+        weight, bias = weight @ layer.weight, weight @ layer.bias + bias
+    return linear(h_BOQ, weight, bias) + linear(hidden_BOW, weight @ output.weight, weight @ output.bias)
