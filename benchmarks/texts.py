@@ -70,13 +70,13 @@ REASONS = """
 - **Encode once.** Outputs are decoded in chunks from latents that are computed once, and so are the decoder's keys
   and values.
 - **Nothing is projected that need not be.** With one head, the weights of keys and values, or of queries and output,
-  are applied on the side of the few latents (`Attention.remember`), also in training.
+  are applied on the side of the few latents (`kernels/folding.py`), also in training.
 - **The last layers are one.** Where an output has few channels, the linear layers before it are multiplied with each
   other first (`sum_then_linear`).
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **No score is kept.** Attention is torch's fused kernel where that is the fastest, else the formula in pieces whose
-  scores stay in the cache, computed again for gradients (`attend.py`). In bfloat16 the pieces are faster than torch's
+  scores stay in the cache, computed again for gradients (`kernels/attention.py`). In bfloat16 the pieces are faster than torch's
   kernel for processors; for keys and values of unequal sizes it has none.
 - **The faster library.** On processors with AVX-512, float32 products are oneDNN's, not MKL's (`linear.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.
@@ -101,5 +101,5 @@ python benchmarks/report.py
 
 The fused kernels of GPUs take heads of up to 256 channels, in eights. The single heads of these models have 261 to 704,
 for which `scaled_dot_product_attention` falls back to forming all scores; there, ours computes the formula in pieces of
-256 MB of scores, by plain matrix products (`attend.py`). This path is tested on CPU against the formula.
+256 MB of scores, by plain matrix products (`kernels/attention.py`). This path is tested on CPU against the formula.
 """
