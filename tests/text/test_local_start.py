@@ -47,7 +47,9 @@ def test_heads_look_around_a_place():
     with torch.no_grad():
         attend_nearby(attention, LENGTH, 256, reach=12)
     wave_SC = waves(torch.arange(LENGTH), LENGTH, 256)[None]
-    weight_HOM = attention.weights(wave_SC, wave_SC)[0].detach()
+    with record_attention(attention) as maps:
+        attention(wave_SC, wave_SC)
+    weight_HOM = maps[""][0][0]
     read_HO = weight_HOM.argmax(-1)
     for head, distance in enumerate((-4.5, -1.5, 1.5, 4.5)):
         inner = torch.arange(10, LENGTH - 10)
