@@ -190,7 +190,7 @@ def test_settings_of_the_original_can_be_given_and_wrong_ones_are_refused(origin
     file = dump(tree, tmp_path / "file")
     loaded = perceivers.load(file, **(settings | {"heads": 2, "dropout": 0.5}))
     assert loaded.encoder.layers[0].attention.heads == 2
-    assert loaded.encoder.layers[0].attention.dropout == 0.5
+    assert loaded.encoder.layers[0].attention.dropout.p == 0.5
     with pytest.raises(PerceiversError, match=r"has no argument 'head': did you mean 'heads'\?"):
         perceivers.load(file, **settings, head=2)
     with pytest.raises(PerceiversError, match="heads = 'four' is not allowed: it must be of type int"):
