@@ -1,7 +1,7 @@
 """What both sides are called with, and a training step of each.
 
 `theirs` and `ours` return the call of a side on the same inputs; calls return the same answers, so that they can be
-compared: logits, flow in pixels, colours and samples, or, of a training step, the gradient of the latents.
+compared: logits, flow in pixels, colors and samples, or, of a training step, the gradient of the latents.
 
 Shape suffixes: B batch, M tokens, P points
 """
@@ -218,7 +218,7 @@ def flow(row: Row, side: str, model: nn.Module, place: Place) -> Work:
 
 
 def clip(row: Row, side: str, model: nn.Module, place: Place) -> Work:
-    """Colours and samples of a clip whose label is masked, of the parts on which `transformers` is measured."""
+    """Colors and samples of a clip whose label is masked, of the parts on which `transformers` is measured."""
     frames, side_length = place.size
     pixels = frames * side_length**2
     video = torch.rand(row.batch, frames, 3, side_length, side_length)
@@ -237,12 +237,12 @@ def clip(row: Row, side: str, model: nn.Module, place: Place) -> Work:
         }
 
         def whole() -> Tensor:
-            answers = model(data, masked=masked)
-            colours = answers["video"].movedim(2, -1).flatten(1, 3)[:, of_video : (1 + MEASURED_PARTS) * of_video]
+            answers = model(data, hidden=masked)
+            colors = answers["video"].movedim(2, -1).flatten(1, 3)[:, of_video : (1 + MEASURED_PARTS) * of_video]
             sound = answers["audio"][:, of_audio * patch : (1 + MEASURED_PARTS) * of_audio * patch]
-            return torch.cat([colours.flatten(1), sound], 1)
+            return torch.cat([colors.flatten(1), sound], 1)
 
-        return Work(whole, lambda: model(data, first, masked=masked) if row.warm == "part" else whole())
+        return Work(whole, lambda: model(data, first, hidden=masked) if row.warm == "part" else whole())
 
     inputs = {
         "image": video.to(place.device, place.dtype),
@@ -260,7 +260,7 @@ def clip(row: Row, side: str, model: nn.Module, place: Place) -> Work:
 
     def parts() -> Tensor:
         answers = [decode(part) for part in measured]
-        colours = torch.cat([answer["image"] for answer in answers], 1).flatten(1)
-        return torch.cat([colours, *[answer["audio"] for answer in answers]], 1)
+        colors = torch.cat([answer["image"] for answer in answers], 1).flatten(1)
+        return torch.cat([colors, *[answer["audio"] for answer in answers]], 1)
 
     return Work(parts, lambda: decode(0), place.parts / MEASURED_PARTS)

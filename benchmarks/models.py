@@ -138,7 +138,7 @@ def make(name: str, folder: Path, tiny: bool = False) -> None:
     config = transformers.PerceiverConfig(
         **(published.tiny if tiny else published.config), attention_probs_dropout_prob=0.0
     )
-    with torch.device("meta"):  # its own initialisation takes a minute
+    with torch.device("meta"):  # its own initialization takes a minute
         model = getattr(transformers, published.architecture)(config)
     model.to_empty(device="cpu")
     torch.manual_seed(0)

@@ -60,7 +60,7 @@ def ratios(rows: list[tuple[str, str, dict[str, float]]], file: Path) -> None:
     axis.set(xscale="log", xlabel="times as fast as the other implementation", ylim=(len(rows) - 0.4, -0.6))
     axis.set_xticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"], minor=False)
     axis.tick_params(axis="x", which="minor", labelbottom=False)
-    axis.legend([plt.Rectangle((0, 0), 1, 1, color=colour) for colour in DTYPE_COLOURS.values()], list(DTYPE_COLOURS))
+    axis.legend([plt.Rectangle((0, 0), 1, 1, color=color) for color in DTYPE_COLOURS.values()], list(DTYPE_COLOURS))
     axis.grid(axis="x", alpha=0.3)
     figure.tight_layout()
     figure.savefig(file, dpi=110, bbox_inches="tight")

@@ -134,7 +134,7 @@ def test_help_teaches_every_field(capsys):
         ("--model.latents=many", "model.latents"),
         ("--model.depth=2.5", "model.depth"),
         ("--model.widening_factor=0", "model.widening_factor = 0 is not allowed: it must be at least 1"),
-        ("--model.std=[0.1, 0.2]", "mean has 1 colours, but std has 2"),
+        ("--model.std=[0.1, 0.2]", "mean has 1 colors, but std has 2"),
         ("--model.classes=7", "model.classes = 7 is not allowed: it must be 10, as in the data"),
         ("--model.samples_per_frame=3", "there is no field 'model.samples_per_frame'"),
         ("--model.preset=optical_flow", "model.preset = optical_flow is of optical_flow: ImageClassification trains"),
@@ -149,7 +149,7 @@ def test_help_teaches_every_field(capsys):
         ("--training.precision=foo", "training.precision"),
         ("--training.accelerator=tpu", "training.accelerator"),
         ("--training.devices=0", "cannot be had here"),
-        ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for grey images"),
+        ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for gray images"),
         ("--experiment=images", "there is no experiment 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),
         ("--training.batch_size=5000", "larger than the training set of 1198 samples"),
@@ -183,10 +183,10 @@ def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "choose another output path" in fails(capsys, "fit", str(DIGITS), f"--training.output={tmp_path}/file/run")
     assert "neither a folder or file here nor a model" in fails(capsys, "classify-image", "no/model", "x.png")
-    colour = perceivers.create_model("imagenet_fourier", image_size=8, latents=2, channels=8, depth=1, heads=1)
-    colour.save(tmp_path / "colour")
+    color = perceivers.create_model("imagenet_fourier", image_size=8, latents=2, channels=8, depth=1, heads=1)
+    color.save(tmp_path / "color")
     assert "the data has 10 classes, but the model knows 1000" in fails(
-        capsys, "evaluate", str(tmp_path / "colour"), "--data", "digits"
+        capsys, "evaluate", str(tmp_path / "color"), "--data", "digits"
     )
 
 
@@ -450,7 +450,7 @@ EXPERIMENTS = {
     "language": ["masked_language", "text_classification", "glue"],
     "flow": ["optical_flow"],
     "clips": ["clip_classification"],
-    "starcraft": ["behavioural_cloning"],
+    "starcraft": ["behavioral_cloning"],
 }
 
 

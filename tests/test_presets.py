@@ -66,7 +66,7 @@ def test_clips_of_audioset_are_the_papers_array(name, elements):
         model = perceivers.create_model(name)
     arrays = {kind: adapter(preset.inputs[kind]).x_BMC for kind, adapter in model.inputs.items()}
     assert sum(array.shape[1] for array in arrays.values()) == elements
-    assert model.input_padding.common == 487 == arrays["video"].shape[2] + 4
+    assert model.input_padding.channels == 487 == arrays["video"].shape[2] + 4
 
 
 def test_a_clip_may_have_one_modality_alone():
@@ -170,9 +170,9 @@ def optical_flow_parameters(features, dimensions=2, depth=24, latents=2048, read
     return features + latents * channels + encoder + depth * layer + decoder + linear(elements, read)
 
 
-def stem(colours):
-    """Weights of a 7x7 convolution to 64 channels without biases, and of its normalisation."""
-    return colours * 7 * 7 * 64 + 2 * 64
+def stem(colors):
+    """Weights of a 7x7 convolution to 64 channels without biases, and of its normalization."""
+    return colors * 7 * 7 * 64 + 2 * 64
 
 
 MIXED = 2 + 9 * 4 * 4  # what is read for coarse flow: itself, and how its 16 pixels mix the nine around them

@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers import PerceiverIO, PerceiversError, SetEncoder
-from perceivers.adapters import ArrayInput, ElementOutput
+from perceivers.adapters import ArrayInput, SetOutput
 from perceivers.checkpoints.load import load_model
 from perceivers.model import kernels
 from perceivers.model.adapter import InputArray
@@ -110,7 +110,7 @@ def test_flops_are_the_papers():
 @torch.no_grad()
 def test_some_elements_are_the_same_as_of_all():
     model = shaken(
-        PerceiverIO({"x": ArrayInput(6)}, {"y": ElementOutput("x", 3)}, latents=4, channels=16, depth=1, heads=2)
+        PerceiverIO({"x": ArrayInput(6)}, {"y": SetOutput("x", 3)}, latents=4, channels=16, depth=1, heads=2)
     )
     mask_BM = torch.tensor([[True] * 8, [True] * 3 + [False] * 5])
     encoded = model.encode({"x": InputArray(torch.randn(2, 8, 6), mask_BM)})
@@ -123,4 +123,4 @@ def test_some_elements_are_the_same_as_of_all():
     torch.testing.assert_close(model.decode(encoded, {"y": own})["y"], expected)
     torch.testing.assert_close(model.decode(encoded, max_memory=1)["y"], whole)
     with pytest.raises(PerceiversError, match="an input 'z', which the model does not have"):
-        PerceiverIO({"x": ArrayInput(6)}, {"y": ElementOutput("z")}, latents=4, channels=16, depth=1, heads=2)
+        PerceiverIO({"x": ArrayInput(6)}, {"y": SetOutput("z")}, latents=4, channels=16, depth=1, heads=2)

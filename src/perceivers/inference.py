@@ -6,7 +6,7 @@ Shape suffixes: K classes
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from perceivers.adapters.label import LabelOutput
 from perceivers.checkpoints import load
 from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.model.adapter import Adapters
 from perceivers.model.perceiver_io import PerceiverIO
 
 T = TypeVar("T", bound=nn.Module)
@@ -72,7 +73,7 @@ def get_device(model: PerceiverIO) -> torch.device:
     return model.encoder.latents.device
 
 
-def find_adapter(parts: nn.ModuleDict, kind: type[T], task: str) -> tuple[str, T]:
+def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T]:
     """Name and adapter of the one input or output of a kind.
 
     Raises:

@@ -8,6 +8,7 @@ FIELDS = {
     "model.cross_attends": "model.num_cross_attends",
     "model.cross_widening": "model.cross_widening_factor",
     "model.decoder_widening": "model.decoder_widening_factor",
+    "model.several": "model.multilabel",
     "model.widening": "model.widening_factor",
     "optimization.decay": "optimization.decayed_parameters",
     "optimization.flat": "optimization.flat_fraction",
@@ -19,7 +20,7 @@ FIELDS = {
 MODULES = {
     "ArrayInput ArrayOutput": "adapters.array",
     "AudioInput AudioOutput ConvAudioInput MelInput": "adapters.audio",
-    "ElementOutput": "adapters.elements",
+    "ElementOutput": "adapters.set",
     "ConvStem ImageInput Patches": "adapters.image",
     "LabelInput LabelOutput": "adapters.label",
     "TextInput TextOutput": "adapters.text",
@@ -35,7 +36,7 @@ MODULES = {
 }
 """Modules of the classes that a saved model could consist of, by their names then."""
 
-CLASSES: dict[str, str] = {}
+CLASSES = {"ElementOutput": "SetOutput"}
 """Classes of saved models that have another name now."""
 
 ARGUMENTS = {
@@ -46,11 +47,15 @@ ARGUMENTS = {
         "decoder_widening": "decoder_widening_factor",
         "widening": "widening_factor",
     },
-    "BERT EntityTransformer SetEncoder": {"widening": "widening_factor"},
+    "BERT": {"widening": "widening_factor", "extra": "num_task_tokens"},
+    "ConvStem Patches VideoInput VideoOutput": {"colors": "in_channels"},
+    "EntityTransformer SetEncoder": {"widening": "widening_factor"},
+    "LabelOutput": {"several": "multilabel"},
+    "TextInput": {"extra": "num_task_tokens"},
 }
 """Arguments of classes of saved models, by the names of the classes then."""
 
-VALUES = {("gelu", "none"): "exact"}
+VALUES = {("gelu", "none"): "exact", ("padding", "port"): "transformers"}
 """Values of arguments of saved models."""
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.adapters.array import ArrayInput
-from perceivers.adapters.elements import ElementOutput
+from perceivers.adapters.set import SetOutput
 from perceivers.model import kernels
 from perceivers.model.adapter import InputArray
 from perceivers.model.linear import Linear
@@ -75,7 +75,7 @@ class SetEncoder(Model):
         self.embedding = Linear(channels, width)
         self.perceiver = PerceiverIO(
             inputs={"elements": ArrayInput(width)},
-            outputs={"elements": ElementOutput("elements")},
+            outputs={"elements": SetOutput("elements")},
             latents=latents,
             channels=latent_channels,
             depth=depth,

@@ -52,7 +52,7 @@ def test_samples_stand_where_their_query_asked():
     encoded = chosen.encode({"audio": torch.rand(2, 24)})
     sound = chosen.decode(encoded)["audio"]
     assert sound.shape == (2, 24)
-    y_BOE = chosen.decoder(chosen.outputs["audio"].positions()[4].expand(2, 1, -1), encoded.z_BND)
+    y_BOE = chosen.decoder(chosen.outputs["audio"].positions()[4].expand(2, 1, -1), encoded.latents)
     torch.testing.assert_close(sound[:, 16:20], chosen.heads["audio"](y_BOE)[:, 0])
 
 

@@ -6,7 +6,7 @@ from perceivers import FourierPositions, LearnedPositions, PerceiversError
 from perceivers.adapters import ConvStem, ImageInput, Patches
 
 
-def test_pixels_are_normalised_and_get_their_positions():
+def test_pixels_are_normalized_and_get_their_positions():
     adapter = ImageInput((4, 6), Patches(), FourierPositions((4, 6), 2), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
     images = torch.rand(2, 3, 4, 6)
     x = adapter(images).x_BMC
@@ -30,9 +30,9 @@ def test_whole_numbers_for_mean_and_std_do_not_cut_pixels():
 
 def test_patches_hold_their_pixels():
     image = torch.arange(2 * 4 * 6).view(1, 2, 4, 6).float()
-    patches = Patches(2, colours=2)(image)
+    patches = Patches(2, in_channels=2)(image)
     assert patches.shape == (1, 2, 3, 8)
-    want = image[0, :, 2:4, 4:6].permute(1, 2, 0).flatten()  # rows, columns, colours
+    want = image[0, :, 2:4, 4:6].permute(1, 2, 0).flatten()  # rows, columns, colors
     assert torch.equal(patches[0, 1, 2], want)
 
 
@@ -66,7 +66,7 @@ def test_convolution_is_placed_as_in_the_original():
 
 def test_wrong_images_are_refused():
     adapter = ImageInput((4, 4), Patches(2), LearnedPositions((2, 2), 8))
-    with pytest.raises(PerceiversError, match=r"shape \(2, 1, 4, 4\) were given, but \[batch, 3 colours"):
+    with pytest.raises(PerceiversError, match=r"shape \(2, 1, 4, 4\) were given, but \[batch, 3 colors"):
         adapter(torch.rand(2, 1, 4, 4))
     with pytest.raises(PerceiversError, match=r"shape \(3, 4, 4\)"):
         adapter(torch.rand(3, 4, 4))
@@ -79,7 +79,7 @@ def test_wrong_images_are_refused():
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_overlapping_patches_are_those_around_every_pixel(size):
     image = torch.rand(2, 2, 4, 5)
-    features = Patches(size, colours=2, overlapping=True)
+    features = Patches(size, in_channels=2, overlapping=True)
     patches = features(image)
     assert patches.shape == (2, *features.grid(4, 5), 2 * size**2) == (2, 4, 5, 2 * size**2)
     before = (size - 1) // 2  # of an even size one more stands behind
@@ -89,16 +89,16 @@ def test_overlapping_patches_are_those_around_every_pixel(size):
             for y in range(row - before, row - before + size):
                 for x in range(column - before, column - before + size):
                     inside = 0 <= y < 4 and 0 <= x < 5
-                    values += [image[1, colour, y, x].item() if inside else 0.0 for colour in range(2)]
+                    values += [image[1, color, y, x].item() if inside else 0.0 for color in range(2)]
             torch.testing.assert_close(patches[1, row, column], torch.tensor(values))
 
 
-@pytest.mark.parametrize("padding", ["same", "port"])
+@pytest.mark.parametrize("padding", ["same", "transformers"])
 def test_the_grid_of_a_convolution_is_that_of_its_output(padding):
     stem = ConvStem(2, 1, padding).eval()
     for height, width in [*zip(range(31, 41), range(40, 30, -1), strict=True), (224, 33)]:
         assert stem(torch.rand(1, 1, height, width)).shape == (1, *stem.grid(height, width), 2)
-    assert stem.grid(224, 224) == {"same": (56, 56), "port": (55, 55)}[padding]
+    assert stem.grid(224, 224) == {"same": (56, 56), "transformers": (55, 55)}[padding]
 
 
 def test_a_convolution_of_the_port_is_padded_evenly():

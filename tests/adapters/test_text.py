@@ -40,7 +40,7 @@ def test_elements_are_the_vectors_of_token_and_place(tokens):
 def test_logits_are_products_with_the_embedding_and_a_bias(model, tokens):
     encoded = model.encode({"text": tokens})
     q_BOQ = model.outputs["text"].positions.table_SF[:9].expand(3, -1, -1)
-    y_BOE = model.decoder(q_BOQ, encoded.z_BND)
+    y_BOE = model.decoder(q_BOQ, encoded.latents)
     want = y_BOE @ model.inputs["text"].embedding.weight.T + model.outputs["text"].bias
     close(model.decode(encoded)["text"], want)
 
@@ -73,7 +73,7 @@ def test_some_places_are_those_of_the_full_decode(model, tokens, masked, points,
 
 def test_padding_asks_nothing_of_the_latents(model, tokens):
     encoded = model.encode({"text": InputArray(tokens, MASK)})
-    other = encoded._replace(z_BND=torch.randn_like(encoded.z_BND))
+    other = encoded._replace(latents=torch.randn_like(encoded.latents))
     changed = (model.decode(encoded)["text"] != model.decode(other)["text"]).any(-1)
     assert torch.equal(changed, MASK)
 
@@ -83,7 +83,7 @@ def test_the_embedding_is_one_parameter_trained_from_both_sides(model, tokens):
     assert names == ["inputs.text.embedding.weight"]
     weight = model.inputs["text"].embedding.weight
     encoded = model.encode({"text": tokens})
-    detached = encoded._replace(z_BND=encoded.z_BND.detach())
+    detached = encoded._replace(latents=encoded.latents.detach())
     model.decode(detached)["text"].square().sum().backward()
     assert weight.grad.abs().sum() > 0, "the output reads with it"
 
@@ -142,7 +142,7 @@ def test_wrong_texts_are_refused(model):
         model({"text": torch.zeros(5, dtype=torch.long)})
     with pytest.raises(PerceiversError, match=r"mask of input 'text' has shape \(1, 4\), but its array has \(1, 5\)"):
         model({"text": InputArray(torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))})
-    with pytest.raises(PerceiversError, match="points of output 'text' go from 4 to 5, but it has points 0 to 4"):
+    with pytest.raises(PerceiversError, match="indices of output 'text' go from 4 to 5, but it has elements 0 to 4"):
         model({"text": torch.zeros(1, 5, dtype=torch.long)}, {"text": torch.tensor([4, 5])})
 
 

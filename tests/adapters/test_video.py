@@ -13,18 +13,18 @@ def adapter():
     return VideoInput((2, 2, 3), FourierPositions(GRID, 2))
 
 
-def test_patches_hold_time_rows_columns_and_colours_and_their_place(adapter):
+def test_patches_hold_time_rows_columns_and_colors_and_their_place(adapter):
     video = torch.rand(2, FRAMES, 3, HEIGHT, WIDTH)
     array = adapter(video)
     assert array.grid == GRID
     assert array.x_BMC.shape == (2, 12, adapter.channels) == (2, 12, 36 + 3 * 5)
     t, y, x = 1, 0, 2
     values = [
-        video[1, 2 * t + frame, colour, 2 * y + row, 3 * x + column]
+        video[1, 2 * t + frame, color, 2 * y + row, 3 * x + column]
         for frame in range(2)
         for row in range(2)
         for column in range(3)
-        for colour in range(3)
+        for color in range(3)
     ]
     element = array.x_BMC[1, (t * 2 + y) * 3 + x]
     assert torch.equal(element[:36], torch.stack(values))
@@ -51,8 +51,8 @@ def test_longer_and_larger_videos_are_taken(adapter):
 
 def model():
     model = PerceiverIO(
-        {"video": VideoInput((2, 2, 3), FourierPositions(GRID, 2), colours=2)},
-        {"video": VideoOutput(FourierPositions((3, 4, 5), 2), colours=2)},
+        {"video": VideoInput((2, 2, 3), FourierPositions(GRID, 2), in_channels=2)},
+        {"video": VideoOutput(FourierPositions((3, 4, 5), 2), in_channels=2)},
         latents=4,
         channels=16,
         depth=1,
@@ -69,7 +69,7 @@ def test_a_pixel_stands_where_its_query_asked():
     video = chosen.decode(encoded)["video"]
     assert video.shape == (2, 3, 2, 4, 5)
     position = chosen.outputs["video"].positions().view(3, 4, 5, -1)[2, 1, 3]
-    y_BOE = chosen.decoder(position.expand(2, 1, -1), encoded.z_BND)
+    y_BOE = chosen.decoder(position.expand(2, 1, -1), encoded.latents)
     torch.testing.assert_close(video[:, 2, :, 1, 3], chosen.heads["video"](y_BOE)[:, 0])
 
 

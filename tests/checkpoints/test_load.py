@@ -80,7 +80,7 @@ def original(request, tmp_path):
 
 
 def pixels_to_frames(weight_VF):
-    """Patch values of both frames, from [pixel, frame, colour] as ours has them to [frame, pixel, colour]."""
+    """Patch values of both frames, from [pixel, frame, color] as ours has them to [frame, pixel, color]."""
     return weight_VF.unflatten(0, (9, 2, 3)).transpose(0, 1).flatten(0, 2)
 
 
@@ -173,7 +173,7 @@ def test_pickles_of_something_else_are_refused(tmp_path, wrong):
         perceivers.load(dump(wrong, tmp_path / "file"))
 
 
-def test_the_statistics_of_batch_normalisation_are_needed(tmp_path):
+def test_the_statistics_of_batch_normalization_are_needed(tmp_path):
     modules, build, _ = ORIGINALS["conv"]
     tree = {}
     for name, tensor in build().build().state_dict().items():
@@ -427,7 +427,7 @@ def test_preprocessing_arrives(folder):
         ({"image_mean": 0.5}, "preprocessor_config.json does not say .* as expected"),
         ({"image_mean": None}, "preprocessor_config.json does not say .* as expected"),
         ({"image_std": ["a", "b", "c"]}, "std = .* is not allowed"),
-        ({"image_std": [1.0]}, "mean has 3 colours, but std has 1"),
+        ({"image_std": [1.0]}, "mean has 3 colors, but std has 1"),
     ],
 )
 def test_damaged_preprocessing_is_refused(folder, changes, message):

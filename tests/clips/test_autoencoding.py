@@ -44,10 +44,10 @@ SIZES = {
 def clips(root):
     """Bright clips with a high tone and dark ones with a low."""
     time = np.arange(3200) / 8000
-    for number, (name, grey, frequency) in enumerate((("bright", 200, 900), ("dark", 60, 200))):
+    for number, (name, gray, frequency) in enumerate((("bright", 200, 900), ("dark", 60, 200))):
         (root / name).mkdir(parents=True)
         for index in range(5):
-            video = [torch.full((3, 8, 8), grey + 5 * index + k, dtype=torch.uint8) for k in range(10)]
+            video = [torch.full((3, 8, 8), gray + 5 * index + k, dtype=torch.uint8) for k in range(10)]
             sound = torch.from_numpy(0.5 * np.sin(2 * np.pi * frequency * time + number)).float()
             write_video(root / name / f"{index}.mkv", video, 25, sound, 8000)
     return root

@@ -124,7 +124,7 @@ def test_what_is_masked_changes_nothing():
 
 
 def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
-    chosen = module(clips=2, classes=2, several=False)
+    chosen = module(clips=2, classes=2, multilabel=False)
     probabilities = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.2, 0.8], [0.7, 0.3], [0.7, 0.3]])
     batches = [
         {"clip": torch.tensor([0, 0, 0, 1]), "label": torch.tensor([1, 1, 1, 0]), "problems": []},
@@ -187,7 +187,7 @@ def test_several_classes_of_a_clip_are_told(tmp_path):
     assert figures["test_map"] > 0.95
     assert "test_d_prime" in figures
     model = load_model(tmp_path / "run" / "model")
-    assert model.outputs["label"].several
+    assert model.outputs["label"].multilabel
     answers = classify_clip(model, [root / f"{number}.wav" for number in range(20)])
     told = [{name for name, probability in answer.items() if probability > 0.5} for answer in answers]
     lines = (root / "list.csv").read_text().splitlines()[1:21]
@@ -207,13 +207,13 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
     assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
     assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]
     with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 5"):
-        evaluate(build(SOUND, classes=5, several=False), clips)
+        evaluate(build(SOUND, classes=5, multilabel=False), clips)
     with pytest.raises(PerceiversError, match="one class a clip, but the model knows several"):
         evaluate(build(SOUND, classes=2), clips)
 
 
 def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
-    model, clips = build(SOUND, classes=2, class_names=["high", "low"], several=False), str(tones)
+    model, clips = build(SOUND, classes=2, class_names=["high", "low"], multilabel=False), str(tones)
     model.save(tmp_path / "model")
     expected = evaluate(model.eval(), ClipData(clips).open().evaluation, 2)["top1"]
     main(["evaluate", str(tmp_path / "model"), "--data", clips, "--windows", "2"])
@@ -227,8 +227,8 @@ def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
     assert "the data has the class 'low' where the model knows 'high'" in fails(
         capsys, *listed, "--classes", str(tmp_path / "classes")
     )
-    several = build(SOUND, classes=2, class_names=["high", "low"])
-    several.save(tmp_path / "several")
+    multilabel = build(SOUND, classes=2, class_names=["high", "low"])
+    multilabel.save(tmp_path / "several")
     (tmp_path / "list.csv").write_text('file,labels\n0.wav,"high,low"\n1.wav,low\n2.wav,\n')
     main(["evaluate", str(tmp_path / "several"), *listed[2:]])
     assert re.fullmatch(

@@ -30,14 +30,14 @@ def logits(model, clip, place):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_probabilities_are_the_mean_over_windows(clip, several):
-    model = hearer(class_names=NAMES, several=several)
+def test_probabilities_are_the_mean_over_windows(clip, multilabel):
+    model = hearer(class_names=NAMES, multilabel=multilabel)
     (answer,) = classify_clip(model, [clip], windows=3)
     each = torch.stack([logits(model, clip, place) for place in evenly(3)])
-    expected = (each.sigmoid() if several else each.softmax(1)).mean(0)
+    expected = (each.sigmoid() if multilabel else each.softmax(1)).mean(0)
     assert answer == pytest.approx(dict(zip(NAMES, expected.tolist(), strict=True)), rel=1e-4)
     assert list(answer.values()) == sorted(answer.values(), reverse=True)
-    assert (sum(answer.values()) == pytest.approx(1)) != several
+    assert (sum(answer.values()) == pytest.approx(1)) != multilabel
     (middle,) = classify_clip(model, [clip])
     assert middle != pytest.approx(answer, rel=1e-3)
 

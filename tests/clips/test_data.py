@@ -144,7 +144,7 @@ def test_a_list_tells_the_classes_of_clips_of_a_folder(tmp_path):
     (tmp_path / "b.csv").write_text("file,labels\nlow/0.wav,cat\n")
     splits = ClipData(str(root), str(tmp_path / "a.csv"), str(tmp_path / "b.csv")).open()
     assert splits.training.classes == ["bird", "cat", "dog"]
-    assert splits.training.several
+    assert splits.training.multilabel
     assert [splits.training.target(i).tolist() for i in range(3)] == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
     assert splits.evaluation.target(0).tolist() == [0, 1, 0]
     dataset = ClipDataset(splits.training, SOUND, evenly(1))
@@ -155,7 +155,7 @@ def test_a_list_tells_the_classes_of_clips_of_a_folder(tmp_path):
     with pytest.raises(PerceiversError, match=r"c\.csv, line 3: there is no clip high/none\.wav .*1 of 3 are missing"):
         ClipData(str(root), str(tmp_path / "c.csv")).open()
     parts = ClipData(str(root), str(tmp_path / "c.csv"), skip_missing=True, held_out=0.5).open()
-    assert not parts.training.several
+    assert not parts.training.multilabel
     assert sorted([*parts.training.labels, *parts.evaluation.labels]) == [0, 1]
     (tmp_path / "classes.txt").write_text("dog\n\nzebra\ncat\n")
     own = ClipData(str(root), str(tmp_path / "c.csv"), None, str(tmp_path / "classes.txt"), skip_missing=True).open()

@@ -40,7 +40,7 @@ def touch(root, *names):
 
 def test_the_list_of_kinetics(tmp_path, write):
     clips = read_list(write(KINETICS))
-    assert not clips.several
+    assert not clips.multilabel
     assert classes_of(clips) == {"riding, a bike": "riding, a bike", "yoga": "yoga"}
     assert clips.indices(classes_of(clips)) == [(0,), (1,)]
     root = touch(
@@ -52,7 +52,7 @@ def test_the_list_of_kinetics(tmp_path, write):
 
 def test_the_list_of_audioset(tmp_path, write):
     clips, classes = read_list(write(AUDIOSET)), read_classes(write(CLASSES, "classes.csv"))
-    assert clips.several
+    assert clips.multilabel
     assert list(classes.values()) == ["Domestic animals, pets", "Hammer", "Squeak", "Dog"]
     assert clips.indices(classes) == [(0, 2, 3), (1,), (0,)]
     assert [entry.line for entry in clips.entries] == [4, 5, 6]
@@ -71,7 +71,7 @@ def test_a_list_of_ones_own_names_files_or_what_they_are_called(tmp_path, write)
     assert [entry.labels for entry in clips.entries] == [["dog", "cat"], [], ["dog"]]
     root = touch(tmp_path / "clips", "a/x.wav", "b/x.wav", "b/y.wav", "z.wav", "w.txt")
     assert clips.files(root, {".wav"}) == [root / "a/x.wav", root / "b/y.wav", root / "z.wav"]
-    assert not read_list(write("file,label\nx.wav,dog\n")).several
+    assert not read_list(write("file,label\nx.wav,dog\n")).multilabel
 
 
 def test_a_class_is_unknown_or_a_file_is_missing(tmp_path, write):

@@ -23,7 +23,7 @@ def test_figures_of_several_classes_are_those_of_scikit_learn():
 
 
 def test_the_windows_of_a_clip_are_averaged():
-    scores = ClipScores(3, 2, several=True)
+    scores = ClipScores(3, 2, multilabel=True)
     probability = torch.tensor([[0.9, 0.2], [0.7, 0.2], [0.5, 0.6], [0.3, 0.8]])
     label = torch.tensor([[1, 0], [0, 1], [0, 1], [1, 0]])
     clip = torch.tensor([0, 1, 1, 2])
@@ -35,7 +35,7 @@ def test_the_windows_of_a_clip_are_averaged():
 
 
 def test_top1_of_the_mean_over_windows():
-    scores = ClipScores(2, 2, several=False)
+    scores = ClipScores(2, 2, multilabel=False)
     probability = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.1, 0.9], [0.7, 0.3]])
     scores.update(probability.log(), torch.tensor([1, 1, 1, 1]), torch.tensor([0, 0, 0, 1]))
     assert scores.compute() == {"top1": 0.5}

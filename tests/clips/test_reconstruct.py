@@ -16,7 +16,7 @@ FRAMES, SIZE, SAMPLES, SAMPLE_RATE = 4, (16, 16), 1280, 8000
 
 
 def make_clip(path, frames=12, sound=True):
-    """Noise of a grey that rises, and a tone that does."""
+    """Noise of a gray that rises, and a tone that does."""
     video = [(20 * index + torch.randint(30, (3, 16, 24))).byte() for index in range(frames)]
     time = torch.arange(frames / 25 * SAMPLE_RATE) / SAMPLE_RATE
     tone = time * torch.sin(2 * math.pi * 440 * time)
@@ -118,7 +118,7 @@ def test_the_video_shows_the_clip_beside_what_was_decoded(clip, tmp_path):
     left, right = frames.split(SIZE[1], -1)
     assert (left.mean((1, 2, 3)) - original.video.float().mean((1, 2, 3))).abs().max() < 3
     expected = 255 * torch.tensor([0.25, 0.5, 0.75])[:, None, None]
-    assert (right[..., 2:] - expected).abs().mean() < 3  # away from the seam, where colours are shared
+    assert (right[..., 2:] - expected).abs().mean() < 3  # away from the seam, where colors are shared
     sound = read_clip(tmp_path / "out.mp4", 0, FRAMES, 25, SIZE, SAMPLE_RATE).audio
     similar = torch.corrcoef(torch.stack([sound, result.audio]))[0, 1]
     assert similar > 0.5

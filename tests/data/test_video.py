@@ -10,7 +10,7 @@ av = pytest.importorskip("av")
 from perceivers.data import video  # noqa: E402
 from perceivers.data.video import read_clip, read_frames, write_video  # noqa: E402
 
-STEP = 8  # grey levels from one frame of `ramp` to the next, so that compression does not hide the number
+STEP = 8  # gray levels from one frame of `ramp` to the next, so that compression does not hide the number
 
 
 def ramp(count, height=32, width=32):

@@ -57,7 +57,7 @@ def fourier(place_G, resolution, bands=3):
 
 
 def around(frame_CYX, row, column):
-    """The colours, as the model sees them, of the 3x3 pixels around one: zeros beyond the border."""
+    """The colors, as the model sees them, of the 3x3 pixels around one: zeros beyond the border."""
     height, width = frame_CYX.shape[1:]
     return [
         2 * frame_CYX[:, y, x] - 1 if 0 <= y < height and 0 <= x < width else torch.zeros(3)
@@ -75,7 +75,7 @@ def test_elements_are_the_pixels_around_in_both_frames_projected_and_their_place
     assert array.x_BMC.shape == (2, height * width, 5 + 2 * 7)
     for row, column in [(0, 0), (1, 2), (height - 1, width - 1), (height - 1, 0)]:
         pairs = zip(around(frames[1, 0], row, column), around(frames[1, 1], row, column), strict=True)
-        projected = adapter.image.features.projection(torch.cat([colours for pair in pairs for colours in pair]))
+        projected = adapter.image.features.projection(torch.cat([colors for pair in pairs for colors in pair]))
         place = (-1 + 2 * row / (height - 1), -1 + 2 * column / (width - 1))
         expected = torch.cat([projected, fourier(place, SIZE)])  # frequencies are those of the training size
         torch.testing.assert_close(array.x_BMC[1, row * width + column], expected, atol=1e-5, rtol=1e-5)
@@ -114,7 +114,7 @@ def test_a_convolution_reads_both_frames_at_once_or_each_by_itself():
     torch.testing.assert_close(array.x_BMC, torch.cat([seen, apart.image.positions().expand(2, -1, -1)], -1))
 
 
-def test_a_batch_normalisation_takes_its_statistics_over_both_frames():
+def test_a_batch_normalization_takes_its_statistics_over_both_frames():
     adapter = FramePairInput((9, 9), ConvStem(5, 3), FourierPositions((2, 3, 3), 1), "separate").train()
     frames = torch.rand(2, 2, 3, 9, 9)
     frames[:, 1] /= 4
@@ -159,7 +159,7 @@ def answers(model, frames):
     encoded = model.encode({"frames": frames})
     x_BMC = model.inputs["frames"](frames).x_BMC
     first = x_BMC.shape[1] // (2 if model.inputs["frames"].separate else 1)
-    return model.heads["flow"](model.decoder(x_BMC[:, :first], encoded.z_BND))
+    return model.heads["flow"](model.decoder(x_BMC[:, :first], encoded.latents))
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def test_some_pixels_are_those_of_the_full_flow(model, points, max_memory):
 @pytest.mark.parametrize("max_memory", [None, 1])
 @each(QUARTERS)
 def test_pixels_of_upsampled_flow_are_refused(model, max_memory):
-    with pytest.raises(PerceiversError, match=r"upsampled flow has no points: .* decode all of it"):
+    with pytest.raises(PerceiversError, match=r"upsampled flow cannot be decoded at indices: .* Decode all"):
         model({"frames": torch.rand(1, 2, 3, *TILE)}, {"flow": torch.tensor([3, 1])}, max_memory=max_memory)
 
 
@@ -256,7 +256,7 @@ def gradients(model, frames, target, max_memory):
 @each(PIXELS | QUARTERS)
 def test_every_weight_learns_whether_or_not_decoding_is_bounded_in_memory(model):
     frames, target = torch.rand(2, 2, 3, *TILE), 10 * torch.randn(2, 2, *TILE)
-    model.eval()  # in training a batch normalisation would be moved by each pass
+    model.eval()  # in training a batch normalization would be moved by each pass
     plain, bounded = (gradients(model, frames, target, memory) for memory in (None, 50_000))
     for name, gradient in plain.items():
         assert gradient.isfinite().all(), name
@@ -287,19 +287,19 @@ def test_wrong_frames_are_refused(adapter, model):
         adapter(torch.rand(1, 3, 3, 4, 6))
     with pytest.raises(PerceiversError, match=r"frames of shape \(2, 3, 4, 6\) were given"):
         adapter(torch.rand(2, 3, 4, 6))
-    with pytest.raises(PerceiversError, match="points of output 'flow' go from 0 to 24, but it has points 0 to 23"):
+    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 0 to 24, but it has elements 0 to 23"):
         model({"frames": torch.rand(1, 2, 3, *SIZE)}, {"flow": torch.tensor([0, 24])})
 
 
 def test_the_second_frame_has_no_points():
     model = optical(frames="separate")
-    with pytest.raises(PerceiversError, match="points of output 'flow' go from 24 to 24, but it has points 0 to 23"):
+    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 24 to 24, but it has elements 0 to 23"):
         model({"frames": torch.rand(1, 2, 3, *SIZE)}, {"flow": torch.tensor([24])})
 
 
-def test_features_of_other_colours_are_refused():
-    for features, frames, colours in ((Patches(1, 3, 5), "concatenated", 6), (ConvStem(5, 6), "separate", 3)):
-        with pytest.raises(PerceiversError, match=f"colours do not fit frames that are {frames}: .* for {colours}"):
+def test_features_of_other_colors_are_refused():
+    for features, frames, colors in ((Patches(1, 3, 5), "concatenated", 6), (ConvStem(5, 6), "separate", 3)):
+        with pytest.raises(PerceiversError, match=f"colors do not fit frames that are {frames}: .* for {colors}"):
             FramePairInput(SIZE, features, FourierPositions(SIZE, 1), frames)
     with pytest.raises(PerceiversError, match="frames = 'both' is not allowed: it is 'concatenated' or 'separate'"):
         FramePairInput(SIZE, Patches(1, 3, 5), FourierPositions(SIZE, 1), "both")

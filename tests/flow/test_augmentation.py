@@ -13,9 +13,9 @@ from perceivers.flow import augmentation as flow_augmentation
 from perceivers.flow.augmentation import (
     FlowAugment,
     FlowAugmentation,
-    colour_matrices,
+    color_matrices,
     crops,
-    recolour,
+    recolor,
     translations,
     views,
     warp_flow,
@@ -107,7 +107,7 @@ def linear_parts(config, count=200, size=SIZE):
 
 
 def smooth(points):
-    """A smooth texture of two colours at points [2, ...]."""
+    """A smooth texture of two colors at points [2, ...]."""
     x, y = points
     return 0.5 + 0.2 * torch.stack([(0.21 * x + 0.12 * y).sin() + (0.17 * y - 1).cos(), (0.2 * y - 0.14 * x + 2).sin()])
 
@@ -356,7 +356,7 @@ def test_up_to_three_rectangles_are_erased(monkeypatch):
 
 
 def occluded(count=30, **parts):
-    """Pairs of one grey each, with flow unknown outside the patches; and what became of them."""
+    """Pairs of one gray each, with flow unknown outside the patches; and what became of them."""
     frames = torch.arange(1, count + 1).div(count + 1)[:, None, None, None, None].expand(count, 2, 3, *FRAME)
     config = only(occlude=0.7, occlude_side=24.0, occlude_motion=6.0, **parts)
     return frames, FlowAugment(config, FRAME)(frames, torch.full((count, 2, *FRAME), nan))
@@ -377,7 +377,7 @@ def test_a_patch_of_another_pair_moves_over_both_frames_exactly():
         ends = ends[:, inside(ends, *FRAME)]
         begins = grid(*FRAME)[:, second] - vector[:, :1]
         begins = begins[:, inside(begins, *FRAME)]
-        # partly the other's colour at the patch's border, fully within
+        # partly the other's color at the patch's border, fully within
         assert (sample_at(second[None].float(), ends) > 0).all()
         assert (sample_at(first[None].float(), begins) > 0).all()
         within += (sample_at(second[None].float(), ends) == 1).sum().item() / first.sum().item() / hit.sum().item()
@@ -425,7 +425,7 @@ def test_patches_are_bent_and_turned_at_random():
     assert set((angle / (math.pi / 2)).floor().tolist()) == {-2, -1, 0, 1}
 
 
-# colours
+# colors
 
 
 @pytest.mark.parametrize(
@@ -436,9 +436,9 @@ def test_patches_are_bent_and_turned_at_random():
         ("saturation", lambda frames: frames.mean(2, keepdim=True)),
     ],
 )
-def test_factors_of_colours_fill_their_range(part, kept):
+def test_factors_of_colors_fill_their_range(part, kept):
     before = 0.3 + 0.2 * torch.rand(200, 2, 3, 4, 5)
-    after = recolour(only(**{part: 0.4}), before)
+    after = recolor(only(**{part: 0.4}), before)
     old, new = before - kept(before), after - kept(before)
     factors = (new / old).flatten(1).median(1).values
     torch.testing.assert_close(new, factors[:, None, None, None, None] * old, atol=1e-5, rtol=0)
@@ -448,7 +448,7 @@ def test_factors_of_colours_fill_their_range(part, kept):
 
 def test_hues_turn_around_grey():
     before = 0.4 + 0.2 * torch.rand(200, 2, 3, 4, 5)
-    after = recolour(only(hue=50.0), before)
+    after = recolor(only(hue=50.0), before)
     torch.testing.assert_close(after.mean(2), before.mean(2))
     old, new = before - before.mean(2, True), after - after.mean(2, True)
     angle = F.cosine_similarity(old, new, dim=2, eps=1e-12).clamp(-1, 1).acos().rad2deg().flatten(1)
@@ -459,22 +459,22 @@ def test_hues_turn_around_grey():
 
 
 def test_a_third_of_a_turn_takes_red_to_green():
-    turned = colour_matrices(torch.ones(1).double(), torch.tensor([120.0]).double())[0]
+    turned = color_matrices(torch.ones(1).double(), torch.tensor([120.0]).double())[0]
     torch.testing.assert_close(turned @ torch.eye(3).double(), torch.eye(3).double()[[2, 0, 1]])
-    grey = colour_matrices(torch.zeros(1).double(), torch.tensor([33.0]).double())[0]
-    torch.testing.assert_close(grey, torch.full((3, 3), 1 / 3).double())
+    gray = color_matrices(torch.zeros(1).double(), torch.tensor([33.0]).double())[0]
+    torch.testing.assert_close(gray, torch.full((3, 3), 1 / 3).double())
 
 
 def test_frames_change_alike_or_not():
     frames = torch.rand(1, 1, 3, *FRAME).expand(300, 2, 3, *FRAME)
-    colours = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 20.0}
+    colors = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 20.0}
     for asymmetric in (0, 0.4, 1):
-        first, second = recolour(only(**colours, asymmetric=asymmetric), frames).unbind(1)
+        first, second = recolor(only(**colors, asymmetric=asymmetric), frames).unbind(1)
         differ = (first - second).abs().amax((1, 2, 3)) > 1e-3
         assert differ.float().mean().item() == pytest.approx(asymmetric, abs=0.1)
 
 
-def test_colours_stay_in_range():
+def test_colors_stay_in_range():
     frames, _ = FlowAugment(FlowAugmentation(brightness=1.0), SIZE)(
         torch.rand(8, 2, 3, *FRAME), torch.zeros(8, 2, *FRAME)
     )
@@ -562,8 +562,8 @@ def test_amounts_that_make_no_sense_are_refused(parts, message):
         ((1, 2, 3, 35, 60), (1, 2, 35, 60), "frames of 35 x 60 pixels are too small to cut 36 x 40 pixels out of them"),
         ((1, 2, 3, 60, 39), (1, 2, 60, 39), "frames of 60 x 39 pixels are too small to cut 36 x 40 pixels"),
         ((2, 2, 3, *FRAME), (1, 2, *FRAME), r"frames of shape \(2, 2, 3, 52, 60\) and flow of shape \(1, 2, 52, 60\)"),
-        ((1, 3, 2, *FRAME), (1, 2, *FRAME), "2 frames, 3 colours, height, width"),
-        ((1, 2, 3, *FRAME), (1, *FRAME, 2), "2 frames, 3 colours, height, width"),
+        ((1, 3, 2, *FRAME), (1, 2, *FRAME), "2 frames, 3 colors, height, width"),
+        ((1, 2, 3, *FRAME), (1, *FRAME, 2), "2 frames, 3 colors, height, width"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused(frames, flow, message):

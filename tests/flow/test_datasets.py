@@ -432,7 +432,7 @@ def test_a_real_kitti_pair(shared_data):
 
 
 def error(frames, flow):
-    """Mean difference of the first frame to the second where the flow ends, in grey levels."""
+    """Mean difference of the first frame to the second where the flow ends, in gray levels."""
     y, x = (~flow[0].isnan()).nonzero().T
     end_x, end_y = (x + flow[0, y, x]).round().long(), (y + flow[1, y, x]).round().long()
     inside = (end_x >= 0) & (end_x < frames.shape[-1]) & (end_y >= 0) & (end_y < frames.shape[-2])

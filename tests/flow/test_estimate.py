@@ -147,12 +147,12 @@ def test_bytes_floats_and_files_are_the_same_frames(tmp_path):
 
 
 def test_grey_transparent_and_16_bit_files(tmp_path):
-    grey = np.random.default_rng(0).integers(256, size=TILE, dtype=np.uint8)
-    alpha = np.where(np.arange(TILE[1]) < 9, 255, 0).astype(np.uint8) + np.zeros_like(grey)
-    Image.fromarray(grey).save(tmp_path / "8.png")
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "16.png")
-    Image.fromarray(np.dstack([grey, grey, grey, alpha])).save(tmp_path / "alpha.png")
-    three = torch.from_numpy(grey).expand(3, -1, -1)
+    gray = np.random.default_rng(0).integers(256, size=TILE, dtype=np.uint8)
+    alpha = np.where(np.arange(TILE[1]) < 9, 255, 0).astype(np.uint8) + np.zeros_like(gray)
+    Image.fromarray(gray).save(tmp_path / "8.png")
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    Image.fromarray(np.dstack([gray, gray, gray, alpha])).save(tmp_path / "alpha.png")
+    three = torch.from_numpy(gray).expand(3, -1, -1)
     white = torch.where(torch.arange(TILE[1]) < 9, three, 255)
     model = optical()
     torch.testing.assert_close(flow(model, tmp_path / "8.png", tmp_path / "alpha.png"), direct(model, three, white))
@@ -188,7 +188,7 @@ def test_a_model_can_be_trained_with_the_flow_afterwards():
 
 
 def drawn(length, longest):
-    """The colour of flow to the right."""
+    """The color of flow to the right."""
     return flow_picture(torch.tensor([length, 0.0])[:, None, None], longest)
 
 
@@ -210,7 +210,7 @@ def test_the_flow_of_a_video_is_drawn_on_one_scale(tmp_path, monkeypatch, larges
 
 def test_each_frame_of_a_video_goes_to_the_next(tmp_path, monkeypatch):
     greys = [10, 90, 200]
-    write_video(tmp_path / "in.mp4", [torch.full((3, *TILE), grey, dtype=torch.uint8) for grey in greys], 25)
+    write_video(tmp_path / "in.mp4", [torch.full((3, *TILE), gray, dtype=torch.uint8) for gray in greys], 25)
     model, seen = constant_flow(1.0, 0.0), []
     monkeypatch.setattr(
         "perceivers.flow.estimate.tiled",

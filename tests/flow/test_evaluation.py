@@ -10,7 +10,7 @@ from torch import nan
 from perceivers import PerceiversError
 from perceivers.flow.datasets import FlowPair, open_all
 from perceivers.flow.estimate import flow
-from perceivers.flow.evaluation import CLASSICAL, comparison, error_picture, evaluate, grey
+from perceivers.flow.evaluation import CLASSICAL, comparison, error_picture, evaluate, gray
 from perceivers.flow.pictures import flow_picture
 from tests.support.models import constant_flow, language, optical
 
@@ -59,8 +59,8 @@ def test_classical_methods_see_what_moves(moving, name):
 
 
 def test_classical_methods_see_brightness_as_the_eye_does():
-    colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8).T.reshape(1, 3, 1, 3)
-    assert grey(colours)[0].tolist() == [[76, 150, 29]]
+    colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8).T.reshape(1, 3, 1, 3)
+    assert gray(colors)[0].tolist() == [[76, 150, 29]]
 
 
 def test_published_pairs(shared_data):
@@ -164,7 +164,7 @@ def test_a_picture_shows_frame_flows_and_error_side_by_side(monkeypatch):
                             "5 px or more"}  # fmt: skip
 
 
-def test_the_errors_colours():
+def test_the_errors_colors():
     error = torch.tensor([[0, 2.5, 5, 50, nan]])
     assert error_picture(error)[:, 0].T.tolist() == [
         [255, 255, 255],

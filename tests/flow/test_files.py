@@ -26,13 +26,13 @@ def random_flow(height=5, width=7, scale=20.0):
 
 def png(levels_YXC, depth):
     """A PNG file made by hand, its rows without a filter."""
-    height, width, colours = np.shape(levels_YXC)
+    height, width, colors = np.shape(levels_YXC)
     pixels = np.array(levels_YXC, dtype=">u2" if depth == 16 else "u1")
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, {1: 0, 3: 2, 4: 6}[colours], 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, {1: 0, 3: 2, 4: 6}[colors], 0, 0, 0)
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -211,9 +211,9 @@ MIDDLE = len(HDF5) // 2  # of the compressed numbers
         ("a.png", KITTI[: len(KITTI) // 2], "cannot be decoded as a PNG image"),
         ("a.png", b"", "cannot be decoded as a PNG image"),
         ("a.png", KITTI[:50] + b"\1" + KITTI[51:], "cannot be decoded as a PNG image"),
-        ("a.png", png([[[1, 2, 3]]], 8), "3 colours of 8 bits, 3 of 16 bits are expected"),
-        ("a.png", png([[[1]]], 16), "1 colours of 16 bits, 3 of 16 bits are expected"),
-        ("a.png", png([[[1, 2, 3, 4]]], 16), "4 colours of 16 bits, 3 of 16 bits are expected"),
+        ("a.png", png([[[1, 2, 3]]], 8), "3 colors of 8 bits, 3 of 16 bits are expected"),
+        ("a.png", png([[[1]]], 16), "1 colors of 16 bits, 3 of 16 bits are expected"),
+        ("a.png", png([[[1, 2, 3, 4]]], 16), "4 colors of 16 bits, 3 of 16 bits are expected"),
         ("a.npy", npy(np.zeros((4, 5, 2)))[:-1], "cannot be read as a NumPy array"),
         ("a.npy", npy(np.zeros((4, 5, 2)))[:30], "cannot be read as a NumPy array"),
         ("a.npy", b"", "cannot be read as a NumPy array"),
@@ -225,9 +225,9 @@ MIDDLE = len(HDF5) // 2  # of the compressed numbers
         ("a.npy", npy(np.zeros((4, 5, 2), dtype=np.uint16)), r"holds uint16 \[4, 5, 2\]: floating point"),
         ("a.npy", npy(np.zeros((0, 5, 2))), "holds no pixels"),
         ("a.npy", None, "is no file that can be read"),
-        ("a.pfm", b"", "is no PFM file of three colours: it does not begin with PF"),
-        ("a.pfm", b"Pf" + PFM[2:], "is no PFM file of three colours"),
-        ("a.pfm", PFM[:6], "is no PFM file of three colours"),
+        ("a.pfm", b"", "is no PFM file of three colors: it does not begin with PF"),
+        ("a.pfm", b"Pf" + PFM[2:], "is no PFM file of three colors"),
+        ("a.pfm", PFM[:6], "is no PFM file of three colors"),
         ("a.pfm", PFM[:-1], "its flow is 2 x 2 pixels, but has 47 bytes of flow"),
         ("a.pfm", PFM + b"\n", "its flow is 2 x 2 pixels, but has 49 bytes of flow"),
         ("a.pfm", PFM.replace(b"2 2", b"0 2"), "its flow is 0 x 2 pixels"),
@@ -300,17 +300,17 @@ def saved(path, image, **options):
     return read_frame(path)
 
 
-def test_colours_and_their_order(tmp_path):
+def test_colors_and_their_order(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     frame = saved(tmp_path / "a.png", Image.fromarray(pixels))
     assert frame.dtype == torch.uint8
     assert torch.equal(frame, torch.from_numpy(pixels).permute(2, 0, 1))
-    grey = saved(tmp_path / "b.png", Image.fromarray(pixels[..., 0]))
-    assert torch.equal(grey, torch.from_numpy(pixels[..., 0]).expand(3, 4, 5))
+    gray = saved(tmp_path / "b.png", Image.fromarray(pixels[..., 0]))
+    assert torch.equal(gray, torch.from_numpy(pixels[..., 0]).expand(3, 4, 5))
 
 
 @pytest.mark.parametrize(
-    ("mode", "colour", "suffix", "expected"),
+    ("mode", "color", "suffix", "expected"),
     [
         ("1", 1, ".png", (255, 255, 255)),
         ("L", 90, ".png", (90, 90, 90)),
@@ -323,8 +323,8 @@ def test_colours_and_their_order(tmp_path):
         ("YCbCr", (90, 128, 128), ".tif", (90, 90, 90)),
     ],
 )
-def test_every_mode_becomes_rgb(tmp_path, mode, colour, suffix, expected):
-    frame = saved(tmp_path / f"a{suffix}", Image.new(mode, (3, 2), colour))
+def test_every_mode_becomes_rgb(tmp_path, mode, color, suffix, expected):
+    frame = saved(tmp_path / f"a{suffix}", Image.new(mode, (3, 2), color))
     assert frame.shape == (3, 2, 3)
     assert tuple(frame[:, 1, 2].tolist()) == expected
 
@@ -359,7 +359,7 @@ def test_16_bit_and_float_greys_are_scaled(tmp_path, name, values, mode):
     assert frame.tolist() == [[BYTES]] * 3
 
 
-def test_16_bit_colours_are_scaled(tmp_path):
+def test_16_bit_colors_are_scaled(tmp_path):
     (tmp_path / "a.png").write_bytes(png([[[257 * 90, 65535, 0], [40000, 255, 256]]], 16))
     assert read_frame(tmp_path / "a.png")[:, 0].T.tolist() == [[90, 255, 0], [156, 0, 1]]
 
@@ -371,7 +371,7 @@ def test_exif_orientation_is_respected(tmp_path):
     exif[0x0112] = 6  # to be turned clockwise
     frame = saved(tmp_path / "a.png", image, exif=exif)
     assert frame.shape == (3, 4, 2)
-    assert frame.nonzero().tolist() == [[colour, 0, 1] for colour in range(3)]
+    assert frame.nonzero().tolist() == [[color, 0, 1] for color in range(3)]
 
 
 def test_real_frames(shared_data):

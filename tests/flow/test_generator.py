@@ -28,7 +28,7 @@ def generator(few_textures):
 
 @pytest.fixture(scope="module")
 def smooth(few_textures):
-    """Paints with slow waves of colour, which bilinear sampling hardly changes."""
+    """Paints with slow waves of color, which bilinear sampling hardly changes."""
     made = FlowGenerator(Scenes(SIZE, motion=5.0))
     place = torch.linspace(0, 2 * math.pi, made.textures.shape[-1])
     waves = torch.stack([torch.sin(k * place)[:, None] + torch.cos(k * place) for k in (1, 1.5, 2)])
@@ -46,7 +46,7 @@ def look_up(image_BCYX, flow_B2YX):
 
 
 def inside_a_layer(flow_B2YX, seen_BYX):
-    """Where all around can be seen and moves alike: outlines mix the colours of two layers."""
+    """Where all around can be seen and moves alike: outlines mix the colors of two layers."""
     outside = F.max_pool2d((~seen_BYX).float(), 5, 1, 2) > 0
     spread = F.max_pool2d(flow_B2YX, 5, 1, 2) + F.max_pool2d(-flow_B2YX, 5, 1, 2)
     return ~outside & (spread.amax(1) < 0.8)

@@ -19,7 +19,7 @@ def random_flow(height=5, width=7, scale=20.0):
     return scale * torch.randn(2, height, width)
 
 
-def colours(flow, largest=None):
+def colors(flow, largest=None):
     return [tuple(pixel) for pixel in flow_picture(flow, largest)[:, 0].T.tolist()]
 
 
@@ -38,7 +38,7 @@ def test_the_published_wheel():
 
 
 @pytest.mark.parametrize(
-    ("vector", "colour"),
+    ("vector", "color"),
     [
         ((1, 0), (255, 0, 0)),
         ((1, -0.0), (255, 0, 0)),
@@ -51,15 +51,15 @@ def test_the_published_wheel():
         ((1, -1), (220, 0, 255)),  # 47.25 steps: red from 215 to 235
     ],
 )
-def test_directions_have_the_published_colours(vector, colour):
-    assert colours(flow_of(vector)) == [colour]
-    assert colours(7 * flow_of(vector)) == [colour]
+def test_directions_have_the_published_colors(vector, color):
+    assert colors(flow_of(vector)) == [color]
+    assert colors(7 * flow_of(vector)) == [color]
 
 
 def test_length_is_saturation():
     flow = flow_of((0, 0), (1, 0), (2, 0), (4, 0), (8, 0), (0, 4), (nan, 1), (2e9, 0))
     black = (0, 0, 0)
-    assert colours(flow, largest=4) == [
+    assert colors(flow, largest=4) == [
         (255, 255, 255),
         (255, 191, 191),
         (255, 127, 127),
@@ -69,13 +69,13 @@ def test_length_is_saturation():
         black,
         black,
     ]
-    assert colours(flow)[3:5] == [(255, 127, 127), (255, 0, 0)]  # the longest known is 8
+    assert colors(flow)[3:5] == [(255, 127, 127), (255, 0, 0)]  # the longest known is 8
     assert flow_picture(flow).dtype == torch.uint8
 
 
 def test_no_flow_is_white_and_no_knowledge_black():
-    assert colours(torch.zeros(2, 1, 2)) == [(255, 255, 255)] * 2
-    assert colours(torch.full((2, 1, 2), nan)) == [(0, 0, 0)] * 2
+    assert colors(torch.zeros(2, 1, 2)) == [(255, 255, 255)] * 2
+    assert colors(torch.full((2, 1, 2), nan)) == [(0, 0, 0)] * 2
 
 
 def test_pictures_keep_the_place():
@@ -109,8 +109,8 @@ def test_the_legend_shows_directions_and_length():
     picture = np.array(legend(5, 100)).astype(int)
     gap, middle = 100 // 6, picture.shape[1] // 2
     y, x = gap + 50, middle
-    for (dx, dy), colour in {(-48, 0): (0, 209, 255), (0, 48): (255, 229, 0), (0, -48): (88, 0, 255)}.items():
-        assert np.abs(picture[y + dy, x + dx] - colour).max() < 25
+    for (dx, dy), color in {(-48, 0): (0, 209, 255), (0, 48): (255, 229, 0), (0, -48): (88, 0, 255)}.items():
+        assert np.abs(picture[y + dy, x + dx] - color).max() < 25
     assert (picture[y, x + 25] == 0).all()  # the arrow
     assert (picture[y, x + 52] == MARGIN).all()
     label = picture[gap + 102 :]
@@ -123,7 +123,7 @@ def test_the_legend_shows_directions_and_length():
     ("largest", "label"),
     [(12.345, "12.3 px"), (5, "5 px"), (0.0012345, "0.00123 px"), (1234.5, "1230 px"), (None, "13 px")],
 )
-def test_the_label_is_the_length_of_full_colour(tmp_path, monkeypatch, largest, label):
+def test_the_label_is_the_length_of_full_color(tmp_path, monkeypatch, largest, label):
     written = []
     monkeypatch.setattr("perceivers.flow.pictures.ImageDraw.ImageDraw.text", lambda *given: written.append(given[2]))
     write_picture(tmp_path / "a.png", flow_of((5, 12), (400, 0)), torch.tensor([[True, False]]), largest)

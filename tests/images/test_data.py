@@ -17,8 +17,8 @@ from perceivers.images.data import (
 )
 
 
-def picture(colour, size=(6, 6)):
-    return Image.new("RGB", size, colour)
+def picture(color, size=(6, 6)):
+    return Image.new("RGB", size, color)
 
 
 def make_folder(root, classes=("cat", "dog"), count=3):
@@ -42,7 +42,7 @@ def test_digits_have_a_fixed_third_held_out():
     assert again.evaluation.labels == splits.evaluation.labels
     names = {splits.training.describe(i) for i in range(1198)} | {splits.evaluation.describe(i) for i in range(599)}
     assert len(names) == 1797
-    image = splits.evaluation.read(0, colours=1)
+    image = splits.evaluation.read(0, in_channels=1)
     assert image.size == (8, 8)
     assert np.asarray(image).max() == 255
 

@@ -35,7 +35,7 @@ def test_evaluate_equals_the_plain_loop():
     result = evaluate(model, images.part(range(50)), batch_size=16)
     right = 0
     for index in range(50):
-        pixels = torch.from_numpy(np.array(images.read(index, colours=1)))
+        pixels = torch.from_numpy(np.array(images.read(index, in_channels=1)))
         right += int(model({"image": pixels[None, None]})["label"].argmax()) == images.labels[index]
     assert result["top1"] == pytest.approx(right / 50)
     assert result["images"] == 50

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import perceivers
 from perceivers import FourierPositions, InputArray, LearnedPositions, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelInput, LabelOutput
 from perceivers.model.linear import Linear
@@ -45,7 +46,7 @@ def test_the_model_is_the_papers_formula(data):
     sound = torch.cat([data["sound"], model.inputs["sound"].positions().expand(2, -1, -1)], -1).double()
     points = data["points"].double()
     common = 12 + 4  # the widest modality has 3 + 9 channels
-    assert model.input_padding.common == common
+    assert model.input_padding.channels == common
     padding = model.input_padding.vectors
     x = torch.cat(
         [
@@ -58,7 +59,7 @@ def test_the_model_is_the_papers_formula(data):
     for layer in [*model.encoder.layers] * 2:
         z = layer(z)
     encoded = model.encode({name: value.double() for name, value in data.items()})
-    torch.testing.assert_close(encoded.z_BND, z)
+    torch.testing.assert_close(encoded.latents, z)
     query = torch.cat([model.outputs["label"].query, model.query_padding.vectors["label"].expand(1, 1, -1)], -1)
     y = model.heads["label"](model.projection(model.decoder(query.expand(2, -1, -1), z)))[:, 0]
     torch.testing.assert_close(model.decode(encoded, {"label": None})["label"], y)
@@ -95,7 +96,7 @@ def test_decoding_never_encodes_again_and_keeps_its_memory_bound(data):
     model.encoder.register_forward_pre_hook(lambda *_: pytest.fail("encoded again"))
     seen = []
     model.decoder.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].shape[1]))
-    model.decode(encoded, {"picture": None}, max_memory=7 * model.bytes_per_query(encoded.z_BND))
+    model.decode(encoded, {"picture": None}, max_memory=7 * model.peak_bytes_per_query(encoded.latents))
     assert seen == [7, 7, 6]
 
 
@@ -109,7 +110,7 @@ def test_memory_of_a_query_is_what_decoding_takes():
         if event.name() == "[memory]":
             held += event.nbytes()
             peak = max(peak, held)
-    bound = 4096 * model.bytes_per_query(encoded.z_BND)
+    bound = 4096 * model.peak_bytes_per_query(encoded.latents)
     assert bound / 4 < peak < bound * 1.1
 
 
@@ -144,10 +145,10 @@ def test_blocks_share_weights(data):
     one, three = two_modalities(), two_modalities(num_blocks=3)
     assert sum(p.numel() for p in one.parameters()) == sum(p.numel() for p in three.parameters())
     three.load_state_dict(one.state_dict())
-    z = one.encode(data).z_BND
+    z = one.encode(data).latents
     for layer in [*one.encoder.layers] * 2:
         z = layer(z)
-    torch.testing.assert_close(three.encode(data).z_BND, z)
+    torch.testing.assert_close(three.encode(data).latents, z)
     deep = two_modalities(depth=6)
     assert len(deep.encoder.layers) == 3 * len(three.encoder.layers)
 
@@ -167,8 +168,8 @@ def test_repeated_cross_attention_of_the_first_perceiver(data):
             state[name.replace("cross_attentions.0", "cross_attentions.1")] = state[name]
     apart.load_state_dict(state)
     shared.load_state_dict({name: value for name, value in state.items() if "cross_attentions.1" not in name})
-    torch.testing.assert_close(apart.encode(data).z_BND, shared.encode(data).z_BND)
-    assert not torch.allclose(apart.encode(data).z_BND, two_modalities(num_blocks=3).encode(data).z_BND)
+    torch.testing.assert_close(apart.encode(data).latents, shared.encode(data).latents)
+    assert not torch.allclose(apart.encode(data).latents, two_modalities(num_blocks=3).encode(data).latents)
 
 
 def test_average_decoder_of_the_first_perceiver(data):
@@ -177,7 +178,7 @@ def test_average_decoder_of_the_first_perceiver(data):
     )
     assert not hasattr(model, "decoder")
     encoded = model.encode({"points": data["points"]})
-    want = encoded.z_BND.mean(1) @ model.heads["label"].weight.T + model.heads["label"].bias
+    want = encoded.latents.mean(1) @ model.heads["label"].weight.T + model.heads["label"].bias
     torch.testing.assert_close(model.decode(encoded)["label"], want)
 
 
@@ -250,14 +251,68 @@ def test_sizes_that_cannot_be_are_refused(settings, message):
         two_modalities(**settings)
 
 
-def test_names_that_torch_uses_are_refused():
-    with pytest.raises(PerceiversError, match="'values' cannot be the name of an input or output"):
-        PerceiverIO({"values": ArrayInput(2)}, {"y": LabelOutput(2)}, latents=1, channels=8, depth=1)
+@pytest.mark.parametrize("name", ["values", "type", "keys", "train", "a.b", "", "forward", "training"])
+def test_inputs_and_outputs_may_have_any_name(name, tmp_path):
+    def build(name):
+        torch.manual_seed(0)
+        inputs, outputs = {name: ArrayInput(2), "x": ArrayInput(3)}, {name: LabelOutput(2, 8), "y": LabelOutput(3, 8)}
+        return PerceiverIO(inputs, outputs, latents=3, channels=8, depth=1, heads=2, maskable=[name])
+
+    model, same = build(name), build("plain")
+    data = {"x": torch.randn(2, 4, 3)}
+    value, hidden = torch.randn(2, 5, 2), torch.arange(5) < 2
+    got, want = (m(data | {n: value}, hidden={n: hidden[None]}) for m, n in ((model, name), (same, "plain")))
+    assert list(got) == [name, "y"]
+    assert torch.equal(got[name], want["plain"])
+    assert [name for name, _ in model.inputs.items()] == [name, "x"]
+    model.save(tmp_path)
+    loaded = perceivers.load(tmp_path)
+    torch.testing.assert_close(loaded(data | {name: value})[name], model.eval()(data | {name: value})[name])
+    assert set(model.state_dict()) - set(same.state_dict()) == {
+        key.replace("plain", f"{name.replace('.', '_')}_") for key in same.state_dict() if "plain" in key
+    }
+
+
+def test_names_that_become_the_same_are_refused():
+    with pytest.raises(PerceiversError, match=r"names are too similar: values, values_\. Choose others"):
+        PerceiverIO({"values": ArrayInput(2), "values_": ArrayInput(2)}, {"y": LabelOutput(2)}, 1, 8, 1)
+
+
+def test_what_is_encoded_keeps_only_what_outputs_need(data):
+    model = two_modalities()
+    encoded = model.encode(data)
+    assert encoded.context == dict.fromkeys(model.outputs)
+    assert encoded.latents.shape == (2, 6, 16)
+
+
+@pytest.mark.parametrize("attention", [False, True])
+def test_intermediate_values(data, attention):
+    model = two_modalities(num_blocks=2, num_cross_attends=2).eval()
+    predictions, intermediates = model.forward_intermediates(data, attention=attention)
+    want = model(data)
+    for name, prediction in predictions.items():
+        torch.testing.assert_close(prediction, want[name])
+    depth = len(model.encoder.layers)
+    assert len(intermediates.latents) == 2 * (1 + depth)
+    torch.testing.assert_close(intermediates.latents[-1], model.encode(data).latents)
+    first = model.encoder.cross_attentions[0]
+    z = model.encoder.layers[0](intermediates.latents[0])
+    torch.testing.assert_close(intermediates.latents[1], z)
+    if not attention:
+        assert intermediates.attention == {}
+        return
+    maps = intermediates.attention["encoder.cross_attentions.0.attention"]
+    assert len(maps) == 2
+    assert maps[0].shape[:3] == (2, first.attention.heads, 6)
+    torch.testing.assert_close(maps[0].sum(-1), torch.ones_like(maps[0].sum(-1)))
+    assert "decoder.attention" in intermediates.attention
 
 
 def test_wrong_inputs_are_refused(data):
     model = two_modalities()
-    with pytest.raises(PerceiversError, match="points of output 'picture' go from 3 to 20, but it has points 0 to 19"):
+    with pytest.raises(
+        PerceiversError, match="indices of output 'picture' go from 3 to 20, but it has elements 0 to 19"
+    ):
         model(data, {"picture": torch.tensor([3, 20])})
     with pytest.raises(PerceiversError, match=r"mask of input 'points' has shape \(2, 1\), but its array has \(2, 9\)"):
         model(data | {"points": InputArray(data["points"], torch.ones(2, 1, dtype=torch.bool))})
@@ -301,10 +356,10 @@ def test_what_a_masked_element_was_does_not_matter(data, name):
     masked[:, 0], masked[:, 1] = True, False
     other = data | {name: torch.where(masked[..., None], 99.0, data[name])}
     seen = data | {name: torch.where(masked[..., None], data[name], 99.0)}
-    z_BND = model.encode(data, {name: masked}).z_BND
-    assert torch.equal(model.encode(other, {name: masked}).z_BND, z_BND)
-    assert not torch.allclose(model.encode(data).z_BND, z_BND)
-    assert not torch.allclose(model.encode(seen, {name: masked}).z_BND, z_BND)
+    latents = model.encode(data, {name: masked}).latents
+    assert torch.equal(model.encode(other, {name: masked}).latents, latents)
+    assert not torch.allclose(model.encode(data).latents, latents)
+    assert not torch.allclose(model.encode(seen, {name: masked}).latents, latents)
 
 
 def test_a_masked_element_is_the_mask_vector_of_its_modality(data):
@@ -314,36 +369,36 @@ def test_a_masked_element_is_the_mask_vector_of_its_modality(data):
     points = arrays["points"].clone()
     points[0, 0] = points[1, 8] = model.input_padding.masks["points"]
     want = model.encoder(torch.cat([arrays["sound"], points], 1).double())
-    torch.testing.assert_close(model.encode(data, {"points": masked}).z_BND, want)
+    torch.testing.assert_close(model.encode(data, {"points": masked}).latents, want)
 
 
 def test_masking_all_of_an_input_forgets_it_and_a_mask_may_expand(data):
     model = random_weights(two_modalities(maskable=["points"]))
     everything = torch.ones(2, 9, dtype=torch.bool)
-    z_BND = model.encode(data, {"points": everything}).z_BND
+    latents = model.encode(data, {"points": everything}).latents
     other = data | {"points": torch.randn(2, 9, 5)}
-    assert torch.equal(model.encode(other, {"points": everything}).z_BND, z_BND)
+    assert torch.equal(model.encode(other, {"points": everything}).latents, latents)
     for shape in ((2, 1), (1, 9), (1, 1)):
-        expanded = model.encode(other, {"points": torch.ones(shape, dtype=torch.bool)}).z_BND
-        assert torch.equal(expanded, z_BND)
-    one = model.encode(data, {"points": torch.tensor([[True], [False]])}).z_BND
-    torch.testing.assert_close(one[0], z_BND[0])
-    torch.testing.assert_close(one[1], model.encode(data).z_BND[1])
+        expanded = model.encode(other, {"points": torch.ones(shape, dtype=torch.bool)}).latents
+        assert torch.equal(expanded, latents)
+    one = model.encode(data, {"points": torch.tensor([[True], [False]])}).latents
+    torch.testing.assert_close(one[0], latents[0])
+    torch.testing.assert_close(one[1], model.encode(data).latents[1])
 
 
 def test_masking_nothing_changes_nothing(data):
     model = random_weights(two_modalities(maskable=["points"]))
     nothing = torch.zeros(2, 9, dtype=torch.bool)
-    assert torch.equal(model.encode(data, {"points": nothing}).z_BND, model.encode(data).z_BND)
+    assert torch.equal(model.encode(data, {"points": nothing}).latents, model.encode(data).latents)
 
 
 def test_inputs_that_cannot_be_masked_are_refused(data):
     model, masked = two_modalities(maskable=["points"]), torch.ones(2, 1, dtype=torch.bool)
     with pytest.raises(
-        PerceiversError, match=r"'sound' cannot be masked: build the model with it in maskable \(points\)"
+        PerceiversError, match=r"'sound' cannot be hidden: build the model with it in maskable \(points\)"
     ):
         model.encode(data, {"sound": masked})
-    with pytest.raises(PerceiversError, match=r"'points' cannot be masked: .* maskable \(none\)"):
+    with pytest.raises(PerceiversError, match=r"'points' cannot be hidden: .* maskable \(none\)"):
         two_modalities().encode(data, {"points": masked})
     with pytest.raises(PerceiversError, match="no input 'point': did you mean 'points'"):
         two_modalities(maskable=["point"])
@@ -351,9 +406,9 @@ def test_inputs_that_cannot_be_masked_are_refused(data):
 
 def test_a_masked_query_reads_nothing_from_the_latents(data):
     class Some(ArrayOutput):
-        def mask(self, encoded, points=None):
+        def query_mask(self, encoded, indices=None):
             real = torch.tensor([[True, False, True, True], [False, True, True, False]])
-            return real if points is None else real.gather(1, points.expand(2, -1))
+            return real if indices is None else real.gather(1, indices.expand(2, -1))
 
     inputs, outputs = {"points": ArrayInput(5)}, {"some": Some(3, FourierPositions((4,), 2))}
     model = random_weights(PerceiverIO(inputs, outputs, 6, 16, 1, heads=2, query_residual=False))
@@ -362,9 +417,9 @@ def test_a_masked_query_reads_nothing_from_the_latents(data):
     model.decoder.attention.register_forward_hook(lambda attention, arguments, result: read.append(result))
     full = model.decode(encoded)["some"]
     attention, q_OQ = model.decoder.attention, model.outputs["some"].positions().double()
-    q_BOQ, z_BND = model.decoder.norm_q(q_OQ).expand(2, -1, -1), model.decoder.norm_x(encoded.z_BND)
-    real = model.outputs["some"].mask(encoded)
-    unmasked = attention(q_BOQ, z_BND)
+    q_BOQ, latents = model.decoder.norm_q(q_OQ).expand(2, -1, -1), model.decoder.norm_x(encoded.latents)
+    real = model.outputs["some"].query_mask(encoded)
+    unmasked = attention(q_BOQ, latents)
     torch.testing.assert_close(read[0], torch.where(real[..., None], unmasked, attention.output.bias))
     assert not torch.allclose(unmasked, attention.output.bias.expand_as(unmasked))
     for points in (torch.tensor([1, 3, 0]), torch.tensor([[1, 2], [0, 3]])):
@@ -378,7 +433,7 @@ def test_keys_and_values_of_the_decoder_are_made_once_for_all_outputs_and_chunks
     encoded = model.encode(data)
     calls = []
     model.decoder.norm_x.register_forward_hook(lambda *_: calls.append(1))
-    model.decode(encoded, max_memory=5 * model.bytes_per_query(encoded.z_BND))
+    model.decode(encoded, max_memory=5 * model.peak_bytes_per_query(encoded.latents))
     assert len(calls) == 1
 
 
@@ -397,7 +452,10 @@ def test_a_loss_of_all_outputs_keeps_its_memory_bound_and_has_the_same_gradients
         picture.square().sum().backward()
         return sum(kept), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    (all_kept, expected), (kept, got) = gradients(None), gradients(4 * model.bytes_per_query(torch.empty(2, 6, 16)))
+    (all_kept, expected), (kept, got) = (
+        gradients(None),
+        gradients(4 * model.peak_bytes_per_query(torch.empty(2, 6, 16))),
+    )
     torch.testing.assert_close(got, expected)
     assert kept < all_kept / 4
 

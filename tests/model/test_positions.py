@@ -24,8 +24,8 @@ def test_fourier_features_are_the_papers():
 def test_points_are_entries_of_the_whole_grid(shape):
     for positions in (FourierPositions(shape, 4), LearnedPositions(shape, 6), LearnedPositions(shape, 6, True)):
         points = torch.randint(math.prod(shape), (2, 5))
-        torch.testing.assert_close(positions(points=points), positions()[points])
-        torch.testing.assert_close(positions(points=points[0]), positions()[points[0]])
+        torch.testing.assert_close(positions(indices=points), positions()[points])
+        torch.testing.assert_close(positions(indices=points[0]), positions()[points[0]])
 
 
 def test_positions_are_exact_whatever_the_default_precision():
@@ -93,13 +93,13 @@ def test_what_is_computed_along_each_axis_is_what_every_point_would_give(grid, e
     expected = fourier_features(every, positions.resolution, 3)
     assert torch.equal(positions(), expected)
     few, many = torch.tensor([[0, 3, 49], [7, 7, 1]]), torch.randint(0, 50, (2, 70))
-    assert torch.equal(positions(points=few), expected[few])
-    assert torch.equal(positions(points=many), expected[many])
+    assert torch.equal(positions(indices=few), expected[few])
+    assert torch.equal(positions(indices=many), expected[many])
 
 
 def test_some_points_of_a_long_axis_do_not_compute_all_of_it():
     positions = FourierPositions((100000,), 4)
     with torch.profiler.profile(record_shapes=True) as profile:
-        positions(points=torch.arange(10))
+        positions(indices=torch.arange(10))
     sizes = [math.prod(event.input_shapes[0]) for event in profile.events() if event.name == "aten::sin"]
     assert sizes == [40]

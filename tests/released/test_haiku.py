@@ -71,7 +71,7 @@ def test_autoencoding(fixture):
     data = {"video": inputs["images"].movedim(-1, 2), "audio": inputs["audio"][..., 0], "label": torch.tensor([3])}
     points = {"video": inputs["image_points"], "audio": inputs["audio_points"], "label": None}
     with torch.no_grad():
-        answers = model(data, points, masked={"label": torch.tensor([[True]])})
+        answers = model(data, points, hidden={"label": torch.tensor([[True]])})
     assert_parity(answers["video"], outputs["image"])
     assert_parity(answers["audio"].flatten(1), outputs["audio"])
     assert_parity(answers["label"], outputs["label"])

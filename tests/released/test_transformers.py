@@ -102,7 +102,7 @@ def ask_both(architecture, theirs, ours):
         expected = theirs(inputs=inputs, subsampled_output_points=points).logits
         wanted = {"video": points["image"], "audio": points["audio"], "label": None}
         data = {"video": video, "audio": audio, "label": torch.tensor([0])}
-        answers = ours(data, wanted, masked={"label": torch.tensor([[True]])})
+        answers = ours(data, wanted, hidden={"label": torch.tensor([[True]])})
         return (
             [answers["video"], answers["audio"].flatten(1), answers["label"]],
             [expected["image"], expected["audio"], expected["label"]],
@@ -177,7 +177,7 @@ def assert_reads_back(model, folder):
     [
         (port.FOURIER, {}),
         (port.LEARNED, {"positions": "learned", "feature_channels": 256, "image_size": 12}),
-        (port.CONV, {"preprocessing": "conv", "padding": "port"}),
+        (port.CONV, {"preprocessing": "conv", "padding": "transformers"}),
     ],
 )
 def test_a_classifier_without_query_residual_answers_the_same_there(architecture, settings, tmp_path):
@@ -269,7 +269,7 @@ def custom(**names):
         (partial(classifier, bands=32), r"no such model: inputs\.image\.positions\.bands is 32, but 64"),
         (partial(classifier, patch_size=2), "no such model: inputs"),
         (partial(classifier, image_size=32), "no such model: inputs"),
-        (partial(classifier, mean=[0.5], std=[0.5]), "no such model: inputs.image has 1 colours, but 3 in its"),
+        (partial(classifier, mean=[0.5], std=[0.5]), "no such model: inputs.image has 1 colors, but 3 in its"),
         (partial(classifier, num_cross_attends=2), "no such model: num_cross_attends is 2, but 1"),
         (partial(tiny_language_model, decoder_heads=4), "no such model: decoder_heads is 4, but 8"),
         (partial(tiny_flow, scale=1.0), r"no such model: outputs\.flow\.scale is 1\.0, but 0\.2"),

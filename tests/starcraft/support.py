@@ -10,7 +10,7 @@ from pyarrow import parquet
 from perceivers.starcraft.data import DecisionData
 from perceivers.starcraft.policy import PolicyConfig, UnitPolicy
 from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
-from perceivers.starcraft.training import BehaviouralCloning
+from perceivers.starcraft.training import BehavioralCloning
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 
@@ -55,7 +55,7 @@ def write_tables(folder, monkeypatch):
 
 def small_run(output, tables, model=None, **training):
     training = {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "output": str(output)} | training
-    return BehaviouralCloning(
+    return BehavioralCloning(
         model=PolicyConfig(**(SIZES | (model or {}))),
         data=tables,
         optimization=Optimization(lr=5e-3),

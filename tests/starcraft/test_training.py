@@ -15,7 +15,7 @@ from perceivers.data.loader import SampleIndex
 from perceivers.starcraft.data import PolicyDecisions
 from perceivers.starcraft.metrics import PolicyScores
 from perceivers.starcraft.policy import PolicyConfig, load_policy
-from perceivers.starcraft.training import BehaviouralCloning, evaluate, losses_of, references
+from perceivers.starcraft.training import BehavioralCloning, evaluate, losses_of, references
 from perceivers.training.config import read_config
 from tests.starcraft.support import SIZES, small_policy, small_run, write_tables
 from tests.support.cli import fails
@@ -89,7 +89,7 @@ def test_losses_are_those_of_each_kind_of_decision(tables):
 @torch.no_grad()
 def test_what_counts_in_training(tables):
     model, logged = small_policy(), {}
-    run = BehaviouralCloning(model=PolicyConfig(**SIZES), data=tables, ability_weight=0.25, target_weight=3.0)
+    run = BehavioralCloning(model=PolicyConfig(**SIZES), data=tables, ability_weight=0.25, target_weight=3.0)
     learner = run.learner(model)
     learner.log = lambda name, value, **_: logged.update({name: value})
     batch = sample_batch(PolicyDecisions(tables.open()["training"], model), 40)
@@ -132,30 +132,30 @@ def test_the_configs_can_be_read(name):
     ],
 )
 def test_values_that_are_not_allowed(tmp_path, fields, message):
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"experiment": "behavioural_cloning"} | fields))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"experiment": "behavioral_cloning"} | fields))
     with pytest.raises(PerceiversError, match=message):
         read_config(tmp_path / "config.yaml")
 
 
 def test_values_are_checked_without_a_file():
     with pytest.raises(PerceiversError, match="target_weight = -1 is not allowed: it must be at least 0"):
-        BehaviouralCloning(target_weight=-1)
+        BehavioralCloning(target_weight=-1)
     with pytest.raises(PerceiversError, match=r"model\.kinds = .* must be left out: it comes from the data"):
-        BehaviouralCloning(model=PolicyConfig(kinds=("Probe",)))
+        BehavioralCloning(model=PolicyConfig(kinds=("Probe",)))
     with pytest.raises(PerceiversError, match=r"model\.encoder = 'other' is not allowed: it must be 'perceiver' or"):
         PolicyConfig(encoder="other")
 
 
 def test_a_wrong_size_shows_before_data_is_read():
     with pytest.raises(PerceiversError, match="channels = 16 cannot be split over heads = 3"):
-        BehaviouralCloning(model=PolicyConfig(**(SIZES | {"heads": 3}))).prepare()
+        BehavioralCloning(model=PolicyConfig(**(SIZES | {"heads": 3}))).prepare()
 
 
 def test_a_run_writes_a_config_without_what_the_data_decides(tmp_path, tables):
     run = small_run(tmp_path / "run", tables)
     run.prepare()
     assert run.to_config()["model"] == SIZES | {"encoder": "perceiver", "selection": "pointer"}
-    assert run.to_config()["experiment"] == "behavioural_cloning"
+    assert run.to_config()["experiment"] == "behavioral_cloning"
 
 
 def test_the_command_evaluates_policies(tmp_path, tables, capsys):
@@ -184,9 +184,9 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
 
 
 def test_policies_are_told_from_other_models(tmp_path):
-    assert BehaviouralCloning.evaluates(small_policy())
+    assert BehavioralCloning.evaluates(small_policy())
     other = SetEncoder(3, width=16, latents=4, latent_channels=16, depth=1)
-    assert not BehaviouralCloning.evaluates(other)
+    assert not BehavioralCloning.evaluates(other)
     other.save(tmp_path / "other")
     with pytest.raises(PerceiversError, match="other holds a SetEncoder, not a UnitPolicy"):
         load_policy(tmp_path / "other")

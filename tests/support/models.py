@@ -24,9 +24,9 @@ def language(**settings):
     return shaken(LanguageConfig(**({"length": 48, "cross_heads": 2} | TRUNK | channels | decoder | settings)).build())
 
 
-def labels(tasks=None, names=None, extra=0, shared_query=False, **settings):
+def labels(tasks=None, names=None, num_task_tokens=0, shared_query=False, **settings):
     """Of texts; if nothing is said, of three classes."""
-    return shaken(text_tasks(language(**settings), tasks or {"topic": 3}, names, extra, shared_query))
+    return shaken(text_tasks(language(**settings), tasks or {"topic": 3}, names, num_task_tokens, shared_query))
 
 
 def optical(**settings):

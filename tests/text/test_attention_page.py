@@ -174,8 +174,8 @@ def test_the_page_says_who_chose(tmp_path):
         (0, True, "a", CLS, "CLS"),
     ],
 )
-def test_models_of_labels_read_their_first_token(extra, shared, task, token, title, tmp_path):
-    model = labels({"a": 2, "b&c": 3}, extra=extra, shared_query=shared)
+def test_models_of_labels_read_their_first_token(num_task_tokens, shared, task, token, title, tmp_path):
+    model = labels({"a": 2, "b&c": 3}, num_task_tokens=num_task_tokens, shared_query=shared)
     attention_page(model, "xyz", tmp_path / "a.html", [0], task=task)
     front = [] if token is None else [token]
     weight_M = formula(model, [*front, *encode("xyz", Bytes(), 9)]).mean(0)[0]
@@ -216,7 +216,7 @@ def test_what_cannot_be_drawn(tmp_path):
     with pytest.raises(PerceiversError, match="the text has 8 tokens, but the model reads at most 7"):
         attention_page(labels(length=8, shared_query=True), "12345678", out)
     with pytest.raises(PerceiversError, match="several tasks: name one"):
-        attention_page(labels({"a": 2, "b": 2}, extra=2, shared_query=True), "x", out)
+        attention_page(labels({"a": 2, "b": 2}, num_task_tokens=2, shared_query=True), "x", out)
     with pytest.raises(PerceiversError, match="no task 'c'"):
         attention_page(labels({"a": 2, "b": 2}), "x", out, task="c")
     with pytest.raises(PerceiversError, match="no text classifier"):

@@ -146,7 +146,7 @@ def test_the_embedding_is_trained_from_both_sides(tokens):
 
 @pytest.mark.parametrize("tasks", [None, TASKS])
 def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, tasks):
-    model = make(tasks=tasks, extra=2)
+    model = make(tasks=tasks, num_task_tokens=2)
     model.save(tmp_path)
     loaded = load_model(tmp_path)
     assert isinstance(loaded, BERT)

@@ -32,8 +32,8 @@ def bytes_of(text):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_answers_are_those_of_the_models_own_tokens(method):
-    extra, shared, fronts = METHODS[method]
-    model = labels(TASKS, NAMES, extra, shared)
+    num_task_tokens, shared, fronts = METHODS[method]
+    model = labels(TASKS, NAMES, num_task_tokens, shared)
     for task, front in zip(TASKS, fronts, strict=True):
         texts = {"né 🙂": bytes_of("né 🙂"), ("one", "other"): [*bytes_of("one"), SEP, *bytes_of("other")]}
         answers = classify_text(model, list(texts), task)
@@ -50,8 +50,8 @@ def test_answers_are_those_of_the_models_own_tokens(method):
 
 
 @pytest.mark.parametrize(("extra", "fronts"), [(0, [[CLS]] * 3), (3, [[262], [263], [264]])])
-def test_bert_always_has_a_first_token(extra, fronts):
-    bert = text_tasks(BERT(262, 16, 8, 1, 1), TASKS, extra=extra)
+def test_bert_always_has_a_first_token(num_task_tokens, fronts):
+    bert = text_tasks(BERT(262, 16, 8, 1, 1), TASKS, num_task_tokens=num_task_tokens)
     code = text_code(bert, Bytes())
     assert [code.encode(["a"], task).tolist() for task in range(3)] == [[*front, *bytes_of("a")] for front in fronts]
 

@@ -50,7 +50,7 @@ def test_some_tasks_are_those_of_the_full_decode(tokens, shared):
     for points in ([0], [2, 1], [1, 0, 2]):
         some = model.decode(encoded, {"label": torch.tensor(points)})["label"]
         close(some, {list(TASKS)[place]: full[list(TASKS)[place]] for place in points})
-    with pytest.raises(PerceiversError, match="points of output 'label' go from 1 to 3, but it has points 0 to 2"):
+    with pytest.raises(PerceiversError, match="indices of output 'label' go from 1 to 3, but it has elements 0 to 2"):
         model.decode(encoded, {"label": torch.tensor([1, 3])})
 
 
@@ -99,7 +99,7 @@ def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, shared):
 
 
 def test_extra_tokens_are_read_like_others():
-    text = TextInput(30, 12, 16, extra=2)
+    text = TextInput(30, 12, 16, num_task_tokens=2)
     assert text.vocabulary == 30
     assert text.embedding.weight.shape == (32, 16)
     x_MC = text(torch.tensor([[31, 3]])).x_BMC[0]
@@ -108,9 +108,11 @@ def test_extra_tokens_are_read_like_others():
 
 @pytest.mark.parametrize("make", [lambda: LanguageConfig(**SMALL).build(), lambda: BERT(**SMALL_BERT)])
 @pytest.mark.parametrize(("extra", "shared"), [(0, False), (0, True), (3, True)])
-def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(tokens, tmp_path, make, extra, shared):
+def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(
+    tokens, tmp_path, make, num_task_tokens, shared
+):
     language = fill(make())
-    model = text_tasks(language, TASKS, NAMES, extra, shared).eval()
+    model = text_tasks(language, TASKS, NAMES, num_task_tokens, shared).eval()
     weights, pretrained = model.state_dict(), language.state_dict()
     kept = [name for name in weights if name in pretrained]
     assert {name for name in pretrained if name not in weights} == {
@@ -122,13 +124,13 @@ def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(tokens,
     for name in kept:
         assert torch.equal(weights[name][: len(pretrained[name])], pretrained[name]), name
     embedding = weights["inputs.text.embedding.weight"]
-    assert len(embedding) == 30 + extra
-    if extra:
+    assert len(embedding) == 30 + num_task_tokens
+    if num_task_tokens:
         assert embedding[30:].abs().max() < 0.05, "fresh vectors are small"
         assert (embedding[30:] != 0).all()
     if isinstance(model, PerceiverIO):
         assert model.outputs["label"].shared == shared
-        assert torch.equal(model.encode({"text": tokens}).z_BND, language.encode({"text": tokens}).z_BND)
+        assert torch.equal(model.encode({"text": tokens}).latents, language.encode({"text": tokens}).latents)
     model.save(tmp_path)
     data = {"text": InputArray(tokens, torch.ones_like(tokens, dtype=torch.bool))}
     again = load_model(tmp_path)

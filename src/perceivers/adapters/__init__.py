@@ -1,10 +1,10 @@
-"""How domains enter and leave the architecture: one file a modality."""
+"""Input and output adapters of modalities that users combine, one file each."""
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
-from perceivers.adapters.elements import ElementOutput
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.set import SetOutput
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 
@@ -15,12 +15,12 @@ __all__ = [
     "AudioOutput",
     "ConvAudioInput",
     "ConvStem",
-    "ElementOutput",
     "ImageInput",
     "LabelInput",
     "LabelOutput",
     "MelInput",
     "Patches",
+    "SetOutput",
     "TextInput",
     "TextOutput",
     "VideoInput",

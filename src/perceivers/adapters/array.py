@@ -46,7 +46,7 @@ def with_positions(x_BMC: Tensor, positions: Positions, grid: tuple[int, ...]) -
 
 
 class ArrayOutput(OutputAdapter):
-    """An array of vectors on a grid; a vector is asked for with its position.
+    """An array of vectors on a grid; the query of a vector is its position.
 
     Args:
         channels: channels of each vector.
@@ -59,15 +59,15 @@ class ArrayOutput(OutputAdapter):
         self.positions = positions
         self.query_channels = positions.channels
 
-    def count(self, encoded: Encoded) -> int:
+    def num_queries(self, encoded: Encoded) -> int:
         return math.prod(self.positions.grid)
 
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        q_PQ: Tensor = self.positions(points=points, device=encoded.z_BND.device)
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        q_PQ: Tensor = self.positions(indices=indices, device=encoded.latents.device)
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        """-> [B, *grid, channels], or [B, P, channels] of some points."""
-        if points is not None:
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        """-> [B, *grid, channels], or [B, P, channels] at indices."""
+        if indices is not None:
             return y_BOE
         return y_BOE.unflatten(1, self.positions.grid)

@@ -45,7 +45,7 @@ class AudioInput(InputAdapter):
 class ConvAudioInput(InputAdapter):
     """A mono recording through filters that are learned, each element with its position.
 
-    A convolution, batch normalisation, ReLU and max pooling over each patch of samples, as the paper does with images
+    A convolution, batch normalization, ReLU and max pooling over each patch of samples, as the paper does with images
     (section 6): how strong a filter's tone is in a patch, wherever in it. No part of the paper for sound.
 
     Args:
@@ -110,7 +110,7 @@ def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tens
 class MelInput(InputAdapter):
     """A mono recording as a log-mel-spectrogram, cut into patches of time and frequency, each with its position.
 
-    Spectra are those of librosa: of Hann windows, centred, with silence around the recording; mel bands are Slaney's,
+    Spectra are those of librosa: of Hann windows, centered, with silence around the recording; mel bands are Slaney's,
     of equal area. Powers are taken as (log10 + 4) / 4, at least 1e-10, which brings most of them to -1.5 ... 1.
 
     Args:
@@ -197,6 +197,6 @@ class AudioOutput(ArrayOutput):
         super().__init__(patch, positions)
         self.patch = patch
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """-> samples [B, S], or [B, P, patch] of some patches."""
-        return y_BOE if points is not None else y_BOE.flatten(1)
+        return y_BOE if indices is not None else y_BOE.flatten(1)

@@ -28,21 +28,24 @@ class Patches(Configured, nn.Module):
 
     Args:
         size: side of a patch in pixels.
-        colours: channels of the image.
-        channels: F; the plain values of the patch, `colours * size ** 2`, if not given.
+        in_channels: channels of the image.
+        channels: F; the plain values of the patch, `in_channels * size ** 2`, if not given.
         overlapping: take the patch around every pixel, zeros beyond the border, instead of patches side by side.
     """
 
-    def __init__(self, size: int = 1, colours: int = 3, channels: int | None = None, overlapping: bool = False) -> None:
+    def __init__(
+        self, size: int = 1, in_channels: int = 3, channels: int | None = None, overlapping: bool = False
+    ) -> None:
         super().__init__()
         self.size = size
+        self.in_channels = in_channels
         self.overlapping = overlapping
-        values = colours * size**2
+        values = in_channels * size**2
         self.channels = values if channels is None else channels
         self.projection = None if channels is None else Linear(values, channels)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
-        """[B, colours, Y * size, X * size] -> [B, Y, X, F]; overlapping, [B, colours, Y, X] -> [B, Y, X, F]."""
+        """[B, in_channels, Y * size, X * size] -> [B, Y, X, F]; overlapping, [B, in_channels, Y, X] -> [B, Y, X, F]."""
         height, width = images_BCYX.shape[-2:]
         if self.overlapping:
             before, after = (self.size - 1) // 2, self.size // 2
@@ -67,27 +70,30 @@ class Patches(Configured, nn.Module):
 
 
 class ConvStem(Configured, nn.Module):
-    """A 7x7 convolution of stride 2, batch normalisation, ReLU, and 3x3 max pooling of stride 2: a quarter each side.
+    """A 7x7 convolution of stride 2, batch normalization, ReLU, and 3x3 max pooling of stride 2: a quarter each side.
 
     Args:
         channels: F.
-        colours: channels of the image.
+        in_channels: channels of the image.
         padding: "same" as in the original (TensorFlow's: for even sizes by one more below and to the right), or
-            "port" as in the `transformers` port, which pads evenly and does not pad before pooling: its features stand
+            "transformers" as in that library, which pads evenly and does not pad before pooling: its features stand
             half a pixel elsewhere, and there is a row and a column less (55 instead of 56 for 224 pixels).
     """
 
-    def __init__(self, channels: int = 64, colours: int = 3, padding: Literal["same", "port"] = "same") -> None:
+    def __init__(
+        self, channels: int = 64, in_channels: int = 3, padding: Literal["same", "transformers"] = "same"
+    ) -> None:
         super().__init__()
         self.channels = channels
+        self.in_channels = in_channels
         self.padding = padding
-        self.convolution = nn.Conv2d(colours, channels, 7, stride=2, bias=False)
+        self.convolution = nn.Conv2d(in_channels, channels, 7, stride=2, bias=False)
         lecun_normal_(self.convolution.weight)
         self.norm = nn.BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:
-        """[B, colours, height, width] -> [B, Y, X, F], see `grid`."""
+        """[B, in_channels, height, width] -> [B, Y, X, F], see `grid`."""
         same = self.padding == "same"
         images_BCYX = images_BCYX.to(self.convolution.weight.dtype)
         images_BCYX = pad_same(images_BCYX, 7, 2) if same else nn.functional.pad(images_BCYX, (3, 3, 3, 3))
@@ -117,7 +123,7 @@ class ImageInput(InputAdapter):
         size: height and width of the images in training, in pixels.
         features: turns images into a grid of feature vectors.
         positions: encodes the places of that grid.
-        mean, std: of each colour over the training images, with which images in [0, 1] are normalised.
+        mean, std: of each color over the training images, with which images in [0, 1] are normalized.
         crop: the part of the resized image that evaluation looks at, in the middle (224 of 256 pixels in the paper).
     """
 
@@ -132,27 +138,27 @@ class ImageInput(InputAdapter):
     ) -> None:
         super().__init__()
         if len(mean) != len(std):
-            raise PerceiversError(f"mean has {len(mean)} colours, but std has {len(std)}: give one number for each.")
+            raise PerceiversError(f"mean has {len(mean)} colors, but std has {len(std)}: give one number for each.")
         self.size = (size[0], size[1])
         self.crop = crop
-        self.colours = len(mean)
+        self.in_channels = len(mean)
         self.features = features
         self.positions = positions
         self.channels = features.channels + positions.channels
         self.normalization = (tuple(mean), tuple(std))
 
     def forward(self, data: Tensor) -> InputArray:
-        """Takes images [B, colours, height, width] in [0, 1], or bytes in 0 ... 255."""
-        features_BYXF = self.look(data)
+        """Takes images [B, in_channels, height, width] in [0, 1], or bytes in 0 ... 255."""
+        features_BYXF = self.extract_features(data)
         grid = tuple(features_BYXF.shape[1:3])
         return InputArray(with_positions(features_BYXF.flatten(1, 2), self.positions, grid), grid=grid)
 
-    def look(self, data: Tensor) -> Tensor:
-        """The features [B, Y, X, F] of images, without their positions."""
-        if data.dim() != 4 or data.shape[1] != self.colours:
+    def extract_features(self, data: Tensor) -> Tensor:
+        """Returns the features [B, Y, X, F] of images, without their positions."""
+        if data.dim() != 4 or data.shape[1] != self.in_channels:
             raise PerceiversError(
                 f"images of shape {tuple(data.shape)} were given, "
-                f"but [batch, {self.colours} colours, height, width] is expected."
+                f"but [batch, {self.in_channels} colors, height, width] is expected."
             )
         images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
         mean, std = torch.tensor(self.normalization, dtype=torch.float32, device=data.device)[..., None, None]

@@ -25,13 +25,13 @@ class LabelInput(InputAdapter):
 
 
 class LabelOutput(OutputAdapter):
-    """Logits of classes, asked for with one learned query (section 6).
+    """Logits of classes, from one learned query (section 6).
 
     Args:
         classes: number of classes.
-        query_channels: Q; None reads the average of the latents instead, as the first Perceiver does.
-        names: what the classes are called, in order; optional, kept with the model.
-        several: whether several classes can apply at once, so that each has a probability of its own.
+        query_channels: Q; None takes the average of the latents instead, as the first Perceiver does.
+        names: names of the classes, in order; optional, saved with the model.
+        multilabel: whether several classes can apply at once, so that each has a probability of its own.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class LabelOutput(OutputAdapter):
         classes: int,
         query_channels: int | None = 1024,
         names: list[str] | None = None,
-        several: bool = False,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
         if names is not None and len(names) != classes:
@@ -47,18 +47,18 @@ class LabelOutput(OutputAdapter):
         self.classes = self.channels = classes
         self.query_channels = query_channels
         self.names = names
-        self.several = several
+        self.multilabel = multilabel
         if query_channels is not None:
             self.query = trunc_normal_parameter(1, 1, query_channels)
 
     @property
     def class_names(self) -> list[str]:
-        """What the classes are called: their numbers, if nothing else is known."""
+        """Names of the classes: their indices, if they have no names."""
         return self.names or [str(index) for index in range(self.classes)]
 
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        return self.query if points is None else self.query.expand(-1, points.shape[-1], -1)
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        return self.query if indices is None else self.query.expand(-1, indices.shape[-1], -1)
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        """-> logits [B, classes], whichever points were asked for: there is one."""
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        """-> logits [B, classes], whatever the indices: there is one query."""
         return y_BOE[:, 0]

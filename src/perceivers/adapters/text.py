@@ -1,4 +1,4 @@
-"""Text in and out: tokens, such as bytes, and logits of the token at each place (sections 2 to 4.1, tables 5 and 6).
+"""Text in and out: tokens, such as bytes, and logits of the token at each index (sections 2 to 4.1, tables 5, 6).
 
 Shape suffixes: B batch, M tokens, V vocabulary; others as in `perceivers.model.adapter`
 """
@@ -16,24 +16,24 @@ from perceivers.model.positions import LearnedPositions
 
 
 class TextInput(InputAdapter):
-    """Tokens as learned vectors, to which learned positions are added.
-
-    Text of any length up to `length` is taken as it is: nothing pads it.
+    """Tokens as learned vectors, to which learned positions are added. A text may have any length up to `length`.
 
     Args:
         vocabulary: V, number of tokens.
-        length: the most tokens of a text.
+        length: maximum number of tokens of a text.
         channels: C of the vectors.
-        extra: further tokens, V ... V + extra - 1, that no text has, such as one for each task.
+        num_task_tokens: further tokens from V on that no text has, one for each task (section 4.1).
     """
 
-    def __init__(self, vocabulary: int, length: int, channels: int, extra: int = 0) -> None:
+    def __init__(self, vocabulary: int, length: int, channels: int, num_task_tokens: int = 0) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.length = length
         self.channels = channels
         self.embedding = nn.Embedding(
-            vocabulary + extra, channels, _weight=trunc_normal_parameter(vocabulary + extra, channels)
+            vocabulary + num_task_tokens,
+            channels,
+            _weight=trunc_normal_parameter(vocabulary + num_task_tokens, channels),
         )
         self.positions = LearnedPositions([length], channels)
 
@@ -48,27 +48,26 @@ class TextInput(InputAdapter):
         count = token_BM.shape[1]
         if count > self.length:
             raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {self.length}.")
-        position_MC = self.positions(points=torch.arange(count, device=token_BM.device))
+        position_MC = self.positions(indices=torch.arange(count, device=token_BM.device))
         return InputArray(self.embedding(token_BM) + position_MC, mask_BM, (count,))
 
 
 class TextOutput(OutputAdapter):
-    """Logits of every token of an input text, asked for with learned positions.
+    """Logits of every token of an input text; the queries are learned positions.
 
-    They are read with the embedding of the input, transposed: a token's logit is the product of its vector and what
-    comes out of the decoder, and a bias.
+    The logits are the decoder's output times the transposed embedding of the input, plus a bias.
 
     Args:
         input: name of the input that is a `TextInput`.
     """
 
-    channels = None  # of the decoder, as it is
+    channels = None  # takes the decoder's output
 
     def __init__(self, input: str) -> None:
         super().__init__()
         self.input = input
 
-    def connect(self, inputs: Mapping[str, InputAdapter]) -> None:
+    def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
         text = inputs.get(self.input)
         if not isinstance(text, TextInput):
             raise PerceiversError(f"a text output needs an input {self.input!r} that is a TextInput: name that one.")
@@ -77,22 +76,25 @@ class TextOutput(OutputAdapter):
         self.positions = LearnedPositions([text.length], text.channels)
         self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
 
-    def count(self, encoded: Encoded) -> int:
-        return encoded.inputs[self.input].x_BMC.shape[1]
+    def context(self, inputs: Mapping[str, InputArray]) -> tuple[int, Tensor | None]:
+        """Keeps the number of tokens and their mask."""
+        return inputs[self.input].x_BMC.shape[1], inputs[self.input].mask_BM
 
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        if points is None:
-            points = torch.arange(self.count(encoded), device=encoded.z_BND.device)
-        q_PQ: Tensor = self.positions(points=points)
+    def num_queries(self, encoded: Encoded) -> int:
+        return int(encoded.context[0])
+
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        if indices is None:
+            indices = torch.arange(self.num_queries(encoded), device=encoded.latents.device)
+        q_PQ: Tensor = self.positions(indices=indices)
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
-    def mask(self, encoded: Encoded, points: Tensor | None = None) -> Tensor | None:
-        """Padding of the text is not asked for."""
-        mask_BM = encoded.inputs[self.input].mask_BM
-        if mask_BM is None or points is None:
+    def query_mask(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor | None:
+        mask_BM: Tensor | None = encoded.context[1]
+        if mask_BM is None or indices is None:
             return mask_BM
-        return mask_BM.gather(1, points.expand(mask_BM.shape[0], -1))
+        return mask_BM.gather(1, indices.expand(mask_BM.shape[0], -1))
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        """-> logits [B, M, V], or [B, P, V] of some places."""
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        """-> logits [B, M, V], or [B, P, V] at indices."""
         return linear(y_BOE, self.text[0].embedding.weight, self.bias)

@@ -1,6 +1,6 @@
 """Video in and out: patches of space and time, and single pixels (section 4.3, tables 5 and 6).
 
-Shape suffixes: B batch, C colours, T frames, Y rows, X columns; others as in `perceivers.model.adapter`
+Shape suffixes: B batch, C colors, T frames, Y rows, X columns; others as in `perceivers.model.adapter`
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ class VideoInput(InputAdapter):
     Args:
         patch: frames, rows and columns of a patch.
         positions: encodes the places of the patches.
-        colours: C.
+        in_channels: C.
     """
 
-    def __init__(self, patch: Sequence[int], positions: Positions, colours: int = 3) -> None:
+    def __init__(self, patch: Sequence[int], positions: Positions, in_channels: int = 3) -> None:
         super().__init__()
         self.patch = (patch[0], patch[1], patch[2])
         self.positions = positions
-        self.colours = colours
-        self.channels = colours * patch[0] * patch[1] * patch[2] + positions.channels
+        self.in_channels = in_channels
+        self.channels = in_channels * patch[0] * patch[1] * patch[2] + positions.channels
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes frames [B, T, C, Y, X] in [0, 1], or bytes in 0 ... 255; or `InputArray(frames, mask)`.
@@ -36,10 +36,10 @@ class VideoInput(InputAdapter):
         The mask [B, T] says which frames are real; a patch with any of them is real.
         """
         data, mask_BT, _ = data if isinstance(data, InputArray) else InputArray(data)
-        if data.dim() != 5 or data.shape[2] != self.colours:
+        if data.dim() != 5 or data.shape[2] != self.in_channels:
             raise PerceiversError(
                 f"video of shape {tuple(data.shape)} was given, "
-                f"but [batch, frames, {self.colours} colours, height, width] is expected."
+                f"but [batch, frames, {self.in_channels} colors, height, width] is expected."
             )
         time, height, width = self.patch
         if data.shape[1] % time or data.shape[3] % height or data.shape[4] % width:
@@ -58,17 +58,17 @@ class VideoInput(InputAdapter):
 
 
 class VideoOutput(ArrayOutput):
-    """The colours of every pixel of every frame, asked for with its position.
+    """The colors of every pixel of every frame, asked for with its position.
 
     Args:
         positions: the queries, and by their grid the number of frames, rows and columns.
-        colours: C.
+        in_channels: C.
     """
 
-    def __init__(self, positions: Positions, colours: int = 3) -> None:
-        super().__init__(colours, positions)
+    def __init__(self, positions: Positions, in_channels: int = 3) -> None:
+        super().__init__(in_channels, positions)
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """-> [B, T, C, Y, X], or [B, P, C] of some pixels."""
-        video: Tensor = super().read(y_BOE, encoded, points)
-        return video if points is not None else video.movedim(-1, 2)
+        video: Tensor = super().postprocess(y_BOE, encoded, indices)
+        return video if indices is not None else video.movedim(-1, 2)

@@ -117,8 +117,8 @@ class Autoencoding(Experiment):
         config, labelled = self.model, self.model.classes is not None
         splits = self.data.open(labelled)
         if labelled:
-            names, several = splits.training.classes, splits.training.several
-            check_field("data.training_list", self.data.training_list, not several, "a list with one class a clip")
+            names, multilabel = splits.training.classes, splits.training.multilabel
+            check_field("data.training_list", self.data.training_list, not multilabel, "a list with one class a clip")
             config = replace(config, **self.settle(classes=len(names), class_names=names))
         return Setup(config.build, *self.data.datasets(splits, window))
 

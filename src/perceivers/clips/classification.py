@@ -53,10 +53,10 @@ class ClipClassification(Experiment):
     def prepare(self) -> Setup:
         window = window_of(self.build_on_meta())
         splits = self.data.open()
-        names, several = splits.training.classes, splits.training.several
-        config = replace(self.model, **self.settle(classes=len(names), class_names=names, several=several))
+        names, multilabel = splits.training.classes, splits.training.multilabel
+        config = replace(self.model, **self.settle(classes=len(names), class_names=names, multilabel=multilabel))
         smooth = self.label_smoothing
-        check_field("label_smoothing", smooth, not (several and smooth), "0 where clips have several classes")
+        check_field("label_smoothing", smooth, not (multilabel and smooth), "0 where clips have several classes")
         self.evaluation_clips = len(splits.evaluation)
         return Setup(config.build, *self.data.datasets(splits, window))
 
@@ -88,8 +88,8 @@ class ClipClassifier(Learner):
         super().__init__(model, optimization)
         output = label_of(model)
         self.label_smoothing = label_smoothing
-        self.metrics = ClipScores(clips, output.classes, output.several)
-        self.monitor = ("test_map" if output.several else "test_top1", "max")
+        self.metrics = ClipScores(clips, output.classes, output.multilabel)
+        self.monitor = ("test_map" if output.multilabel else "test_top1", "max")
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Returns logits [B, K]."""
@@ -98,7 +98,7 @@ class ClipClassifier(Learner):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         logits_BK, label = self.predict(batch), batch["label"]
-        if self.metrics.several:
+        if self.metrics.multilabel:
             return F.binary_cross_entropy_with_logits(logits_BK, label)
         return F.cross_entropy(logits_BK, label, label_smoothing=self.label_smoothing)
 
@@ -114,8 +114,10 @@ def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_s
     """
     output = label_of(model)
     check_classes(clips, class_names(model))
-    if clips.several != output.several:
+    if clips.multilabel != output.multilabel:
         kinds = ("one class a clip", "several classes a clip")
-        raise PerceiversError(f"the data has {kinds[clips.several]}, but the model knows {kinds[output.several]}.")
+        raise PerceiversError(
+            f"the data has {kinds[clips.multilabel]}, but the model knows {kinds[output.multilabel]}."
+        )
     samples = ClipDataset(clips, window_of(model), evenly(windows))
     return learner.evaluate(ClipClassifier(model, len(clips)), samples, batch_size)

@@ -68,6 +68,6 @@ def classify_clip(
             raise PerceiversError(batch["problems"][0])
         there = {name: value.to(get_device(model)) for name, value in batch.items() if name != "problems"}
         logits = model(masked_inputs(model, there))["label"].float()
-        probability_K = (logits.sigmoid() if output.several else logits.softmax(1)).mean(0)
+        probability_K = (logits.sigmoid() if output.multilabel else logits.softmax(1)).mean(0)
         answers.append(sort_classes(probability_K, names))
     return answers

@@ -42,7 +42,7 @@ class LabelledClips(Labelled):
     """
 
     noun, suffixes, features = "clip", SOUNDS | VIDEOS, ("Audio", "Video")
-    several: bool = False
+    multilabel: bool = False
 
     def media(self, index: int) -> Media:
         """The file of a clip."""
@@ -52,7 +52,7 @@ class LabelledClips(Labelled):
     def target(self, index: int) -> Tensor:
         """Class index of a clip; where there can be several, [K] with 1 for each."""
         label = torch.tensor(self.labels[index], dtype=torch.long)
-        return torch.zeros(len(self.classes)).index_fill_(0, label, 1) if self.several else label
+        return torch.zeros(len(self.classes)).index_fill_(0, label, 1) if self.multilabel else label
 
 
 @dataclass
@@ -160,9 +160,9 @@ def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missin
     pairs = [(file, label) for file, label in zip(files, labels, strict=True) if file is not None]
     if not pairs:
         raise PerceiversError(f"{root} has none of the clips of {path}.")
-    found = [label if clips.several else label[0] for _, label in pairs]
+    found = [label if clips.multilabel else label[0] for _, label in pairs]
     source = Files([file for file, _ in pairs])
-    return LabelledClips(list(classes.values()), found, source, range(len(pairs)), clips.several)
+    return LabelledClips(list(classes.values()), found, source, range(len(pairs)), clips.multilabel)
 
 
 def unlabelled(path: Path, held_out: float) -> Splits[LabelledClips]:

@@ -34,7 +34,7 @@ class ClipList:
     """
 
     path: Path
-    several: bool
+    multilabel: bool
     entries: list[Entry]
 
     def indices(self, classes: Mapping[str, str]) -> list[tuple[int, ...]]:

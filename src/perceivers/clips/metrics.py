@@ -26,9 +26,9 @@ class ClipScores(Metric):
     score_LK: Tensor
     target_LK: Tensor
 
-    def __init__(self, clips: int, classes: int, several: bool) -> None:
+    def __init__(self, clips: int, classes: int, multilabel: bool) -> None:
         super().__init__()
-        self.several = several
+        self.multilabel = multilabel
         self.add_state("score_LK", torch.zeros(clips, classes), "sum")
         self.add_state("target_LK", torch.zeros(clips, classes), "sum")
 
@@ -40,7 +40,7 @@ class ClipScores(Metric):
             label: classes [B], or [B, K] of 0 and 1.
             clip_B: the number of each window's clip.
         """
-        if self.several:
+        if self.multilabel:
             self.score_LK.index_add_(0, clip_B, logits_BK.float().sigmoid())
             self.target_LK.index_add_(0, clip_B, label.float())
         else:
@@ -49,7 +49,7 @@ class ClipScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """-> "top1" in [0, 1]; or "map" in [0, 1] and "d_prime"."""
-        if not self.several:
+        if not self.multilabel:
             return {"top1": (self.score_LK.argmax(1) == self.target_LK.argmax(1)).float().mean()}
         return several_figures(self.score_LK, self.target_LK > 0)
 

@@ -136,7 +136,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
     sample_rate: Count = 48000
     classes: Count = 527
     class_names: list[str] | None = None
-    several: bool = True
+    multilabel: bool = True
     decoder: Literal["query", "average"] = "query"
     query_channels: Count = 1024
 
@@ -161,7 +161,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         if not inputs:
             raise PerceiversError("model.frames and model.sound are both null: a clip has video, sound or both.")
         query_channels = self.query_channels if self.decoder == "query" else None
-        label = LabelOutput(self.classes, query_channels, self.class_names, self.several)
+        label = LabelOutput(self.classes, query_channels, self.class_names, self.multilabel)
         return PerceiverIO(inputs=inputs, outputs={"label": label}, **self.sizes())
 
 

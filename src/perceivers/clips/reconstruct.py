@@ -128,7 +128,7 @@ def compression(model: PerceiverIO) -> float:
     Its 88x are the 50,176 patches of video of 704 channels, positions and padding among them, over 784 latents of 512.
     """
     _, video = find_adapter(model.inputs, VideoInput, "autoencode")
-    return math.prod(video.positions.grid) * model.input_padding.common / model.encoder.latents.numel()
+    return math.prod(video.positions.grid) * model.input_padding.channels / model.encoder.latents.numel()
 
 
 def psnr(decoded: Tensor, original: Tensor) -> float:

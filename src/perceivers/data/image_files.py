@@ -24,7 +24,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", 
 def read_frame(path: str | Path) -> Tensor:
     """Reads an image as bytes [3, Y, X], turned upright as its EXIF data say.
 
-    Grey becomes three equal colours, transparent parts become white. 16 bits are scaled to 8, and so are floating
+    Gray becomes three equal colors, transparent parts become white. 16 bits are scaled to 8, and so are floating
     point images, which go from 0 to 1.
 
     Raises:
@@ -47,7 +47,7 @@ def read_frame(path: str | Path) -> Tensor:
 
 
 def eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Scales a grey image of integers (16 bits) or floating point numbers (0 to 1)."""
+    """Scales a gray image of integers (16 bits) or floating point numbers (0 to 1)."""
     values_YX = np.asarray(image)
     top = 1 if image.mode == "F" else 2**16 - 1
     if not ((values_YX >= 0) & (values_YX <= top)).all():

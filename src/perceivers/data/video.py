@@ -3,7 +3,7 @@
 Moments are exact fractions of a second on the clock of the file, which need not begin at 0 and is the same for
 pictures and sound; what users ask for counts from the first frame.
 
-Shape suffixes: T frames, C colours, Y rows, X columns, S samples
+Shape suffixes: T frames, C colors, Y rows, X columns, S samples
 """
 
 import io
@@ -37,7 +37,7 @@ CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 """Suffixes of files that can be written, and what av calls them."""
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
 """Encoders and their options for little visible loss; the second is for builds of av without the first."""
-BT709 = 1  # the colours that players assume; the code is the same for matrix, primaries and transfer
+BT709 = 1  # the colors that players assume; the code is the same for matrix, primaries and transfer
 MILLISECOND = Fraction(1, 1000)  # tick of the coarsest clock that rounds; those of AVI and GIF are coarser, but exact
 LEAD = Fraction(1, 10)  # seconds of sound to decode before the wanted, since decoders begin with a wrong packet or two
 JUMP = 0.02  # seconds: a smaller difference of timestamps is rounding, a larger one a gap in the sound

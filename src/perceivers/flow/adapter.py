@@ -14,25 +14,26 @@ from torch import Tensor
 
 from perceivers.adapters.array import with_positions
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
+from perceivers.adapters.set import select_elements
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
 from perceivers.model.positions import Positions
 
-MIXING = 0.25
+UPSAMPLING_MASK_SCALE = 0.25
 """Scores of the mixture for a 1 of the last layer, as in RAFT: they begin near 0, and the weights near 1/9 each."""
 
 
 class FramePairInput(InputAdapter):
-    """Two frames, as one image of six colours, or as two images, with the elements of the first before the second's.
+    """Two frames, as one image of six colors, or as two images, with the elements of the first before the second's.
 
     Args:
         size: height and width of the frames in training, in pixels.
-        features: of six colours, those of both frames, or of three.
+        features: of six colors, those of both frames, or of three.
         positions: encodes the places of the features by row and column, or by frame, row and column.
-        frames: whether the colours of both frames are "concatenated" or the frames "separate".
+        frames: whether the colors of both frames are "concatenated" or the frames "separate".
 
     Raises:
-        PerceiversError: `frames` is something else, or the features are not of as many colours.
+        PerceiversError: `frames` is something else, or the features are not of as many colors.
     """
 
     def __init__(
@@ -47,13 +48,13 @@ class FramePairInput(InputAdapter):
             raise PerceiversError(f"frames = {frames!r} is not allowed: it is 'concatenated' or 'separate'.")
         self.size = (size[0], size[1])
         self.separate = frames == "separate"
-        colours = 3 if self.separate else 6
-        if features.config["colours"] != colours:
+        colors = 3 if self.separate else 6
+        if features.in_channels != colors:
             raise PerceiversError(
-                f"features of {features.config['colours']} colours do not fit frames that are {frames}: "
-                f"build them for {colours}."
+                f"features of {features.in_channels} colors do not fit frames that are {frames}: "
+                f"build them for {colors}."
             )
-        self.image = ImageInput(size, features, positions, mean=[0.5] * colours, std=[0.5] * colours)
+        self.image = ImageInput(size, features, positions, mean=[0.5] * colors, std=[0.5] * colors)
         self.channels = self.image.channels
 
     def forward(self, data: Tensor) -> InputArray:
@@ -64,12 +65,12 @@ class FramePairInput(InputAdapter):
         if data.dim() != 5 or data.shape[1:3] != (2, 3):
             raise PerceiversError(
                 f"frames of shape {tuple(data.shape)} were given, "
-                f"but [batch, 2 frames, 3 colours, height, width] is expected."
+                f"but [batch, 2 frames, 3 colors, height, width] is expected."
             )
-        if self.separate:  # through the features together: a batch normalisation sees both
-            features = self.image.look(data.flatten(0, 1)).unflatten(0, data.shape[:2])
+        if self.separate:  # through the features together: a batch normalization sees both
+            features = self.image.extract_features(data.flatten(0, 1)).unflatten(0, data.shape[:2])
         else:
-            features = self.image.look(data.flatten(1, 2))
+            features = self.image.extract_features(data.flatten(1, 2))
         x_BMC = with_positions(features.flatten(1, -2), self.image.positions, tuple(features.shape[1:-1]))
         return InputArray(x_BMC, grid=tuple(data.shape[3:]))
 
@@ -98,63 +99,62 @@ class FlowOutput(OutputAdapter):
         self.upsampling = upsampling
         self.channels = 2 if upsampling is None else 2 + 9 * upsampling**2
 
-    def connect(self, inputs: Mapping[str, InputAdapter]) -> None:
+    def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
         if self.input not in inputs:
             raise PerceiversError(f"the flow is that of an input {self.input!r}, which the model does not have.")
         adapter = inputs[self.input]
         self.query_channels = adapter.channels
         if isinstance(adapter, FramePairInput):
-            have, want = adapter.image.features.grid(*adapter.size), self.elements(*adapter.size)
+            have, want = adapter.image.features.grid(*adapter.size), self.coarse_size(*adapter.size)
             if have != want:
                 raise PerceiversError(
                     f"upsampling = {self.upsampling} does not fit the input {self.input!r}: it needs "
                     f"{want[0]} x {want[1]} elements of a frame, but the input makes {have[0]} x {have[1]}."
                 )
 
-    def elements(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of elements that are asked for the flow of a frame of this size."""
+    def context(self, inputs: Mapping[str, InputArray]) -> InputArray:
+        return inputs[self.input]
+
+    def coarse_size(self, height: int, width: int) -> tuple[int, int]:
+        """Returns the rows and columns of queries for a frame of this size."""
         factor = self.upsampling or 1
         return -(-height // factor), -(-width // factor)
 
     def size(self, encoded: Encoded) -> tuple[int, int]:
-        """Height and width of the flow."""
-        grid = encoded.inputs[self.input].grid
+        """Returns height and width of the flow."""
+        grid = encoded.context.grid
         if grid is None or len(grid) != 2:
             raise PerceiversError(f"the input {self.input!r} has no rows and columns, as flow has: its grid is {grid}.")
         return grid[0], grid[1]
 
-    def count(self, encoded: Encoded) -> int:
-        rows, columns = self.elements(*self.size(encoded))
+    def num_queries(self, encoded: Encoded) -> int:
+        rows, columns = self.coarse_size(*self.size(encoded))
         return rows * columns
 
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        x_BMC = encoded.inputs[self.input].x_BMC
-        if points is None:
-            return x_BMC[:, : self.count(encoded)]
-        if points.dim() == 1:
-            return x_BMC[:, points]
-        return x_BMC.take_along_dim(points[..., None], 1)
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        x_BMC: Tensor = encoded.context.x_BMC
+        return x_BMC[:, : self.num_queries(encoded)] if indices is None else select_elements(x_BMC, indices)
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Tensor:
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """-> [B, 2, Y, X], or [B, P, 2] of some pixels: first to the right, then down.
 
         Raises:
             PerceiversError: some pixels are wanted of flow that is upsampled.
         """
-        if self.upsampling is not None and points is not None:
+        if self.upsampling is not None and indices is not None:
             raise PerceiversError(
-                "upsampled flow has no points: each of its pixels mixes what nine queries read; decode all of it."
+                "upsampled flow cannot be decoded at indices: a pixel mixes the results of nine queries. Decode all."
             )
         flow_BO2 = y_BOE[..., :2] * self.scale
-        if points is not None:
+        if indices is not None:
             return flow_BO2
         height, width = self.size(encoded)
-        rows_columns = self.elements(height, width)
+        rows_columns = self.coarse_size(height, width)
         flow_B2yx = flow_BO2.unflatten(1, rows_columns).movedim(-1, 1).contiguous()
         if self.upsampling is None:
             return flow_B2yx
         scores_Byx9ff = y_BOE[..., 2:].unflatten(1, rows_columns).unflatten(-1, (9, self.upsampling, self.upsampling))
-        return upsample(flow_B2yx, MIXING * scores_Byx9ff)[..., :height, :width]
+        return upsample(flow_B2yx, UPSAMPLING_MASK_SCALE * scores_Byx9ff)[..., :height, :width]
 
 
 def upsample(flow_B2yx: Tensor, scores_Byx9ff: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ pixel; maps of points are matrices [B, 3, 3] that take (x, y, 1) to (x', y', 1).
 float64 on the CPU until it meets the frames: no mixed precision rounds coordinates, and a seed means the same on every
 device.
 
-Shape suffixes: B batch, 2 frames (of flow and of points: x and y), C or 3 colours, Y rows, X columns, R rectangles
+Shape suffixes: B batch, 2 frames (of flow and of points: x and y), C or 3 colors, Y rows, X columns, R rectangles
 """
 
 import math
@@ -47,11 +47,11 @@ class FlowAugmentation(Checked):
     are pixels of the result.
 
     Attributes:
-        brightness: change of the colours' factor.
-        contrast: change of the factor by which colours differ from the pair's mean grey.
-        saturation: change of the factor by which colours differ from grey.
+        brightness: change of the colors' factor.
+        contrast: change of the factor by which colors differ from the pair's mean gray.
+        saturation: change of the factor by which colors differ from gray.
         hue: turn of the hue, in degrees.
-        asymmetric: probability that the second frame's colours change otherwise than the first's.
+        asymmetric: probability that the second frame's colors change otherwise than the first's.
         scale: bounds of the binary logarithm of the scale; a crop that would leave the frames is scaled up to fit.
         stretch: binary logarithm of the ratio of the scales of width and height.
         rotation: in degrees.
@@ -60,7 +60,7 @@ class FlowAugmentation(Checked):
         relative_scale: binary logarithm of the scale of the second frame beside that of the first.
         relative_rotation: turn of the second frame against the first, in degrees.
         relative_translation: shift of the second frame against the first, to each side.
-        erase: probability that up to 3 rectangles of the second frame get its mean colour.
+        erase: probability that up to 3 rectangles of the second frame get its mean color.
         erase_side: their largest side.
         occlude: probability that a patch of another pair of the batch covers part of both frames.
         occlude_side: about its largest length and width.
@@ -144,7 +144,7 @@ class FlowAugment(nn.Module):
             warped = warp(frames_B2CYX.flatten(0, 1), maps, self.size).unflatten(0, (-1, 2))
             if config.occlude:
                 warped, flow_B2YX = occlude(config, warped, flow_B2YX, frames_B2CYX[:, 0], first_B33)
-            warped = recolour(config, warped)
+            warped = recolor(config, warped)
             if config.erase:
                 warped = erase(config, warped)
         return warped, flow_B2YX
@@ -154,7 +154,7 @@ class FlowAugment(nn.Module):
         if frames_B2CYX.shape != (len(flow_B2YX), 2, 3, *size) or flow_B2YX.shape != (len(flow_B2YX), 2, *size):
             raise PerceiversError(
                 f"frames of shape {tuple(frames_B2CYX.shape)} and flow of shape {tuple(flow_B2YX.shape)} were given: "
-                "[batch, 2 frames, 3 colours, height, width] and [batch, 2, height, width] are expected."
+                "[batch, 2 frames, 3 colors, height, width] and [batch, 2, height, width] are expected."
             )
         if size[0] < self.size[0] or size[1] < self.size[1]:
             raise PerceiversError(
@@ -337,24 +337,24 @@ def inside(unit_B33: Tensor, wave_2B: Tensor, size: Sequence[int], device: torch
     return (x_B1YX + amplitude_B111 * (3 * y_B1YX + phase_B111).sin()) ** 2 + y_B1YX**2 < 1
 
 
-def recolour(config: FlowAugmentation, frames_B2CYX: Tensor) -> Tensor:
+def recolor(config: FlowAugmentation, frames_B2CYX: Tensor) -> Tensor:
     """Changes brightness, contrast, saturation and hue, of both frames alike or not."""
     count, device = len(frames_B2CYX), frames_B2CYX.device
     amounts_4 = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue], dtype=torch.float64)
     amount_B24 = uniform(count * 8, -1, 1).view(count, 2, 4) * amounts_4
     amount_B24[:, 1] = torch.where(chosen(count, config.asymmetric)[:, None], amount_B24[:, 1], amount_B24[:, 0])
     brightness_B2, contrast_B2, saturation_B2 = (1 + amount_B24[..., :3]).unbind(-1)
-    linear_B233 = (brightness_B2 * contrast_B2)[..., None, None] * colour_matrices(saturation_B2, amount_B24[..., 3])
+    linear_B233 = (brightness_B2 * contrast_B2)[..., None, None] * color_matrices(saturation_B2, amount_B24[..., 3])
     grey_B111 = frames_B2CYX.mean((1, 2, 3, 4))[:, None, None, None]
     offset_B211 = (brightness_B2 * (1 - contrast_B2)).float().to(device)[..., None, None] * grey_B111
-    colours_B2CP = linear_B233.float().to(device) @ frames_B2CYX.flatten(3)
-    return colours_B2CP.add_(offset_B211).clamp_(0, 1).view_as(frames_B2CYX)
+    colors_B2CP = linear_B233.float().to(device) @ frames_B2CYX.flatten(3)
+    return colors_B2CP.add_(offset_B211).clamp_(0, 1).view_as(frames_B2CYX)
 
 
-def colour_matrices(saturation: Tensor, hue: Tensor) -> Tensor:
-    """What takes colours to colours of the same grey; factors and degrees [...] -> [..., 3, 3].
+def color_matrices(saturation: Tensor, hue: Tensor) -> Tensor:
+    """What takes colors to colors of the same gray; factors and degrees [...] -> [..., 3, 3].
 
-    The grey of a colour is the mean of red, green and blue; changing the hue turns colours around the axis of greys.
+    The gray of a color is the mean of red, green and blue; changing the hue turns colors around the axis of grays.
     """
     grey_33 = torch.full((3, 3), 1 / 3, dtype=torch.float64)
     across_33 = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64) / math.sqrt(3)
@@ -364,7 +364,7 @@ def colour_matrices(saturation: Tensor, hue: Tensor) -> Tensor:
 
 
 def erase(config: FlowAugmentation, frames_B2CYX: Tensor) -> Tensor:
-    """Gives rectangles of the second frames their mean colour: what was there still has its flow, but is not seen."""
+    """Gives rectangles of the second frames their mean color: what was there still has its flow, but is not seen."""
     second_BCYX = frames_B2CYX[:, 1]
     count, device = len(second_BCYX), second_BCYX.device
     rows_BRY, columns_BRX = (windows(config.erase_side, count, size) for size in second_BCYX.shape[-2:])

@@ -1,6 +1,6 @@
 """Data sets of frame pairs whose optical flow is known: opening, reading and writing them.
 
-Shape suffixes: Y rows, X columns, C colours (3)
+Shape suffixes: Y rows, X columns, C colors (3)
 """
 
 from collections.abc import Iterable

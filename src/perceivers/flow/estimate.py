@@ -82,7 +82,7 @@ def read(frame: Tensor | str | Path) -> Tensor:
     frame_CYX = frame if isinstance(frame, Tensor) else read_frame(frame)
     if frame_CYX.dim() != 3 or frame_CYX.shape[0] != 3:
         raise PerceiversError(
-            f"a frame of shape {tuple(frame_CYX.shape)} was given, but [3 colours, height, width] is expected."
+            f"a frame of shape {tuple(frame_CYX.shape)} was given, but [3 colors, height, width] is expected."
         )
     return frame_CYX / 255 if frame_CYX.dtype == torch.uint8 else frame_CYX
 
@@ -201,13 +201,13 @@ def flow_video(
     dtype: str | None = None,
     progress: bool = False,
 ) -> int:
-    """Draws the flow of a video: from every frame to the next, in colours, as a video.
+    """Draws the flow of a video: from every frame to the next, in colors, as a video.
 
     Args:
         model, overlap, batch_size, device, dtype, progress: as in `flow`.
         video: any file with video that PyAV reads.
         out: the video to write.
-        largest: pixels of flow that have full colour; those of the first pair's longest flow, if not given.
+        largest: pixels of flow that have full color; those of the first pair's longest flow, if not given.
 
     Returns:
         The number of pairs.

@@ -1,6 +1,6 @@
 """Optical flow on pairs whose flow is known, beside classical methods: `perceivers evaluate`.
 
-Shape suffixes: Y rows, X columns, C colours (3)
+Shape suffixes: Y rows, X columns, C colors (3)
 """
 
 import time
@@ -24,7 +24,7 @@ from perceivers.flow.adapter import FramePairInput
 from perceivers.flow.datasets import FlowPair, FlowPairs
 from perceivers.flow.estimate import OVERLAP, notice_padding, tiled
 from perceivers.flow.metrics import FlowErrors, end_point_error
-from perceivers.flow.pictures import MARGIN, flow_picture, full_colour, legend, to_image
+from perceivers.flow.pictures import MARGIN, flow_picture, full_color, legend, to_image
 from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
@@ -42,7 +42,7 @@ DIS_SMALLEST = 32
 """Fewest rows and columns: wide frames of fewer rows crash OpenCV."""
 
 ERROR_SCALE = 5
-"""Pixels of end-point error that have full colour in pictures; the same in all, so that pictures can be compared."""
+"""Pixels of end-point error that have full color in pictures; the same in all, so that pictures can be compared."""
 WORST = (200, 0, 0)
 
 
@@ -53,7 +53,7 @@ def no_flow(frames: Tensor) -> Tensor:
 
 def farneback(frames: Tensor) -> Tensor:
     """Farneback's method (2003), with the parameters of OpenCV's examples."""
-    before_YX, after_YX = grey(frames)
+    before_YX, after_YX = gray(frames)
     flow_YX2 = cv2.calcOpticalFlowFarneback(
         before_YX,
         after_YX,
@@ -77,7 +77,7 @@ def dis(preset: int, frames: Tensor) -> Tensor:
             f"frames of {width} x {height} pixels are too small for dense inverse search, with which the model is "
             f"compared: leave out frames of fewer than {DIS_SMALLEST} rows or columns."
         )
-    before_YX, after_YX = grey(frames)
+    before_YX, after_YX = gray(frames)
     return from_opencv(cv2.DISOpticalFlow.create(preset).calc(before_YX, after_YX, NO_START))
 
 
@@ -90,7 +90,7 @@ CLASSICAL: dict[str, Method] = {
 """What the model is compared with."""
 
 
-def grey(frames: Tensor) -> list[Any]:
+def gray(frames: Tensor) -> list[Any]:
     """Bytes [Y, X] of each frame."""
     return [cv2.cvtColor(frame_CYX.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for frame_CYX in frames]
 
@@ -187,15 +187,15 @@ def write_comparison(path: Path, pair: FlowPair, flow: Tensor) -> None:
 
 
 def comparison(pair: FlowPair, flow: Tensor) -> Image.Image:
-    """The first frame, predicted and true flow in the same colours, and the error, side by side, then the wheel.
+    """The first frame, predicted and true flow in the same colors, and the error, side by side, then the wheel.
 
-    The longest true vector has full colour.
+    The longest true vector has full color.
 
     Args:
         pair: the frames, and their flow where it is known.
         flow: the prediction, [2, Y, X].
     """
-    largest = full_colour(pair.flow, None)
+    largest = full_color(pair.flow, None)
     error_YX = end_point_error(flow, pair.flow)
     panels = {
         "first frame": pair.frames[0],
@@ -228,7 +228,7 @@ def error_picture(error_YX: Tensor) -> Tensor:
 
 
 def error_legend(width: int, height: int, font: Any) -> Image.Image:
-    """All colours of `error_picture`, and what they mean."""
+    """All colors of `error_picture`, and what they mean."""
     strip = to_image(error_picture(torch.linspace(0, ERROR_SCALE, width).expand(height, width)))
     draw = ImageDraw.Draw(strip)
     draw.text((2, height / 2), "0", "black", font, anchor="lm")

@@ -3,7 +3,7 @@
 Flow is a tensor float32 [2, Y, X] in pixels: how far the content of each pixel moves to the right (first) and
 downwards (second). Where it is not known it is NaN.
 
-Shape suffixes: Y rows, X columns, C colours (3)
+Shape suffixes: Y rows, X columns, C colors (3)
 """
 
 import io
@@ -128,7 +128,7 @@ def read_kitti(path: Path) -> Array:
         raise PerceiversError(f"{path} cannot be decoded as a PNG image ({str(error).strip('.')}).") from error
     if levels_YXC.dtype != np.uint16 or levels_YXC.shape[-1] != 3:
         raise PerceiversError(
-            f"{path} is no KITTI flow file: it has {levels_YXC.shape[-1]} colours of {8 * levels_YXC.itemsize} bits, "
+            f"{path} is no KITTI flow file: it has {levels_YXC.shape[-1]} colors of {8 * levels_YXC.itemsize} bits, "
             "3 of 16 bits are expected."
         )
     flow_YX2 = (levels_YXC[..., :2].astype(np.float32) - KITTI_ZERO) / KITTI_STEPS
@@ -168,11 +168,11 @@ def write_array(path: Path, flow_YX2: Array) -> None:
 
 
 def read_pfm(path: Path) -> Array:
-    """-> [Y, X, 2], the first two of its three colours."""
+    """-> [Y, X, 2], the first two of its three colors."""
     content = path.read_bytes()
     header = PFM_HEADER.match(content)
     if header is None:
-        raise PerceiversError(f"{path} is no PFM file of three colours: it does not begin with PF, its size and scale.")
+        raise PerceiversError(f"{path} is no PFM file of three colors: it does not begin with PF, its size and scale.")
     width, height = int(header[1]), int(header[2])
     have = len(content) - header.end()
     if width < 1 or height < 1 or have != 12 * width * height:

@@ -6,7 +6,7 @@ A scene is a background and shapes in front of each other, each with a texture a
 motion, bent by shears whose size varies as a sine along the sheared direction. Each of these has a closed inverse, so
 that flow is exact in both directions, also where its content cannot be seen.
 
-Shape suffixes: B scenes, L layers (0 is the background), S shears, Y rows, X columns, P pixels, C colours
+Shape suffixes: B scenes, L layers (0 is the background), S shears, Y rows, X columns, P pixels, C colors
 """
 
 import json
@@ -28,7 +28,7 @@ from perceivers.flow.textures import make_shapes, make_textures
 from perceivers.model.saving import write
 
 TEXTURES, SHAPES = 384, 512
-"""How many there are to choose from; every layer shows another part of one, turned, scaled and coloured."""
+"""How many there are to choose from; every layer shows another part of one, turned, scaled and colored."""
 
 EXPOSURE, MOMENTS = 0.5, 5
 """Motion blur: part of the time between frames that a frame is exposed, and how many moments it is the mean of."""
@@ -121,14 +121,14 @@ class FlowGenerator:
             shape_B1YX = self.shapes[layers.shape[:, layer], None].float()
             for place, time in enumerate(times):
                 origin_B2P = layers.undo(layer, time, self.place_2P)
-                colour_BCP = layers.colour(layer, origin_B2P, texture_BCYX)
+                color_BCP = layers.color(layer, origin_B2P, texture_BCYX)
                 flow_B2P = origin_B2P - self.place_2P
                 if layer == 0:
-                    painted.append(Rendered(colour_BCP, flow_B2P, torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)))
+                    painted.append(Rendered(color_BCP, flow_B2P, torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)))
                     continue
                 opacity_BP = layers.opacity(layer, origin_B2P, shape_B1YX)
                 seen_BP = opacity_BP > 0.5
-                painted[place].frame_BCP.lerp_(colour_BCP, opacity_BP[:, None])
+                painted[place].frame_BCP.lerp_(color_BCP, opacity_BP[:, None])
                 painted[place].flow_B2P.copy_(torch.where(seen_BP[:, None], flow_B2P, painted[place].flow_B2P))
                 painted[place].top_BP.masked_fill_(seen_BP, layer)
         return painted
@@ -181,13 +181,13 @@ def light(frames_B2CYX: Tensor, draw: Draw, scenes: Scenes) -> Tensor:
     lighted_B, foggy_B = draw.uniform() < scenes.lighting, draw.uniform() < scenes.fog
     gain_B, gain_B1YX = draw.normal(), draw.normal(1, 3, 3)
     density_B, density_B1YX = draw.uniform(low=0.1, high=0.5), draw.normal(1, 4, 4)
-    grey_B, colour_BC = draw.uniform(low=0.5, high=1.0), draw.normal(3)
+    grey_B, color_BC = draw.uniform(low=0.5, high=1.0), draw.normal(3)
     if lighted_B.any():
         gain_B1YX = (1 + 0.25 * gain_B[:, None, None, None] + 0.15 * smooth(gain_B1YX, scenes.size)).clamp(0.3, 2)
         frames_B2CYX[lighted_B, 1] *= gain_B1YX[lighted_B]
     if foggy_B.any():
         density_B1YX = (density_B[:, None, None, None] + 0.2 * smooth(density_B1YX, scenes.size)).clamp(0, 0.8)
-        fog_B1C11 = (grey_B[:, None] + 0.05 * colour_BC)[:, None, :, None, None]
+        fog_B1C11 = (grey_B[:, None] + 0.05 * color_BC)[:, None, :, None, None]
         frames_B2CYX[foggy_B] = frames_B2CYX[foggy_B].lerp(fog_B1C11[foggy_B], density_B1YX[foggy_B, None])
     return frames_B2CYX.clamp_(0, 1)
 

@@ -1,6 +1,6 @@
-"""Optical flow in pictures: the colour is the direction, its strength the length.
+"""Optical flow in pictures: the color is the direction, its strength the length.
 
-Shape suffixes: Y rows, X columns, C colours (3), N colours of the wheel (55)
+Shape suffixes: Y rows, X columns, C colors (3), N colors of the wheel (55)
 """
 
 import io
@@ -19,18 +19,18 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.files import masked
 from perceivers.model.saving import write
 
-MARGIN = (235, 235, 235)  # not white, which is a picture's own colour where nothing moves
+MARGIN = (235, 235, 235)  # not white, which is a picture's own color where nothing moves
 
 
 def flow_picture(flow: Tensor, largest: float | None = None) -> Tensor:
-    """Shows flow in the colours of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
+    """Shows flow in the colors of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
 
     The hue is the direction (red to the right, yellow down, cyan-blue left, violet up), the saturation the length,
     from white (no flow).
 
     Args:
         flow: [2, Y, X] in pixels, to the right and downwards; NaN where it is not known.
-        largest: length in pixels that has full colour; longer vectors are darkened. The longest vector's, if not given.
+        largest: length in pixels that has full color; longer vectors are darkened. The longest vector's, if not given.
 
     Returns:
         bytes [3, Y, X]; black where the flow is not known.
@@ -40,13 +40,13 @@ def flow_picture(flow: Tensor, largest: float | None = None) -> Tensor:
     """
     flow_2YX = masked(flow)
     x_YX, y_YX = flow_2YX.double().nan_to_num()
-    length_YX1 = (torch.hypot(x_YX, y_YX) / full_colour(flow_2YX, largest))[..., None]
+    length_YX1 = (torch.hypot(x_YX, y_YX) / full_color(flow_2YX, largest))[..., None]
     last = len(WHEEL_NC) - 1
     place_YX = (torch.atan2(-y_YX, -x_YX) / math.pi + 1) / 2 * last % last
     index_YX = place_YX.long()
     hue_YXC = torch.lerp(WHEEL_NC[index_YX], WHEEL_NC[(index_YX + 1) % len(WHEEL_NC)], (place_YX - index_YX)[..., None])
-    colour_YXC = torch.where(length_YX1 <= 1, 255 - length_YX1 * (255 - hue_YXC), 0.75 * hue_YXC)
-    return colour_YXC.byte().permute(2, 0, 1) * ~flow_2YX[0].isnan()
+    color_YXC = torch.where(length_YX1 <= 1, 255 - length_YX1 * (255 - hue_YXC), 0.75 * hue_YXC)
+    return color_YXC.byte().permute(2, 0, 1) * ~flow_2YX[0].isnan()
 
 
 def check_picture_path(path: str | Path) -> None:
@@ -56,20 +56,20 @@ def check_picture_path(path: str | Path) -> None:
 
 
 def write_picture(path: str | Path, flow: Tensor, valid: Tensor | None = None, largest: float | None = None) -> None:
-    """Writes `flow_picture` with a legend at its right: the colour of each direction, and which length is full colour.
+    """Writes `flow_picture` with a legend at its right: the color of each direction, and which length is full color.
 
     Args:
         path: a picture file of any format that Pillow writes; a file there is replaced.
         flow: [2, Y, X] in pixels, to the right and downwards; NaN where it is not known.
         valid: bool [Y, X], False where it is not known either.
-        largest: length in pixels that has full colour; the longest vector's, if not given.
+        largest: length in pixels that has full color; the longest vector's, if not given.
 
     Raises:
         PerceiversError: the suffix is no picture's, the path cannot be written to, or the arguments are not allowed.
     """
     check_picture_path(path)
     flow_2YX = masked(flow, valid)
-    largest = full_colour(flow_2YX, largest)
+    largest = full_color(flow_2YX, largest)
     picture = to_image(flow_picture(flow_2YX, largest))
     margin = legend(largest, max(48, min(picture.size) // 4))
     page = Image.new("RGB", (picture.width + margin.width, max(picture.height, margin.height)), MARGIN)
@@ -84,7 +84,7 @@ def write_picture(path: str | Path, flow: Tensor, valid: Tensor | None = None, l
 
 
 def legend(largest: float, diameter: int) -> Image.Image:
-    """The colours of all vectors up to `largest` pixels, where they point to, and an arrow of that length."""
+    """The colors of all vectors up to `largest` pixels, where they point to, and an arrow of that length."""
     fine = 4 * diameter  # reduced in the end, which smooths the edges
     axis = torch.linspace(-1, 1, fine)
     disc = to_image(flow_picture(torch.stack(torch.meshgrid(axis, axis, indexing="xy")), 1.0))
@@ -105,7 +105,7 @@ def legend(largest: float, diameter: int) -> Image.Image:
     return page
 
 
-def full_colour(flow_2YX: Tensor, largest: float | None) -> float:
+def full_color(flow_2YX: Tensor, largest: float | None) -> float:
     """`largest`, or the length of the longest vector if not given; 1 if nothing moves."""
     if largest is None:
         return torch.hypot(*flow_2YX.double().nan_to_num()).max().item() or 1.0
@@ -114,7 +114,7 @@ def full_colour(flow_2YX: Tensor, largest: float | None) -> float:
 
 
 def check_largest(largest: float | None) -> None:
-    """Raises a PerceiversError unless it is a length that can have full colour, or not given."""
+    """Raises a PerceiversError unless it is a length that can have full color, or not given."""
     if largest is not None and not 0 < largest < math.inf:
         raise PerceiversError(f"largest = {largest} is not allowed: it is a length in pixels, above 0.")
 
@@ -124,7 +124,7 @@ def to_image(picture_CYX: Tensor) -> Image.Image:
     return Image.fromarray(picture_CYX.permute(1, 2, 0).contiguous().numpy())
 
 
-def colour_wheel() -> Tensor:
+def color_wheel() -> Tensor:
     """-> [N, C], from 0 to 255."""
     steps = 15, 6, 4, 11, 13, 6  # perceived differences are about equal
     corners = [
@@ -146,4 +146,4 @@ def colour_wheel() -> Tensor:
     )
 
 
-WHEEL_NC = colour_wheel()
+WHEEL_NC = color_wheel()

@@ -1,6 +1,6 @@
 """What generated scenes consist of: layers with a texture, an outline and a motion each, drawn by chance.
 
-Shape suffixes: B scenes, L layers (0 is the background), S shears, Y rows, X columns, P pixels, C colours
+Shape suffixes: B scenes, L layers (0 is the background), S shears, Y rows, X columns, P pixels, C colors
 """
 
 import math
@@ -76,7 +76,7 @@ class Layers:
         texture, shape: which of all.
         texture_map, shape_map: [B, L, 2, 3], from places in the first frame to places in texture and shape in [-1, 1].
         extent: pixels that a shape's side has in the first frame.
-        gain, offset: [B, L, C], of the texture's colours.
+        gain, offset: [B, L, C], of the texture's colors.
         present: bool [B, L].
     """
 
@@ -135,10 +135,10 @@ class Layers:
         angle_B1P = torch.baddbmm(phase_B11, wave_B12, place_B2P)
         return torch.baddbmm(place_B2P, time * self.swing[:, layer, shear, :, None], angle_B1P.sin_())
 
-    def colour(self, layer: int, place_B2P: Tensor, texture_BCYX: Tensor) -> Tensor:
+    def color(self, layer: int, place_B2P: Tensor, texture_BCYX: Tensor) -> Tensor:
         """Of places in the first frame, from textures of bytes; -> [B, C, P] in [0, 1]."""
-        colour_BCP = sample(texture_BCYX, self.texture_map[:, layer], place_B2P, "reflection")
-        return colour_BCP.mul_(self.gain[:, layer, :, None] / 255).add_(self.offset[:, layer, :, None]).clamp_(0, 1)
+        color_BCP = sample(texture_BCYX, self.texture_map[:, layer], place_B2P, "reflection")
+        return color_BCP.mul_(self.gain[:, layer, :, None] / 255).add_(self.offset[:, layer, :, None]).clamp_(0, 1)
 
     def opacity(self, layer: int, place_B2P: Tensor, shape_B1YX: Tensor) -> Tensor:
         """Of places in the first frame, 0 outside of the shape, 1 inside, over one pixel; -> [B, P]."""

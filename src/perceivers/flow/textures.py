@@ -1,6 +1,6 @@
 """Surfaces and outlines of generated scenes: photographs, the user's images, noise; polygons, blobs, strokes.
 
-Shape suffixes: T textures, S shapes, C colours, Y rows, X columns, P points of an outline,
+Shape suffixes: T textures, S shapes, C colors, Y rows, X columns, P points of an outline,
     W waves of one
 """
 
@@ -100,7 +100,7 @@ def part(image_CYX: Tensor, random: Generator) -> Tensor:
 
 
 def noise(random: Generator) -> Tensor:
-    """Coloured noise whose amplitude falls with a power of the frequency, as that of natural images does."""
+    """Colored noise whose amplitude falls with a power of the frequency, as that of natural images does."""
     white = random.standard_normal((3, TEXTURE_SIZE, TEXTURE_SIZE))
     frequency_Y, frequency_X = np.fft.fftfreq(TEXTURE_SIZE), np.fft.rfftfreq(TEXTURE_SIZE)
     frequency_YX = np.hypot(frequency_Y[:, None], frequency_X)
@@ -108,7 +108,7 @@ def noise(random: Generator) -> Tensor:
     spectrum = np.fft.rfft2(white) * frequency_YX ** -random.uniform(0.8, 1.8)
     noise_CYX = np.fft.irfft2(spectrum, s=white.shape[1:])
     noise_CYX /= noise_CYX.std((1, 2), keepdims=True)
-    mixed_CYX = np.einsum("dc,cyx->dyx", random.standard_normal((3, 3)), noise_CYX)  # colours that vary together
+    mixed_CYX = np.einsum("dc,cyx->dyx", random.standard_normal((3, 3)), noise_CYX)  # colors that vary together
     if random.random() < 0.3:  # bands with sharp edges
         mixed_CYX = np.sin(mixed_CYX * random.uniform(2, 6)) * 2
     level_CYX = random.uniform(60, 200, (3, 1, 1)) + random.uniform(15, 45) * mixed_CYX

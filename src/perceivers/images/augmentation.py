@@ -1,6 +1,6 @@
 """Training augmentation of images, on tensors in batches (section 4.4: RandAugment, CutMix, MixUp).
 
-Shape suffixes: B batch, C colours, Y rows, X columns, K classes
+Shape suffixes: B batch, C colors, Y rows, X columns, K classes
 """
 
 from dataclasses import dataclass

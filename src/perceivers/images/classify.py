@@ -65,7 +65,7 @@ def classify_image(
     images = LabelledImages(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
     answers = []
     for index in range(len(files)):
-        view = evaluation_view(images.read(index, adapter.colours), adapter.size, adapter.crop)
+        view = evaluation_view(images.read(index, adapter.in_channels), adapter.size, adapter.crop)
         logits_K = model({"image": to_tensor(view)[None].to(get_device(model))})["label"][0]
         answers.append(rank_classes(logits_K, names))
     return answers

@@ -1,6 +1,6 @@
 """Labelled images from an image folder, a Hugging Face data set, or the digits that scikit-learn carries.
 
-Shape suffixes: B batch, C colours, Y rows, X columns
+Shape suffixes: B batch, C colors, Y rows, X columns
 """
 
 from dataclasses import dataclass
@@ -27,8 +27,8 @@ class LabelledImages(Labelled):
 
     noun, suffixes, features = "image", SUFFIXES, ("Image",)
 
-    def read(self, index: int, colours: int) -> Image.Image:
-        """Decodes an image to grey (1 colour) or RGB (3); transparent parts become white, 16 bits 8.
+    def read(self, index: int, in_channels: int) -> Image.Image:
+        """Decodes an image to gray (1 color) or RGB (3); transparent parts become white, 16 bits 8.
 
         Raises:
             PerceiversError: it cannot be decoded; names it.
@@ -44,12 +44,12 @@ class LabelledImages(Labelled):
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("L" if colours == 1 else "RGB")
+        return image.convert("L" if in_channels == 1 else "RGB")
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Grey images in an array [images, Y, X] of bytes."""
+    """Gray images in an array [images, Y, X] of bytes."""
 
     pixels: np.ndarray[Any, Any]
 
@@ -106,7 +106,7 @@ class ImageDataset(Samples):
     Args:
         images: the images.
         size: height and width of the tensors.
-        colours: 1 or 3.
+        colors: 1 or 3.
         crop: of `evaluation_view`.
         area: bounds of the random area of `training_view`; None for the evaluation view.
     """
@@ -115,11 +115,11 @@ class ImageDataset(Samples):
         self,
         images: LabelledImages,
         size: tuple[int, int],
-        colours: int,
+        in_channels: int,
         crop: float,
         area: tuple[float, float] | None = None,
     ) -> None:
-        self.images, self.size, self.colours, self.crop, self.area = images, size, colours, crop, area
+        self.images, self.size, self.in_channels, self.crop, self.area = images, size, in_channels, crop, area
 
     def __len__(self) -> int:
         return len(self.images)
@@ -127,7 +127,7 @@ class ImageDataset(Samples):
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         """An image that cannot be decoded gives a "problem" instead of an image."""
         try:
-            image = self.images.read(item.sample, self.colours)
+            image = self.images.read(item.sample, self.in_channels)
         except PerceiversError as error:
             return {"problem": str(error)}
         if self.area is None:

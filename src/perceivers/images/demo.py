@@ -100,7 +100,7 @@ def is_demo(output: Path, run: ImageClassification) -> bool:
 def test_tensors(model: PerceiverIO, images: LabelledImages) -> tuple[Tensor, Tensor]:
     """All test images as the model wants them, and their labels."""
     adapter = image_input(model)
-    dataset = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
+    dataset = ImageDataset(images, adapter.size, adapter.in_channels, adapter.crop)
     pixels = torch.stack([dataset[SampleIndex(index, 0)]["image"] for index in range(len(images))])
     return pixels, torch.tensor(images.labels)
 
@@ -146,8 +146,8 @@ def draw(model: PerceiverIO, images_BCYX: Tensor, labels_B: Tensor, predicted_B:
     def show(axis: Axes, index: int, title: str | None = None) -> None:
         predicted, true = int(predicted_B[index]), int(labels_B[index])
         axis.imshow(images_BCYX[index, 0], cmap="gray", vmax=320)
-        colour = "crimson" if title is None and predicted != true else "black"
-        axis.set_title(title or f"{predicted} / {true}", fontsize=9, color=colour)
+        color = "crimson" if title is None and predicted != true else "black"
+        axis.set_title(title or f"{predicted} / {true}", fontsize=9, color=color)
         axis.axis("off")
 
     figure = Figure(figsize=(15, 8.6), layout="constrained")

@@ -43,7 +43,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
     preprocessing: Literal["patches", "conv"] = "patches"
     patch_size: Count = 1
     feature_channels: Count | None = None
-    padding: Literal["same", "port"] = "same"
+    padding: Literal["same", "transformers"] = "same"
     positions: Literal["fourier", "learned"] = "fourier"
     bands: Count = 64
     position_channels: Count = 256
@@ -67,7 +67,9 @@ class ImageClassifierConfig(ModelConfig, Sizes):
         grid = features.grid(height, width)
         encoding: Positions
         if self.positions == "fourier":
-            port = self.preprocessing == "conv" and self.padding == "port"  # its grid is smaller than its frequencies'
+            port = (
+                self.preprocessing == "conv" and self.padding == "transformers"
+            )  # its grid is smaller than its frequencies'
             encoding = FourierPositions(grid, self.bands, ConvStem().grid(height, width) if port else None)
         else:
             encoding = LearnedPositions(grid, self.position_channels, projected=True)

@@ -53,8 +53,8 @@ class ImageClassification(Experiment):
         config = replace(self.model, **self.settle(classes=len(names), class_names=names))
         return Setup(
             config.build,
-            ImageDataset(splits.training, images.size, images.colours, images.crop, self.augmentation.area),
-            ImageDataset(splits.evaluation, images.size, images.colours, images.crop),
+            ImageDataset(splits.training, images.size, images.in_channels, images.crop, self.augmentation.area),
+            ImageDataset(splits.evaluation, images.size, images.in_channels, images.crop),
         )
 
     def learner(self, model: PerceiverIO) -> "ImageClassifier":
@@ -80,9 +80,9 @@ class ImageClassifier(Learner):
         super().__init__(model, optimization)
         augmentation = augmentation or Augmentation()
         images, classes = image_input(model), len(class_names(model))
-        able = augmentation.layers == 0 or images.colours == 3
+        able = augmentation.layers == 0 or images.in_channels == 3
         check_field(
-            "augmentation.layers", augmentation.layers, able, "0 for grey images, since RandAugment changes colors"
+            "augmentation.layers", augmentation.layers, able, "0 for gray images, since RandAugment changes colors"
         )
         self.augment = Augment(augmentation, images.size, classes)
         self.label_smoothing = label_smoothing
@@ -131,5 +131,5 @@ def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64) -
     """
     adapter = image_input(model)
     check_classes(images, class_names(model))
-    samples = ImageDataset(images, adapter.size, adapter.colours, adapter.crop)
+    samples = ImageDataset(images, adapter.size, adapter.in_channels, adapter.crop)
     return learner.evaluate(ImageClassifier(model), samples, batch_size) | {"images": len(images)}

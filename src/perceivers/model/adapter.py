@@ -1,22 +1,27 @@
-"""What joins a domain to the architecture: input adapters make arrays, output adapters make queries and read answers.
+"""The interface between a domain and the architecture: input adapters make arrays, output adapters make queries.
 
 Shape suffixes:
     B batch, M inputs, C input channels, N latents, D latent channels,
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from perceivers.errors import PerceiversError
 from perceivers.model.config import Configured
 
 
 class InputArray(NamedTuple):
-    """An input array: elements, which of them are real (None: all; False: padding, gets no weight), and how they lie.
+    """An input array.
 
-    The grid, if they lie on one, is the size of each dimension; it lets an output take the shape of an input.
+    Attributes:
+        x_BMC: the elements.
+        mask_BM: True for real elements, False for padding, which gets no weight; None if all are real.
+        grid: size of each dimension, if the elements lie on a grid; an output can take the shape of an input from it.
     """
 
     x_BMC: Tensor
@@ -25,14 +30,20 @@ class InputArray(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """What a model knows after encoding: latents, and the input arrays, from which queries may be made."""
+    """Encoded inputs: everything that is needed to decode outputs, as often as wanted.
 
-    z_BND: Tensor
-    inputs: dict[str, InputArray]
+    Attributes:
+        latents: [B, N, D].
+        context: by the name of an output, what its `OutputAdapter.context` keeps of the inputs. The methods of an
+            output adapter are given their own.
+    """
+
+    latents: Tensor
+    context: Any = None
 
 
 class InputAdapter(Configured, nn.Module):
-    """Turns data as its domain has it into an input array.
+    """Turns data of a domain into an input array.
 
     Attributes:
         channels: C of the array it returns.
@@ -40,39 +51,90 @@ class InputAdapter(Configured, nn.Module):
 
     channels: int
 
+    @abstractmethod
     def forward(self, data: Any) -> InputArray:
-        """Data of one modality -> x_BMC, and mask_BM if some elements are padding."""
-        raise AssertionError("an input adapter defines forward")
+        """Takes the data of one modality."""
 
 
 class OutputAdapter(Configured, nn.Module):
-    """Asks for a domain's outputs with queries, and turns the answers into predictions.
+    """Queries a domain's outputs, and turns what was decoded into predictions.
 
     Attributes:
-        query_channels: Q of the queries it makes. None: it asks nothing, and is given the average of the latents,
-            as in the first Perceiver; its count is then 1.
-        channels: E of the vectors it wants to read; the model ends in a linear layer to them.
-            None: it reads what comes out of the decoder as it is.
+        query_channels: Q of the queries. None: the output has no queries and gets the average of the latents, as in the
+            first Perceiver; it then has one element.
+        channels: E of the vectors that `postprocess` takes: the model ends in a linear layer to them. None: it takes
+            the decoder's output.
     """
 
     query_channels: int | None
     channels: int | None
 
-    def connect(self, inputs: Mapping[str, InputAdapter]) -> None:
-        """Called when the model is built, for outputs that need something of an input: its channels, its weights."""
+    def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
+        """Takes what the output needs of input adapters: their channels, their weights. Called by the model once."""
 
-    def count(self, encoded: Encoded) -> int:
-        """Number O of outputs there are."""
-        return 1
-
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        """The queries of all outputs, [B or 1, O, Q]; of those at integer `points` [P] or [B, P], [B or 1, P, Q]."""
-        raise AssertionError("an output adapter with query_channels defines queries")
-
-    def mask(self, encoded: Encoded, points: Tensor | None = None) -> Tensor | None:
-        """Which queries are real, [B, O] or [B, P]: the others read nothing from the latents. None: all are."""
+    def context(self, inputs: Mapping[str, InputArray]) -> Any:
+        """Returns what the output needs of the encoded inputs: the other methods find it in `encoded.context`."""
         return None
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> Any:
-        """Decoded vectors -> predictions: all in the domain's own shape, those of `points` as [B, P, ...]."""
+    def num_queries(self, encoded: Encoded) -> int:
+        """Returns O, the number of queries."""
+        return 1
+
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        """Makes all queries, [B or 1, O, Q], or those at integer `indices` [P] or [B, P], [B or 1, P, Q]."""
+        raise NotImplementedError(f"{type(self).__name__} has query_channels, but defines no queries.")
+
+    def query_mask(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor | None:
+        """Returns which queries are real, [B, O] or [B, P]: the others read nothing. None if all are."""
+        return None
+
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Any:
+        """Turns decoded vectors into predictions: all in the domain's own shape, those at `indices` as [B, P, ...]."""
         return y_BOE
+
+
+A = TypeVar("A", bound=nn.Module)
+T = TypeVar("T", bound=nn.Module)
+
+RESERVED = {*dir(nn.Module()), *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}
+
+
+def module_key(name: str) -> str:
+    """Returns the name of a submodule or parameter for an input or output: another one if torch cannot use the name."""
+    return f"{name.replace('.', '_')}_" if not name or "." in name or name in RESERVED else name
+
+
+class Adapters(nn.Module, Generic[A]):
+    """Adapters by name. Other than in `torch.nn.ModuleDict`, any name is possible, such as "values" or "type"."""
+
+    def __init__(self, adapters: Mapping[str, A]) -> None:
+        super().__init__()
+        self.keys_by_name = {name: module_key(name) for name in adapters}
+        if len(set(self.keys_by_name.values())) < len(adapters):
+            raise PerceiversError(f"names are too similar: {', '.join(adapters)}. Choose others.")
+        for name, adapter in adapters.items():
+            self.add_module(self.keys_by_name[name], adapter)
+
+    def __getitem__(self, name: str) -> A:
+        return self._modules[self.keys_by_name[name]]  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys_by_name)
+
+    def __len__(self) -> int:
+        return len(self.keys_by_name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.keys_by_name
+
+    def keys(self) -> list[str]:
+        """Returns the names."""
+        return list(self)
+
+    def values(self) -> list[A]:
+        """Returns the adapters."""
+        return [self[name] for name in self]
+
+    def items(self) -> list[tuple[str, A]]:
+        """Returns names and adapters."""
+        return [(name, self[name]) for name in self]

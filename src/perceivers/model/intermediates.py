@@ -1,12 +1,41 @@
-"""What a model computes on the way: its attention maps."""
+"""Values that a model computes on the way: latents after each block, attention maps.
+
+Shape suffixes: B batch, H heads, O queries, M inputs, N latents, D latent channels
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from perceivers.model.attention import Attention
+from perceivers.model.attention import Attention, CrossAttention, SelfAttention
+
+
+class Intermediates(NamedTuple):
+    """Intermediate values of a model.
+
+    Attributes:
+        latents: [B, N, D] after each cross-attention and each self-attention layer, in the order of computation.
+        attention: attention maps, as in `record_attention`; empty if they were not asked for.
+    """
+
+    latents: list[Tensor]
+    attention: dict[str, list[Tensor]]
+
+
+@contextmanager
+def record_latents(encoder: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects, while open, the latents after each cross-attention and self-attention layer of an encoder."""
+    latents: list[Tensor] = []
+    blocks = [block for block in encoder.modules() if isinstance(block, CrossAttention | SelfAttention)]
+    hooks = [block.register_forward_hook(lambda _block, _inputs, output: latents.append(output)) for block in blocks]
+    try:
+        yield latents
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 @contextmanager

@@ -16,19 +16,20 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.adapter import Adapters, Encoded, InputAdapter, InputArray, OutputAdapter, module_key
 from perceivers.model.attention import CrossAttention, KeyValues, SelfAttention
+from perceivers.model.intermediates import Intermediates, record_attention, record_latents
 from perceivers.model.kernels.eager import is_concrete
 from perceivers.model.kernels.folding import decode
 from perceivers.model.linear import Linear, trunc_normal_parameter
-from perceivers.model.modalities import Padding, check_masked, check_names, check_new_names, concatenate
+from perceivers.model.modalities import ModalityPadding, check_names, concatenate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Sizes, takes_sizes
 
-MODALITY_CHANNELS = 4
-"""Fewest channels of the vector that marks the modality of an input, where there are several (section 5)."""
+MIN_INPUT_PADDING = 4
+"""Minimum channels of the vector that tells the modality of an input, where there are several (section 5)."""
 
-QUERY_MODALITY_CHANNELS = 2
+MIN_QUERY_PADDING = 2
 """The same for queries."""
 
 
@@ -59,7 +60,7 @@ class Encoder(nn.Module):
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
         """[B, M, C] -> [B, N, D]."""
-        run = recompute if self.checkpointing else keep
+        run = checkpointed if self.checkpointing else call
         z_BND = self.latents.expand(x_BMC.shape[0], -1, -1)
         for block in range(self.num_blocks):
             if block < self.num_cross_attends:
@@ -70,47 +71,31 @@ class Encoder(nn.Module):
         return z_BND
 
 
-def keep(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """Calls a module or function, keeping its activations for the backward pass."""
     return function(*arguments)
 
 
-def recompute(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls a module or function and computes its activations again in the backward pass instead of keeping them."""
+def checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Calls a module or function, recomputing its activations in the backward pass instead of keeping them."""
     return checkpoint(function, *arguments, use_reentrant=False)
 
 
-def needed(mask_BM: Tensor | None) -> Tensor | None:
-    """The mask, if it hides anything."""
-    return None if mask_BM is None or (is_concrete(mask_BM) and mask_BM.all()) else mask_BM
-
-
-def check_points(name: str, points: Tensor, total: int) -> None:
-    """Raises a PerceiversError for points that the output does not have; on an accelerator this would wait for it."""
-    if points.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if points.numel() and not 0 <= int(points.min()) <= int(points.max()) < total:
-        raise PerceiversError(
-            f"points of output {name!r} go from {int(points.min())} to {int(points.max())}, "
-            f"but it has points 0 to {total - 1}."
-        )
-
-
 class PerceiverIO(Model):
-    """Reads any named inputs into a small latent array, processes it, and answers any named queries from it.
+    """Encodes any named inputs into a small latent array, processes it, and decodes any named outputs from it.
 
     Args:
         inputs: input adapters by name.
         outputs: output adapters by name.
         latents: N, number of latents.
-        channels: D, channels of each.
+        channels: D, channels of each latent.
         depth: self-attention layers of one block.
-        maskable: inputs whose elements can be masked in `encode`: each gets a learned mask vector (section 5).
-        output_channels: E of a linear layer after the decoder that all outputs share; none, if not given.
+        maskable: inputs whose elements can be hidden in `encode`: each gets a learned mask token (section 5).
+        output_channels: E of a linear layer after the decoder that all outputs share; no such layer by default.
         sizes: the other fields of `Sizes`.
 
     Raises:
-        PerceiversError: a size that cannot be, naming the field.
+        PerceiversError: a size is out of range, or names of inputs or outputs are wrong.
     """
 
     @takes_sizes
@@ -130,19 +115,16 @@ class PerceiverIO(Model):
         size = Sizes(latents=latents, channels=channels, depth=depth, **sizes)
         if not inputs or not outputs:
             raise PerceiversError("a model needs at least one input and one output.")
-        check_new_names(inputs)
-        check_new_names(outputs)
+        check_names("input", maskable, inputs)
 
-        self.inputs = nn.ModuleDict(inputs)
-        check_names("input", dict.fromkeys(maskable), self.inputs, all_needed=False)
-        self.input_padding = Padding(
-            {name: adapter.channels for name, adapter in inputs.items()}, MODALITY_CHANNELS, maskable
-        )
-        common = self.input_padding.common
+        self.inputs = Adapters(inputs)
+        input_channels = {name: adapter.channels for name, adapter in inputs.items()}
+        self.input_padding = ModalityPadding(input_channels, MIN_INPUT_PADDING, maskable)
+        self.maskable = list(maskable)
         cross_attentions = [
             CrossAttention(
                 channels,
-                common,
+                self.input_padding.channels,
                 heads=size.cross_heads,
                 qk_channels=size.qk_channels,
                 v_channels=size.v_channels,
@@ -163,15 +145,15 @@ class PerceiverIO(Model):
             latents, channels, cross_attentions, layers, size.num_blocks, size.num_cross_attends, size.checkpointing
         )
 
-        self.outputs = nn.ModuleDict(outputs)
+        self.outputs = Adapters(outputs)
         for adapter in outputs.values():
-            adapter.connect(inputs)
-        asking = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
-        if asking:
-            self.query_padding = Padding(asking, QUERY_MODALITY_CHANNELS)
-            decoded = self.query_padding.common
+            adapter.bind_inputs(inputs)
+        query_channels = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
+        if query_channels:
+            self.query_padding = ModalityPadding(query_channels, MIN_QUERY_PADDING)
+            decoder_channels = self.query_padding.channels
             self.decoder = CrossAttention(
-                decoded,
+                decoder_channels,
                 channels,
                 heads=size.decoder_heads,
                 qk_channels=size.decoder_qk_channels,
@@ -182,24 +164,21 @@ class PerceiverIO(Model):
                 gelu=size.gelu,
                 longer="queries",
             )
-            self.projection = nn.Identity() if output_channels is None else Linear(decoded, output_channels)
-        self.heads = nn.ModuleDict()
+            self.projection = nn.Identity() if output_channels is None else Linear(decoder_channels, output_channels)
+        self.heads = nn.ModuleDict()  # the last linear layers of outputs
         for name, adapter in outputs.items():
             if adapter.channels is not None:
-                read = (output_channels or decoded) if name in asking else channels
-                self.heads[name] = Linear(read, adapter.channels)
+                in_features = (output_channels or decoder_channels) if name in query_channels else channels
+                self.heads[module_key(name)] = Linear(in_features, adapter.channels)
         kernels.optimize(self)
 
-    def encode(self, data: Mapping[str, Any], masked: Mapping[str, Tensor] | None = None) -> Encoded:
-        """Reads all inputs into the latents.
+    def encode(self, data: Mapping[str, Any], hidden: Mapping[str, Tensor] | None = None) -> Encoded:
+        """Encodes all inputs into latents.
 
         Args:
             data: for each input, by name, what its adapter takes.
-            masked: for inputs that are `maskable`, elements that the model must not see, which it is to tell from the
-                rest: True where the modality's mask vector takes their place; [B, M], or a shape that expands to it.
-
-        Returns:
-            z_BND, and the input arrays.
+            hidden: for `maskable` inputs, by name, the elements to hide from the model: True where the mask token of
+                the modality replaces them; [B, M], or a shape that expands to it.
         """
         check_names("input", data, self.inputs, all_needed=True)
         inputs = {name: InputArray(*adapter(data[name])) for name, adapter in self.inputs.items()}
@@ -210,14 +189,20 @@ class PerceiverIO(Model):
                     f"but its array has {tuple(x_BMC.shape[:2])} (batch, elements)."
                 )
         dtype = self.encoder.latents.dtype
-        masked = {} if masked is None else masked
-        check_masked(masked, self.input_padding)
-        inputs = {name: array._replace(mask_BM=needed(array.mask_BM)) for name, array in inputs.items()}
+        hidden = {} if hidden is None else hidden
+        for name in hidden:
+            if name not in self.maskable:
+                can = ", ".join(self.maskable) or "none"
+                raise PerceiversError(
+                    f"the input {name!r} cannot be hidden: build the model with it in maskable ({can})."
+                )
+        inputs = {name: array._replace(mask_BM=drop_trivial_mask(array.mask_BM)) for name, array in inputs.items()}
         x_BMC, mask_BM = concatenate(
-            [self.input_padding(name, array.x_BMC.to(dtype), masked.get(name)) for name, array in inputs.items()],
+            [self.input_padding(name, array.x_BMC.to(dtype), hidden.get(name)) for name, array in inputs.items()],
             [array.mask_BM for array in inputs.values()],
         )
-        return Encoded(self.encoder(x_BMC, mask_BM), inputs)
+        context = {name: adapter.context(inputs) for name, adapter in self.outputs.items()}
+        return Encoded(self.encoder(x_BMC, mask_BM), context)
 
     def decode(
         self,
@@ -225,80 +210,118 @@ class PerceiverIO(Model):
         outputs: Mapping[str, Tensor | None] | None = None,
         max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
-        """Reads outputs from the latents: all of them, or some outputs, or some points of each.
+        """Decodes outputs from the latents: all of them, or some outputs, or some elements of each.
 
         Every output depends on its own query and the latents alone (section 3.2), so that any subset, in any
         order, gives the entries that the full decode has there.
 
         Args:
-            encoded: what `encode` returned; it can be decoded as often as wanted.
-            outputs: for each output wanted, by name, integer points [P] or [B, P], or None for all points.
+            encoded: the result of `encode`; it can be decoded as often as wanted.
+            outputs: the outputs to decode, by name: integer indices [P] or [B, P] of elements, or None for all of them.
             max_memory: bound in bytes on what decoding needs at a time beside its results: queries are decoded in
-                chunks that keep within it. While gradients are recorded, what a chunk needs is computed again in the
-                backward pass, so that a loss of all outputs keeps within it too. None decodes all at once.
+                chunks that keep within it. While gradients are recorded, chunks are recomputed in the backward pass, so
+                that a loss of all outputs keeps within it, too. None decodes all at once.
 
         Returns:
-            For each output its predictions: all in the domain's own shape, those of points as [B, P, ...].
+            The predictions of each output: all in the domain's own shape, those at indices as [B, P, ...].
         """
         outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
-        check_names("output", outputs, self.outputs, all_needed=False)
-        asking = any(self.outputs[name].query_channels is not None for name in outputs)
-        seen = self.decoder.project_keys_values(encoded.z_BND) if asking else None
-        return {name: self.decode_output(name, encoded, seen, points, max_memory) for name, points in outputs.items()}
+        check_names("output", outputs, self.outputs)
+        uses_decoder = any(self.outputs[name].query_channels is not None for name in outputs)
+        key_values = self.decoder.project_keys_values(encoded.latents) if uses_decoder else None
+        return {
+            name: self.decode_output(name, encoded, key_values, indices, max_memory)
+            for name, indices in outputs.items()
+        }
 
     def decode_output(
-        self, name: str, encoded: Encoded, seen: KeyValues | None, points: Tensor | None, max_memory: int | None
+        self, name: str, encoded: Encoded, key_values: KeyValues | None, indices: Tensor | None, max_memory: int | None
     ) -> Any:
-        """Decodes one output from what the decoder has seen of the latents, in chunks if memory asks for it."""
-        adapter = self.outputs[name]
-        assert isinstance(adapter, OutputAdapter)
-        if adapter.query_channels is None or seen is None:
-            return adapter.read(self.head(name)(encoded.z_BND.mean(1, keepdim=True)), encoded)
-        total = adapter.count(encoded)
-        if points is not None:
-            check_points(name, points, total)
-        count = total if points is None else points.shape[-1]
-        chunk = count if max_memory is None else max(1, max_memory // self.bytes_per_query(encoded.z_BND))
+        """Decodes one output from the latents' keys and values, in chunks if memory asks for it."""
+        adapter, latents = self.outputs[name], encoded.latents
+        encoded = Encoded(latents, encoded.context[name])
+        if adapter.query_channels is None or key_values is None:
+            return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
+        total = adapter.num_queries(encoded)
+        if indices is not None:
+            check_indices(name, indices, total)
+        count = total if indices is None else indices.shape[-1]
+        chunk = count if max_memory is None else max(1, max_memory // self.peak_bytes_per_query(latents))
         if count <= chunk:
-            y_BPE = self.answer(name, encoded, seen, points)
+            y_BPE = self.decode_queries(name, encoded, key_values, indices)
         else:
-            all_points = torch.arange(count, device=encoded.z_BND.device) if points is None else points
-            run = recompute if torch.is_grad_enabled() else keep
-            chunks = [run(self.answer, name, encoded, seen, some) for some in all_points.split(chunk, -1)]
-            y_BPE = torch.cat(chunks, 1)
-        return adapter.read(y_BPE, encoded, points)
+            all_indices = torch.arange(count, device=latents.device) if indices is None else indices
+            run = checkpointed if torch.is_grad_enabled() else call
+            chunks = all_indices.split(chunk, -1)
+            y_BPE = torch.cat([run(self.decode_queries, name, encoded, key_values, part) for part in chunks], 1)
+        return adapter.postprocess(y_BPE, encoded, indices)
 
-    def answer(self, name: str, encoded: Encoded, seen: KeyValues, points: Tensor | None) -> Tensor:
-        """Makes the queries of some points and decodes them; -> [B, P, E]."""
-        adapter = self.outputs[name]
-        assert isinstance(adapter, OutputAdapter)
-        z_BND = encoded.z_BND
-        q_BPQ = adapter.queries(encoded, points).to(z_BND.dtype)
-        q_BPQ = self.query_padding(name, q_BPQ).expand(z_BND.shape[0], -1, -1)
-        head = [layer for layer in (self.projection, self.head(name)) if not isinstance(layer, nn.Identity)]
-        return decode(self.decoder, head, q_BPQ, seen, needed(adapter.mask(encoded, points)))
+    def decode_queries(self, name: str, encoded: Encoded, key_values: KeyValues, indices: Tensor | None) -> Tensor:
+        """Makes the queries at some indices and decodes them; -> [B, P, E]."""
+        adapter, latents = self.outputs[name], encoded.latents
+        q_BPQ = adapter.queries(encoded, indices).to(latents.dtype)
+        q_BPQ = self.query_padding(name, q_BPQ).expand(latents.shape[0], -1, -1)
+        head = [layer for layer in (self.projection, self.output_layer(name)) if not isinstance(layer, nn.Identity)]
+        return decode(self.decoder, head, q_BPQ, key_values, drop_trivial_mask(adapter.query_mask(encoded, indices)))
 
-    def head(self, name: str) -> nn.Module:
-        """The last linear layer of an output, if it has one."""
-        return self.heads[name] if name in self.heads else nn.Identity()
+    def output_layer(self, name: str) -> nn.Module:
+        """Returns the last linear layer of an output, or the identity if it has none."""
+        key = module_key(name)
+        return self.heads[key] if key in self.heads else nn.Identity()
 
-    def bytes_per_query(self, z_BND: Tensor) -> int:
-        """What decoding one more query of every example takes at its peak, without its result."""
-        batch, latents, _ = z_BND.shape
+    def peak_bytes_per_query(self, latents: Tensor) -> int:
+        """Returns the peak bytes needed to decode one more query per example, excluding the result."""
         attention = self.decoder.attention
-        query = self.query_padding.common
-        hidden = self.decoder.mlp.hidden.out_features
-        read = getattr(self.projection, "out_features", 0)
-        vectors = 6 * query + 2 * hidden + attention.query.out_features + attention.value.out_features + read
-        kept = 2 * attention.heads * latents if attention.dropout.p and self.training else 0  # scores
-        return batch * (vectors + kept) * z_BND.element_size()
+        vectors = 6 * self.query_padding.channels + 2 * self.decoder.mlp.hidden.out_features
+        vectors += attention.query.out_features + attention.value.out_features
+        vectors += getattr(self.projection, "out_features", 0)
+        scores = 2 * attention.heads * latents.shape[1] if attention.dropout.p and self.training else 0
+        return latents.shape[0] * (vectors + scores) * latents.element_size()
 
     def forward(
         self,
         data: Mapping[str, Any],
         outputs: Mapping[str, Tensor | None] | None = None,
-        masked: Mapping[str, Tensor] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
         max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
-        """Encodes `data` and decodes `outputs` (all, if not given): see `encode` and `decode`."""
-        return self.decode(self.encode(data, masked), outputs, max_memory)
+        """Encodes `data` and decodes `outputs` (all by default): see `encode` and `decode`."""
+        return self.decode(self.encode(data, hidden), outputs, max_memory)
+
+    def forward_intermediates(
+        self,
+        data: Mapping[str, Any],
+        outputs: Mapping[str, Tensor | None] | None = None,
+        hidden: Mapping[str, Tensor] | None = None,
+        attention: bool = False,
+    ) -> tuple[dict[str, Any], Intermediates]:
+        """Computes the model, and returns what it computes on the way.
+
+        Args:
+            data: as in `encode`.
+            outputs: as in `decode`.
+            hidden: as in `encode`.
+            attention: whether to return the attention maps, which need the memory of all score matrices.
+
+        Returns:
+            The predictions, and the `Intermediates`.
+        """
+        with record_latents(self.encoder) as latents, record_attention(self if attention else nn.Identity()) as maps:
+            predictions = self(data, outputs, hidden)
+        return predictions, Intermediates(latents, maps)
+
+
+def drop_trivial_mask(mask_BM: Tensor | None) -> Tensor | None:
+    """Returns a mask, or None if it hides nothing."""
+    return None if mask_BM is None or (is_concrete(mask_BM) and mask_BM.all()) else mask_BM
+
+
+def check_indices(name: str, indices: Tensor, total: int) -> None:
+    """Raises a PerceiversError for indices out of range; skipped on accelerators, where it would synchronize."""
+    if indices.device.type != "cpu" or not is_concrete(indices):
+        return
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < total:
+        raise PerceiversError(
+            f"indices of output {name!r} go from {int(indices.min())} to {int(indices.max())}, "
+            f"but it has elements 0 to {total - 1}."
+        )

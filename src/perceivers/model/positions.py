@@ -1,6 +1,7 @@
 """Where an element stands: position encodings of any number of dimensions (Perceiver IO, appendix D).
 
-Shape suffixes: B batch, P points, S elements of the whole grid, G dimensions of the grid, F channels of the encoding
+Shape suffixes:
+    B batch, P some elements, S all elements of the grid, G dimensions of the grid, F channels of the encoding
 """
 
 import math
@@ -26,19 +27,19 @@ class Positions(Configured, nn.Module):
     channels: int
 
     def forward(
-        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+        self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
     ) -> Tensor:
-        """Encodes the positions of a grid, or of some points in it.
+        """Encodes the positions of a grid, or of some of its elements.
 
         Args:
             grid: size of each dimension; the grid of training, if not given.
-            points: integer indices into the flattened grid, last dimension fastest, [P] or [B, P]; all, if not given.
+            indices: integer indices into the flattened grid, last dimension fastest, [P] or [B, P]; all by default.
             device: where to compute what is not learned.
 
         Returns:
             [S, F] for all positions, else [P, F] or [B, P, F].
         """
-        raise AssertionError("a position encoding defines forward")
+        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
 
 class FourierPositions(Positions):
@@ -74,17 +75,19 @@ class FourierPositions(Positions):
         self.channels = len(self.grid) * (2 * bands + 1)
 
     def forward(
-        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+        self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
     ) -> Tensor:
         grid = self.grid if grid is None else grid
         if len(grid) != len(self.grid):
             raise PerceiversError(f"positions have {len(self.grid)} dimensions, but the data has {len(grid)}: {grid}.")
-        indices: Sequence[Tensor | None] = [None] * len(grid) if points is None else torch.unravel_index(points, grid)
+        by_axis: Sequence[Tensor | None] = [None] * len(grid)
+        if indices is not None:
+            by_axis = torch.unravel_index(indices, grid)
         axes = [
             axis_features(size, resolution, self.bands, self.endpoint, index, device)
-            for size, resolution, index in zip(grid, self.resolution, indices, strict=True)
+            for size, resolution, index in zip(grid, self.resolution, by_axis, strict=True)
         ]
-        if points is None:
+        if indices is None:
             ones = [1] * (len(grid) - 1)
             axes = [
                 axis.view(*ones[:place], -1, *ones[place:], axis.shape[-1]).expand(*grid, -1)
@@ -92,7 +95,7 @@ class FourierPositions(Positions):
             ]
         parts = [axis.split([1, self.bands, self.bands], -1) for axis in axes]
         features = torch.cat([part for kind in zip(*parts, strict=True) for part in kind], -1)
-        return features.flatten(0, -2) if points is None else features
+        return features.flatten(0, -2) if indices is None else features
 
 
 def axis_features(
@@ -100,7 +103,7 @@ def axis_features(
 ) -> Tensor:
     """Fourier features of the places along one dimension, or of some of them; -> [..., 2 * bands + 1].
 
-    Many points share the few places of a dimension, of which every sine is then computed once.
+    Many elements share the few indices of a dimension: every sine is computed once.
     """
     last = 1 if endpoint else 1 - 2 / size
     position_S1 = torch.linspace(-1, last, size, device=device, dtype=torch.float32)[:, None]
@@ -137,11 +140,11 @@ class LearnedPositions(Positions):
         self.projection = Linear(channels, channels) if projected else nn.Identity()
 
     def forward(
-        self, grid: tuple[int, ...] | None = None, points: Tensor | None = None, device: torch.device | None = None
+        self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
     ) -> Tensor:
         if grid is not None and tuple(grid) != self.grid:
             raise PerceiversError(
                 f"learned positions exist for a grid of {self.grid} only, but the data has {tuple(grid)}: "
                 f"bring the data to that size, or use Fourier positions."
             )
-        return self.projection(self.table_SF if points is None else self.table_SF[points])
+        return self.projection(self.table_SF if indices is None else self.table_SF[indices])

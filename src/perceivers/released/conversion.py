@@ -80,7 +80,7 @@ def without_ones(shape: torch.Size) -> tuple[int, ...]:
 
 
 def pixels_first(weight: Tensor) -> Tensor:
-    """Reorders the flow model's patch values, [F, frame * pixel * colour] -> [F, pixel * frame * colour]."""
+    """Reorders the flow model's patch values, [F, frame * pixel * color] -> [F, pixel * frame * color]."""
     return weight.unflatten(1, (2, -1, 3)).transpose(1, 2).flatten(1)
 
 

@@ -92,9 +92,9 @@ def find_architecture(model: PerceiverIO) -> str:
             f"those of the published models, whose inputs and outputs `perceivers models` lists."
         )
     images = cast(ImageInput, model.inputs["image"])
-    if images.colours != 3:
+    if images.in_channels != 3:
         raise PerceiversError(
-            f"transformers has no such model: inputs.image has {images.colours} colours, but 3 in its."
+            f"transformers has no such model: inputs.image has {images.in_channels} colors, but 3 in its."
         )
     if isinstance(images.features, ConvStem):
         return CONV

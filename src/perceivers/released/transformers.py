@@ -283,7 +283,7 @@ def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> 
     if architecture == LEARNED:
         return settings | {"feature_channels": 256, "positions": "learned", "image_size": config["image_size"]}
     if architecture == CONV:
-        return settings | {"preprocessing": "conv", "padding": "port"}
+        return settings | {"preprocessing": "conv", "padding": "transformers"}
     return settings
 
 

@@ -1,6 +1,6 @@
 """AlphaStar's Transformer of units (Vinyals et al., 2019), in whose place the paper puts Perceiver IO (section 4.5).
 
-It has the attention, the MLP and the heads of `SetEncoder`, and the same call. Layers are normalised before attention
+It has the attention, the MLP and the heads of `SetEncoder`, and the same call. Layers are normalized before attention
 and MLP, as Perceiver IO's are.
 """
 

@@ -35,7 +35,7 @@ from perceivers.training.optimization import Optimization
 
 
 @dataclass(kw_only=True)
-class BehaviouralCloning(Experiment):
+class BehavioralCloning(Experiment):
     """A training run that learns to decide as players do.
 
     Attributes:

@@ -3,7 +3,7 @@
 It has the embedding, the attention and the MLP of the Perceiver IO beside it, and the same calls, so that both are
 trained by the same code. Layers are normalized before attention and MLP (pre-norm), as Perceiver IO's are.
 
-Shape suffixes: B batch, M tokens, P some of the places, C channels, V vocabulary
+Shape suffixes: B batch, M tokens, P some of the tokens, C channels, V vocabulary
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.adapter import InputArray
+from perceivers.model.adapter import Adapters, InputArray
 from perceivers.model.attention import SelfAttention
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import Linear, gelu
-from perceivers.model.perceiver_io import check_points
+from perceivers.model.perceiver_io import check_indices
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Gelu
 from perceivers.text.task_output import TaskHeads
@@ -71,13 +71,13 @@ class BERT(Model):
         widening_factor: int = 4,
         tasks: dict[str, int] | None = None,
         names: dict[str, list[str]] | None = None,
-        extra: int = 0,
+        num_task_tokens: int = 0,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
     ) -> None:
         super().__init__()
-        text = TextInput(vocabulary, length, channels, extra)
-        self.inputs = nn.ModuleDict({"text": text})
+        text = TextInput(vocabulary, length, channels, num_task_tokens)
+        self.inputs = Adapters({"text": text})
         self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
         self.layers = nn.ModuleList(
             SelfAttention(channels, heads, widening_factor=widening_factor, dropout=dropout, gelu=gelu)
@@ -85,32 +85,32 @@ class BERT(Model):
         )
         self.norm = nn.LayerNorm(channels)
         self.tasks = len(tasks or ())
-        self.outputs = nn.ModuleDict(
+        self.outputs: Adapters[nn.Module] = Adapters(
             {"text": TokenLogits(text, gelu)} if tasks is None else {"label": TaskHeads(tasks, channels, names)}
         )
         kernels.optimize(self)
 
     def forward(self, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> dict[str, Any]:
-        """Reads `data` and predicts `outputs`, by name those at integer points [P] or [B, P], or None for all."""
+        """Reads `data` and predicts `outputs`, by name those at integer indices [P] or [B, P], or all for None."""
         x_BMC, mask_BM, _ = InputArray(*self.inputs["text"](data["text"]))
         x_BMC = self.norm_x(x_BMC)
         for layer in self.layers:
             x_BMC = layer(x_BMC, mask_BM)
         predictions = {}
-        for name, points in (dict.fromkeys(self.outputs) if outputs is None else outputs).items():
+        for name, indices in (dict.fromkeys(self.outputs) if outputs is None else outputs).items():
             if name not in self.outputs:
                 raise PerceiversError(f"the model has no output {name!r}: it has {', '.join(self.outputs)}.")
-            if points is not None:
-                check_points(name, points, self.tasks if name == "label" else x_BMC.shape[1])
+            if indices is not None:
+                check_indices(name, indices, self.tasks if name == "label" else x_BMC.shape[1])
             if name == "label":  # every task reads the first token
-                asked = torch.arange(self.tasks) if points is None else points
-                predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), points)
+                asked = torch.arange(self.tasks) if indices is None else indices
+                predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), indices)
             else:
-                h_BPC = x_BMC if points is None else at(x_BMC, points)
+                h_BPC = x_BMC if indices is None else at(x_BMC, indices)
                 predictions[name] = self.outputs[name](self.norm(h_BPC))
         return predictions
 
 
-def at(x_BMC: Tensor, points: Tensor) -> Tensor:
+def at(x_BMC: Tensor, indices: Tensor) -> Tensor:
     """The vectors at some places [P] or [B, P]; -> [B, P, C]."""
-    return x_BMC.gather(1, points.expand(len(x_BMC), -1)[..., None].expand(-1, -1, x_BMC.shape[2]))
+    return x_BMC.gather(1, indices.expand(len(x_BMC), -1)[..., None].expand(-1, -1, x_BMC.shape[2]))

@@ -114,7 +114,7 @@ def text_tasks(
     language: PerceiverIO | BERT,
     tasks: dict[str, int],
     names: dict[str, list[str]] | None = None,
-    extra: int = 0,
+    num_task_tokens: int = 0,
     shared_query: bool = False,
 ) -> PerceiverIO | BERT:
     """Returns a model that predicts labels of texts, with a language model's weights (section 4.1).
@@ -131,9 +131,9 @@ def text_tasks(
     assert isinstance(text, TextInput)
     model: PerceiverIO | BERT
     if isinstance(language, BERT):
-        model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": extra}))
+        model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": num_task_tokens}))
     else:
-        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, extra)}
+        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, num_task_tokens)}
         outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
         model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
     weights = language.state_dict()

@@ -45,14 +45,14 @@ class TaskHeads(nn.Module):
             for classes in tasks.values()
         )
 
-    def forward(self, y_BTE: Tensor, points: Tensor | None = None) -> dict[str, Tensor]:
-        """What was read for all tasks, or those at `points` [T] -> by task, logits [B, classes] or numbers [B, 1]."""
-        asked = range(len(self.tasks)) if points is None else points.tolist()
+    def forward(self, y_BTE: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
+        """Decoded vectors of all tasks, or those at `indices` [T] -> by task, logits [B, classes] or numbers [B, 1]."""
+        asked = range(len(self.tasks)) if indices is None else indices.tolist()
         return {self.tasks[task]: self.heads[task](y_BTE[:, place]) for place, task in enumerate(asked)}
 
 
 class TaskOutput(OutputAdapter):
-    """Labels, or numbers, of several tasks; which are asked for is said by their points.
+    """Labels, or numbers, of several tasks; a task is decoded by its index.
 
     Args:
         tasks, names: as in `TaskHeads`.
@@ -75,14 +75,14 @@ class TaskOutput(OutputAdapter):
         self.query = trunc_normal_parameter(1, 1 if shared else len(tasks), query_channels)
         self.heads = TaskHeads(tasks, query_channels, names)
 
-    def count(self, encoded: Encoded) -> int:
+    def num_queries(self, encoded: Encoded) -> int:
         return len(self.heads.tasks)
 
-    def queries(self, encoded: Encoded, points: Tensor | None = None) -> Tensor:
-        points = torch.arange(self.count(encoded)) if points is None else points
-        return self.query.expand(-1, len(points), -1) if self.shared else self.query[:, points]
+    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+        indices = torch.arange(self.num_queries(encoded)) if indices is None else indices
+        return self.query.expand(-1, len(indices), -1) if self.shared else self.query[:, indices]
 
-    def read(self, y_BOE: Tensor, encoded: Encoded, points: Tensor | None = None) -> dict[str, Tensor]:
-        """-> by task, logits [B, classes], or numbers [B, 1]; of the tasks at `points`, if these are given."""
-        predictions: dict[str, Tensor] = self.heads(y_BOE, points)
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> dict[str, Tensor]:
+        """-> by task, logits [B, classes], or numbers [B, 1]; of the tasks at `indices`, if given."""
+        predictions: dict[str, Tensor] = self.heads(y_BOE, indices)
         return predictions
