@@ -40,7 +40,7 @@ def test_built_ins_are_found_by_name_and_by_import_path():
 def test_nothing_but_what_is_asked_for_is_imported():
     code = (
         "import sys; from perceivers import plugins\n"
-        "plugins.find('models', 'imagenet_fourier')\n"
+        "plugins.find_object('models', 'imagenet_fourier')\n"
         "print(sorted({name.split('.')[1] for name in sys.modules if name.startswith('perceivers.')}\n"
         "  & {'images', 'text', 'flow', 'clips', 'starcraft', 'training', 'released'}))\n"
     )
@@ -52,7 +52,7 @@ def test_another_package_is_as_good_as_this_one(folder):
     (folder / "meadow.py").write_text("from perceivers.flow.model import OPTICAL_FLOW as FIELD\n")
     install(folder, "meadow", "models", {"field": "meadow:FIELD"})
     assert "meadow" not in sys.modules
-    assert "field" in plugins.declared("models")
+    assert "field" in plugins.find_entry_points("models")
     assert not plugins.is_trusted("mea")
     assert plugins.is_trusted("meadow")
     assert find_preset("field").experiment == "optical_flow"
@@ -99,7 +99,7 @@ def test_what_is_not_found(folder, group, name, message):
     (folder / "broken.py").write_text("1 / 0\n")
     (folder / "needs.py").write_text("import not_installed_anywhere\n")
     with pytest.raises(PerceiversError, match=message):
-        plugins.find(group, name)
+        plugins.find_object(group, name)
 
 
 def test_an_object_of_another_type_is_refused():

@@ -51,7 +51,7 @@ MODULES = {
     "list_models": "presets",
     "SetEncoder": "set_encoder",
 }
-"""Where the public names are. They are imported when they are asked for, so that `perceivers --help` needs no torch."""
+"""Modules of the public names, imported on first use, so that `perceivers --help` needs no torch."""
 
 
 def __getattr__(name: str) -> Any:

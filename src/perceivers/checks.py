@@ -1,4 +1,4 @@
-"""Checks of settings against their annotations: `lr: Annotated[float, Range(above=0)]` says type and range once."""
+"""Checks settings against their annotations: `lr: Annotated[float, Range(above=0)]` states type and range once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -10,12 +10,7 @@ from perceivers.errors import PerceiversError
 
 @dataclass(frozen=True)
 class Range:
-    """Bounds of a number, for use in `Annotated`.
-
-    Attributes:
-        least, most: bounds that are allowed themselves.
-        above, below: bounds that are not.
-    """
+    """Bounds of a number, for use in `Annotated`: `least` and `most` are included, `above` and `below` are not."""
 
     least: float | None = None
     most: float | None = None
@@ -31,38 +26,31 @@ class Range:
         )
 
     def __repr__(self) -> str:
-        low = f"at least {self.least}" if self.least is not None else f"above {self.above}"
-        high = f"at most {self.most}" if self.most is not None else f"below {self.below}"
-        has_low, has_high = (self.least, self.above) != (None, None), (self.most, self.below) != (None, None)
-        return " and ".join(part for part, there in ((low, has_low), (high, has_high)) if there)
+        bounds = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
 
 
 Count = Annotated[int, Range(least=1)]
-"""A number of things, of which there is at least one."""
+"""A number of things, at least one."""
 
 Fraction = Annotated[float, Range(least=0, most=1)]
-"""A part of a whole, none and all included."""
+"""A fraction from 0 to 1."""
 
 ProperFraction = Annotated[float, Range(above=0, below=1)]
-"""A part of a whole, neither none nor all."""
+"""A fraction between 0 and 1, both excluded."""
 
 
 class Checked:
-    """Base of dataclasses whose fields are checked against their annotations when an object is made.
-
-    Attributes:
-        section: what stands in front of a field's name in an error, such as "training.".
-    """
+    """Base of dataclasses that check their fields against the annotations when an object is constructed."""
 
     section: ClassVar[str] = ""
+    """Prefix of a field's name in errors, such as "training."."""
 
     def __post_init__(self) -> None:
         annotations = get_type_hints(type(self), include_extras=True)
         for item in fields(self):  # type: ignore[arg-type]  # subclasses are dataclasses
-            value, annotation = getattr(self, item.name), annotations[item.name]
-            check_field(
-                f"{self.section}{item.name}", value, matches(value, annotation), describe_expected(value, annotation)
-            )
+            name, value, annotation = f"{self.section}{item.name}", getattr(self, item.name), annotations[item.name]
+            check_field(name, value, matches(value, annotation), describe_expected(value, annotation))
 
 
 def check_field(field: str, value: object, allowed: bool, expected: str) -> None:
@@ -72,32 +60,23 @@ def check_field(field: str, value: object, allowed: bool, expected: str) -> None
 
 
 def matches(value: Any, annotation: Any) -> bool:
-    """Returns whether a value is of the type and in the range that an annotation says.
-
-    Annotations that no config needs (protocols, type variables) match everything.
-    """
+    """Returns whether a value has the type and range of an annotation; protocols and type variables match anything."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if annotation is Any:
         return True
     if origin is Annotated:
-        ranges = (part for part in parts[1:] if isinstance(part, Range))
-        return matches(value, parts[0]) and all(value in bounds for bounds in ranges)
+        return matches(value, parts[0]) and all(value in part for part in parts[1:] if isinstance(part, Range))
     if origin in (Union, UnionType):
         return any(matches(value, part) for part in parts)
     if origin is Literal:
         return any(value == part and type(value) is type(part) for part in parts)
     if origin is tuple and parts[-1] is not Ellipsis:
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(parts)
-            and all(matches(item, part) for item, part in zip(value, parts, strict=True))
-        )
+        same_length = isinstance(value, list | tuple) and len(value) == len(parts)
+        return same_length and all(map(matches, value, parts))
     if origin in (list, tuple, Sequence):
         return isinstance(value, list | tuple) and all(matches(item, parts[0]) for item in value)
     if origin in (dict, Mapping):
-        return isinstance(value, Mapping) and all(
-            matches(key, parts[0]) and matches(item, parts[1]) for key, item in value.items()
-        )
+        return isinstance(value, Mapping) and all(all(map(matches, item, parts)) for item in value.items())
     if origin is None and isinstance(annotation, type):
         if annotation is float:
             return isinstance(value, int | float) and not isinstance(value, bool)
@@ -106,7 +85,7 @@ def matches(value: Any, annotation: Any) -> bool:
 
 
 def describe_expected(value: Any, annotation: Any) -> str:
-    """Returns what an annotation expects in place of a value, to end the sentence "it must be ..."."""
+    """Returns the value that an annotation expects, to end the sentence "it must be ..."."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         of_type = [part for part in parts if matches(value, strip_ranges(part))]
@@ -121,12 +100,12 @@ def describe_expected(value: Any, annotation: Any) -> str:
 
 
 def strip_ranges(annotation: Any) -> Any:
-    """Returns an annotation without what `Annotated` adds."""
+    """Returns an annotation without the metadata of `Annotated`."""
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def name_annotation(annotation: Any) -> str:
-    """Returns a type as it is written: `int`, `list[float]`, `tuple[int, int]`."""
+    """Returns the source form of a type: `int`, `list[float]`, `tuple[int, int]`."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return name_annotation(parts[0])

@@ -1,8 +1,4 @@
-"""The command `perceivers`: finds the command that is asked for and runs it.
-
-Commands are entry points of `perceivers.commands`, functions whose arguments are the command's (see
-`perceivers.command`). Only the one that is asked for is imported.
-"""
+"""The command `perceivers`, which imports and runs one of the commands: functions that entry points declare."""
 
 import argparse
 import inspect
@@ -22,7 +18,7 @@ examples:
   perceivers fit configs/image_classification/digits.yaml --training.epochs=5
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers evaluate runs/demo/model --data digits
-  perceivers evaluate MODEL --help                    what that model's experiment can measure
+  perceivers evaluate MODEL --help                    the options for models of that experiment
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
   perceivers classify-text MODEL "A film to see twice."
@@ -35,42 +31,39 @@ examples:
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
 
-Every command takes --help, and --trust PACKAGE (repeatable): let a saved model name classes of a package of yours,
-installed or in the current folder.
+Every command takes --help, and --trust PACKAGE (repeatable), which allows saved models to use classes of your own
+package, installed or in the current folder.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs a command; what the user can put right ends in one sentence and exit status 2."""
+    """Runs a command; a problem that the user can solve ends in one sentence and exit status 2."""
     try:
         name, rest = read_command(list(sys.argv[1:] if argv is None else argv))
         run(find_command(name), rest, f"perceivers {name}")
         sys.stdout.flush()
-    except PerceiversError as error:
-        print(f"perceivers: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ModuleNotFoundError as error:
-        extra = extras.extra_of(error.name)
-        if extra is None:
+    except (PerceiversError, ModuleNotFoundError) as error:
+        message = error if isinstance(error, PerceiversError) else extras.describe_missing(error.name)
+        if message is None:
             raise
-        print(f"perceivers: {extras.describe_missing(str(error.name), extra)}", file=sys.stderr)
+        print(f"perceivers: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever reads what is printed has read enough, such as `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at exit
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is flushed at exit
         sys.exit(141)
 
 
 def read_command(argv: list[str]) -> tuple[str, list[str]]:
-    """Returns the name of the command and its arguments; takes out `--trust`, and answers `--help` and `--version`."""
+    """Returns the name of the command and its arguments; handles `--trust`, `--help` and `--version`."""
     parser = argparse.ArgumentParser("perceivers", add_help=False, allow_abbrev=False)
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE")
     found, argv = parser.parse_known_args(argv)
     for package in found.trust:
         plugins.trust(package)
     if not argv or argv[0] in ("-h", "--help"):
-        print(help_text())
+        print(describe_commands())
         sys.exit(0 if argv else 2)
     if argv[0] == "--version":
         print(version("perceivers"))
@@ -82,24 +75,23 @@ def find_command(name: str) -> Command:
     """Returns the function of a command.
 
     Raises:
-        PerceiversError: there is none, several packages declare it, or what is declared is no function.
+        PerceiversError: there is none, several packages declare it, or it is not a function.
     """
-    if name not in plugins.declared("commands"):
-        raise PerceiversError(f"there is no command {name!r}: {did_you_mean(name, plugins.declared('commands'))}")
-    function = plugins.find("commands", name)
+    if name not in (names := plugins.find_entry_points("commands")):
+        raise PerceiversError(f"there is no command {name!r}: {did_you_mean(name, names)}")
+    function = plugins.find_object("commands", name)
     if not inspect.isfunction(function):
         raise PerceiversError(f"the command {name!r} is {plugins.describe_value(function)}, but must be a function.")
     return function
 
 
-def help_text() -> str:
-    """Returns the help of `perceivers`: all commands that are installed, and examples."""
+def describe_commands() -> str:
+    """Returns the help of `perceivers`: all installed commands, and examples."""
     rows = []
-    for name in plugins.declared("commands"):
+    for name in plugins.find_entry_points("commands"):
         try:
             summary = (inspect.getdoc(find_command(name)) or "").partition("\n")[0]
-        except PerceiversError as error:  # of a package that is broken, which must not hide the others
+        except PerceiversError as error:  # a broken package must not hide the others
             summary = f"not available: {error}"
         rows.append(f"  {name:<18}{summary}")
-    usage = "usage: perceivers COMMAND ..."
-    return "\n\n".join([usage, "\n".join(["commands:", *rows]), EXAMPLES])
+    return "\n\n".join(["usage: perceivers COMMAND ...", "\n".join(["commands:", *rows]), EXAMPLES])

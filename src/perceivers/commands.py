@@ -1,47 +1,37 @@
 """The command `models`."""
 
 from functools import partial
+from typing import Any
 
 from perceivers.command import Json, print_json, print_table
 
 
 def models(*, json: Json = False) -> None:
-    """Lists the models by name, measured, beside the paper's figures."""
+    """Lists the models by name, with their size and FLOPs beside the paper's figures."""
     from perceivers.presets import create_model, find_preset, list_models, measure
 
-    rows = []
+    found: list[dict[str, Any]] = []
     for name in list_models():
-        model = find_preset(name)
-        rows.append((name, model, measure(partial(create_model, name), model.inputs, model.outputs)))
-    if json:
-        print_json(
-            [
-                {
-                    "name": name,
-                    "experiment": model.experiment,
-                    "paper_row": model.paper_row,
-                    "parameters": size.parameters,
-                    "paper_parameters": model.paper_parameters and int(model.paper_parameters),
-                    "flops": size.flops,
-                    "paper_flops": model.paper_flops and int(model.paper_flops),
-                }
-                for name, model, size in rows
-            ]
+        preset = find_preset(name)
+        cost = measure(partial(create_model, name), preset.inputs, preset.outputs)
+        found.append(
+            {
+                "name": name,
+                "experiment": preset.experiment,
+                "paper_row": preset.paper_row,
+                "parameters": cost.parameters,
+                "paper_parameters": preset.paper_parameters and int(preset.paper_parameters),
+                "flops": cost.flops,
+                "paper_flops": preset.paper_flops and int(preset.paper_flops),
+            }
         )
+    if json:
+        print_json(found)
         return
-    print_table(
-        ["name", "experiment", "in the paper", "parameters", "paper", "FLOPs", "paper"],
-        [
-            [
-                name,
-                model.experiment,
-                model.paper_row,
-                f"{size.parameters / 1e6:.1f}M",
-                f"{model.paper_parameters / 1e6:.1f}M" if model.paper_parameters else "-",
-                f"{size.flops / 1e9:.0f}B",
-                f"{model.paper_flops / 1e9:.0f}B" if model.paper_flops else "-",
-            ]
-            for name, model, size in rows
-        ],
-    )
-    print("\nFLOPs of one forward pass of one example. docs/ says where and why figures differ.")
+    rows = []
+    for name, experiment, paper_row, *figures in (model.values() for model in found):
+        parameters = [f"{figure / 1e6:.1f}M" if figure else "-" for figure in figures[:2]]
+        flops = [f"{figure / 1e9:.0f}B" if figure else "-" for figure in figures[2:]]
+        rows.append([name, experiment, paper_row, *parameters, *flops])
+    print_table(["name", "experiment", "in the paper", "parameters", "paper", "FLOPs", "paper"], rows)
+    print("\nFLOPs of one forward pass of one example. docs/ explains where and why figures differ.")

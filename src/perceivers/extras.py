@@ -1,5 +1,6 @@
-"""What comes with which extra of the package, and a clear error where it is missing."""
+"""The modules of each extra of the package, and a clear error where one is missing."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
 
 from perceivers.errors import PerceiversError
@@ -13,20 +14,15 @@ MODULES = {
 """Modules that an extra installs and the package imports."""
 
 
-def extra_of(module: str | None) -> str | None:
-    """Returns the extra that installs a module; None for one that no extra installs."""
-    return next(
-        (extra for extra, modules in MODULES.items() if module is not None and module.split(".")[0] in modules), None
-    )
-
-
-def describe_missing(module: str, extra: str) -> str:
-    """Returns a sentence about a module that is not installed."""
-    return f"{module!r} is not installed; it comes with the extra {extra!r}: pip install 'perceivers[{extra}]'"
+def describe_missing(module: str | None, extras: Iterable[str] = MODULES) -> str | None:
+    """Returns a sentence about a module that is not installed; None if none of the extras installs it."""
+    extra = next((extra for extra in extras if module and module.split(".")[0] in MODULES[extra]), None)
+    install = f"it comes with the extra {extra!r}: pip install 'perceivers[{extra}]'"
+    return f"{module!r} is not installed; {install}" if extra else None
 
 
 def require_extra(extra: str) -> None:
-    """Raises a PerceiversError that names `extra` if a module of it is not installed."""
-    missing = [module for module in MODULES[extra] if find_spec(module) is None]
-    if missing:
-        raise PerceiversError(describe_missing(missing[0], extra))
+    """Raises a PerceiversError that names `extra` if one of its modules is not installed."""
+    for module in MODULES[extra]:
+        if find_spec(module) is None:
+            raise PerceiversError(describe_missing(module, [extra]))

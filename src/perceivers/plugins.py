@@ -1,7 +1,7 @@
-"""Objects by name: what installed packages declare as entry points, or what an import path names.
+"""Finds objects by name: entry points that installed packages declare, or import paths.
 
-Experiments, models, commands and file formats are found here, those of this package like those of any other. A package
-declares them in its `pyproject.toml`:
+Experiments, models, commands and file formats of this package are found in the same way as those of any other. A
+package declares them in its `pyproject.toml`:
 
     [project.entry-points."perceivers.experiments"]
     weather = "weather.training:Forecast"
@@ -20,14 +20,14 @@ from perceivers.errors import PerceiversError, did_you_mean
 T = TypeVar("T")
 
 GROUPS = ("experiments", "models", "commands", "formats")
-"""What can be declared, each in the entry-point group `perceivers.GROUP`."""
+"""Kinds of objects, each declared in the entry-point group `perceivers.GROUP`."""
 
 trusted_packages = {"perceivers"}
 """Packages whose classes a saved model may name, besides those that declare an entry point."""
 
 
-def declared(group: str) -> dict[str, list[EntryPoint]]:
-    """Returns what installed packages declare in a group, sorted by name; nothing is imported."""
+def find_entry_points(group: str) -> dict[str, list[EntryPoint]]:
+    """Returns the entry points that installed packages declare in a group, sorted by name, without importing any."""
     found: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=f"perceivers.{group}"), key=lambda point: point.name):
         same = found.setdefault(point.name, [])
@@ -37,34 +37,28 @@ def declared(group: str) -> dict[str, list[EntryPoint]]:
 
 
 def find_class(group: str, name: str, base: type[T]) -> type[T]:
-    """Returns the class of a name, which must be a subclass of `base`; see `find`."""
-    value = find(group, name)
+    """Returns the class of a name, which must be a subclass of `base`; see `find_object`."""
+    value = find_object(group, name)
     if not isinstance(value, type) or not issubclass(value, base):
         raise PerceiversError(f"{name} is {describe_value(value)}, but a subclass of {base.__name__} is expected.")
     return value
 
 
 def find_instance(group: str, name: str, kind: type[T]) -> T:
-    """Returns the object of a name, which must be a `kind`; see `find`."""
-    value = find(group, name)
+    """Returns the object of a name, which must be a `kind`; see `find_object`."""
+    value = find_object(group, name)
     if not isinstance(value, kind):
         raise PerceiversError(f"{name} is {describe_value(value)}, but a {kind.__name__} is expected.")
     return value
 
 
 def describe_value(value: Any) -> str:
-    """Returns what an object is, for an error."""
+    """Returns the type of an object, or that it is a class, for an error."""
     return f"the class {value.__qualname__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
-def find(group: str, name: str) -> Any:
-    """Returns the object of a name: one that is declared, or one of an import path "package.module:Object".
-
-    Nothing but what is asked for is imported.
-
-    Args:
-        group: "experiments", "models", "commands" or "formats".
-        name: the name, or the import path.
+def find_object(group: str, name: str) -> Any:
+    """Imports and returns the object of a declared name, or of an import path "package.module:Object".
 
     Raises:
         PerceiversError: there is no such name or object, several packages declare the name, or an import fails.
@@ -72,7 +66,7 @@ def find(group: str, name: str) -> Any:
     kind = group.removesuffix("s")
     if ":" in name:
         return import_object(name, kind)
-    points = declared(group)
+    points = find_entry_points(group)
     if name not in points:
         hint = f"{did_you_mean(name, points)} " if points else "none is installed. "
         raise PerceiversError(
@@ -80,21 +74,18 @@ def find(group: str, name: str) -> Any:
             f"One that is not installed is named by its import path, such as my_module:MyObject."
         )
     if len(points[name]) > 1:
-        packages = " and ".join(describe_package(point) for point in points[name])
+        packages = " and ".join(
+            f"{point.dist.name if point.dist else 'an unknown package'} ({point.value})" for point in points[name]
+        )
         raise PerceiversError(f"the {kind} {name!r} is declared by {packages}: uninstall one of them.")
     return import_object(points[name][0].value, kind)
 
 
-def describe_package(point: EntryPoint) -> str:
-    """Returns the distribution that declares an entry point, and the object that it names."""
-    return f"{point.dist.name if point.dist else 'an unknown package'} ({point.value})"
-
-
 def import_object(path: str, kind: str = "object") -> Any:
-    """Returns the object of an import path "package.module:Object", whose module is imported.
+    """Imports the module of an import path "package.module:Object" and returns the object.
 
     Raises:
-        PerceiversError: the path is not of that form, the module cannot be imported, or it has no such object.
+        PerceiversError: the path does not have that form, the module cannot be imported, or it has no such object.
     """
     module_name, _, attributes = path.partition(":")
     if not attributes or not all(part.isidentifier() for part in (*module_name.split("."), *attributes.split("."))):
@@ -112,7 +103,7 @@ def import_object(path: str, kind: str = "object") -> Any:
 
 
 def import_module(name: str, wanted: str) -> Any:
-    """Imports a module; `wanted` says in an error what it is imported for."""
+    """Imports a module; `wanted` names in an error the object that it is imported for."""
     try:
         return importlib.import_module(name)
     except PerceiversError:
@@ -122,57 +113,48 @@ def import_module(name: str, wanted: str) -> Any:
             raise PerceiversError(
                 f"{wanted}: there is no module {error.name!r}: install its package, or put the file beside the config."
             ) from error
-        extra = extras.extra_of(error.name)
-        if extra is not None:
-            raise PerceiversError(extras.describe_missing(str(error.name), extra)) from error
-        raise PerceiversError(f"{wanted}: {name} needs the module {error.name!r}, which is not installed.") from error
+        missing = f"{wanted}: {name} needs the module {error.name!r}, which is not installed."
+        raise PerceiversError(extras.describe_missing(error.name) or missing) from error
     except Exception as error:  # a user's module may raise anything
         raise PerceiversError(f"{wanted}: importing {name} fails: {type(error).__name__}: {error}") from error
 
 
 def add_import_folder(folder: Path) -> None:
-    """Lets modules in a folder be imported from now on, after installed ones of the same name."""
+    """Makes the modules in a folder importable, after installed ones of the same name."""
     path = str(folder.resolve())
     if path not in sys.path:
         sys.path.append(path)
         importlib.invalidate_caches()
 
 
-def import_folder(value: type) -> Path | None:
-    """Returns the folder that the module of a class was imported from, if it is not one of an installed package."""
+def find_import_folder(value: type) -> Path | None:
+    """Returns the folder from which the module of a class was imported; None for an installed package."""
     package = sys.modules[value.__module__.split(".")[0]]
     file = getattr(package, "__file__", None)
     if file is None or declares_entry_point(package.__name__):
         return None
-    folder = Path(file).parent.parent if hasattr(package, "__path__") else Path(file).parent
-    return folder.resolve()
+    return Path(file).parents[1 if hasattr(package, "__path__") else 0].resolve()
 
 
-def name_of(group: str, value: type) -> str:
-    """Returns the name under which a class is declared in a group, or its import path if it is not."""
+def find_name(group: str, value: type) -> str:
+    """Returns the name under which a class is declared in a group, or its import path."""
     path = f"{value.__module__}:{value.__qualname__}"
-    return next((name for name, points in declared(group).items() if path in [p.value for p in points]), path)
+    points = find_entry_points(group)
+    return next((name for name in points if path in [point.value for point in points[name]]), path)
 
 
 def trust(package: str) -> None:
-    """Lets saved models name classes of a package, which may lie in the current folder, from now on."""
+    """Allows saved models to name classes of a package, which may be in the current folder."""
     trusted_packages.add(package)
     add_import_folder(Path.cwd())
 
 
 def is_trusted(package: str) -> bool:
-    """Returns whether a saved model may name classes of a package.
-
-    It may if the package is this one, declares an entry point of ours, or was named by the user.
-    """
+    """Returns whether a saved model may name classes of a package: ours, one that extends it, or a trusted one."""
     return package in trusted_packages or declares_entry_point(package)
 
 
 def declares_entry_point(package: str) -> bool:
-    """Returns whether an installed package declares an entry point of ours."""
-    return any(
-        point.module.split(".")[0] == package
-        for group in GROUPS
-        for points in declared(group).values()
-        for point in points
-    )
+    """Returns whether an installed package declares an entry point in one of our groups."""
+    points = (point for group in GROUPS for same in find_entry_points(group).values() for point in same)
+    return any(point.module.split(".")[0] == package for point in points)

@@ -47,7 +47,7 @@ def make_example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def list_models() -> list[str]:
     """Returns the names that `create_model` takes: those of the paper, and of other installed packages."""
-    return list(plugins.declared("models"))
+    return list(plugins.find_entry_points("models"))
 
 
 def find_preset(name: str) -> Preset:

@@ -42,13 +42,15 @@ def load_model(source: str | Path, classes: Sequence[type[Configured]] = (), **s
         if settings:
             raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
         return read(path, lambda name: find_class(name, classes, path))
-    for name in plugins.declared("formats"):
+    for name in plugins.find_entry_points("formats"):
         other = find_format(name)
         if other.recognizes(path):
             return other.read(path, settings)
     if path.is_dir():
         raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
-    raise PerceiversError(f"{path} is in no format that can be read: {', '.join(plugins.declared('formats'))}.")
+    raise PerceiversError(
+        f"{path} is in no format that can be read: {', '.join(plugins.find_entry_points('formats'))}."
+    )
 
 
 def find_class(name: str, classes: Sequence[type[Configured]], source: Path) -> type[Configured]:
@@ -92,8 +94,8 @@ def find_format(name: str) -> Format:
     Raises:
         PerceiversError: there is none.
     """
-    if name not in plugins.declared("formats") and ":" not in name:
-        formats = ["perceivers", *plugins.declared("formats")]
+    if name not in plugins.find_entry_points("formats") and ":" not in name:
+        formats = ["perceivers", *plugins.find_entry_points("formats")]
         raise PerceiversError(f"there is no format {name!r}: {did_you_mean(name, formats)}")
     return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 

@@ -22,7 +22,7 @@ from perceivers.inference import class_names
 from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
-from perceivers.training.config import read_file
+from perceivers.training.config import read_yaml
 from perceivers.training.loop import Training, program
 from perceivers.training.optimization import Optimization
 
@@ -93,8 +93,8 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
 def is_demo(output: Path, run: ImageClassification) -> bool:
     """Whether a folder is a demo's, finished or interrupted, and so may be replaced."""
     metrics, config = output / "metrics.json", output / "config.json"
-    finished = metrics.is_file() and "test_accuracy" in read_file(metrics)
-    return finished or (config.is_file() and read_file(config).get("model") == run.to_config()["model"])
+    finished = metrics.is_file() and "test_accuracy" in read_yaml(metrics)
+    return finished or (config.is_file() and read_yaml(config).get("model") == run.to_config()["model"])
 
 
 def test_tensors(model: PerceiverIO, images: LabelledImages) -> tuple[Tensor, Tensor]:

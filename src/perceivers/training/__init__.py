@@ -1,5 +1,1 @@
-"""Training runs, whatever is trained."""
-
-from perceivers.extras import require_extra
-
-require_extra("train")
+"""Training runs of all experiments."""

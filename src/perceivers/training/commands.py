@@ -8,20 +8,20 @@ from perceivers.errors import PerceiversError
 
 
 def fit(config: Annotated[str | None, "a YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
-    """Trains as a config file says; `fit CONFIG --help` describes its fields."""
-    asks_help = any(override in ("-h", "--help") for override in overrides)
+    """Runs the training described by a config file; `fit CONFIG --help` describes its fields."""
+    others = [override for override in overrides if override not in ("-h", "--help")]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field=value ...]\n\n"
             "CONFIG is a file such as those in configs/; with --help, every field of its experiment is described."
         )
-        if not asks_help:
+        if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
         return
-    from perceivers.training.config import describe, train_config
+    from perceivers.training.config import describe_config, train_config
 
-    if asks_help:
-        print(describe(Path(config), [override for override in overrides if override not in ("-h", "--help")]))
+    if len(others) < len(overrides):
+        print(describe_config(Path(config), others))
         return
     train_config(Path(config), overrides)
 
@@ -33,8 +33,7 @@ def evaluate(model: Annotated[str | None, "a saved model, in any format"] = None
             raise PerceiversError("evaluate needs a model, such as runs/demo/model.")
         print(
             "usage: perceivers evaluate MODEL --data DATA [...]\n\n"
-            "MODEL is a saved model, in any format. The options are those of the experiment that it comes from: "
-            "perceivers evaluate MODEL --help."
+            "MODEL is a saved model, in any format. Its experiment defines the options, see evaluate MODEL --help."
         )
         return
     from perceivers.training.evaluation import find_evaluation

@@ -1,9 +1,9 @@
-"""From a YAML file and the command line to an experiment, every key and value checked."""
+"""Builds an experiment from a YAML file and the command line; every key and value is checked."""
 
 import types
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import Field, dataclass, fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -21,105 +21,78 @@ from perceivers.training.experiment import Experiment
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
 
-@dataclass(frozen=True)
-class Config:
-    """A config file, and what it describes.
-
-    Attributes:
-        path: the file.
-        values: its fields, without `experiment` and what is said once of the model (`preset`).
-        experiment: the class of the experiment.
-        model: the class of the model's config.
-        defaults: values of the model's fields that the preset gives.
-    """
-
-    path: Path
-    values: dict[str, Any]
-    experiment: type[Experiment]
-    model: type
-    defaults: dict[str, Any]
-
-    def parser(self) -> ArgumentParser:
-        """Returns the parser of all fields, with their help."""
-        parser = ArgumentParser(prog=f"perceivers fit {self.path}", exit_on_error=False)
-        parser.add_class_arguments(self.experiment, skip={"model"})
-        parser.add_class_arguments(self.model, "model")
-        parser.set_defaults({f"model.{name}": value for name, value in self.defaults.items()})
-        return parser
-
-    def build(self) -> Experiment:
-        """Returns the experiment.
-
-        Raises:
-            PerceiversError: a key is unknown, or a value is of the wrong type or not allowed.
-        """
-        check_keys(self.values, self.experiment, self.path, model=self.model)
-        parser = self.parser()
-        try:
-            arguments = parser.instantiate(parser.parse_object(self.values))
-        except ArgumentError as error:
-            raise PerceiversError(f"{self.path}: {' '.join(error.message.split())}") from error
-        experiment = self.experiment(**vars(arguments))
-        given = self.values.get("model", {})
-        experiment.given = {name: given[name] for name in self.experiment.decided_by_data if name in given}
-        return experiment
-
-
 def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Builds the experiment that a config file describes.
 
     Args:
-        path: a YAML or JSON file; its field `experiment` says which experiment it is.
-        overrides: `--field.of.config=value`, which replace what the file says.
+        path: a YAML or JSON file, whose field `experiment` names the experiment.
+        overrides: `--field.of.config=value`, which replace values of the file.
 
     Raises:
-        PerceiversError: a key is unknown, or a value is of the wrong type or not allowed.
+        PerceiversError: a key is unknown, or a value has the wrong type or is not allowed.
     """
-    return open_config(path, overrides).build()
+    values, kind, model, parser = open_config(path, overrides)
+    check_keys(values, kind, path, model=model)
+    try:
+        arguments = parser.instantiate(parser.parse_object(values))
+    except ArgumentError as error:
+        raise PerceiversError(f"{path}: {' '.join(error.message.split())}") from error
+    experiment = kind(**vars(arguments))
+    experiment.given = {name: value for name, value in values["model"].items() if name in kind.decided_by_data}
+    return experiment
 
 
 def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Trains as a config file says, and prints where the results are; -> the run's folder. See `read_config`."""
+    """Runs the training of a config file, prints where the results are, and returns the run's folder."""
     folder = read_config(path, overrides).run()
     where = f"model is in {folder / 'model'}" if (folder / "model").is_dir() else f"models are below {folder}"
     rank_zero_only(print)(f"\nTrained. The {where}, the figures in {folder / 'metrics.json'}.")
     return folder
 
 
-def describe(path: Path, overrides: Sequence[str] = ()) -> str:
-    """Returns help on every field of the experiment of a config file, those of the model included."""
-    return open_config(path, overrides).parser().format_help()
+def describe_config(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Returns help on every field of the experiment of a config file, including those of its model."""
+    *_, parser = open_config(path, overrides)
+    return parser.format_help()
 
 
-def open_config(path: Path, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file, and finds the classes of its experiment and of its model."""
-    values = read_file(path)
+def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], type[Experiment], type, ArgumentParser]:
+    """Reads a config file; -> its values, the classes of its experiment and of its model, the parser of all fields."""
+    values = read_yaml(path)
     for override in overrides:
         key, equals, value = override.removeprefix("--").partition("=")
         if not override.startswith("--") or not equals:
             raise PerceiversError(f"{override!r} is not understood: write --field.of.config=value.")
+        *parents, name = key.split(".")
+        section = values
         try:
-            put(values, key.split("."), yaml.safe_load(value))
-        except (yaml.YAMLError, TypeError) as error:
+            for parent in parents:
+                section = section.setdefault(parent, {})
+            section[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, TypeError, AttributeError) as error:
             raise PerceiversError(f"{override!r} is not understood: quote the value, or set single fields.") from error
     experiment = find_experiment(values, path)
     model, defaults = find_model(values, experiment, path)
-    return Config(path, values, experiment, model, defaults)
+    parser = ArgumentParser(prog=f"perceivers fit {path}", exit_on_error=False)
+    parser.add_class_arguments(experiment, skip={"model"})
+    parser.add_class_arguments(model, "model")
+    parser.set_defaults({f"model.{name}": value for name, value in defaults.items()})
+    return values, experiment, model, parser
 
 
 def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
-    """Takes the experiment out of a config, a declared name or an import path; -> its class.
+    """Removes the experiment, a declared name or an import path, from a config, and returns its class.
 
-    Modules are also looked for in the folder of the config, in the current one, and in `import_from`, in which a run's
-    config says where its experiment was.
+    Modules are also imported from the folder of the config, from the current folder, and from `import_from`, the field
+    in which the config of a run keeps the folder of its experiment.
     """
     name, folder = values.pop("experiment", None), values.pop("import_from", None)
     if not isinstance(name, str):
-        names = ", ".join(plugins.declared("experiments"))
+        names = ", ".join(plugins.find_entry_points("experiments"))
         raise PerceiversError(f"{path}: experiment is {name!r}: name one of {names}, or an import path.")
     if ":" in name:
-        for place in (path.parent, Path.cwd(), Path(folder or ".")):
-            plugins.add_import_folder(place)
+        for directory in (path.parent, Path.cwd(), Path(folder or ".")):
+            plugins.add_import_folder(directory)
         plugins.trust(name.partition(":")[0].split(".")[0])
     try:
         return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
@@ -128,16 +101,16 @@ def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
 
 
 def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path) -> tuple[type, dict[str, Any]]:
-    """Takes the preset out of a config; -> the class of the model's config, and its fields as the preset has them.
+    """Removes the preset from a config; -> the class of the model's config, and the values of the preset.
 
-    An experiment may take several classes: then the preset says which it is or, without one, the fields that are given.
+    If an experiment takes several classes, the preset or, without one, the given fields decide between them.
     """
     given = values.setdefault("model", {})
     if not isinstance(given, dict):
         raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
     kinds = model_types(experiment)
     if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == ["init"]]):
-        if len(kinds) > 1:  # in place of the model with fresh weights that the config describes
+        if len(kinds) > 1:  # replaces the model with fresh weights that the config describes
             values["model"] = {"init": given["init"]}
         return pretrained[0], {}
     if "preset" in given:
@@ -150,17 +123,17 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
                 f"a model of {' or '.join(kind.__name__ for kind in kinds)}."
             )
         return type(chosen.config), dict(vars(chosen.config))
-    able = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
-    if len(kinds) > 1 and len(able) != 1:
+    possible = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
+    if len(kinds) > 1 and len(possible) != 1:
         raise PerceiversError(f"{path}: model.preset is missing: name one of `perceivers models`.")
-    return (able or kinds)[0], {}
+    return (possible or kinds)[0], {}
 
 
 def model_types(experiment: type[Experiment]) -> list[type]:
     """Returns the classes of model configs that an experiment takes.
 
     Raises:
-        PerceiversError: it annotates `model` with something else than dataclasses.
+        PerceiversError: it annotates `model` with a type that is not a dataclass.
     """
     annotation = get_type_hints(experiment)["model"]
     kinds = list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
@@ -173,7 +146,7 @@ def model_types(experiment: type[Experiment]) -> list[type]:
 
 
 def field_names(kind: type) -> list[str]:
-    """Returns the names of a dataclass's fields."""
+    """Returns the names of the fields of a dataclass."""
     return [item.name for item in fields(kind)]
 
 
@@ -184,7 +157,7 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
     for key, value in values.items():
         if key not in known:
             if (new := FIELDS.get(parents + key)) is not None:
-                raise PerceiversError(f"{path}: the field {parents + key!r} is called {new!r} now: rename it.")
+                raise PerceiversError(f"{path}: the field {parents + key!r} is now called {new!r}: rename it.")
             raise PerceiversError(f"{path}: there is no field {parents + key!r}: {did_you_mean(key, known)}")
         if is_dataclass(annotations[key]):
             if not isinstance(value, dict):
@@ -193,7 +166,7 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
             check_keys(value, annotations[key], path, f"{parents}{key}.")
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a config file as plain values."""
     if not path.is_file():
         raise PerceiversError(f"there is no config file {path}.")
@@ -202,14 +175,5 @@ def read_file(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise PerceiversError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise PerceiversError(
-            f"{path} is not a config: fields such as 'experiment: image_classification' are expected."
-        )
+        raise PerceiversError(f"{path} is not a config: it needs fields, such as 'experiment: image_classification'.")
     return values
-
-
-def put(values: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Sets a nested value."""
-    for key in keys[:-1]:
-        values = values.setdefault(key, {})
-    values[keys[-1]] = value

@@ -40,12 +40,12 @@ def find_experiment(source: str | Path) -> type[Experiment]:
             )
         return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
     model = load_model(source)
-    for name in plugins.declared("experiments"):
+    for name in plugins.find_entry_points("experiments"):
         with suppress(PerceiversError):  # one that cannot be imported here must not hide the others
             experiment = plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
             if experiment.evaluates(model):
                 return experiment
     raise PerceiversError(
         f"{source} holds a {type(model).__name__} that no installed experiment measures "
-        f"({', '.join(plugins.declared('experiments'))})."
+        f"({', '.join(plugins.find_entry_points('experiments'))})."
     )

@@ -102,7 +102,7 @@ class Experiment(Checked, ABC):
     @classmethod
     def name(cls) -> str:
         """Returns the name under which the experiment is declared, or its import path."""
-        return plugins.name_of("experiments", cls)
+        return plugins.find_name("experiments", cls)
 
     def to_config(self) -> dict[str, Any]:
         """Returns the config as a file holds it, such that the run can be resumed from it."""
@@ -110,5 +110,5 @@ class Experiment(Checked, ABC):
         config["model"] = {
             name: value for name, value in config["model"].items() if name not in self.settled
         } | self.given
-        folder = plugins.import_folder(type(self))
+        folder = plugins.find_import_folder(type(self))
         return {"experiment": self.name(), **({} if folder is None else {"import_from": str(folder)}), **config}
