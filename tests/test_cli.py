@@ -195,7 +195,7 @@ import importlib.util, sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] in {[name for names in MODULES.values() for name in names]!r}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Refuse())
 found = importlib.util.find_spec
 def find_spec(name):

@@ -122,5 +122,5 @@ def test_some_elements_are_the_same_as_of_all():
     expected = whole.take_along_dim(own[..., None], 1)
     torch.testing.assert_close(model.decode(encoded, {"y": own})["y"], expected)
     torch.testing.assert_close(model.decode(encoded, max_memory=1)["y"], whole)
-    with pytest.raises(PerceiversError, match="an input 'z', which the model does not have"):
+    with pytest.raises(PerceiversError, match="elements of an input 'z': name one of the model's"):
         PerceiverIO({"x": ArrayInput(6)}, {"y": SetOutput("z")}, latents=4, channels=16, depth=1, heads=2)

@@ -48,7 +48,7 @@ ARGUMENTS = {
         "widening": "widening_factor",
     },
     "BERT": {"widening": "widening_factor", "extra": "num_task_tokens"},
-    "ConvStem Patches VideoInput VideoOutput": {"colors": "in_channels"},
+    "ConvStem Patches VideoInput VideoOutput": {"colours": "in_channels"},
     "EntityTransformer SetEncoder": {"widening": "widening_factor"},
     "LabelOutput": {"several": "multilabel"},
     "TextInput": {"extra": "num_task_tokens"},

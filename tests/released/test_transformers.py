@@ -262,7 +262,7 @@ def custom(**names):
     [
         (
             partial(classifier, preprocessing="conv"),
-            r"no such model: inputs\.image\.features\.padding is 'same', but 'port' in its .*ConvProcessing",
+            r"no such model: inputs\.image\.features\.padding is 'same', but 'transformers' in its .*ConvProcessing",
         ),
         (partial(classifier, decoder="average"), r"no such model: outputs\.label\.query_channels is None, but 32 in"),
         (partial(classifier, query_channels=24), r"no such model: outputs\.label\.query_channels is 24, but 32"),
