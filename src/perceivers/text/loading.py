@@ -1,4 +1,4 @@
-"""Models of text with their tokenizers, whether Perceiver IO or BERT."""
+"""Loads models that read text, Perceiver IO or BERT, with their tokenizers."""
 
 from pathlib import Path
 
@@ -11,22 +11,22 @@ from perceivers.text.model import text_input
 from perceivers.text.tokenizers import Tokenizer, find_tokenizer
 
 
-def load_text_model(source: str | Path) -> tuple[PerceiverIO | BERT, Tokenizer]:
-    """Returns a saved model that reads text, on the CPU and in evaluation mode, and its tokenizer.
+def load_text_model(
+    source: str | Path, device: str | None = "cpu", dtype: str | None = None
+) -> tuple[PerceiverIO | BERT, Tokenizer]:
+    """Returns a saved model that reads text, in evaluation mode, and its tokenizer.
+
+    Args:
+        source: the model, in any format.
+        device: where to put the model; None for the accelerator, if there is one.
+        dtype: as in `load_for_inference`.
 
     Raises:
         PerceiversError: the model is of another kind, or its tokenizer is missing.
     """
+    check_dtype(dtype)
     model = load_model(source)
     if not isinstance(model, PerceiverIO | BERT):
-        raise PerceiversError(f"{source} holds a {type(model).__name__}: a pretrained language model is needed.")
-    return model, find_tokenizer(locate(source), text_input(model).vocabulary)
-
-
-def load_text_model_to(
-    source: str | Path, device: str | None = None, dtype: str | None = None
-) -> tuple[PerceiverIO | BERT, Tokenizer]:
-    """Does the same, but puts the model where it is to run; `device` and `dtype` as in `load_for_inference`."""
-    check_dtype(dtype)
-    model, tokenizer = load_text_model(source)
+        raise PerceiversError(f"{source} has a {type(model).__name__}: a pretrained language model is needed.")
+    tokenizer = find_tokenizer(locate(source), text_input(model).vocabulary)
     return move_model(model, device or choose_device(), dtype), tokenizer

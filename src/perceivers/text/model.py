@@ -13,7 +13,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
 from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
-from perceivers.text.local_start import start_locally
+from perceivers.text.local_start import init_local_attention
 from perceivers.text.task_output import TaskOutput
 
 
@@ -24,10 +24,10 @@ class LanguageConfig(ModelConfig, Sizes):
     Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
 
     Attributes:
-        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
-        length: the most tokens of a text.
-        embedding_channels: channels of a token, of its position and of the queries.
-        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+        vocabulary: number of tokens; for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
+        length: maximum number of tokens of a text.
+        embedding_channels: channels of tokens, positions and queries.
+        initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     latents: Count = 256
@@ -43,7 +43,7 @@ class LanguageConfig(ModelConfig, Sizes):
     vocabulary: Count = 262
     length: Count = 2048
     embedding_channels: Count = 768
-    start: Literal["normal", "local"] = "normal"
+    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
         model = PerceiverIO(
@@ -51,8 +51,8 @@ class LanguageConfig(ModelConfig, Sizes):
             outputs={"text": TextOutput("text")},
             **self.sizes(),
         )
-        if self.start == "local":
-            start_locally(model)
+        if self.initialization == "local":
+            init_local_attention(model)
         return model
 
 
@@ -62,14 +62,14 @@ class BertConfig(ModelConfig):
 
     Attributes:
         vocabulary: number of tokens.
-        length: the most tokens of a text.
+        length: maximum number of tokens of a text.
         channels: channels of a token.
-        depth: layers of self-attention.
-        heads: heads of each.
-        widening_factor: width of their MLPs, in channels.
+        depth: number of self-attention layers.
+        heads: heads of each layer.
+        widening_factor: width of their MLPs relative to `channels`.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
-        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+        initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     vocabulary: Count = 32000
@@ -80,28 +80,21 @@ class BertConfig(ModelConfig):
     widening_factor: Count = 4
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     gelu: Gelu = "tanh"
-    start: Literal["normal", "local"] = "normal"
+    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> BERT:
-        settings = dict(vars(self))
-        start = settings.pop("start")
-        model = BERT(**settings)
-        if start == "local":
-            start_locally(model)
+        model = BERT(**{name: value for name, value in vars(self).items() if name != "initialization"})
+        if self.initialization == "local":
+            init_local_attention(model)
         return model
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:
-    """Returns the adapter of a model's text.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
+    """Returns the text adapter of a model, or raises a PerceiversError if the model does not read text."""
     adapter = model.inputs["text"] if list(model.inputs) == ["text"] else None
     if not isinstance(adapter, TextInput):
-        raise PerceiversError(
-            f"this model reads {', '.join(model.inputs)}: a language model, which reads text, is needed."
-        )
+        inputs = ", ".join(model.inputs)
+        raise PerceiversError(f"this model reads {inputs}: a language model, which reads text, is needed.")
     return adapter
 
 
@@ -119,10 +112,10 @@ def text_tasks(
 ) -> PerceiverIO | BERT:
     """Returns a model that predicts labels of texts, with a language model's weights (section 4.1).
 
-    Input "text" as before; output "label": by task, logits [B, classes].
+    Input "text" is unchanged; output "label": by task, logits [B, classes].
 
     Args:
-        language: a model that `LanguageConfig` builds, or BERT.
+        language: a model built by `LanguageConfig`, or BERT.
         tasks, names: as in `TaskHeads`.
         extra: as in `TextInput`.
         shared_query: as in `TaskOutput`; BERT has no queries.
@@ -140,11 +133,13 @@ def text_tasks(
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name in weights:
-                tensor[: len(weights[name])] = weights[name]  # extra tokens keep their fresh vectors
+                tensor[: len(weights[name])] = weights[name]  # task tokens keep their new vectors
     return model
 
 
-def language(row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig) -> Preset:
+def language_preset(
+    row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig
+) -> Preset:
     """Returns a row of the paper's language table (section 4.1)."""
     inputs = {"text": make_example(config.length, dtype=torch.long)}
     return Preset("language", row, config, inputs, paper_parameters, paper_flops)
@@ -152,13 +147,12 @@ def language(row: str, paper_parameters: float, paper_flops: float, config: Lang
 
 PLUS: dict[str, Any] = {"depth": 40, "channels": 1536, "v_channels": 1536}
 
-LANGUAGE_BYTES = language("Perceiver IO, bytes", 201e6, 113e9, LanguageConfig())
-LANGUAGE_BYTES_PLUS = language("Perceiver IO++, bytes", 425e6, 241e9, LanguageConfig(**PLUS))
-LANGUAGE_SENTENCEPIECE = language("Perceiver IO Base", 223e6, 119e9, LanguageConfig(vocabulary=32000, length=512))
-BERT_BASE = language("BERT Base", 110e6, 109e9, BertConfig())
-BERT_BYTES = language(
-    "BERT, bytes, FLOPs matched",
-    20e6,
-    130e9,
-    BertConfig(vocabulary=262, length=2048, channels=512, depth=6, heads=8),
+LANGUAGE_BYTES = language_preset("Perceiver IO, bytes", 201e6, 113e9, LanguageConfig())
+LANGUAGE_BYTES_PLUS = language_preset("Perceiver IO++, bytes", 425e6, 241e9, LanguageConfig(**PLUS))
+LANGUAGE_SENTENCEPIECE = language_preset(
+    "Perceiver IO Base", 223e6, 119e9, LanguageConfig(vocabulary=32000, length=512)
+)
+BERT_BASE = language_preset("BERT Base", 110e6, 109e9, BertConfig())
+BERT_BYTES = language_preset(
+    "BERT, bytes, FLOPs matched", 20e6, 130e9, BertConfig(vocabulary=262, length=2048, channels=512, depth=6, heads=8)
 )
