@@ -10,9 +10,8 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.cli import main
 from perceivers.presets import create_model, model_config
-from perceivers.text.loading import load_text_model
 from perceivers.text.masking import IGNORE_INDEX
-from perceivers.text.model import text_input
+from perceivers.text.model import load_text_model, text_input
 from perceivers.text.pretraining import MaskedLanguage, MaskedLanguageModel, evaluate
 from perceivers.text.stream import HeldOutText, TextData
 from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer

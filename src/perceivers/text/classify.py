@@ -42,6 +42,11 @@ def task_heads(model: PerceiverIO | BERT) -> TaskHeads:
     return heads
 
 
+def has_one_classifier(heads: TaskHeads) -> bool:
+    """Returns whether there is exactly one task, and it has classes."""
+    return [count > 1 for count in heads.classes.values()] == [True]
+
+
 def text_encoding(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextEncoding:
     """Returns how a model made by `text_tasks` reads texts (section 4.1).
 

@@ -147,7 +147,7 @@ def evaluate_language(
 
     The text, and which words are masked, depends on the options; with those of the training run come its figures.
     """
-    from perceivers.text.loading import load_text_model
+    from perceivers.text.model import load_text_model
     from perceivers.text.pretraining import evaluate
     from perceivers.text.stream import TextData
 
@@ -185,16 +185,24 @@ def evaluate_texts(
     json: Json = False,
 ) -> None:
     """Measures the accuracy of a text classifier."""
-    from perceivers.text.fine_tuning import evaluate_classes
-    from perceivers.text.labelled import LabelledTextData
-    from perceivers.text.loading import load_text_model
+    from perceivers.text.classify import has_one_classifier, task_heads
+    from perceivers.text.fine_tuning import evaluate
+    from perceivers.text.labelled import LabelledTextData, TextTask
+    from perceivers.text.model import load_text_model
 
-    texts = LabelledTextData(data, text or None, label)
-    results, source = evaluate_classes(*load_text_model(model, device, dtype), texts, validation_fraction, batch_size)
+    loaded, tokenizer = load_text_model(model, device, dtype)
+    heads = task_heads(loaded)
+    if not has_one_classifier(heads):
+        raise PerceiversError(f"a classifier with one task is needed, but the model has {', '.join(heads.tasks)}.")
+    ((task, count),) = heads.classes.items()
+    classes = heads.names.get(task) or [str(index) for index in range(count)]
+    texts, source = LabelledTextData(data, text or None, label).open_evaluation(classes, validation_fraction)
+    tasks = {task: TextTask(None, {"accuracy": texts}, "accuracy")}
+    accuracy = evaluate(loaded, tokenizer, tasks, batch_size)["accuracy"]
     if json:
-        print_json(results | {"data": source})
+        print_json({"accuracy": accuracy, "texts": len(texts), "data": source})
         return
-    print(f"{source}, {results['texts']} texts: accuracy {results['accuracy']:.2%}")
+    print(f"{source}, {len(texts)} texts: accuracy {accuracy:.2%}")
 
 
 def evaluate_glue(
@@ -210,7 +218,7 @@ def evaluate_glue(
     """Measures a model on the GLUE tasks that it has, by the paper's metrics."""
     from perceivers.text.glue import evaluate
     from perceivers.text.glue_data import GlueData
-    from perceivers.text.loading import load_text_model
+    from perceivers.text.model import load_text_model
 
     results = evaluate(*load_text_model(model, device, dtype), GlueData(data, tasks or None), batch_size)
     if json:

@@ -10,7 +10,7 @@ from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
 from perceivers.inference import find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes, Tokenizer, to_text
+from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes, Tokenizer
 
 MARK = re.compile(r"\[MASK(?:\*(\d+))?\]")
 
@@ -67,7 +67,7 @@ def fill_mask(
         {show_byte(byte): value for byte, value in zip(bytes_K, values_K, strict=True)}
         for bytes_K, values_K in zip(bytes_PK.tolist(), values_PK.tolist(), strict=True)
     ]
-    return Filled(to_text(tokens), masked, candidates)
+    return Filled(Bytes().decode(tokens), masked, candidates)
 
 
 def mask_tokens(text: str, tokenizer: Tokenizer, length: int, unit: str = "tokens") -> list[int]:

@@ -23,10 +23,9 @@ from perceivers.model.sizes import ModelConfig
 from perceivers.text import commands
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.bert import BERT
-from perceivers.text.classify import is_text_classifier, task_heads, text_encoding
+from perceivers.text.classify import has_one_classifier, is_text_classifier, task_heads, text_encoding
 from perceivers.text.labelled import LabelledTextData, Metric, TextTask
-from perceivers.text.loading import load_text_model
-from perceivers.text.model import BertConfig, LanguageConfig, text_tasks
+from perceivers.text.model import BertConfig, LanguageConfig, load_text_model, text_tasks
 from perceivers.text.tokenizers import Tokenizer, open_tokenizer
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
@@ -131,7 +130,7 @@ class TextClassification(FineTuning):
 
     @classmethod
     def evaluates(cls, model: nn.Module) -> bool:
-        return is_text_classifier(model) and has_one_classifier(task_heads(model).classes)
+        return is_text_classifier(model) and has_one_classifier(task_heads(model))
 
 
 class TextTasks(Learner):
@@ -257,37 +256,3 @@ def evaluate(
             raise PerceiversError(f"the examples of {name} have {have}, but the model knows {expected}.")
     samples = evaluation_texts(tasks, heads.tasks, text_encoding(model, tokenizer))
     return learner.evaluate(TextTasks(model, tasks=tasks), samples, batch_size)
-
-
-def evaluate_classes(
-    model: PerceiverIO | BERT,
-    tokenizer: Tokenizer,
-    data: LabelledTextData,
-    validation_fraction: float | None = None,
-    batch_size: int = 64,
-) -> tuple[dict[str, float], str]:
-    """Returns the "accuracy" of a classifier and the number of "texts", and a description of these texts.
-
-    Args:
-        model: a text classifier with one task.
-        tokenizer: the model's tokenizer.
-        data: the texts; their classes are matched with the model's by name.
-        validation_fraction: as in `LabelledTextData.open_evaluation`; `data.validation_fraction` is not used.
-        batch_size: texts per batch.
-
-    Raises:
-        PerceiversError: the model is of another kind, or the texts cannot be read or have other classes.
-    """
-    heads = task_heads(model)
-    if not has_one_classifier(heads.classes):
-        raise PerceiversError(f"a classifier with one task is needed, but the model has {', '.join(heads.tasks)}.")
-    ((task, count),) = heads.classes.items()
-    names = heads.names.get(task) or [str(index) for index in range(count)]
-    texts, source = data.open_evaluation(names, validation_fraction)
-    results = evaluate(model, tokenizer, {task: TextTask(None, {"accuracy": texts}, "accuracy")}, batch_size)
-    return {"accuracy": results["accuracy"], "texts": len(texts)}, source
-
-
-def has_one_classifier(classes: Mapping[str, int]) -> bool:
-    """Returns whether there is exactly one task, and it has classes."""
-    return [count > 1 for count in classes.values()] == [True]

@@ -8,7 +8,7 @@ from typing import Any
 from perceivers.checks import Checked
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.text.labelled import LabelledTexts, Metric, TextTask
-from perceivers.text.tables import Table, hub_splits, hub_table, read_separated, read_table, split_files
+from perceivers.text.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: b
         if folder is None:
             if split not in splits:
                 raise PerceiversError(f"{path} has no split {split!r} of {task.name}; it has {', '.join(splits)}.")
-            return label_examples(task, hub_table(splits, split, hub_name), task.hub_text, "label")
+            return label_examples(task, to_table(splits[split], f"{hub_name} ({split})"), task.hub_text, "label")
         if next(folder.glob("*.parquet"), None) is not None:
             paths = split_files(folder, (split,))
             if not paths:

@@ -11,7 +11,7 @@ import torch
 
 from perceivers.checks import Checked, ProperFraction
 from perceivers.errors import PerceiversError
-from perceivers.text.tables import SUFFIXES, Table, hub_splits, hub_table, read_table, split_files
+from perceivers.text.tables import SUFFIXES, Table, hub_splits, read_table, split_files, to_table
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
@@ -191,7 +191,7 @@ class LabelledTextData(Checked):
         found = [next((name for name in names if name in splits), None) for names in usual]
         if not any(found):
             raise PerceiversError(f"{self.path} has no split 'train'; it has {', '.join(splits)}.")
-        return [partial(hub_table, splits, name, self.path) if name else None for name in found]
+        return [partial(to_table, splits[name], f"{self.path} ({name})") if name else None for name in found]
 
 
 def random_split(examples: LabelledTexts, validation_fraction: float) -> LabelledSplits:

@@ -1,20 +1,24 @@
 """Language models, and the rows of the paper's language table (section 4.1; section 3 of the appendix)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
 from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.checkpoints.load import load_model, locate
 from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
+from perceivers.inference import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
 from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_start import init_local_attention
 from perceivers.text.task_output import TaskOutput
+from perceivers.text.tokenizers import Tokenizer, find_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +100,27 @@ def text_input(model: PerceiverIO | BERT) -> TextInput:
         inputs = ", ".join(model.inputs)
         raise PerceiversError(f"this model reads {inputs}: a language model, which reads text, is needed.")
     return adapter
+
+
+def load_text_model(
+    source: str | Path, device: str | None = "cpu", dtype: str | None = None
+) -> tuple[PerceiverIO | BERT, Tokenizer]:
+    """Returns a saved model that reads text, in evaluation mode, and its tokenizer.
+
+    Args:
+        source: the model, in any format.
+        device: where to put the model; None for the accelerator, if there is one.
+        dtype: as in `load_for_inference`.
+
+    Raises:
+        PerceiversError: the model is of another kind, or its tokenizer is missing.
+    """
+    check_dtype(dtype)
+    model = load_model(source)
+    if not isinstance(model, PerceiverIO | BERT):
+        raise PerceiversError(f"{source} has a {type(model).__name__}: a pretrained language model is needed.")
+    tokenizer = find_tokenizer(locate(source), text_input(model).vocabulary)
+    return move_model(model, device or choose_device(), dtype), tokenizer
 
 
 def is_language_model(model: nn.Module) -> bool:

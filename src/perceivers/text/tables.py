@@ -244,11 +244,6 @@ def hub_splits(name: str, streaming: bool = False) -> Mapping[str, Any]:
     return splits
 
 
-def hub_table(splits: Mapping[str, Any], split: str, name: str) -> Table:
-    """Returns one split of `hub_splits`."""
-    return to_table(splits[split], f"{name} ({split})")
-
-
 def to_table(dataset: Any, name: str) -> Table:
     """Returns the rows of a Hugging Face data set, with class names for class indices; a negative index is no label."""
     from datasets import ClassLabel

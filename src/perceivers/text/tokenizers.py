@@ -43,11 +43,6 @@ NAMES = (("<pad>", "[PAD]"), ("[MASK]", "<mask>"), ("[CLS]", "<cls>", "<s>"), ("
 """Usual names of the special tokens: pad, mask, cls, sep."""
 
 
-def to_text(tokens: Sequence[int]) -> str:
-    """Returns the text of tokens, without special ones; invalid UTF-8 is replaced by a mark."""
-    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
-
-
 class Tokenizer(ABC):
     """Base of tokenizers.
 
@@ -104,7 +99,7 @@ class Bytes(Tokenizer):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + FIRST_BYTE
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return to_text(tokens)
+        return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
 
     def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
         outside_BM = self.outside_V[token_BM]
