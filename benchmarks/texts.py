@@ -76,8 +76,8 @@ REASONS = """
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **No score is kept.** Attention is torch's fused kernel where that is the fastest, else the formula in pieces whose
-  scores stay in the cache, computed again for gradients (`kernels/attention.py`). In bfloat16 the pieces are faster than torch's
-  kernel for processors; for keys and values of unequal sizes it has none.
+  scores stay in the cache, computed again for gradients (`kernels/attention.py`). In bfloat16 the pieces are faster
+  than torch's kernel for processors; for keys and values of unequal sizes it has none.
 - **The faster library.** On processors with AVX-512, float32 products are oneDNN's, not MKL's (`linear.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.
 """
