@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.errors import PerceiversError
 from perceivers.presets import create_model, make_example, measure
-from perceivers.text.glue import table
+from perceivers.text.glue import format_table
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import train_tokenizer
 from perceivers.training.config import read_config
@@ -72,8 +72,8 @@ def make_vocabulary(text: Path, runs: Path) -> None:
     """Trains the vocabulary that the configs ask for, unless it is there."""
     if not (runs / WORDS).is_file():
         settings = yaml.safe_load((CONFIGS / "mlm_sentencepiece_mini.yaml").read_text())
-        data = TextData(path=str(text), leave_out=LEFT_OUT, held_out=settings["data"]["held_out"])
-        train_tokenizer(data.documents_once(), runs / WORDS, settings["model"]["vocabulary"])
+        data = TextData(path=str(text), leave_out=LEFT_OUT, validation_fraction=settings["data"]["validation_fraction"])
+        train_tokenizer(data.all_documents(), runs / WORDS, settings["model"]["vocabulary"])
 
 
 def run_all(arguments: argparse.Namespace) -> None:
@@ -103,7 +103,7 @@ def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
 def size_of(name: str) -> tuple[float, float]:
     """Parameters, and FLOPs of a forward pass of one window with the places that training decodes."""
     config = yaml.safe_load((CONFIGS / f"mlm_{name}_mini.yaml").read_text())
-    settings = {name: value for name, value in config["model"].items() if name != "start"}
+    settings = {name: value for name, value in config["model"].items() if name != "initialization"}
     length = settings["length"]
     places = torch.empty(-(-length // 5), dtype=torch.long, device="meta")
     build = partial(create_model, settings.pop("preset"), **settings)
@@ -139,7 +139,7 @@ def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], pic
     by_step.set_ylabel("bits per byte of hidden words")
     by_step.legend()
     figure.savefig(picture, dpi=110)
-    return "\n".join(lines) + "\n\n" + table({MODELS[name]: results[name] for name in names}) + "\n"
+    return "\n".join(lines) + "\n\n" + format_table({MODELS[name]: results[name] for name in names}) + "\n"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.scenes import Scenes
-from perceivers.text.stream import Stream, StreamLoader, TextData
+from perceivers.text.stream import Stream, StreamedText, StreamLoader, TextData
 from perceivers.text.tokenizers import Bytes
 
 LENGTH, BATCH = 2048, 64
@@ -22,9 +22,8 @@ def bytes_per_second(batches: int = 400) -> float:
     with tempfile.TemporaryDirectory() as folder:
         write_text(Path(folder, "text.txt"), 32 * 2**20)
         data = TextData(path=folder)
-        stream = Stream(
-            data.open(0), Bytes(), LENGTH, data.documents, data.masked, data.places(LENGTH), BATCH, 0, 0, 1, workers
-        )
+        text = StreamedText(data.open(0), Bytes(), LENGTH, data, batches * BATCH)
+        stream = Stream(text, BATCH, seed=0, rank=0, world_size=1, workers=workers)
         loader = iter(StreamLoader(stream, batches + workers, workers))
         for _ in range(workers):  # each has started
             next(loader)

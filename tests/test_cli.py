@@ -60,7 +60,8 @@ def test_the_papers_recipe_of_language(name, length):
     assert run.model == find_preset("language_bytes" if length == 2048 else "language_sentencepiece").config
     assert run.model.length == length
     assert sorted(run.data.shares.values()) == [0.3, 0.7]
-    assert (run.data.documents, run.data.masked, run.data.steps * run.training.epochs) == (10, 0.15, 500_000)
+    assert (run.data.documents_per_pack, run.data.mask_rate) == (10, 0.15)
+    assert run.data.steps_per_epoch * run.training.epochs == 500_000
     assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
     assert (run.optimization.schedule, run.optimization.warmup_steps) == ("warmup_cosine", 1000)
     assert run.training.batch_size == 2048

@@ -23,7 +23,8 @@ from perceivers.data.image_files import evaluation_view, read_frame, to_tensor
 from perceivers.data.video import read_clip
 from perceivers.flow.files import read_flow
 from perceivers.released import transformers as port
-from perceivers.text.fill_mask import mask
+from perceivers.text.fill_mask import mask_tokens
+from perceivers.text.tokenizers import Bytes
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +118,7 @@ def test_language(made, shared_data, capsys):
     capsys.readouterr()
     main(["fill-mask", str(folder), text, "--top", "256", "--json"])
     answer = json.loads(capsys.readouterr().out)
-    tokens = torch.tensor([mask(text, 2048)])
+    tokens = torch.tensor([mask_tokens(text, Bytes(), 2048)])
     padded = torch.nn.functional.pad(tokens, (0, 2048 - tokens.shape[1]))
     real = (torch.arange(2048) < tokens.shape[1]).long()[None]
     expected = theirs(inputs=padded, attention_mask=real).logits[0, answer["masked"], 6:].softmax(-1)

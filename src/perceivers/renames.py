@@ -4,11 +4,18 @@ from collections.abc import Mapping
 from typing import Any
 
 FIELDS = {
+    "data.decoded": "data.max_masked_fraction",
+    "data.documents": "data.documents_per_pack",
+    "data.evaluated": "data.eval_windows",
+    "data.held_out": "data.validation_fraction",
+    "data.masked": "data.mask_rate",
+    "data.steps": "data.steps_per_epoch",
     "model.blocks": "model.num_blocks",
     "model.cross_attends": "model.num_cross_attends",
     "model.cross_widening": "model.cross_widening_factor",
     "model.decoder_widening": "model.decoder_widening_factor",
     "model.several": "model.multilabel",
+    "model.start": "model.initialization",
     "model.widening": "model.widening_factor",
     "optimization.decay": "optimization.decayed_parameters",
     "optimization.flat": "optimization.flat_fraction",

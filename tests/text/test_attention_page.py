@@ -7,7 +7,8 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.text.attention_page import attention_page, choose, encode, together, units_of, weights
+from perceivers.text.attention_page import attention_page, record_weights, select_latents, split_units, unit_weights
+from perceivers.text.fill_mask import mask_tokens
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, MASK, Bytes, SentencePiece, train_tokenizer
 from tests.support.cli import fails
 from tests.support.models import classifier, labels, language
@@ -64,18 +65,18 @@ def formula(model, tokens):
 @pytest.mark.parametrize("heads", [1, 2])
 def test_weights_are_those_of_the_model(heads):
     model = language(cross_heads=heads)
-    tokens = encode(TEXT, Bytes(), 48)
-    weight_HNM = weights(model, "text", tokens)
+    tokens = mask_tokens(TEXT, Bytes(), 48)
+    weight_HNM = record_weights(model, "text", tokens)
     assert weight_HNM.shape == (heads, 6, 26)
     torch.testing.assert_close(weight_HNM.double(), formula(model, tokens), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(weight_HNM.sum(-1), torch.ones(heads, 6))
 
 
 def test_characters_and_tokens_are_colored_as_one():
-    tokens = encode(TEXT, Bytes(), 48)
+    tokens = mask_tokens(TEXT, Bytes(), 48)
     assert tokens[16:18] == [FIRST_BYTE + ord(";"), FIRST_BYTE + ord("\t")]
     assert [place for place, token in enumerate(tokens) if token == MASK] == [19, 20]
-    units = units_of(tokens, Bytes(), "")
+    units = split_units(tokens, Bytes(), "")
     assert [unit.text for unit in units] == UNITS
     assert [place for unit in units for place in unit.tokens] == list(range(26))
     assert [len(unit.tokens) for unit in units] == [len(c.encode()) for c in "né 🙂 <b>&amp;\t\nMM\x00x\u202e"]
@@ -87,8 +88,8 @@ def test_the_page_shows_the_weights(tmp_path):
     chosen = attention_page(model, TEXT, tmp_path / "a.html", [4, 1, 4], heads=True)
     assert chosen == [4, 1]
     page = Page(tmp_path / "a.html")
-    weight_HNM = formula(model, encode(TEXT, Bytes(), 48))
-    units = units_of(encode(TEXT, Bytes(), 48), Bytes(), "")
+    weight_HNM = formula(model, mask_tokens(TEXT, Bytes(), 48))
+    units = split_units(mask_tokens(TEXT, Bytes(), 48), Bytes(), "")
     expected = {}
     for latent in chosen:
         expected[f"latent {latent}"] = weight_HNM[:, latent].mean(0)
@@ -115,7 +116,7 @@ def test_white_space_is_seen_where_it_is_attended_to(tmp_path, monkeypatch):
     from perceivers.text import attention_page as module
 
     weight_M = torch.tensor([0.02, 0.3, 0.02, 0.3, 0.02, 0.3, 0.02, 0.01, 0.01])
-    monkeypatch.setattr(module, "weights", lambda *_: weight_M.expand(1, 6, 9))
+    monkeypatch.setattr(module, "record_weights", lambda *_: weight_M.expand(1, 6, 9))
     attention_page(language(), "a b\nc\td \t", tmp_path / "a.html")
     (row,) = Page(tmp_path / "a.html").rows
     assert row["text"] == "a␣b⏎\nc⇥\td \t"
@@ -149,11 +150,13 @@ def test_latents_are_chosen_by_entropy_and_differ():
         [0.3, 0.4, 0.2, 0.1],  # as the first
     ]
     weight_NM = torch.tensor(rows)
-    assert choose(weight_NM, weight_NM) == [3, 1, 0]
+    assert select_latents(weight_NM, weight_NM) == [3, 1, 0]
     many_NM = torch.eye(8) * 0.5 + torch.arange(8)[:, None] / 100 + 0.02
     many_NM = many_NM / many_NM.sum(1, keepdim=True)
-    assert choose(many_NM, many_NM) == [0, 1, 2, 3, 4, 5]
-    assert choose(weight_NM, together(weight_NM, units_of([FIRST_BYTE + b for b in "🙂".encode()], Bytes(), ""))) == [3]
+    assert select_latents(many_NM, many_NM) == [0, 1, 2, 3, 4, 5]
+    assert select_latents(
+        weight_NM, unit_weights(weight_NM, split_units([FIRST_BYTE + b for b in "🙂".encode()], Bytes(), ""))
+    ) == [3]
 
 
 def test_the_page_says_who_chose(tmp_path):
@@ -166,7 +169,7 @@ def test_the_page_says_who_chose(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("extra", "shared", "task", "token", "title"),
+    ("num_task_tokens", "shared", "task", "token", "title"),
     [
         (0, False, None, None, None),
         (0, True, None, CLS, "CLS"),
@@ -178,7 +181,7 @@ def test_models_of_labels_read_their_first_token(num_task_tokens, shared, task, 
     model = labels({"a": 2, "b&c": 3}, num_task_tokens=num_task_tokens, shared_query=shared)
     attention_page(model, "xyz", tmp_path / "a.html", [0], task=task)
     front = [] if token is None else [token]
-    weight_M = formula(model, [*front, *encode("xyz", Bytes(), 9)]).mean(0)[0]
+    weight_M = formula(model, [*front, *Bytes().encode("xyz")]).mean(0)[0]
     (row,) = Page(tmp_path / "a.html").rows
     assert row["text"] == (title or "") + "xyz"
     assert [weight for *_, weight in row["colored"]] == pytest.approx(weight_M.tolist(), abs=6e-5)
@@ -237,7 +240,7 @@ def test_the_command(tmp_path, capsys):
     named = ["--out", str(out), "--latents", "3", "5", "--heads"]
     for source in (["a text"], ["--file", str(tmp_path / "text")]):
         main(["attention", str(tmp_path / "model"), *source, *named])
-        assert capsys.readouterr().out == f"{out}: what latents 3, 5 read of the text.\n"
+        assert capsys.readouterr().out == f"{out}: attention of latents 3, 5 over the text.\n"
         assert out.read_bytes() == ours.read_bytes()
     assert "there is no latent 7" in fails(
         capsys, "attention", str(tmp_path / "model"), "a", "--out", str(out), "--latents", "7"

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from perceivers.data.loader import SampleIndex
-from perceivers.text.batches import TaskTexts, TextCode
+from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.labelled import LabelledTexts
 from perceivers.text.tokenizers import CLS, PAD, SEP, Bytes
 
@@ -15,16 +15,16 @@ def tokens(text):
     return [SEP if character == "|" else token for character, token in zip(text, Bytes().encode(text), strict=True)]
 
 
-def code(length=100, first=None):
-    return TextCode(Bytes(), length, first)
+def encoding(length=100, prefix_tokens=None):
+    return TextEncoding(Bytes(), length, prefix_tokens)
 
 
 def test_texts_and_pairs_with_and_without_a_token_in_front():
-    assert code().encode(("ab",)).tolist() == tokens("ab")
-    assert code().encode(("ab", "cd")).tolist() == tokens("ab|cd")
-    assert code(first=[CLS, FRONT]).encode(("ab", "cd"), 1).tolist() == [FRONT, *tokens("ab|cd")]
-    assert code(first=[CLS, FRONT]).encode(("ab",), 0).tolist() == [CLS, *tokens("ab")]
-    assert code().encode(("", "cd")).tolist() == tokens("|cd")
+    assert encoding().encode(("ab",)).tolist() == tokens("ab")
+    assert encoding().encode(("ab", "cd")).tolist() == tokens("ab|cd")
+    assert encoding(prefix_tokens=[CLS, FRONT]).encode(("ab", "cd"), 1).tolist() == [FRONT, *tokens("ab|cd")]
+    assert encoding(prefix_tokens=[CLS, FRONT]).encode(("ab",), 0).tolist() == [CLS, *tokens("ab")]
+    assert encoding().encode(("", "cd")).tolist() == tokens("|cd")
 
 
 @pytest.mark.parametrize("first", [None, [FRONT]])
@@ -43,22 +43,21 @@ def test_texts_and_pairs_with_and_without_a_token_in_front():
 )
 def test_what_is_too_long_loses_its_end_and_of_a_pair_the_longer_text_first(texts, length, want, first):
     front = first or []
-    got, cut = code(length + len(front), first).fit(texts, 0)
+    got = encoding(length + len(front), first).truncate(texts, 0)
     assert got.tolist() == front + tokens(want)
-    assert cut == (len(want) < len("|".join(texts)))
 
 
 def test_any_pair_fits_and_loses_no_more_than_it_must():
     choose = np.random.default_rng(0)
     for _ in range(300):
         a, b, length = (int(number) for number in choose.integers(1, 30, 3))
-        got, cut = code(length + 4, [FRONT]).fit(("a" * a, "b" * b), 0)
+        got = encoding(length + 4, [FRONT]).truncate(("a" * a, "b" * b), 0)
         kept = [(got == tokens(letter)[0]).sum() for letter in "ab"]
         assert got[kept[0] + 1] == SEP
         whole = a + b + 2
-        assert cut == (whole > length + 4)
-        assert len(got) in ((length + 4, length + 3) if cut else (whole,))
-        if cut:  # the shorter one is cut only where both are as long as half of the room
+        is_cut = whole > length + 4
+        assert len(got) in ((length + 4, length + 3) if is_cut else (whole,))
+        if is_cut:  # the shorter one is cut only where both are as long as half of the room
             assert min(kept) == min(a, b) or abs(kept[0] - kept[1]) == 0
 
 
@@ -67,7 +66,7 @@ def examples(*texts):
 
 
 def test_padding_and_mask():
-    texts = TaskTexts([("one", 0, examples("abc", "d")), ("two", 1, examples("", "efghi"))], code(4, [CLS, FRONT]))
+    texts = TaskTexts([("one", 0, examples("abc", "d")), ("two", 1, examples("", "efghi"))], encoding(4, [CLS, FRONT]))
     assert texts.lengths == [4, 2, 1, 4]
     batch = texts.collate([texts[SampleIndex(index, 0)] for index in range(4)])
     assert batch["text"].tolist() == [
@@ -85,14 +84,14 @@ def test_padding_and_mask():
 
 
 def test_a_batch_of_empty_texts_has_a_place():
-    texts = TaskTexts([("one", 0, examples("", ""))], code())
+    texts = TaskTexts([("one", 0, examples("", ""))], encoding())
     batch = texts.collate([texts[SampleIndex(index, 0)] for index in range(2)])
     assert batch["text"].tolist() == [[PAD], [PAD]]
     assert not batch["mask"].any()
 
 
 def test_how_many_texts_are_cut_is_said(capsys):
-    TaskTexts([("RTE", 0, examples("abc", "abcdef", "abcde")), ("CoLA", 0, examples("abc"))], code(4))
+    TaskTexts([("RTE", 0, examples("abc", "abcdef", "abcde")), ("CoLA", 0, examples("abc"))], encoding(4))
     assert capsys.readouterr().err == (
         "RTE: 2 of 3 texts are longer than the 4 tokens that the model reads; their ends are left out.\n"
     )
@@ -100,7 +99,7 @@ def test_how_many_texts_are_cut_is_said(capsys):
 
 def test_tasks_are_sampled_in_proportion_to_their_examples_and_numbers_stay():
     sets = [("large", 0, examples(*("a" * size for size in range(60)))), ("small", 1, examples(*("b" * 20,) * 20))]
-    texts = TaskTexts(sets, code())
+    texts = TaskTexts(sets, encoding())
     batches = list(texts.loader(8, 0))
     tasks = torch.cat([batch["task"] for batch in batches])
     assert tasks.bincount().tolist() == [60, 20]

@@ -8,7 +8,7 @@ import torch
 from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.text.bert import BERT
-from perceivers.text.classify import classify_text, text_code
+from perceivers.text.classify import classify_text, text_encoding
 from perceivers.text.fine_tuning import Pretrained, TextTask
 from perceivers.text.glue import Glue
 from perceivers.text.labelled import LabelledTexts
@@ -49,11 +49,13 @@ def test_answers_are_those_of_the_models_own_tokens(method):
             assert list(answer.values()) == sorted(answer.values(), reverse=True)
 
 
-@pytest.mark.parametrize(("extra", "fronts"), [(0, [[CLS]] * 3), (3, [[262], [263], [264]])])
+@pytest.mark.parametrize(("num_task_tokens", "fronts"), [(0, [[CLS]] * 3), (3, [[262], [263], [264]])])
 def test_bert_always_has_a_first_token(num_task_tokens, fronts):
     bert = text_tasks(BERT(262, 16, 8, 1, 1), TASKS, num_task_tokens=num_task_tokens)
-    code = text_code(bert, Bytes())
-    assert [code.encode(["a"], task).tolist() for task in range(3)] == [[*front, *bytes_of("a")] for front in fronts]
+    encoding = text_encoding(bert, Bytes())
+    assert [encoding.encode(["a"], task).tolist() for task in range(3)] == [
+        [*front, *bytes_of("a")] for front in fronts
+    ]
 
 
 @pytest.mark.parametrize(("method", "front"), [("single_task", []), ("shared_token", [CLS]), ("task_tokens", [262])])
@@ -151,8 +153,8 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, tmp_path, capsy
     for arguments, message in [
         ([], "classify-text needs one text"),
         (["a", "--file", "b"], "classify-text needs one text"),
-        (["a", "b", "--file", "c"], "a pair of texts is given as two arguments"),
-        (["-", "b"], "a pair of texts is given as two arguments"),
+        (["a", "b", "--file", "c"], "give a pair of texts as two arguments"),
+        (["-", "b"], "give a pair of texts as two arguments"),
         (["a"], "the model has several tasks"),
         (["a", "--task", "none"], "the model has no task 'none': there are: alike, mood, topic."),
         (["--file", str(tmp_path / "blank"), "--task", "mood"], "text 2 is empty"),

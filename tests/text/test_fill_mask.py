@@ -8,7 +8,7 @@ import torch
 import perceivers
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.text.fill_mask import fill_mask, mask
+from perceivers.text.fill_mask import fill_mask
 from perceivers.text.tokenizers import FIRST_BYTE, MASK
 from tests.support.cli import fails
 from tests.support.models import classifier, language
@@ -122,12 +122,12 @@ def test_the_longest_text_fits():
         ("a[MASK][MASK*0]", r"\[MASK\*0\] masks nothing"),
         ("a[MASK*00]", r"\[MASK\*0\] masks nothing"),
         (f"[MASK*{10**15}]a", f"the text has {10**15 + 1} bytes, but the model reads at most 20"),
-        ("\udcff[MASK]", "the text cannot be written in UTF-8 "),
+        ("\udcff[MASK]", r"the text cannot be written in UTF-8: character 0 is '\\udcff'"),
     ],
 )
 def test_texts_that_cannot_be_filled_in(text, message):
     with pytest.raises(PerceiversError, match=message):
-        mask(text, 20)
+        fill_mask(language(length=20), text)
 
 
 @pytest.mark.parametrize("top", [0, -1, 257])

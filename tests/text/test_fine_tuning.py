@@ -18,13 +18,11 @@ from perceivers.text.fine_tuning import (
     Method,
     Pretrained,
     TextClassification,
-    TextSet,
-    TextTask,
     TextTasks,
     evaluate,
     make_metric,
 )
-from perceivers.text.labelled import LabelledTextData, LabelledTexts
+from perceivers.text.labelled import LabelledTextData, LabelledTexts, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, text_tasks
 from perceivers.text.tokenizers import Bytes
 from perceivers.training.config import read_config
@@ -311,10 +309,10 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, kin
 
 def test_the_part_of_a_file_that_training_held_out_is_evaluated(tmp_path, capsys):
     file = write_csv(tmp_path / "all.csv", labelled(60, 0))
-    data = LabelledTextData(str(file), held_out=0.3)
+    data = LabelledTextData(str(file), validation_fraction=0.3)
     run = TextClassification(model=config(), data=data, **settings(tmp_path / "run")).run()
     accuracy = json.loads((run / "metrics.json").read_text())["test_accuracy"]
-    found = measure(capsys, run / "model", "--data", file, "--held-out", "0.3")
+    found = measure(capsys, run / "model", "--data", file, "--validation-fraction", "0.3")
     assert found == {
         "accuracy": pytest.approx(accuracy),
         "texts": 18,
@@ -342,19 +340,19 @@ def test_classes_are_those_of_the_model_by_name(tmp_path, capsys):
     (tmp_path / "some.csv").rename(tmp_path / "folder" / "train.csv")
     err = fails(capsys, "evaluate", str(tmp_path / "model"), "--data", str(tmp_path / "folder"))
     assert "folder has no split to evaluate on" in err
-    assert "--held-out" in err
+    assert "--validation-fraction" in err
 
 
 def test_models_and_tasks_that_cannot_be_evaluated():
     texts = labelled(4, 0)
     with pytest.raises(PerceiversError, match="no text classifier: it reads image and predicts label"):
-        evaluate(classifier(), Bytes(), {"a": TextSet("a", "accuracy", texts)})
+        evaluate(classifier(), Bytes(), {"a": TextTask(None, {"a": texts}, "accuracy")})
     model = labels({"a": 2, "b": 1}, {"a": ["bad", "good"]})
-    for part, message in [
-        (TextSet("c", "accuracy", texts), "the model has no task 'c': it has a, b"),
-        (TextSet("a", "accuracy", texts), "the examples of a have no, yes, but the model knows bad, good"),
-        (TextSet("b", "accuracy", texts), "the examples of b have no, yes, but the model knows numbers"),
-        (TextSet("a", "pearson", scored(4, 0)), "the examples of a have numbers, but the model knows bad, good"),
+    for name, metric, examples, message in [
+        ("c", "accuracy", texts, "the model has no task 'c': it has a, b"),
+        ("a", "accuracy", texts, "the examples of a have no, yes, but the model knows bad, good"),
+        ("b", "accuracy", texts, "the examples of b have no, yes, but the model knows numbers"),
+        ("a", "pearson", scored(4, 0), "the examples of a have numbers, but the model knows bad, good"),
     ]:
         with pytest.raises(PerceiversError, match=message):
-            evaluate(model, Bytes(), {"set": part})
+            evaluate(model, Bytes(), {name: TextTask(None, {"set": examples}, metric)})

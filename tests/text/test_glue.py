@@ -11,9 +11,17 @@ from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import fine_tuning
 from perceivers.text.fine_tuning import Pretrained
-from perceivers.text.glue import Glue, Sweep, best, keep_best, read_results, table, text_task
-from perceivers.text.glue_data import TASKS, GlueData, TaskSplits
-from perceivers.text.labelled import LabelledTexts
+from perceivers.text.glue import (
+    Glue,
+    Sweep,
+    best_scores,
+    delete_other_models,
+    format_table,
+    limit_training,
+    read_results,
+)
+from perceivers.text.glue_data import GlueData
+from perceivers.text.labelled import LabelledTexts, TextTask
 from perceivers.training import experiment
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
@@ -163,10 +171,10 @@ def test_a_folder_of_another_sweep_is_refused(tmp_path, language, data):
     small_sweep(language, data, tmp_path / "run", ["RTE"]).run()
     create_model("bert_bytes", length=24, channels=16, depth=1, heads=2).save(tmp_path / "other")
     other = small_sweep(tmp_path / "other", data, tmp_path / "run", ["RTE"])
-    with pytest.raises(PerceiversError, match=r"run holds a sweep with another model: choose another training\.output"):
+    with pytest.raises(PerceiversError, match=r"run has a sweep with another model: choose another training\.output"):
         other.run()
     other = small_sweep(language, data, tmp_path / "run", ["RTE"], method="multitask_query", examples=3)
-    with pytest.raises(PerceiversError, match="holds a sweep with another method and examples"):
+    with pytest.raises(PerceiversError, match="has a sweep with another method and examples"):
         other.run()
     (tmp_path / "run").rename(tmp_path / "moved")
     small_sweep(language, data, tmp_path / "moved", ["RTE", "CoLA"]).run()
@@ -245,7 +253,7 @@ def results():
 
 
 def test_the_best_setting_is_that_of_the_best_mean_over_seeds():
-    scores = best(results())
+    scores = best_scores(results())
     assert list(scores) == ["MNLI", "RTE"]
     assert scores["MNLI"] == {
         "mean": pytest.approx(0.675),
@@ -265,7 +273,7 @@ def test_results_are_read_and_only_the_best_model_is_kept(tmp_path):
     (tmp_path / "c_seed0").mkdir()
     read = read_results(tmp_path)
     assert read == results()
-    keep_best(tmp_path, read)
+    delete_other_models(tmp_path, read)
     assert [path.parent.name for path in tmp_path.glob("*/model")] == ["b_seed10"]
 
 
@@ -274,7 +282,7 @@ def test_the_table_has_the_papers_rows_and_means():
         "CoLA": {"mean": 0.5, "seeds": [0.4, 0.6]},
         "STS-B": {"mean": 0.877, "seeds": [0.877]},
     }
-    lines = table({"mine": scores}).splitlines()
+    lines = format_table({"mine": scores}).splitlines()
     assert lines[0] == "| model | CoLA | MNLI | MRPC | QNLI | QQP | RTE | SST-2 | STS-B | mean |"
     assert lines[1].count("---") == 10
     assert lines[2] == "| mine | 50.0 ± 14.1 |  |  |  |  |  |  | 87.7 | 68.8 |"
@@ -286,16 +294,14 @@ def test_the_table_has_the_papers_rows_and_means():
 
 def test_at_most_so_many_examples_always_the_same():
     texts = LabelledTexts([(str(number),) for number in range(50)], [number % 2 for number in range(50)], ["a", "b"])
-    splits = TaskSplits(TASKS["RTE"], texts, {"dev": texts})
-    some = text_task(splits, 10)
-    assert some.training == text_task(splits, 10).training
+    task = TextTask(texts, {"RTE": texts}, "accuracy")
+    some = limit_training(task, 10)
+    assert some.training == limit_training(task, 10).training
     assert len(set(some.training.texts)) == 10
     assert some.training.texts != texts.texts[:10]
     assert all(int(text) % 2 == label for (text,), label in zip(some.training.texts, some.training.labels, strict=True))
-    assert len(some.evaluation["RTE"]) == 50
-    assert text_task(splits, None).training == text_task(splits, 50).training == texts
-    two = text_task(TaskSplits(TASKS["MNLI"], texts, {"matched": texts, "mismatched": texts}), None)
-    assert (list(two.evaluation), two.metric) == (["MNLI_matched", "MNLI_mismatched"], "accuracy")
+    assert (some.evaluation, some.metric) == (task.evaluation, task.metric)
+    assert limit_training(task, None).training == limit_training(task, 50).training == texts
 
 
 def test_sweeps_that_are_not_allowed(tmp_path, data):

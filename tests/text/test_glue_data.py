@@ -42,7 +42,7 @@ def test_real_files(shared_data):
     tasks = data.open()
     assert data.missing() == ["MNLI", "QNLI", "QQP"]
     assert list(tasks) == ["CoLA", "MRPC", "RTE", "SST-2", "STS-B"]
-    assert all(list(splits.evaluation) == ["dev"] for splits in tasks.values())
+    assert all(list(splits.evaluation) == [name] for name, splits in tasks.items())
     # the hub's MRPC has 3668 to train on; the file here lacks one of class 1
     counts = {
         "CoLA": ({0: 2528, 1: 6023}, {0: 322, 1: 721}),
@@ -52,13 +52,13 @@ def test_real_files(shared_data):
     }
     for name, expected in counts.items():
         splits = tasks[name]
-        assert (Counter(splits.training.labels), Counter(splits.evaluation["dev"].labels)) == expected, name
-    scores = tasks["STS-B"].training.labels, tasks["STS-B"].evaluation["dev"].labels
+        assert (Counter(splits.training.labels), Counter(splits.evaluation[name].labels)) == expected, name
+    scores = tasks["STS-B"].training.labels, tasks["STS-B"].evaluation["STS-B"].labels
     assert [len(part) for part in scores] == [5749, 1500]
     assert [sum(part) / len(part) for part in scores] == pytest.approx([2.7010, 2.3639], abs=1e-4)
     assert tasks["CoLA"].training.texts[0][0].startswith("Our friends won't buy this analysis")
-    assert tasks["MRPC"].evaluation["dev"].texts[0][1].startswith('" The foodservice pie business')
-    assert tasks["STS-B"].evaluation["dev"].texts[1] == (
+    assert tasks["MRPC"].evaluation["MRPC"].texts[0][1].startswith('" The foodservice pie business')
+    assert tasks["STS-B"].evaluation["STS-B"].texts[1] == (
         "A young child is riding a horse.",
         "A child is riding a horse.",
     )
@@ -90,11 +90,11 @@ def test_tsv_of_mnli_qnli_and_qqp(tmp_path, capsys):
     classes = ["entailment", "neutral", "contradiction"]
     assert tasks["MNLI"].training == LabelledTexts([('say "x', "y")], [2], classes)
     assert tasks["MNLI"].evaluation == {
-        "matched": LabelledTexts([("matched", "z")], [1], classes),
-        "mismatched": LabelledTexts([("mismatched", "z")], [0], classes),
+        "MNLI_matched": LabelledTexts([("matched", "z")], [1], classes),
+        "MNLI_mismatched": LabelledTexts([("mismatched", "z")], [0], classes),
     }
     assert tasks["QNLI"].training.texts == [("why?", "so"), ('"who', 'me"')]
-    assert (tasks["QNLI"].training.labels, tasks["QNLI"].evaluation["dev"].labels) == ([1, 0], [0])
+    assert (tasks["QNLI"].training.labels, tasks["QNLI"].evaluation["QNLI"].labels) == ([1, 0], [0])
     assert tasks["QQP"].training == LabelledTexts(
         [("what?", "which?"), ("", "no?")], [1, 0], ["not_duplicate", "duplicate"]
     )
@@ -116,10 +116,10 @@ def test_files_of_the_hub_in_a_folder(tmp_path):
     tasks = GlueData(str(tmp_path)).open()
     assert list(tasks) == ["MNLI", "SST-2", "STS-B"]
     assert tasks["MNLI"].training == LabelledTexts([("train0", "h"), ("train1", "h")], [2, 0], classes)
-    assert tasks["MNLI"].evaluation["matched"].texts == [("validation_matched0", "h")]
-    assert tasks["MNLI"].evaluation["mismatched"].labels == [0]
+    assert tasks["MNLI"].evaluation["MNLI_matched"].texts == [("validation_matched0", "h")]
+    assert tasks["MNLI"].evaluation["MNLI_mismatched"].labels == [0]
     assert tasks["STS-B"].training.labels == pytest.approx([0.0, 3.8])
-    assert tasks["STS-B"].evaluation["dev"].classes is None
+    assert tasks["STS-B"].evaluation["STS-B"].classes is None
     assert tasks["SST-2"].training == LabelledTexts([("s ",), ("s ",)], [1, 0], ["negative", "positive"])
     (tmp_path / "mnli" / "validation_mismatched-00000-of-00001.parquet").unlink()
     with pytest.raises(
@@ -142,7 +142,7 @@ def test_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     data = GlueData(tasks=["rte"])
     assert data.missing() == []
-    assert data.open()["RTE"].evaluation["dev"] == LabelledTexts([("a", "b")], [1], ["entailment", "not_entailment"])
+    assert data.open()["RTE"].evaluation["RTE"] == LabelledTexts([("a", "b")], [1], ["entailment", "not_entailment"])
     assert asked == [("nyu-mll/glue", "rte")]
     with pytest.raises(PerceiversError, match=r"nyu-mll/glue has no split 'validation' of MRPC; it has train\."):
         GlueData(tasks=["MRPC"]).open()
@@ -155,7 +155,7 @@ def test_folders_are_found_however_they_are_written(tmp_path, folder):
     (tmp_path / "WNLI").mkdir()
     splits = GlueData(str(tmp_path)).open()["STS-B"]
     assert splits.training == LabelledTexts([("a", "b")], [1.25], None)
-    assert splits.evaluation == {"dev": LabelledTexts([("a", "b")], [5.0], None)}
+    assert splits.evaluation == {"STS-B": LabelledTexts([("a", "b")], [5.0], None)}
 
 
 def test_tasks_asked_for(tmp_path):
@@ -163,7 +163,7 @@ def test_tasks_asked_for(tmp_path):
     data = GlueData(str(tmp_path), ["SST-2", "rte", "CoLA"])
     assert list(data.open()) == ["RTE"]
     assert data.missing() == ["CoLA", "SST-2"]
-    with pytest.raises(PerceiversError, match=r"has no folder for CoLA: one is expected for each task, with train.tsv"):
+    with pytest.raises(PerceiversError, match=r"has no folder for CoLA: one per task is expected, with train.tsv"):
         GlueData(str(tmp_path), ["CoLA"]).open()
     with pytest.raises(PerceiversError, match=r"there is no task 'MLNI': did you mean 'MNLI'\?"):
         GlueData(str(tmp_path), ["MLNI"])

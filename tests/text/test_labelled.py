@@ -36,20 +36,20 @@ def test_csv_with_quotes_line_ends_in_fields_and_a_byte_order_mark(tmp_path):
 
 
 def test_a_part_is_held_out_at_random_and_always_the_same(tmp_path):
-    data = LabelledTextData(make(tmp_path / "a.csv", rows(40)), held_out=0.2)
+    data = LabelledTextData(make(tmp_path / "a.csv", rows(40)), validation_fraction=0.2)
     splits = data.open()
     assert (len(splits.training), len(splits.evaluation)) == (32, 8)
     assert len({*splits.training.texts, *splits.evaluation.texts}) == 40
     assert sorted(splits.evaluation.texts) != sorted((f"t{i}",) for i in range(8))
     assert all(label == int(text[1:]) % 2 for (text,), label in zip(*together(splits), strict=True))
     assert data.open() == splits
-    assert len(LabelledTextData(data.path, held_out=0.99).open().training) == 1
+    assert len(LabelledTextData(data.path, validation_fraction=0.99).open().training) == 1
     assert pickle.loads(pickle.dumps(splits)) == splits
 
 
 def test_a_part_of_the_examples():
     texts = LabelledTexts([("a",), ("b",), ("c",)], [0.5, 1.5, 2.5], None)
-    assert texts.part([2, 0]) == LabelledTexts([("c",), ("a",)], [2.5, 0.5], None)
+    assert texts.subset([2, 0]) == LabelledTexts([("c",), ("a",)], [2.5, 0.5], None)
     assert len(texts) == 3
 
 
@@ -81,7 +81,7 @@ def test_folder_with_splits(tmp_path, name):
 
 def test_validation_goes_before_test_and_a_folder_without_both_holds_out(tmp_path):
     make(tmp_path / "train.csv", rows(10))
-    assert len(LabelledTextData(str(tmp_path), held_out=0.3).open().evaluation) == 3
+    assert len(LabelledTextData(str(tmp_path), validation_fraction=0.3).open().evaluation) == 3
     make(tmp_path / "test.csv", "text,label\nx,a\n")
     make(tmp_path / "valid.csv", "text,label\ny,a\n")
     assert LabelledTextData(str(tmp_path)).open().evaluation.texts == [("y",)]
@@ -101,7 +101,7 @@ def test_parquet_in_parts_with_class_names(tmp_path):
     }  # fmt: skip
     (tmp_path / "train-00000-of-00002.parquet").unlink()
     with pytest.raises(
-        PerceiversError, match=r"train-00001-of-00002.parquet is one of several files, of which 1 are there"
+        PerceiversError, match=r"train-00001-of-00002.parquet is one of several files, but only 1 exist"
     ):
         LabelledTextData(str(tmp_path)).open()
 
@@ -201,8 +201,8 @@ GOOD = rows(4)
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x", "label": null}', {}, "line 2 of .* has no label"),
         ("a.jsonl", '{"text": "x", "label": [1]}', {}, r"line 1 of .* has \[1\] in column 'label'"),
         ("a.parquet", b"PAR1", {}, "a.parquet cannot be read as parquet"),
-        ("a.xlsx", "", {}, "a.xlsx is no table: a file that ends in .csv, "),
-        ("train.csv/a.txt", "", {}, "has no file to train on"),
+        ("a.xlsx", "", {}, "a.xlsx is no table: a file with the suffix .csv, "),
+        ("train.csv/a.txt", "", {}, "has no file .* called 'train'"),
     ],
 )
 def test_unusable_data_is_refused(tmp_path, name, content, fields, message):
@@ -216,7 +216,7 @@ def test_unusable_data_is_refused(tmp_path, name, content, fields, message):
     [
         (None, "line 4 of .* has no text in column 'text'"),
         (float("nan"), "line 4 of .* has no text in column 'text'"),
-        (7, "line 4 of .* has 7 in column 'text', where a text is expected"),
+        (7, "line 4 of .* has 7 in column 'text' instead of text"),
     ],
 )
 def test_texts_that_are_none(tmp_path, text, message):
@@ -254,14 +254,14 @@ def test_what_a_model_is_evaluated_on(tmp_path):
     assert (len(examples), which) == (20, path)
     assert (examples.labels[:3], examples.classes) == ([2, 0, 2], ["b", "c", "a"])
     part, which = LabelledTextData(path).open_evaluation(["a", "b"], 0.25)
-    assert part == LabelledTextData(path, held_out=0.25).open().evaluation
+    assert part == LabelledTextData(path, validation_fraction=0.25).open().evaluation
     assert (len(part), which) == (5, f"the part of {path} that training held out")
     folder = tmp_path / "folder"
     test = make(folder / "test.csv", rows(3))
     assert LabelledTextData(str(folder)).open_evaluation(["a", "b"])[1] == test
     make(folder / "train.csv", "damaged")
-    for held_out in (None, 0.5):
-        assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], held_out)[0]) == 3
+    for fraction in (None, 0.5):
+        assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], fraction)[0]) == 3
     (folder / "test.csv").unlink()
     make(folder / "train.csv", rows(10))
     with pytest.raises(PerceiversError, match=r"folder has no split to evaluate on, called validation, val, "):
@@ -277,15 +277,15 @@ def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(PerceiversError, match=r"a.csv does not exist"):
         LabelledTextData(str(tmp_path / "a.csv")).open()
     pytest.importorskip("datasets")
-    with pytest.raises(PerceiversError, match=r"is neither a file, nor a folder, nor a data set of the hub"):
+    with pytest.raises(PerceiversError, match=r"is neither here nor on the Hub"):
         LabelledTextData(str(tmp_path / "a")).open()
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"held_out": 0.0}, "data.held_out = 0.0"),
-        ({"held_out": 1.0}, "data.held_out = 1.0"),
+        ({"validation_fraction": 0.0}, "data.validation_fraction = 0.0"),
+        ({"validation_fraction": 1.0}, "data.validation_fraction = 1.0"),
         ({"text": []}, "one column, or two for pairs"),
         ({"text": ["a", "b", "c"]}, "one column, or two for pairs"),
         ({"text": ["a", "a"]}, "has a column twice"),

@@ -10,7 +10,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.attention import Attention
 from perceivers.model.intermediates import record_attention
 from perceivers.model.local_start import moved
-from perceivers.text.local_start import attend_nearby, frequencies, start_locally, waves
+from perceivers.text.local_start import attend_nearby, frequencies, init_local_attention, sinusoids
 from perceivers.text.model import BertConfig, LanguageConfig
 
 LENGTH, CHANNELS = 64, 32
@@ -28,7 +28,7 @@ BERT = BertConfig(vocabulary=262, length=LENGTH, channels=CHANNELS, depth=2, hea
 
 def test_waves_go_from_half_of_one_to_one_every_two_places():
     place = torch.arange(LENGTH)
-    wave_SC = waves(place, LENGTH, CHANNELS)
+    wave_SC = sinusoids(place, LENGTH, CHANNELS)
     torch.testing.assert_close(wave_SC[:, 0], 2**0.5 * torch.sin(math.pi * place / LENGTH))
     torch.testing.assert_close(wave_SC[:, -1], 2**0.5 * torch.cos(math.pi * place))
     torch.testing.assert_close(wave_SC.square().mean(1), torch.ones(LENGTH))
@@ -37,8 +37,8 @@ def test_waves_go_from_half_of_one_to_one_every_two_places():
 @pytest.mark.parametrize("distance", [-3.0, 0.5, 2.0])
 def test_moved_weights_read_the_waves_of_another_place(distance):
     weight, place = torch.randn(8, CHANNELS), torch.arange(LENGTH)
-    there = waves(place + distance, LENGTH, CHANNELS) @ weight.T
-    here = waves(place, LENGTH, CHANNELS) @ moved(weight, distance * frequencies(LENGTH, CHANNELS)).T
+    there = sinusoids(place + distance, LENGTH, CHANNELS) @ weight.T
+    here = sinusoids(place, LENGTH, CHANNELS) @ moved(weight, distance * frequencies(LENGTH, CHANNELS)).T
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
 
 
@@ -46,7 +46,7 @@ def test_heads_look_around_a_place():
     attention = Attention(256, 256, heads=4)
     with torch.no_grad():
         attend_nearby(attention, LENGTH, 256, reach=12)
-    wave_SC = waves(torch.arange(LENGTH), LENGTH, 256)[None]
+    wave_SC = sinusoids(torch.arange(LENGTH), LENGTH, 256)[None]
     with record_attention(attention) as maps:
         attention(wave_SC, wave_SC)
     weight_HOM = maps[""][0][0]
@@ -63,26 +63,26 @@ def test_a_model_begins_by_reading_nearby(config, attention):
     torch.manual_seed(0)
     token = torch.randint(6, 262, (2, LENGTH))
     distance = {}
-    for start in ("normal", "local"):
-        model = replace(config, start=start).build()
+    for initialization in ("normal", "local"):
+        model = replace(config, initialization=initialization).build()
         with record_attention(model) as maps:
             model({"text": token})
         weight_OM = maps[f"{attention}.attention"][0].mean((0, 1))
         reads, read = ((torch.arange(count) + 0.5) * LENGTH / count for count in weight_OM.shape)
         away = (read - reads[:, None]).abs()
-        distance[start] = float((weight_OM * away).sum(1).mean())
+        distance[initialization] = float((weight_OM * away).sum(1).mean())
     assert distance["local"] < 0.6 * distance["normal"]
 
 
 def test_sizes_and_names_that_cannot_start_so():
     narrow = SMALL | {"channels": 24, "v_channels": 24, "heads": 4}
     with pytest.raises(PerceiversError, match=r"model\.channels = 24, but model\.embedding_channels = 32"):
-        start_locally(LanguageConfig(**narrow).build())
+        init_local_attention(LanguageConfig(**narrow).build())
     with pytest.raises(PerceiversError, match=r"model\.channels = 24, but model\.embedding_channels = 32"):
-        LanguageConfig(**narrow, start="local").build()
+        LanguageConfig(**narrow, initialization="local").build()
     with pytest.raises(PerceiversError, match="even number of channels of a token, not 33"):
-        start_locally(replace(BERT, channels=33, heads=3).build())
+        init_local_attention(replace(BERT, channels=33, heads=3).build())
     with pytest.raises(
-        PerceiversError, match=r"model\.start = 'nearby' is not allowed: it must be 'normal' or 'local'"
+        PerceiversError, match=r"model\.initialization = 'nearby' is not allowed: it must be 'normal' or 'local'"
     ):
-        LanguageConfig(**SMALL, start="nearby")
+        LanguageConfig(**SMALL, initialization="nearby")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from perceivers.text.masking import IGNORED, mask_words
+from perceivers.text.masking import IGNORE_INDEX, mask_words
 from perceivers.text.tokenizers import Bytes, SentencePiece, train_tokenizer
 from tests.text.test_tokenizers import crop, sample
 
@@ -89,18 +89,18 @@ def test_places_and_labels_give_the_text_back(pieces, kind):
     tokenizer = Bytes() if kind == "bytes" else pieces
     token_BM = windows(tokenizer, multilingual(1000), 50)
     masked = mask(token_BM, 0.15, 10, tokenizer=tokenizer)
-    assert masked.place_BP.shape == masked.label_BP.shape == (len(token_BM), 10)
+    assert masked.index_BP.shape == masked.label_BP.shape == (len(token_BM), 10)
     assert {array.dtype for array in masked} == {np.dtype(np.int32)}
     restored_BM = masked.token_BM.copy()
-    for row, (place_P, label_P) in enumerate(zip(masked.place_BP, masked.label_BP, strict=True)):
+    for row, (place_P, label_P) in enumerate(zip(masked.index_BP, masked.label_BP, strict=True)):
         hidden = np.flatnonzero(masked.token_BM[row] == tokenizer.mask)
         count = len(hidden)
         assert place_P.tolist() == hidden.tolist() + [0] * (10 - count)
-        assert (label_P[:count] != IGNORED).all()
-        assert (label_P[count:] == IGNORED).all()
+        assert (label_P[:count] != IGNORE_INDEX).all()
+        assert (label_P[count:] == IGNORE_INDEX).all()
         restored_BM[row, hidden] = label_P[:count]
     assert np.array_equal(restored_BM, token_BM)
-    assert {int((row != IGNORED).sum()) for row in masked.label_BP} >= {0, 5, 10}
+    assert {int((row != IGNORE_INDEX).sum()) for row in masked.label_BP} >= {0, 5, 10}
 
 
 def test_of_too_many_words_any_are_left_out():

@@ -10,9 +10,8 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.cli import main
 from perceivers.presets import create_model, model_config
-from perceivers.text.loading import load_text_model
-from perceivers.text.masking import IGNORED
-from perceivers.text.model import text_input
+from perceivers.text.masking import IGNORE_INDEX
+from perceivers.text.model import load_text_model, text_input
 from perceivers.text.pretraining import MaskedLanguage, MaskedLanguageModel, evaluate
 from perceivers.text.stream import HeldOutText, TextData
 from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer
@@ -40,7 +39,7 @@ def text(tmp_path):
 
 def small_run(output, text, model=None, **training):
     """Two epochs of six updates."""
-    data = TextData(str(text), steps=6, evaluated=40, held_out=0.1, documents=2)
+    data = TextData(str(text), steps_per_epoch=6, eval_windows=40, validation_fraction=0.1, documents_per_pack=2)
     training = {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
     return MaskedLanguage(
         model=model_config("language_bytes", **PERCEIVER) if model is None else model,
@@ -114,8 +113,8 @@ def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
     nats = right = tokens = size = 0
     for batch in HeldOutText(run.data.open(0), tokenizer, 32, run.data).batches(8):
         logits_BMV = model({"text": batch["text"]})["text"].detach().double().numpy()
-        for row, (place_P, label_P) in enumerate(zip(batch["places"].tolist(), batch["labels"].tolist(), strict=True)):
-            labels = [label for label in label_P if label != IGNORED]
+        for row, (place_P, label_P) in enumerate(zip(batch["indices"].tolist(), batch["labels"].tolist(), strict=True)):
+            labels = [label for label in label_P if label != IGNORE_INDEX]
             for place, label in zip(place_P, labels, strict=False):
                 scores = logits_BMV[row, place]
                 nats += np.log(np.exp(scores - scores.max()).sum()) + scores.max() - scores[label]
@@ -135,7 +134,7 @@ def test_what_can_be_learned_is_learned(tmp_path, preset, sizes):
     (tmp_path / "text.txt").write_text("yes, no! " * 2000)
     model = model_config(preset, **sizes | {"dropout": 0.0})
     run = small_run(tmp_path / "run", tmp_path / "text.txt", model, epochs=3)
-    run.data.steps = 12
+    run.data.steps_per_epoch = 12
     output = run.run()
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
     bits = [float(row["test_bits_per_byte"]) for row in rows if row["test_bits_per_byte"]]
@@ -153,7 +152,7 @@ def test_a_batch_without_hidden_words_changes_nothing():
     module = MaskedLanguageModel(create_model("language_bytes", **PERCEIVER))
     module.log = lambda *arguments, **settings: None
     places = torch.zeros(2, 3, dtype=torch.long)
-    loss = module.training_step({"text": places + 70, "places": places, "labels": places + IGNORED}, 0)
+    loss = module.training_step({"text": places + 70, "indices": places, "labels": places + IGNORE_INDEX}, 0)
     assert loss == 0
 
 
@@ -187,13 +186,13 @@ def test_a_model_that_does_not_fit_is_refused_before_any_text_is_read(tmp_path):
         run({"preset": "bert_bytes", "latents": 4})
     with pytest.raises(PerceiversError, match=r"model\.preset is missing"):
         run({"init": "x"})
-    with pytest.raises(PerceiversError, match=r"missing\.txt is neither here nor on the hub"):
+    with pytest.raises(PerceiversError, match=r"missing\.txt is neither here nor on the Hub"):
         run({"preset": "language_bytes", **PERCEIVER, "vocabulary": 262})
     assert not (tmp_path / "run").exists()
 
 
 def test_a_wrong_start_is_refused_before_any_text_is_read(tmp_path):
-    model = model_config("bert_bytes", **BERT | {"channels": 15, "heads": 3, "start": "local"})
+    model = model_config("bert_bytes", **BERT | {"channels": 15, "heads": 3, "initialization": "local"})
     with pytest.raises(PerceiversError, match="even number of channels of a token, not 15"):
         small_run(tmp_path / "run", tmp_path / "missing.txt", model).run()
 
@@ -203,7 +202,8 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, tex
     output = small_run(tmp_path / "run", text, model_config(preset, **sizes), epochs=1).run()
     metrics = json.loads((output / "metrics.json").read_text())
     model = str(output / "model")
-    settings = ["--held-out", "0.1", "--windows", "40", "--documents", "2", "--batch-size", "8", "--device", "cpu"]
+    settings = ["--validation-fraction", "0.1", "--eval-windows", "40", "--documents-per-pack", "2"]
+    settings += ["--batch-size", "8", "--device", "cpu"]
     capsys.readouterr()
     main(["evaluate", model, "--data", str(text), *settings, "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -212,14 +212,14 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, tex
     assert found == pytest.approx({name: metrics[f"test_{name}"] for name in ("loss", "accuracy", "bits_per_byte")})
     main(["evaluate", model, "--data", str(text), *settings])
     assert capsys.readouterr().out == (
-        f"{windows} windows of text kept for evaluation: {found['bits_per_byte']:.3f} bits per byte, "
+        f"{windows} windows of held-out text: {found['bits_per_byte']:.3f} bits per byte, "
         f"accuracy {found['accuracy']:.2%}, loss {found['loss']:.4f}\n"
     )
-    main(["evaluate", model, "--data", str(text), *settings, "--windows", "16", "--json"])
+    main(["evaluate", model, "--data", str(text), *settings, "--eval-windows", "16", "--json"])
     fewer = json.loads(capsys.readouterr().out)
     assert fewer["windows"] == 16
     assert fewer["loss"] != pytest.approx(found["loss"], abs=1e-6)
-    assert "none is neither here nor on the hub" in fails(capsys, "evaluate", model, "--data", str(tmp_path / "none"))
+    assert "none is neither here nor on the Hub" in fails(capsys, "evaluate", model, "--data", str(tmp_path / "none"))
     assert find_experiment(model) is MaskedLanguage
 
 
@@ -235,7 +235,8 @@ def test_pieces_and_several_texts_are_evaluated(tmp_path, capsys, text):
         json.dumps({**json.loads((output / "model" / "config.json").read_text()), "experiment": None})
     )  # as of a model that was saved by hand
     capsys.readouterr()
-    settings = ["--held-out", "0.1", "--windows", "40", "--documents", "2", "--batch-size", "8", "--device", "cpu"]
+    settings = ["--validation-fraction", "0.1", "--eval-windows", "40", "--documents-per-pack", "2"]
+    settings += ["--batch-size", "8", "--device", "cpu"]
     main(["evaluate", str(output / "model"), "--data", str(text), str(other), *settings, "--json"])
     found = json.loads(capsys.readouterr().out)
     del found["windows"]

@@ -8,8 +8,9 @@ import pytest
 from perceivers import PerceiversError
 from perceivers.data.loader import SampleIndex
 from perceivers.text import documents as module
-from perceivers.text.documents import TextFiles, TextRows, bound, read_text
+from perceivers.text.documents import TextFiles, TextRows, next_boundary
 from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, Windows, pack
+from perceivers.text.tables import read_utf8
 from perceivers.text.tokenizers import SEP, Bytes
 
 datasets = pytest.importorskip("datasets")
@@ -55,7 +56,7 @@ def test_readers_have_every_document_once_but_those_held_out(files, readers):
     paths, documents = files
     source = TextFiles(paths, 0.1, seed=3)
     shares = first_epoch(source, readers)
-    held_out = list(itertools.chain(*source.held_out()))
+    held_out = list(itertools.chain(*source.held_out_documents()))
     assert sorted([*itertools.chain(*shares), *held_out]) == sorted(documents)
     assert 0.04 < len(held_out) / len(documents) < 0.2
     assert all(len(share) > 0.5 * len(documents) / readers for share in shares)
@@ -72,7 +73,7 @@ def test_each_epoch_has_its_own_order_and_seeds_differ_but_what_is_held_out_does
     assert state == {"pieces": 2 * len(source.pieces)}
     assert next(source.blocks({"pieces": len(source.pieces)}, 0, 1)) == (second, state)
     assert first != next(other.blocks({}, 0, 1))[0]
-    assert list(source.held_out()) == list(other.held_out())
+    assert list(source.held_out_documents()) == list(other.held_out_documents())
 
 
 @pytest.mark.parametrize("separator", ["\n\n", "\n", " ", ""])
@@ -81,8 +82,8 @@ def test_pieces_are_the_whole_text(tmp_path, separator):
     text = separator.join(["日本語のテキスト"] * 3000)
     path = tmp_path / "a.txt"
     path.write_text(text, encoding="utf-8")
-    places = [bound(path, offset) for offset in range(0, path.stat().st_size + 1024, 1024)]
-    parts = [read_text(path, start, end) for start, end in itertools.pairwise(places)]
+    places = [next_boundary(path, offset) for offset in range(0, path.stat().st_size + 1024, 1024)]
+    parts = [read_utf8(path, start, end) for start, end in itertools.pairwise(places)]
     assert "".join(parts) == text
     assert len(parts) > 60
     assert sum(not part for part in parts) == 0
@@ -93,13 +94,13 @@ def test_pieces_are_the_whole_text(tmp_path, separator):
 def test_bounds_do_not_go_back_and_split_no_document(files):
     (path, _), documents = files
     last = path.stat().st_size - len(documents[599].encode())
-    bounds = [bound(path, offset) for offset in range(last + 1)]
+    bounds = [next_boundary(path, offset) for offset in range(last + 1)]
     assert bounds == sorted(bounds)
     content = path.read_bytes()
     assert all(content[place - 2 : place] == b"\n\n" for place in set(bounds[1:-1]))
     assert len(set(bounds)) == 600 + 1
-    assert bound(path, len(content)) == len(content)
-    assert bound(path, len(content) + 5) == len(content) + 5
+    assert next_boundary(path, len(content)) == len(content)
+    assert next_boundary(path, len(content) + 5) == len(content) + 5
 
 
 def test_text_that_is_not_utf8_is_named_by_file_and_offset(tmp_path):
@@ -185,13 +186,14 @@ class Numbered:
             numbers = range(block * 7 * readers + reader, (block + 1) * 7 * readers + reader, readers)
             yield [f"{self.name}{number:015}" for number in numbers], {"block": block + 1}
 
-    def held_out(self):
+    def held_out_documents(self):
         yield ["held out"] * 20
 
 
 def stream(sources=None, workers=0, rank=0, world=1, batch_size=4, length=16, documents=1, seed=5):
     sources = {"a": (Numbered("a"), 1.0)} if sources is None else sources
-    return Stream(sources, Bytes(), length, documents, 0.3, 4, batch_size, seed, rank, world, workers)
+    data = TextData(documents_per_pack=documents, mask_rate=0.3, max_masked_fraction=4 / length)
+    return Stream(StreamedText(sources, Bytes(), length, data, 0), batch_size, seed, rank, world, workers)
 
 
 def loader(workers=0, batches=6, **settings):
@@ -206,7 +208,7 @@ def text_of(batch):
     """The tokens before words were hidden."""
     token_BM = batch["text"].clone()
     real_BP = batch["labels"] >= 0
-    token_BM[real_BP.nonzero()[:, 0], batch["places"][real_BP]] = batch["labels"][real_BP]
+    token_BM[real_BP.nonzero()[:, 0], batch["indices"][real_BP]] = batch["labels"][real_BP]
     return [Bytes().decode(row) for row in token_BM.tolist()]
 
 
@@ -282,15 +284,16 @@ def test_sources_are_mixed_by_their_shares_of_tokens():
 
 
 def test_windows_of_a_block_come_in_random_order_each_once():
-    windows = Windows(Numbered("a"), Bytes(), 17, 1, 0, 0, 1, {})
-    numbers = [int(Bytes().decode(row)[1:]) for row in windows.take(70).tolist()]
+    text = StreamedText({}, Bytes(), 17, TextData(documents_per_pack=1), 0)
+    windows = Windows(Numbered("a"), text, 0, 0, 1, {})
+    numbers = [int(Bytes().decode(row)[1:]) for row in windows.next_windows(70).tolist()]
     blocks = [numbers[start : start + 7] for start in range(0, 70, 7)]
     assert [sorted(block) for block in blocks] == [list(range(start, start + 7)) for start in range(0, 70, 7)]
     assert len({tuple(np.argsort(block)) for block in blocks}) > 5
 
 
 def test_text_without_a_window_is_an_error_and_not_an_endless_search():
-    with pytest.raises(PerceiversError, match="a stretch of the text holds no 500 tokens"):
+    with pytest.raises(PerceiversError, match=r"ten consecutive blocks .* shorter than one window \(500 tokens\)"):
         next(iter(loader(length=500)))
 
 
@@ -336,7 +339,7 @@ def test_readers_have_every_row_once(tmp_path, monkeypatch, write_rows, shards, 
     shares = [rows_of_an_epoch(source, reader, readers) for reader in range(readers)]
     assert sorted(itertools.chain(*shares)) == sorted(documents)
     assert all(len(share) > 60 for share in shares)
-    assert list(source.held_out()) == [["one", "two"]]
+    assert list(source.held_out_documents()) == [["one", "two"]]
 
 
 @FORMATS
@@ -345,9 +348,9 @@ def test_the_first_rows_are_held_out_where_no_split_is(tmp_path, monkeypatch, wr
     documents = documents_of(200)
     source = TextRows(str(write_rows(tmp_path / "rows", "train", documents, column="content")))
     assert source.column == "content"
-    assert list(itertools.chain(*source.held_out())) == documents[:30]
+    assert list(itertools.chain(*source.held_out_documents())) == documents[:30]
     assert rows_of_an_epoch(source, 0, 1) == documents[30:]
-    assert list(itertools.chain(*source.once())) == documents[30:]
+    assert list(itertools.chain(*source.all_documents())) == documents[30:]
     shares = [rows_of_an_epoch(source, reader, 2) for reader in range(2)]
     assert sorted(itertools.chain(*shares)) == sorted(documents[30:])
 
@@ -393,7 +396,7 @@ def test_the_column_of_the_text(tmp_path):
 
 
 def test_data_sets_that_cannot_be_had(tmp_path):
-    with pytest.raises(PerceiversError, match=r"data\.path: nobody/nothing:en is neither here nor on the hub"):
+    with pytest.raises(PerceiversError, match=r"data\.path: nobody/nothing:en is neither here nor on the Hub"):
         TextRows("nobody/nothing:en")
     with pytest.raises(PerceiversError, match=rf"data\.path: {tmp_path} cannot be read as a data set"):
         TextData(str(tmp_path)).open(0)
@@ -404,7 +407,7 @@ def test_data_sets_that_cannot_be_had(tmp_path):
 
 def test_too_few_rows(tmp_path):
     source = TextRows(str(parquet(tmp_path / "rows", "train", ["a"] * 20)))
-    with pytest.raises(PerceiversError, match=r"has no text for reader 1 of 1: give more text, or use fewer workers"):
+    with pytest.raises(PerceiversError, match=r"has no text for reader 1 of 1: give more text, or fewer workers"):
         next(source.blocks({}, 0, 1))
     empty = parquet(tmp_path / "empty", "train", ["a"] * 20)
     parquet(empty, "validation", [" "])
@@ -416,16 +419,16 @@ def test_too_few_rows(tmp_path):
 def test_evaluation_is_always_the_same_and_not_of_the_training_text(files, monkeypatch):
     paths, _ = files
     monkeypatch.setattr(module, "BLOCK", 4000)
-    data = TextData(str(paths[0].parent), held_out=0.1, evaluated=50)
+    data = TextData(str(paths[0].parent), validation_fraction=0.1, eval_windows=50)
     batches = [HeldOutText(data.open(seed), Bytes(), 64, data).batches(16) for seed in (0, 0, 1)]
     first = [values(batch) for batch in batches[0]]
     assert all([values(batch) for batch in other] == first for other in batches[1:])
     assert [batch["text"].shape for batch in batches[0]] == [(16, 64)] * 3 + [(2, 64)]
-    assert all(batch["places"].shape == (len(batch["text"]), 13) for batch in batches[0])
+    assert all(batch["indices"].shape == (len(batch["text"]), 13) for batch in batches[0])
     assert len({window for batch in batches[0] for window in text_of(batch)}) == 50
     ((source, _),) = data.open(0).values()
     training = set(first_epoch(source)[0])
-    held_out = list(itertools.chain(*source.held_out()))
+    held_out = list(itertools.chain(*source.held_out_documents()))
     assert not training & set(held_out)
     joined = "".join(held_out)
     for batch in batches[0]:
@@ -435,7 +438,7 @@ def test_evaluation_is_always_the_same_and_not_of_the_training_text(files, monke
 
 def test_held_out_windows_are_split_over_processes(files):
     paths, _ = files
-    data = TextData(str(paths[0].parent), held_out=0.1, evaluated=50)
+    data = TextData(str(paths[0].parent), validation_fraction=0.1, eval_windows=50)
     held_out = HeldOutText(data.open(0), Bytes(), 64, data)
     assert len(held_out) == 50
     assert held_out[SampleIndex(3, 0)]["text"].shape == (64,)
@@ -453,7 +456,7 @@ def test_an_epoch_of_streamed_text_is_so_many_windows_for_any_number_of_processe
     assert len(text) == 96
     assert [len(text.loader(8, 5, 0, 0, world)) for world in (1, 2, 3)] == [12, 6, 4]
     want = StreamLoader(stream(data.open(0), batch_size=8, length=64, documents=10), 12, 0)
-    want.stream.rate, want.stream.places = data.masked, data.places(64)
+    want.stream.text.data = data
     assert [values(batch) for batch in text.loader(8, 5)] == [values(batch) for batch in want]
     with pytest.raises(TypeError, match="no numbered windows"):
         text[SampleIndex(0, 0)]
@@ -463,7 +466,7 @@ def test_evaluation_has_as_many_windows_as_asked_for_or_as_there_are(files):
     paths, _ = files
     sources = TextData(str(paths[0].parent)).open(0)
     for most, want in ((7, 7), (10000, None)):
-        batches = HeldOutText(sources, Bytes(), 64, TextData("x", evaluated=most)).batches(4)
+        batches = HeldOutText(sources, Bytes(), 64, TextData("x", eval_windows=most)).batches(4)
         count = sum(len(batch["text"]) for batch in batches)
         assert count == want or 20 < count < 100
     with pytest.raises(PerceiversError, match="shorter than a window of 100000 tokens"):
@@ -499,12 +502,12 @@ def test_several_paths_with_their_shares(files):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"masked": 0}, r"data\.masked = 0 is not allowed: it must be above 0 and below 1"),
-        ({"decoded": 1}, r"data\.decoded = 1 is not allowed"),
-        ({"held_out": -0.1}, r"data\.held_out = -0\.1 is not allowed"),
-        ({"documents": 0}, r"data\.documents = 0 is not allowed: it must be at least 1"),
-        ({"evaluated": 0}, r"data\.evaluated = 0 is not allowed"),
-        ({"steps": 0}, r"data\.steps = 0 is not allowed"),
+        ({"mask_rate": 0}, r"data\.mask_rate = 0 is not allowed: it must be above 0 and below 1"),
+        ({"max_masked_fraction": 1}, r"data\.max_masked_fraction = 1 is not allowed"),
+        ({"validation_fraction": -0.1}, r"data\.validation_fraction = -0\.1 is not allowed"),
+        ({"documents_per_pack": 0}, r"data\.documents_per_pack = 0 is not allowed: it must be at least 1"),
+        ({"eval_windows": 0}, r"data\.eval_windows = 0 is not allowed"),
+        ({"steps_per_epoch": 0}, r"data\.steps_per_epoch = 0 is not allowed"),
         ({"path": {"a": 1.0, "b": 0}}, r"data\.path: the share of b is 0, but it must be larger than 0"),
     ],
 )
@@ -518,5 +521,7 @@ def test_text_has_to_be_named():
         TextData().open(0)
 
 
-def test_places_are_rounded_up():
-    assert [TextData(decoded=0.2).places(length) for length in (1, 5, 6, 2048)] == [1, 1, 2, 410]
+def test_the_number_of_masked_tokens_is_rounded_up():
+    data = TextData(max_masked_fraction=0.2)
+    batches = [data.mask(np.full((1, length), 70), Bytes(), np.random.default_rng(0)) for length in (1, 5, 6, 2048)]
+    assert [batch["indices"].shape[1] for batch in batches] == [1, 1, 2, 410]

@@ -107,7 +107,7 @@ def test_extra_tokens_are_read_like_others():
 
 
 @pytest.mark.parametrize("make", [lambda: LanguageConfig(**SMALL).build(), lambda: BERT(**SMALL_BERT)])
-@pytest.mark.parametrize(("extra", "shared"), [(0, False), (0, True), (3, True)])
+@pytest.mark.parametrize(("num_task_tokens", "shared"), [(0, False), (0, True), (3, True)])
 def test_a_model_of_labels_begins_with_the_weights_of_the_language_model(
     tokens, tmp_path, make, num_task_tokens, shared
 ):

@@ -23,9 +23,9 @@ from perceivers.text.tokenizers import (
     Bytes,
     SentencePiece,
     bytes_per_token,
-    cut,
     find_tokenizer,
     open_tokenizer,
+    split_lines,
     train_tokenizer,
 )
 from tests.support.cli import fails
@@ -104,7 +104,7 @@ def foreign(path, **settings):
 
 def test_bytes_of_a_text():
     tokenizer = Bytes()
-    assert (tokenizer.name, tokenizer.size) == ("bytes", 262)
+    assert tokenizer.size == 262
     assert (tokenizer.pad, tokenizer.mask, tokenizer.cls, tokenizer.sep) == (0, 3, 4, 5)
     tokens = tokenizer.encode("aé ")
     assert tokens.dtype == np.int32
@@ -193,7 +193,7 @@ def test_half_a_character_is_no_text(pieces):
 
 
 def test_special_pieces(pieces, file):
-    assert (pieces.name, pieces.size) == (str(file), 400)
+    assert (pieces.content, pieces.size) == (file.read_bytes(), 400)
     assert (pieces.pad, pieces.mask, pieces.cls, pieces.sep) == (0, 3, 4, 5)
     assert [pieces.pieces.id_to_piece(token) for token in range(8)] == [
         *("<pad>", "<s>", "</s>", "[MASK]", "[CLS]", "[SEP]", "<unk>", "<0x00>")
@@ -275,7 +275,7 @@ def test_long_texts_are_cut_and_used_whole(file, tmp_path):
 def test_cut_keeps_words_whole(text, longest):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizers, "LINE", longest)
-        lines = list(cut(text))
+        lines = list(split_lines(text))
         words = text.replace("▁", " ").split()
         assert all(0 < len(line.encode()) <= longest for line in lines)
         assert "".join(lines).replace(" ", "") == "".join(words)
@@ -284,11 +284,11 @@ def test_cut_keeps_words_whole(text, longest):
 
 
 def test_cut_fills_lines():
-    (first, second) = cut("ab " * 100)
+    (first, second) = split_lines("ab " * 100)
     assert (len(first), len(second)) == (254, 44)
-    assert list(map(len, cut(f"a {'x' * 254} y"))) == [256, 1]
-    assert list(map(len, cut("x" * 600))) == [256, 256, 88]
-    assert [len(part.encode()) for part in cut("中" * 100)] == [255, 45]
+    assert list(map(len, split_lines(f"a {'x' * 254} y"))) == [256, 1]
+    assert list(map(len, split_lines("x" * 600))) == [256, 256, 88]
+    assert [len(part.encode()) for part in split_lines("中" * 100)] == [255, 45]
 
 
 def test_a_saved_tokenizer_is_found(pieces, tmp_path):
@@ -375,10 +375,10 @@ def test_vocabularies_that_do_not_fit_the_text(tmp_path):
         return str(error.value)
 
     large = told(32000, sample(40))
-    assert large.startswith("the text is too little for 32000 tokens: give more, or ask for ")
+    assert large.startswith("there is too little text for 32000 tokens: give more, or ask for at most ")
     small = told(263, sample(40))
     assert small.startswith("263 tokens are too few: special ones, bytes and the characters of the text are ")
-    limits = [int(small.removesuffix(".").split()[-1]), int(large.split()[-3])]
+    limits = [int(message.removesuffix(".").split()[-1]) for message in (small, large)]
     assert 263 + len(set("".join(sample(40)))) - 1 < limits[0] < limits[1] < 1000
     for vocabulary in limits:
         train_tokenizer(sample(40), path, vocabulary)
@@ -420,7 +420,7 @@ def test_the_command_writes_a_tokenizer(tmp_path, capfd):
     with out.open() as earlier:
         main(["train-tokenizer", str(tmp_path / "text"), "--out", str(out), "--vocabulary", "400"])
         assert earlier.read() == "an earlier one"  # whoever reads it meanwhile
-    texts = list(TextData(path=str(tmp_path / "text")).documents_once())
+    texts = list(TextData(path=str(tmp_path / "text")).all_documents())
     assert 0 < len(sample()[:300]) - len(texts) < 20  # some are held out
     train_tokenizer(texts, file, 400)
     average = bytes_per_token(SentencePiece(file), texts)
@@ -436,9 +436,9 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("ab\n\n" * 1000)
     out = tmp_path / "words.model"
     for data, target, message in [
-        ("none.txt", out, "none.txt is neither here nor on the hub"),
+        ("none.txt", out, "none.txt is neither here nor on the Hub"),
         ("latin.txt", out, "latin.txt is not UTF-8 text: byte 4000"),
-        ("short.txt", out, "the text is too little for 32000 tokens"),
+        ("short.txt", out, "there is too little text for 32000 tokens"),
         ("short.txt", tmp_path / "no" / "words.model", "there is no folder"),
         ("short.txt", tmp_path, "it is a folder"),
     ]:

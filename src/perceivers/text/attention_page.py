@@ -1,4 +1,4 @@
-"""What latents read of a text, as a page: `perceivers attention` (figure 7 of the appendix).
+"""Shows what latents attend to in a text, as a page: `perceivers attention` (figure 7 of the appendix).
 
 Shape suffixes: H heads, N latents, M tokens, U units of text
 """
@@ -18,18 +18,18 @@ from perceivers.inference import check_folder, find_adapter, get_device, load_fo
 from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
-from perceivers.text.classify import find_task, task_heads, text_code
-from perceivers.text.fill_mask import split
+from perceivers.text.classify import find_task, task_heads, text_encoding
+from perceivers.text.fill_mask import mask_tokens
 from perceivers.text.task_output import TaskOutput
 from perceivers.text.tokenizers import FIRST_BYTE, SPACE, SentencePiece, Tokenizer, tokenizer_of
 
-CHOSEN = 6
-"""How many latents are shown, if none are named."""
+MAX_LATENTS = 6
+"""Maximum number of latents shown if none are named."""
 
-SHOWN = 0.1
-"""White space gets a sign from this color on, as a part of the full one."""
+MIN_INTENSITY = 0.1
+"""White space with at least this fraction of the full color is shown by a symbol."""
 
-SIGNS = {" ": "␣", "\n": "⏎\n", "\t": "⇥\t"}
+SYMBOLS = {" ": "␣", "\n": "⏎\n", "\t": "⇥\t"}
 
 PAGE = Template("""\
 <!DOCTYPE html>
@@ -76,12 +76,12 @@ $rows
 
 @dataclass(frozen=True)
 class Unit:
-    """What is colored as one: a character of one or several tokens, a piece of a word, or a token that is no text.
+    """A part of the text with one color: a character of one or more tokens, a piece of a word, or a special token.
 
     Attributes:
-        text: how it is written.
-        tokens: places of its tokens.
-        framed: whether what is written is a name, not text.
+        text: its text.
+        tokens: indices of its tokens.
+        framed: whether `text` is a name instead of text.
     """
 
     text: str
@@ -100,24 +100,23 @@ def attention_page(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[int]:
-    """Writes a page, of HTML, with a text in the colors of the weights by which latents read it.
+    """Writes an HTML page with a text colored by the weights with which latents attend to it.
 
-    They are those of the encoder's first cross-attention.
+    They are the weights of the encoder's first cross-attention.
 
     Args:
-        model, device, dtype: as in `load_for_inference`; a model of bytes that reads text, or the folder of
-            any.
+        model, device, dtype: as in `load_for_inference`; a model of bytes that reads text, or the folder of any model.
         text: `[MASK]` stands for one masked token, `[MASK*9]` for nine.
         out: the file to write.
-        latents: which to show, counted from 0; those of `choose`, if not given.
-        heads: show, after the average over the heads of the attention, each of them.
+        latents: indices of the latents to show; by default those of `select_latents`.
+        heads: whether to show each attention head after the average over heads.
         task: as in `classify_text`, for a model with a token for each task.
 
     Returns:
-        The latents that are shown.
+        The indices of the latents shown.
 
     Raises:
-        PerceiversError: the model reads no text or lacks its tokenizer, there is no such latent or task, the text is
+        PerceiversError: the model reads no text or has no tokenizer, there is no such latent or task, the text is
             empty or longer than the model reads, or the file cannot be written.
     """
     check_folder(out)
@@ -128,16 +127,19 @@ def attention_page(
     for latent in latents or ():
         if not 0 <= latent < count:
             raise PerceiversError(f"there is no latent {latent}: the model has latents 0 to {count - 1}.")
-    front, title = first_token(model, tokenizer, task)
-    tokens = front + encode(text, tokenizer, adapter.length - len(front))
-    units = units_of(tokens, tokenizer, title)
-    weight_HNM = weights(model, name, tokens)
+    prefix, title = find_prefix(model, tokenizer, task)
+    tokens = mask_tokens(text, tokenizer, adapter.length - len(prefix))
+    if not tokens:
+        raise PerceiversError("the text is empty: give one with words.")
+    tokens = prefix + tokens
+    units = split_units(tokens, tokenizer, title)
+    weight_HNM = record_weights(model, name, tokens)
     weight_NM = weight_HNM.mean(0)
     if latents:
         shown = list(dict.fromkeys(latents))
         choice = "The latents, counted from 0, are those that were asked for."
     else:
-        shown = choose(weight_NM, together(weight_NM, units))
+        shown = select_latents(weight_NM, unit_weights(weight_NM, units))
         choice = (
             f"Of {count} latents, counted from 0, these are the {len(shown)} whose weights have the lowest entropy. "
             f"One was passed over if what it attends to most, up to half the weight, is what one before it does."
@@ -145,14 +147,14 @@ def attention_page(
     kind = "pieces" if isinstance(tokenizer, SentencePiece) else "bytes"
     rows = []
     for latent in shown:
-        parts = [f"<h2>latent {latent}</h2>", row(weight_NM[latent], units, kind)]
+        parts = [f"<h2>latent {latent}</h2>", format_row(weight_NM[latent], units, kind)]
         for head, weight_M in enumerate(weight_HNM[:, latent] if heads else []):
-            parts += [f"<h3>latent {latent}, head {head}</h3>", row(weight_M, units, kind)]
+            parts += [f"<h3>latent {latent}, head {head}</h3>", format_row(weight_M, units, kind)]
         rows.append("\n".join(["<section>", *parts, "</section>"]))
-    several = len(weight_HNM) > 1
+    num_heads = len(weight_HNM)
     page = PAGE.substitute(
         kind=kind,
-        average=f" They are averages over the {len(weight_HNM)} heads of the attention." if several else "",
+        average=f" They are averages over the {num_heads} heads of the attention." if num_heads > 1 else "",
         choice=choice,
         most=f"{torch.tensor(len(tokens)).log2():.2f}",
         count=len(tokens),
@@ -162,62 +164,46 @@ def attention_page(
     return shown
 
 
-def weights(model: PerceiverIO, name: str, tokens: Sequence[int]) -> Tensor:
-    """The weights of the encoder's first cross-attention to the text, input `name`; -> [H, N, M], in float32."""
+def record_weights(model: PerceiverIO, name: str, tokens: Sequence[int]) -> Tensor:
+    """Returns the weights of the encoder's first cross-attention to the text, input `name`; -> [H, N, M] in float32."""
     with record_attention(model.encoder.cross_attentions[0]) as maps:
         model.encode({name: torch.tensor([tokens], device=get_device(model))})
     return maps["attention"][0][0].cpu()
 
 
-def first_token(model: PerceiverIO, tokenizer: Tokenizer, task: str | None) -> tuple[list[int], str]:
-    """The token that stands in front of the texts of a task, if there is one, and how to write it."""
+def find_prefix(model: PerceiverIO, tokenizer: Tokenizer, task: str | None) -> tuple[list[int], str]:
+    """Returns the token in front of the texts of a task, if any, and its name."""
     if task is None and not any(isinstance(output, TaskOutput) for output in model.outputs.values()):
         return [], ""
-    heads = task_heads(model)
-    code = text_code(model, tokenizer)
-    alike = code.first is None or len(set(code.first)) == 1
-    number = 0 if task is None and alike else find_task(heads.tasks, task)
-    if code.first is None:
+    tasks, tokens = task_heads(model).tasks, text_encoding(model, tokenizer).prefix_tokens
+    has_one_prefix = tokens is None or len(set(tokens)) == 1
+    index = 0 if task is None and has_one_prefix else find_task(tasks, task)
+    if tokens is None:
         return [], ""
-    return [code.first[number]], "CLS" if code.first[number] == tokenizer.cls else heads.tasks[number]
+    return [tokens[index]], "CLS" if tokens[index] == tokenizer.cls else tasks[index]
 
 
-def encode(text: str, tokenizer: Tokenizer, length: int) -> list[int]:
-    """The tokens of a text with marks, from 1 to `length`; they are counted before any mask is made."""
-    parts, counts = split(text)
-    known = [tokenizer.encode(part).tolist() for part in parts]
-    size = sum(map(len, known)) + sum(counts)
-    if size > length:
-        raise PerceiversError(f"the text has {size} tokens, but the model reads at most {length}: shorten it.")
-    if size == 0:
-        raise PerceiversError("the text is empty: give one with words.")
-    tokens: list[int] = known[0]
-    for count, part in zip(counts, known[1:], strict=True):
-        tokens = tokens + [tokenizer.mask] * count + part
-    return tokens
-
-
-def units_of(tokens: Sequence[int], tokenizer: Tokenizer, title: str) -> list[Unit]:
-    """What is colored as one: bytes are joined to characters; `title` is written for what is no token of a text."""
-    units, content, places = [], b"", list[int]()
-    for place, token in enumerate(tokens):
-        found = content_of(token, tokenizer)
-        if found is None:
-            units.append(Unit("MASK" if token == tokenizer.mask else title, [place], True))
+def split_units(tokens: Sequence[int], tokenizer: Tokenizer, title: str) -> list[Unit]:
+    """Joins the tokens of bytes to characters; `title` is the text of a special token other than the mask."""
+    units, content, indices = [], b"", list[int]()
+    for index, token in enumerate(tokens):
+        token_bytes = bytes_of(token, tokenizer)
+        if token_bytes is None:
+            units.append(Unit("MASK" if token == tokenizer.mask else title, [index], True))
             continue
-        content, places = content + found, [*places, place]
+        content, indices = content + token_bytes, [*indices, index]
         try:
             text = content.decode()
         except UnicodeDecodeError:  # within a character
             continue
-        plain = all(character.isprintable() or character in SIGNS for character in text)
-        units.append(Unit(text if plain else ascii(text)[1:-1], places, not plain))
-        content, places = b"", []
+        printable = all(character.isprintable() or character in SYMBOLS for character in text)
+        units.append(Unit(text if printable else ascii(text)[1:-1], indices, not printable))
+        content, indices = b"", []
     return units
 
 
-def content_of(token: int, tokenizer: Tokenizer) -> bytes | None:
-    """The bytes of text that a token stands for; None for one that is no text."""
+def bytes_of(token: int, tokenizer: Tokenizer) -> bytes | None:
+    """Returns the text of a token as bytes; None for a special token."""
     if not isinstance(tokenizer, SentencePiece):
         return bytes([token - FIRST_BYTE]) if FIRST_BYTE <= token < tokenizer.size else None
     if token >= tokenizer.size or tokenizer.special_V[token]:
@@ -226,61 +212,56 @@ def content_of(token: int, tokenizer: Tokenizer) -> bytes | None:
     return bytes([int(piece[1:-1], 16)]) if tokenizer.pieces.is_byte(token) else piece.replace(SPACE, " ").encode()
 
 
-def together(weight_NM: Tensor, units: Sequence[Unit]) -> Tensor:
-    """The weights of units, sums of those of their tokens; -> [N, U]."""
+def unit_weights(weight_NM: Tensor, units: Sequence[Unit]) -> Tensor:
+    """Returns the weights of units, sums over their tokens; -> [N, U]."""
     return torch.stack([weight_NM[:, unit.tokens].sum(1) for unit in units], 1)
 
 
 def entropy(weight_NM: Tensor) -> Tensor:
-    """In bits; -> [N]."""
+    """Returns entropies in bits; -> [N]."""
     return torch.special.entr(weight_NM).sum(-1) / torch.tensor(2.0).log()
 
 
-def choose(weight_NM: Tensor, weight_NU: Tensor) -> list[int]:
-    """Latents of concentrated and different attention, `CHOSEN` at most, of lowest entropy first.
+def select_latents(weight_NM: Tensor, weight_NU: Tensor) -> list[int]:
+    """Returns at most `MAX_LATENTS` latents with concentrated and distinct attention, lowest entropy first.
 
-    One is left out if its most attended units, as many as it takes for half the weight, are those of one before it.
+    One is skipped if its most attended units, as many as make up half the weight, are those of an earlier one.
     """
     chosen: dict[frozenset[int], int] = {}
     for latent in entropy(weight_NM).argsort(stable=True).tolist():
         value_U, unit_U = weight_NU[latent].sort(descending=True, stable=True)
         before_U = value_U.cumsum(0) - value_U
         chosen.setdefault(frozenset(unit_U[before_U < 0.5].tolist()), latent)
-        if len(chosen) == CHOSEN:
+        if len(chosen) == MAX_LATENTS:
             break
     return list(chosen.values())
 
 
-def row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
-    """Figures of a map, and the text in its colors."""
-    (weight_U,) = together(weight_M[None], units)
+def format_row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
+    """Returns the statistics of an attention map, and the colored text, as HTML."""
+    (weight_U,) = unit_weights(weight_M[None], units)
     bits, largest = float(entropy(weight_M)), float(weight_U.max())
     most = units[int(weight_U.argmax())]
+    most_text = most.text if most.framed else f"“{show_whitespace(most.text).strip()}”"
     figures = (
         f"entropy {bits:.2f} bits, as if spread evenly over {2**bits:.1f} {kind}; "
-        f"largest weight {largest:.2%}, of {escape(spell(most))}"
+        f"largest weight {largest:.2%}, of {escape(most_text)}"
     )
-    text = "".join(
-        colored(unit, weight, weight / largest) for unit, weight in zip(units, weight_U.tolist(), strict=True)
-    )
+    pairs = zip(units, weight_U.tolist(), strict=True)
+    text = "".join(highlight(unit, weight, weight / largest) for unit, weight in pairs)
     return f'<p class="figures">{figures}</p>\n<p class="text" dir="auto">{text}</p>'
 
 
-def spell(unit: Unit) -> str:
-    """A unit in a sentence."""
-    return unit.text if unit.framed else f"“{signs(unit.text).strip()}”"
+def show_whitespace(text: str) -> str:
+    """Returns a text with symbols for white space."""
+    return "".join(SYMBOLS.get(character, character) for character in text)
 
 
-def signs(text: str) -> str:
-    """Text with a sign for each white space in it."""
-    return "".join(SIGNS.get(character, character) for character in text)
-
-
-def colored(unit: Unit, weight: float, part: float) -> str:
-    """A unit in its color, `part` of the full one."""
-    text = escape(signs(unit.text) if part >= SHOWN and not unit.framed else unit.text)
+def highlight(unit: Unit, weight: float, intensity: float) -> str:
+    """Returns a unit as HTML, with this fraction of the full color."""
+    text = escape(show_whitespace(unit.text) if intensity >= MIN_INTENSITY and not unit.framed else unit.text)
     if unit.framed:
         text = f"<i>{text}</i>"
-    if round(part, 2) == 0:
+    if round(intensity, 2) == 0:
         return text
-    return f'<b style="--w:{part:.2f}" title="{weight:.2%}">{text}</b>'
+    return f'<b style="--w:{intensity:.2f}" title="{weight:.2%}">{text}</b>'

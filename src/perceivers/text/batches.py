@@ -1,10 +1,10 @@
-"""Labelled texts of one or several tasks as batches of tokens.
+"""Labelled texts of one or more tasks as batches of tokens.
 
 Shape suffixes: B batch, M tokens
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,69 +18,63 @@ from perceivers.text.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
-class TextCode:
-    """How texts become tokens.
+class TextEncoding:
+    """How a model reads texts.
 
     Attributes:
-        tokenizer: makes tokens of a text.
-        length: the most tokens the model reads.
-        first: the token in front of the texts of each task, if there is one.
+        tokenizer: the tokenizer.
+        length: the maximum number of tokens.
+        prefix_tokens: the token in front of the texts of each task; None for none.
     """
 
     tokenizer: Tokenizer
     length: int
-    first: Sequence[int] | None = None
+    prefix_tokens: Sequence[int] | None = None
 
     def encode(self, texts: Sequence[str], task: int = 0) -> NDArray[np.int32]:
-        """-> tokens [M]: the first token, if there is one; the text; of a pair, the separator and the other text."""
-        front = [] if self.first is None else [self.first[task]]
-        parts = [np.array(front, np.int32)]
-        for index, text in enumerate(texts):
-            parts += [np.array([self.tokenizer.sep] * (index > 0), np.int32), self.tokenizer.encode(text)]
-        return np.concatenate(parts)
+        """Returns tokens [M]: the prefix token, if any, and the text, or the two texts of a pair with a separator."""
+        return self.join(map(self.tokenizer.encode, texts), task)
 
-    def fit(self, texts: Sequence[str], task: int) -> tuple[NDArray[np.int32], bool]:
-        """The same, but what is longer than the model reads loses tokens at the ends of its texts; and whether it did.
+    def truncate(self, texts: Sequence[str], task: int) -> NDArray[np.int32]:
+        """Returns at most `length` tokens: texts lose tokens at their ends, of a pair the longer text first."""
+        parts = [self.tokenizer.encode(text) for text in texts]
+        room = self.length - (self.prefix_tokens is not None) - (len(parts) - 1)
+        total = sum(map(len, parts))
+        return self.join((part[: max(room // len(parts), room - (total - len(part)))] for part in parts), task)
 
-        Of a pair, the longer text loses them first.
-        """
-        token_M = self.encode(texts, task)
-        if len(token_M) <= self.length:
-            return token_M, False
-        room = self.length - (self.first is not None) - (len(texts) - 1)
-        counts = [len(self.tokenizer.encode(text)) for text in texts]
-        kept = [min(count, max(room // len(texts), room - (sum(counts) - count))) for count in counts]
-        start, parts = int(self.first is not None), [token_M[: self.first is not None]]
-        for index, (count, keep) in enumerate(zip(counts, kept, strict=True)):
-            parts += [token_M[start - 1 : start] if index else token_M[:0], token_M[start : start + keep]]
-            start += count + 1
-        return np.concatenate(parts), True
+    def join(self, parts: Iterable[NDArray[np.int32]], task: int) -> NDArray[np.int32]:
+        """Joins the tokens of texts."""
+        arrays: list[Any] = [[] if self.prefix_tokens is None else [self.prefix_tokens[task]]]
+        for index, part in enumerate(parts):
+            arrays += [[self.tokenizer.sep] * (index > 0), part]
+        return np.concatenate([np.asarray(array, np.int32) for array in arrays])
 
 
 class TaskTexts(Samples):
-    """Sets of examples, one set after another, as tokens.
+    """Sets of examples, one after another, as tokens.
 
     Args:
-        sets: of each its name, the number of its task, and the examples.
-        code: how texts become tokens.
+        sets: the name of each set, the index of its task, and its examples.
+        encoding: how texts become tokens; longer ones are truncated.
     """
 
-    def __init__(self, sets: Sequence[tuple[str, int, LabelledTexts]], code: TextCode) -> None:
-        self.pad = code.tokenizer.pad
+    def __init__(self, sets: Sequence[tuple[str, int, LabelledTexts]], encoding: TextEncoding) -> None:
+        self.pad = encoding.tokenizer.pad
         self.examples: list[dict[str, Any]] = []
-        for number, (name, task, examples) in enumerate(sets):
-            coded = [code.fit(texts, task) for texts in examples.texts]
-            cut = sum(was_cut for _, was_cut in coded)
-            if cut:
+        for index, (name, task, examples) in enumerate(sets):
+            truncated = 0
+            for texts, label in zip(examples.texts, examples.labels, strict=True):
+                token_M = encoding.encode(texts, task)
+                if len(token_M) > encoding.length:
+                    token_M = encoding.truncate(texts, task)
+                    truncated += 1
+                self.examples.append({"text": token_M, "label": label, "task": task, "set": index})
+            if truncated:
                 print(
-                    f"{name}: {cut} of {len(coded)} texts are longer than the {code.length} tokens "
+                    f"{name}: {truncated} of {len(examples)} texts are longer than the {encoding.length} tokens "
                     f"that the model reads; their ends are left out.",
                     file=sys.stderr,
                 )
-            self.examples += [
-                {"text": token_M, "label": label, "task": task, "set": number}
-                for (token_M, _), label in zip(coded, examples.labels, strict=True)
-            ]
         self.lengths: Sequence[int] = [len(example["text"]) for example in self.examples]
 
     def __len__(self) -> int:
@@ -90,14 +84,14 @@ class TaskTexts(Samples):
         return self.examples[item.sample]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """-> "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""
-        longest = max(1, max(len(sample["text"]) for sample in samples))
+        """Returns "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""
+        longest = max(1, *(len(sample["text"]) for sample in samples))
         token_BM = torch.full((len(samples), longest), self.pad)
         mask_BM = torch.zeros(len(samples), longest, dtype=torch.bool)
         for row, sample in enumerate(samples):
             count = len(sample["text"])
             token_BM[row, :count] = torch.from_numpy(sample["text"])
             mask_BM[row, :count] = True
-        numbers = {name: torch.tensor([sample[name] for sample in samples]) for name in ("task", "set")}
+        indices = {name: torch.tensor([sample[name] for sample in samples]) for name in ("task", "set")}
         label_B = torch.tensor([float(sample["label"]) for sample in samples])
-        return {"text": token_BM, "mask": mask_BM, "label": label_B, **numbers}
+        return {"text": token_BM, "mask": mask_BM, "label": label_B, **indices}

@@ -56,7 +56,7 @@ class BERT(Model):
         heads: heads of each.
         widening_factor: width of their MLPs, in channels.
         tasks, names: as in `TaskHeads`: predict labels instead of tokens.
-        extra: as in `TextInput`.
+        num_task_tokens: as in `TextInput`.
         dropout: probability of dropping an attention weight in training.
         gelu: as in `PerceiverIO`.
     """

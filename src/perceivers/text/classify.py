@@ -1,4 +1,4 @@
-"""Labels of texts: `perceivers classify-text`.
+"""Classifies texts: `perceivers classify-text`.
 
 Shape suffixes: B batch, M tokens, K classes
 """
@@ -13,14 +13,14 @@ from torch import nn
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.inference import get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.text.batches import TextCode
+from perceivers.text.batches import TextEncoding
 from perceivers.text.bert import BERT
 from perceivers.text.model import text_input
 from perceivers.text.task_output import TaskHeads, TaskOutput
 from perceivers.text.tokenizers import Tokenizer, tokenizer_of
 
 SCORE = "score"
-"""What the answer of a task that is a number is called."""
+"""The key of the result of a regression task."""
 
 
 def is_text_classifier(model: nn.Module) -> TypeGuard[PerceiverIO | BERT]:
@@ -31,11 +31,7 @@ def is_text_classifier(model: nn.Module) -> TypeGuard[PerceiverIO | BERT]:
 
 
 def task_heads(model: PerceiverIO | BERT) -> TaskHeads:
-    """Returns the heads of the tasks of a model of labels.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
+    """Returns the task heads of a text classifier, or raises a PerceiversError if the model is of another kind."""
     label = model.outputs["label"] if is_text_classifier(model) else None
     heads = label.heads if isinstance(label, TaskOutput) else label
     if not isinstance(heads, TaskHeads):
@@ -46,34 +42,37 @@ def task_heads(model: PerceiverIO | BERT) -> TaskHeads:
     return heads
 
 
-def text_code(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextCode:
-    """Returns how a model that `text_tasks` makes reads texts, in training and afterwards (section 4.1).
+def has_one_classifier(heads: TaskHeads) -> bool:
+    """Returns whether there is exactly one task, and it has classes."""
+    return [count > 1 for count in heads.classes.values()] == [True]
 
-    Where each task has a query of its own, nothing stands in front of a text. Elsewhere it is the token of the task, if
-    the model has such, or the same one for all.
+
+def text_encoding(model: PerceiverIO | BERT, tokenizer: Tokenizer) -> TextEncoding:
+    """Returns how a model made by `text_tasks` reads texts (section 4.1).
+
+    A text has no prefix if each task has its own query. Otherwise its prefix is the token of the task, if the model has
+    such tokens, or the same token for all tasks.
     """
     text, label = text_input(model), model.outputs["label"]
     if isinstance(label, TaskOutput) and not label.shared:
-        return TextCode(tokenizer, text.length)
-    heads = task_heads(model)
-    each = text.embedding.num_embeddings > text.vocabulary
-    first = [text.vocabulary + number if each else tokenizer.cls for number in range(len(heads.tasks))]
-    return TextCode(tokenizer, text.length, first)
+        return TextEncoding(tokenizer, text.length)
+    has_task_tokens = text.embedding.num_embeddings > text.vocabulary
+    tasks = range(len(task_heads(model).tasks))
+    prefix_tokens = [text.vocabulary + task if has_task_tokens else tokenizer.cls for task in tasks]
+    return TextEncoding(tokenizer, text.length, prefix_tokens)
 
 
 def find_task(tasks: Sequence[str], task: str | None) -> int:
-    """The number of a task.
+    """Returns the index of a task, or of the only one if none is named.
 
     Raises:
-        PerceiversError: there is none of that name, or none is named and there are several.
+        PerceiversError: there is no such task, or there are several and none is named.
     """
-    if task is None:
-        if len(tasks) > 1:
-            raise PerceiversError(f"the model has several tasks: name one as task (--task), of {', '.join(tasks)}.")
-        return 0
-    if task not in tasks:
+    if task is None and len(tasks) > 1:
+        raise PerceiversError(f"the model has several tasks: name one as task (--task), of {', '.join(tasks)}.")
+    if task is not None and task not in tasks:
         raise PerceiversError(f"the model has no task {task!r}: {did_you_mean(task, tasks)}")
-    return tasks.index(task)
+    return 0 if task is None else tasks.index(task)
 
 
 @torch.no_grad()
@@ -84,43 +83,38 @@ def classify_text(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[dict[str, float]]:
-    """Probabilities of the classes for each text, as `rank` names and sorts them; of a number, {"score": its value}.
+    """Returns probabilities of the classes of each text, most probable first; for regression {"score": value}.
 
-    Each text is read by itself: nothing is padded, and nothing is cut as it is in training.
+    Each text is read by itself, without padding. Unlike in training, texts are not truncated.
 
     Args:
-        model, device, dtype: as in `load_for_inference`; a model of bytes, or the folder of any.
-        texts: texts, or pairs of texts where the task compares two.
-        task: which of its tasks the model is to do, if it has several.
+        model, device, dtype: as in `load_for_inference`; a model of bytes, or the folder of any model.
+        texts: texts, or pairs of texts if the task compares two.
+        task: the task, if the model has several.
 
     Raises:
-        PerceiversError: the model is of another kind or lacks its tokenizer, there is no such task, or a text is empty
-            or longer than the model reads.
+        PerceiversError: the model is of another kind or has no tokenizer, there is no such task, or a text is empty or
+            longer than the model reads.
     """
     source, model = model, load_for_inference(model, device, dtype)
     heads = task_heads(model)
-    code = text_code(model, tokenizer_of(source, text_input(model).vocabulary))
-    number = find_task(heads.tasks, task)
-    name = heads.tasks[number]
-    coded = []
-    for place, given in enumerate(texts, 1):
-        parts = [given] if isinstance(given, str) else given
+    encoding = text_encoding(model, tokenizer_of(source, text_input(model).vocabulary))
+    index = find_task(heads.tasks, task)
+    name = heads.tasks[index]
+    tokens = []
+    for number, text in enumerate(texts, 1):
+        parts = [text] if isinstance(text, str) else text
         if not all(part.strip() for part in parts):
-            raise PerceiversError(f"text {place} is empty: give one with words.")
-        token_M = code.encode(parts, number)
-        if len(token_M) > code.length:
-            raise PerceiversError(
-                f"text {place} has {len(token_M)} tokens, but the model reads at most {code.length}: shorten it."
-            )
-        coded.append(token_M)
-    answers = []
-    for token_M in coded:
+            raise PerceiversError(f"text {number} is empty: give one with words.")
+        token_M = encoding.encode(parts, index)
+        if len(token_M) > encoding.length:
+            size = f"{len(token_M)} tokens, but the model reads at most {encoding.length}"
+            raise PerceiversError(f"text {number} has {size}: shorten it.")
+        tokens.append(token_M)
+    results = []
+    for token_M in tokens:
         token_BM = torch.from_numpy(token_M)[None].to(get_device(model))
-        values_K = model({"text": token_BM}, {"label": torch.tensor([number])})["label"][name][0]
-        if len(values_K) == 1:
-            answers.append({SCORE: values_K.item()})
-        else:
-            answers.append(
-                rank_classes(values_K, heads.names.get(name) or [str(index) for index in range(len(values_K))])
-            )
-    return answers
+        values_K = model({"text": token_BM}, {"label": torch.tensor([index])})["label"][name][0]
+        names = heads.names.get(name) or [str(k) for k in range(len(values_K))]
+        results.append({SCORE: values_K.item()} if len(values_K) == 1 else rank_classes(values_K, names))
+    return results

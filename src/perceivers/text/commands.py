@@ -1,4 +1,4 @@
-"""The commands of text: `fill-mask`, `classify-text`, `attention`, `train-tokenizer`, and `evaluate` for its models."""
+"""The commands `fill-mask`, `classify-text`, `attention`, `train-tokenizer`, and `evaluate` for models of text."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +17,8 @@ from perceivers.command import (
 )
 from perceivers.errors import PerceiversError
 
-BatchSize = Annotated[Count, "texts computed at a time"]
+BatchSize = Annotated[Count, "texts per batch"]
+Patterns = Annotated[tuple[str, ...], "patterns of names of text files not to read", Metavar("PATTERN")]
 TextFile = Annotated[str | None, "read the text from a file instead", Metavar("FILE")]
 
 
@@ -26,67 +27,58 @@ def fill_mask(
     text: Annotated[str | None, "with [MASK] for a byte, [MASK*9] for nine; '-' reads standard input"] = None,
     *,
     file: TextFile = None,
-    top: Annotated[int, "how many candidates to print for each byte"] = 5,
+    top: Annotated[int, "number of candidates to print for each byte"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Fills in masked bytes of a text."""
-    from dataclasses import asdict
-
     from perceivers.text.fill_mask import fill_mask
 
     filled = fill_mask(model, read_text(text, file, "fill-mask"), top, device, dtype)
     if json:
-        print_json(asdict(filled))
+        print_json(vars(filled))
         return
     print(filled.text)
-    for place, candidates in zip(filled.masked, filled.candidates, strict=True):
+    for index, candidates in zip(filled.masked, filled.candidates, strict=True):
         best = "  ".join(f"'{byte}' {probability:.1%}" for byte, probability in candidates.items())
-        print(f"  byte {place}: {best}")
+        print(f"  byte {index}: {best}")
 
 
 def classify_text(
     model: ModelArgument,
-    text: Annotated[str | None, "'-' reads standard input, one text a line"] = None,
+    text: Annotated[str | None, "'-' reads standard input, one text per line"] = None,
     second: Annotated[str | None, "the other text of a pair", Metavar("TEXT2")] = None,
     *,
-    file: Annotated[str | None, "read texts from a file instead, one a line", Metavar("FILE")] = None,
-    task: Annotated[str | None, "which of the model's tasks, if it has several"] = None,
-    top: Annotated[Count, "how many classes to print for each text"] = 5,
+    file: Annotated[str | None, "read texts from a file instead, one per line", Metavar("FILE")] = None,
+    task: Annotated[str | None, "the task, if the model has several"] = None,
+    top: Annotated[Count, "number of classes to print for each text"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Says of which class texts are."""
+    """Classifies texts."""
     from perceivers.text.classify import SCORE, classify_text
 
     texts = read_texts(text, second, file)
-    answers = [
-        answer if SCORE in answer else dict(list(answer.items())[:top])
-        for answer in classify_text(model, texts, task, device, dtype)
-    ]
+    results = [dict(list(result.items())[:top]) for result in classify_text(model, texts, task, device, dtype)]
+    pairs = list(zip(texts, results, strict=True))
     if json:
-        print_json(
-            [
-                {"text": given} | (answer if SCORE in answer else {"classes": answer})
-                for given, answer in zip(texts, answers, strict=True)
-            ]
-        )
+        print_json([{"text": given} | (best if SCORE in best else {"classes": best}) for given, best in pairs])
         return
-    for given, answer in zip(texts, answers, strict=True):
+    for given, best in pairs:
         print(given if isinstance(given, str) else "\n".join(given))
-        if SCORE in answer:
-            print(f"  {answer[SCORE]:.4f}")
+        if SCORE in best:
+            print(f"  {best[SCORE]:.4f}")
         else:
-            print_classes(answer)
+            print_classes(best)
 
 
 def read_texts(text: str | None, second: str | None, file: str | None) -> list[str | tuple[str, str]]:
-    """Returns the text of `classify-text`, the pair, or the lines of a file or of standard input."""
+    """Returns the text or pair given to `classify-text`, or the lines of a file or of standard input."""
     if second is not None:
         if text is None or file is not None or text == "-":
-            raise PerceiversError("a pair of texts is given as two arguments, without --file and '-'.")
+            raise PerceiversError("give a pair of texts as two arguments, without --file and '-'.")
         return [(text, second)]
     content = read_text(text, file, "classify-text")
     if file is None and text != "-":
@@ -100,30 +92,28 @@ def attention(
     *,
     out: Annotated[Path, "the page to write, such as attention.html"],
     file: TextFile = None,
-    latents: Annotated[
-        list[int] | None, "which latents; up to six that differ, if not given", Metavar("NUMBER")
-    ] = None,
-    heads: Annotated[bool, "also draw each head of the attention"] = False,
-    task: Annotated[str | None, "which task the model is to do, if it reads texts differently for each"] = None,
+    latents: Annotated[list[int] | None, "indices of latents; by default up to six", Metavar("INDEX")] = None,
+    heads: Annotated[bool, "also draw each attention head"] = False,
+    task: Annotated[str | None, "the task, if the model has a token for each"] = None,
     device: Device = None,
     dtype: Precision = None,
 ) -> None:
-    """Draws what latents read of a text."""
+    """Visualizes the latents' attention over a text."""
     from perceivers.text.attention_page import attention_page
 
     content = read_text(text, file, "attention")
     shown = attention_page(model, content, out, latents, heads, task, device, dtype)
-    print(f"{out}: what latents {', '.join(map(str, shown))} read of the text.")
+    print(f"{out}: attention of latents {', '.join(map(str, shown))} over the text.")
 
 
 def train_tokenizer(
-    data: Annotated[str, "text, as in data.path of a pretraining run"],
+    data: Annotated[str, "text, as in data.path of pretraining"],
     *,
     out: Annotated[Path, "the SentencePiece model to write, such as words.model"],
-    leave_out: Annotated[tuple[str, ...], "names of text files not to read", Metavar("PATTERN")] = (),
+    leave_out: Patterns = (),
     vocabulary: Annotated[Count, "number of tokens"] = 32000,
 ) -> None:
-    """Makes a vocabulary of pieces of words from text."""
+    """Trains a SentencePiece vocabulary on text."""
     from itertools import islice
 
     from perceivers.inference import check_folder
@@ -132,50 +122,50 @@ def train_tokenizer(
 
     check_folder(out)
     text = TextData(path=data, leave_out=list(leave_out))
-    train_tokenizer(text.documents_once(), out, vocabulary)
+    train_tokenizer(text.all_documents(), out, vocabulary)
     tokenizer = SentencePiece(out)
-    average = bytes_per_token(tokenizer, islice(text.documents_once(), 1000))
+    average = bytes_per_token(tokenizer, islice(text.all_documents(), 1000))
     print(f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted.")
 
 
 def evaluate_language(
     model: ModelArgument,
     *,
-    data: Annotated[list[str], "text, as in data.path of a pretraining run; several at once, if they had shares there"],
-    leave_out: Annotated[tuple[str, ...], "names of text files not to read", Metavar("PATTERN")] = (),
-    held_out: Annotated[ProperFraction, "part of text files that training kept for evaluation, which is read"] = 0.02,
-    windows: Annotated[Count, "how many windows of text to read at most"] = 1024,
-    documents: Annotated[Count, "how many are joined before windows are cut from them"] = 10,
-    masked: Annotated[ProperFraction, "probability with which a word is hidden"] = 0.15,
-    decoded: Annotated[ProperFraction, "largest part of a window's tokens that is hidden"] = 0.2,
-    batch_size: Annotated[Count, "windows computed at a time; as in training, for the same hidden words"] = 64,
+    data: Annotated[list[str], "text, as in data.path of pretraining; several paths have equal shares"],
+    leave_out: Patterns = (),
+    validation_fraction: Annotated[ProperFraction, "fraction of text files that training held out"] = 0.02,
+    eval_windows: Annotated[Count, "maximum number of windows to read"] = 1024,
+    documents_per_pack: Annotated[Count, "number of documents joined before windows are cut"] = 10,
+    mask_rate: Annotated[ProperFraction, "probability with which a word is masked"] = 0.15,
+    max_masked_fraction: Annotated[ProperFraction, "maximum fraction of a window's tokens that is masked"] = 0.2,
+    batch_size: Annotated[Count, "windows per batch; as in training, for the same masked words"] = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures a language model on held-out text: loss and accuracy of hidden tokens, and bits per byte of their words.
+    """Measures a language model on held-out text: loss and accuracy of masked tokens, and bits per byte.
 
-    What is read, and what is hidden of it, depends on the options; those of the training run give its own figures.
+    The text, and which words are masked, depends on the options; with those of the training run come its figures.
     """
-    from perceivers.text.loading import load_text_model_to
+    from perceivers.text.model import load_text_model
     from perceivers.text.pretraining import evaluate
     from perceivers.text.stream import TextData
 
     text = TextData(
         path=data[0] if len(data) == 1 else dict.fromkeys(data, 1.0),
         leave_out=list(leave_out),
-        documents=documents,
-        masked=masked,
-        decoded=decoded,
-        held_out=held_out,
-        evaluated=windows,
+        documents_per_pack=documents_per_pack,
+        mask_rate=mask_rate,
+        max_masked_fraction=max_masked_fraction,
+        validation_fraction=validation_fraction,
+        eval_windows=eval_windows,
     )
-    results = evaluate(*load_text_model_to(model, device, dtype), text, batch_size)
+    results = evaluate(*load_text_model(model, device, dtype), text, batch_size)
     if json:
         print_json(results)
         return
     print(
-        f"{results['windows']} windows of text kept for evaluation: {results['bits_per_byte']:.3f} bits per byte, "
+        f"{results['windows']} windows of held-out text: {results['bits_per_byte']:.3f} bits per byte, "
         f"accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}"
     )
 
@@ -183,48 +173,54 @@ def evaluate_language(
 def evaluate_texts(
     model: ModelArgument,
     *,
-    data: Annotated[str, "a file, all of it; or a folder or data set of the hub, its split for evaluation"],
-    text: Annotated[
-        list[str] | None, "column with the text, or two for pairs; as in training", Metavar("COLUMN")
-    ] = None,
-    label: Annotated[str | None, "column with the class; as in training", Metavar("COLUMN")] = None,
-    held_out: Annotated[
-        ProperFraction | None, "without a split for evaluation: only the part that training kept, its data.held_out"
+    data: Annotated[str, "a file, or a folder or data set of the Hub, whose evaluation split is used"],
+    text: Annotated[list[str] | None, "the text column, or two for pairs, as in training", Metavar("COLUMN")] = None,
+    label: Annotated[str | None, "the class column, as in training", Metavar("COLUMN")] = None,
+    validation_fraction: Annotated[
+        ProperFraction | None, "without an evaluation split: only the fraction that training held out"
     ] = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures a classifier of texts: its accuracy."""
-    from perceivers.text.fine_tuning import evaluate_classes
-    from perceivers.text.labelled import LabelledTextData
-    from perceivers.text.loading import load_text_model_to
+    """Measures the accuracy of a text classifier."""
+    from perceivers.text.classify import has_one_classifier, task_heads
+    from perceivers.text.fine_tuning import evaluate
+    from perceivers.text.labelled import LabelledTextData, TextTask
+    from perceivers.text.model import load_text_model
 
-    given = LabelledTextData(data, text or None, label)
-    results, which = evaluate_classes(*load_text_model_to(model, device, dtype), given, held_out, batch_size)
+    loaded, tokenizer = load_text_model(model, device, dtype)
+    heads = task_heads(loaded)
+    if not has_one_classifier(heads):
+        raise PerceiversError(f"a classifier with one task is needed, but the model has {', '.join(heads.tasks)}.")
+    ((task, count),) = heads.classes.items()
+    classes = heads.names.get(task) or [str(index) for index in range(count)]
+    texts, source = LabelledTextData(data, text or None, label).open_evaluation(classes, validation_fraction)
+    tasks = {task: TextTask(None, {"accuracy": texts}, "accuracy")}
+    accuracy = evaluate(loaded, tokenizer, tasks, batch_size)["accuracy"]
     if json:
-        print_json(results | {"data": which})
+        print_json({"accuracy": accuracy, "texts": len(texts), "data": source})
         return
-    print(f"{which}, {results['texts']} texts: accuracy {results['accuracy']:.2%}")
+    print(f"{source}, {len(texts)} texts: accuracy {accuracy:.2%}")
 
 
 def evaluate_glue(
     model: ModelArgument,
     *,
-    data: Annotated[str, "the folder of GLUE, or a data set of the hub, as in data.path of a run", Metavar("FOLDER")],
-    tasks: Annotated[list[str] | None, "which tasks; the model's, if not given", Metavar("TASK")] = None,
+    data: Annotated[str, "the folder of GLUE, or a data set of the Hub, as in training", Metavar("FOLDER")],
+    tasks: Annotated[list[str] | None, "tasks; by default all that the model has", Metavar("TASK")] = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures a model on the GLUE tasks that it has, each by the metric that the paper judges it by."""
+    """Measures a model on the GLUE tasks that it has, by the paper's metrics."""
     from perceivers.text.glue import evaluate
     from perceivers.text.glue_data import GlueData
-    from perceivers.text.loading import load_text_model_to
+    from perceivers.text.model import load_text_model
 
-    results = evaluate(*load_text_model_to(model, device, dtype), GlueData(data, tasks or None), batch_size)
+    results = evaluate(*load_text_model(model, device, dtype), GlueData(data, tasks or None), batch_size)
     if json:
         print_json(results)
         return

@@ -1,103 +1,72 @@
-"""The eight GLUE tasks of the paper, from the original TSV files or from the hub's parquet files."""
+"""The eight GLUE tasks of the paper, from the original TSV files or from the Hub's parquet files."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from perceivers.checks import Checked
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.text.labelled import LabelledTexts
-from perceivers.text.tables import Table, hub_splits, hub_table, read_separated, read_table, split_files
+from perceivers.text.labelled import LabelledTexts, Metric, TextTask
+from perceivers.text.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
 
 
 @dataclass(frozen=True)
 class GlueTask:
-    """A task, and how its files look.
+    """A task, and the format of its files.
 
     Attributes:
-        name: as the paper writes it.
-        classes: their names, in the order of their numbers in the files; None for scores from 0 to 5.
-        metric: what the paper judges it by.
+        name: the task's name in the paper.
+        classes: their names, in the order of their indices in the files; None for scores from 0 to 5.
+        metric: the paper's metric of the task.
         text, label: columns of the original files.
-        hub_text: those of the hub's files, in which the label's is called `label`.
-        header: the columns of the original files, where they do not begin with their names.
-        evaluation: name, original file and hub's split of each set to evaluate on.
+        hub_text: text columns of the Hub's files; their label column is called `label`.
+        header: the columns of the original files if they have no header.
+        evaluation: suffix of the name, original file and Hub split of each set to evaluate on.
     """
 
     name: str
     classes: list[str] | None
-    metric: Literal["accuracy", "matthews", "pearson"]
+    metric: Metric
     text: tuple[str, ...]
     label: str
     hub_text: tuple[str, ...]
     header: list[str] | None = None
-    evaluation: tuple[tuple[str, str, str], ...] = (("dev", "dev.tsv", "validation"),)
+    evaluation: tuple[tuple[str, str, str], ...] = (("", "dev.tsv", "validation"),)
 
 
+COLA = ["source", "label", "star", "sentence"]
 ENTAILMENT = ["entailment", "not_entailment"]
-PAIR = ("sentence1", "sentence2")
-QUESTIONS = ("question1", "question2")
+SENTENCE, PAIR, QUESTIONS = ("sentence",), ("sentence1", "sentence2"), ("question1", "question2")
+MNLI = ["entailment", "neutral", "contradiction"]
 MNLI_EVALUATION = (
-    ("matched", "dev_matched.tsv", "validation_matched"),
-    ("mismatched", "dev_mismatched.tsv", "validation_mismatched"),
+    ("_matched", "dev_matched.tsv", "validation_matched"),
+    ("_mismatched", "dev_mismatched.tsv", "validation_mismatched"),
 )
 TASKS = {
     task.name: task
     for task in (
-        GlueTask(
-            "CoLA",
-            ["unacceptable", "acceptable"],
-            "matthews",
-            ("sentence",),
-            "label",
-            ("sentence",),
-            header=["source", "label", "star", "sentence"],
-        ),
-        GlueTask(
-            "MNLI",
-            ["entailment", "neutral", "contradiction"],
-            "accuracy",
-            PAIR,
-            "gold_label",
-            ("premise", "hypothesis"),
-            evaluation=MNLI_EVALUATION,
-        ),
+        GlueTask("CoLA", ["unacceptable", "acceptable"], "matthews", SENTENCE, "label", SENTENCE, COLA),
+        GlueTask("MNLI", MNLI, "accuracy", PAIR, "gold_label", ("premise", "hypothesis"), None, MNLI_EVALUATION),
         GlueTask("MRPC", ["not_equivalent", "equivalent"], "accuracy", ("#1 String", "#2 String"), "Quality", PAIR),
         GlueTask("QNLI", ENTAILMENT, "accuracy", ("question", "sentence"), "label", ("question", "sentence")),
         GlueTask("QQP", ["not_duplicate", "duplicate"], "accuracy", QUESTIONS, "is_duplicate", QUESTIONS),
         GlueTask("RTE", ENTAILMENT, "accuracy", PAIR, "label", PAIR),
-        GlueTask("SST-2", ["negative", "positive"], "accuracy", ("sentence",), "label", ("sentence",)),
+        GlueTask("SST-2", ["negative", "positive"], "accuracy", SENTENCE, "label", SENTENCE),
         GlueTask("STS-B", None, "pearson", PAIR, "score", PAIR),
     )
 }
-"""The tasks in the paper's order. It leaves out WNLI."""
-
-
-@dataclass(frozen=True)
-class TaskSplits:
-    """The examples of a task.
-
-    Attributes:
-        task: which.
-        training: the examples to train on.
-        evaluation: those to evaluate on: "dev"; for MNLI "matched" and "mismatched".
-    """
-
-    task: GlueTask
-    training: LabelledTexts
-    evaluation: dict[str, LabelledTexts]
+"""The tasks in the paper's order. The paper leaves out WNLI."""
 
 
 @dataclass
 class GlueData(Checked):
-    """Which GLUE tasks to use.
+    """GLUE tasks.
 
     Attributes:
-        path: a folder with a folder a task, which holds the original train.tsv and dev.tsv, or the hub's
-            train-00000-of-00001.parquet and validation-00000-of-00001.parquet; or the name of a data set on the hub.
-        tasks: their names; by default all that are there.
+        path: a folder with one folder per task, which holds the original train.tsv and dev.tsv, or the Hub's
+            train-00000-of-00001.parquet and validation-00000-of-00001.parquet; or the name of a data set on the Hub.
+        tasks: names of tasks; by default all that are available.
     """
 
     section = "data."
@@ -107,130 +76,110 @@ class GlueData(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = {plain(name) for name in TASKS}
+        known = {normalized_name(name) for name in TASKS}
         for name in self.tasks or ():
-            if plain(name) not in known:
+            if normalized_name(name) not in known:
                 raise PerceiversError(f"data.tasks: there is no task {name!r}: {did_you_mean(name, TASKS)}")
         if self.tasks == []:
-            raise PerceiversError("data.tasks is empty: name tasks, or leave it out for all that are there.")
+            raise PerceiversError("data.tasks is empty: name tasks, or leave it out for all that are available.")
 
-    def open(self) -> dict[str, TaskSplits]:
-        """Reads the tasks that are there, in the paper's order; texts are as they are published, even empty.
+    def open(self, only_evaluation: bool = False) -> dict[str, TextTask]:
+        """Reads the tasks that are available, in the paper's order; texts are as published, even empty ones.
 
-        Raises:
-            PerceiversError: there are none, a file or a column is missing, or a label is none of the task's; names
-                the file and the line.
-        """
-        return {
-            name: TaskSplits(TASKS[name], read("train.tsv", "train"), read_evaluation(TASKS[name], read))
-            for name, read in self.readers().items()
-        }
-
-    def open_evaluation(self) -> dict[str, dict[str, LabelledTexts]]:
-        """Reads by task the sets to evaluate on alone, by name; the rest as in `open`."""
-        return {name: read_evaluation(TASKS[name], read) for name, read in self.readers().items()}
-
-    def readers(self) -> dict[str, "Reader"]:
-        """Returns what reads the files of each task that is there.
+        A task's only set to evaluate on has its name; those of MNLI are MNLI_matched and MNLI_mismatched.
 
         Raises:
-            PerceiversError: there is none.
+            PerceiversError: no task is available, a file or column is missing, or a label is invalid; names the file
+                and the line.
         """
-        present = self.present()
-        if not present:
+        folders = self.available_tasks()
+        if not folders:
             raise PerceiversError(
-                f"{self.path} has no folder for {', '.join(self.asked())}: one is expected for each task, with "
-                f"train.tsv and dev.tsv (MNLI: dev_matched.tsv and dev_mismatched.tsv) or the hub's parquet files."
+                f"{self.path} has no folder for {', '.join(self.requested_tasks())}: one per task is expected, with "
+                f"train.tsv and dev.tsv (MNLI: dev_matched.tsv and dev_mismatched.tsv) or the Hub's parquet files."
             )
-        return {name: open_task(TASKS[name], self.path, folder) for name, folder in present.items()}
+        return {name: read_task(TASKS[name], self.path, folders[name], only_evaluation) for name in folders}
 
     def missing(self) -> list[str]:
-        """Those of the tasks asked for that are not there."""
-        present = self.present()
-        return [name for name in self.asked() if name not in present]
+        """Returns the requested tasks that are not available."""
+        available = self.available_tasks()
+        return [name for name in self.requested_tasks() if name not in available]
 
-    def asked(self) -> list[str]:
-        """The names of the tasks asked for, in the paper's order."""
-        names = {plain(name) for name in self.tasks or TASKS}
-        return [name for name in TASKS if plain(name) in names]
+    def requested_tasks(self) -> list[str]:
+        """Returns the names of the requested tasks, in the paper's order."""
+        names = {normalized_name(name) for name in self.tasks or TASKS}
+        return [name for name in TASKS if normalized_name(name) in names]
 
-    def present(self) -> dict[str, Path | None]:
-        """The folder of each task that is there; None on the hub."""
-        if not Path(self.path).exists():
-            return dict.fromkeys(self.asked())
-        if not Path(self.path).is_dir():
+    def available_tasks(self) -> dict[str, Path | None]:
+        """Returns the folder of each requested task that is available; None on the Hub."""
+        root, names = Path(self.path), self.requested_tasks()
+        if not root.exists():
+            return dict.fromkeys(names)
+        if not root.is_dir():
             raise PerceiversError(f"data.path = {self.path} is a file: give the folder that holds those of the tasks.")
-        folders = {plain(folder.name): folder for folder in sorted(Path(self.path).iterdir()) if folder.is_dir()}
-        return {name: folders[plain(name)] for name in self.asked() if plain(name) in folders}
+        folders = {normalized_name(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+        return {name: folders[normalized_name(name)] for name in names if normalized_name(name) in folders}
 
 
-def plain(name: str) -> str:
-    """A task's name as the hub writes it: STS-B, STS_B, stsb -> stsb."""
+def normalized_name(name: str) -> str:
+    """Returns a task's name as the Hub writes it: STS-B, STS_B, stsb -> stsb."""
     return name.lower().replace("-", "").replace("_", "")
 
 
-Reader = Callable[[str, str], LabelledTexts]
-"""Reads examples of a task, of an original file or of the hub's split, whichever is there."""
-
-
-def open_task(task: GlueTask, path: str, folder: Path | None) -> Reader:
-    """Opens a task in its folder, or in the hub's data set `path`."""
-    splits = {} if folder is not None else hub_splits(f"{path}:{plain(task.name)}")
+def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: bool = False) -> TextTask:
+    """Reads a task from its folder, or from the data set `path` on the Hub."""
+    hub_name = f"{path}:{normalized_name(task.name)}"
+    splits = hub_splits(hub_name) if folder is None else {}
 
     def read(file: str, split: str) -> LabelledTexts:
         if folder is None:
             if split not in splits:
                 raise PerceiversError(f"{path} has no split {split!r} of {task.name}; it has {', '.join(splits)}.")
-            return examples(task, hub_table(splits, split, f"{path}:{plain(task.name)}"), task.hub_text, "label")
+            return label_examples(task, to_table(splits[split], f"{hub_name} ({split})"), task.hub_text, "label")
         if next(folder.glob("*.parquet"), None) is not None:
             paths = split_files(folder, (split,))
             if not paths:
                 raise PerceiversError(f"{folder / split}-00000-of-00001.parquet does not exist; {task.name} needs it.")
-            return examples(task, read_table(paths), task.hub_text, "label")
+            return label_examples(task, read_table(paths), task.hub_text, "label")
         if not (folder / file).is_file():
             raise PerceiversError(f"{folder / file} does not exist; {task.name} needs it.")
         # a few rows of QQP are broken in the published files, and everyone leaves them out
         table = read_separated(folder / file, "\t", quotes=False, columns=task.header, skip_short=task.name == "QQP")
-        return examples(task, table, task.text, task.label)
+        return label_examples(task, table, task.text, task.label)
 
-    return read
-
-
-def read_evaluation(task: GlueTask, read: Reader) -> dict[str, LabelledTexts]:
-    """Reads the sets of a task to evaluate on, by name."""
-    return {name: read(file, split) for name, file, split in task.evaluation}
+    training = None if only_evaluation else read("train.tsv", "train")
+    return TextTask(training, {task.name + suffix: read(*names) for suffix, *names in task.evaluation}, task.metric)
 
 
-def examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabelledTexts:
-    """The examples of a table.
+def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabelledTexts:
+    """Returns the examples of a table.
 
     Raises:
-        PerceiversError: a column is missing, or a label is none of the task's; names the row.
+        PerceiversError: a column is missing, or a label is invalid; names the row.
     """
     for column in (*text, label):
         if column not in table.columns:
-            raise PerceiversError(f"{table.name} has no column {column!r} of {task.name}; it has {table.listed()}.")
+            names = table.column_names()
+            raise PerceiversError(f"{table.name} has no column {column!r} of {task.name}; it has {names}.")
     values = table.columns[label]
     if task.classes is None:
-        scores = [score(value) for value in values]
-        for index, number in enumerate(scores):
-            if not 0 <= number <= 5:
-                raise PerceiversError(
-                    f"{table.where(index)} has the score {values[index]!r}, where {task.name} has a number from 0 to 5."
-                )
-        return LabelledTexts(table.texts(text), scores, None)
-    numbers = {key: index for index, name in enumerate(task.classes) for key in (name, str(index))}
-    for index, value in enumerate(values):
-        if str(value) not in numbers:
-            raise PerceiversError(
-                f"{table.where(index)} has the label {value!r}, where {task.name} has {', '.join(task.classes)}, "
-                f"or their numbers from 0 on."
-            )
-    return LabelledTexts(table.texts(text), [numbers[str(value)] for value in values], task.classes)
+        labels: list[Any] = [read_score(value) for value in values]
+        valid, expected = [0 <= score <= 5 for score in labels], "a number from 0 to 5"
+    else:
+        indices = {key: index for index, name in enumerate(task.classes) for key in (name, str(index))}
+        labels = [indices.get(str(value)) for value in values]
+        valid = [index is not None for index in labels]
+        expected = f"{', '.join(task.classes)}, or their numbers from 0 on"
+    if not all(valid):
+        index, kind = valid.index(False), "score" if task.classes is None else "label"
+        raise PerceiversError(
+            f"{table.location(index)} has the {kind} {values[index]!r}, where {task.name} has {expected}."
+        )
+    return LabelledTexts(table.texts(text), labels, task.classes)
 
 
-def score(value: Any) -> float:
-    """The number that a value is, or NaN."""
+def read_score(value: Any) -> float:
+    """Returns a value as a number, or NaN."""
     try:
         return float(value)
     except (TypeError, ValueError):

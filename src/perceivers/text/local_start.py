@@ -1,6 +1,6 @@
-"""The local start of small language models, see `perceivers.model.local_start`.
+"""Local initialization of small language models, see `perceivers.model.local_start`.
 
-Shape suffixes: S places, C channels, F frequencies, H heads
+Shape suffixes: S positions, C channels, F frequencies, H heads
 """
 
 import math
@@ -16,23 +16,25 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.bert import BERT
 
 POSITION_STD, TOKEN_STD = 0.3, 0.1
-"""Of positions and of the vectors of tokens: large enough to outlast the noise of the first steps."""
+"""Standard deviations of positions and token embeddings: large enough to outlast the noise of the first steps."""
 
 
 @torch.no_grad()
-def start_locally(model: PerceiverIO | BERT) -> None:
-    """Changes the fresh weights of a language model: latents stand evenly over the text, heads read around them.
+def init_local_attention(model: PerceiverIO | BERT) -> None:
+    """Changes the initial weights of a language model: latents are spread evenly over the text, heads attend nearby.
 
     Raises:
-        PerceiversError: its sizes do not allow it.
+        PerceiversError: the model's sizes do not allow it.
     """
     text = model.inputs["text"]
     assert isinstance(text, TextInput)
     length, channels = text.length, text.channels
     if channels % 2:
-        raise PerceiversError(f"model.start = local needs an even number of channels of a token, not {channels}.")
+        raise PerceiversError(
+            f"model.initialization = local needs an even number of channels of a token, not {channels}."
+        )
     text.embedding.weight.normal_(std=TOKEN_STD)
-    text.positions.table_SF.copy_(POSITION_STD * waves(torch.arange(length), length, channels))
+    text.positions.table_SF.copy_(POSITION_STD * sinusoids(torch.arange(length), length, channels))
     if isinstance(model, BERT):
         for attention in attentions(model):
             attend_nearby(attention, length, channels, reach=attention.heads)
@@ -42,31 +44,31 @@ def start_locally(model: PerceiverIO | BERT) -> None:
     count, width = encoder.latents.shape
     if width < channels:
         raise PerceiversError(
-            f"model.start = local needs latents of at least as many channels as tokens have: "
+            f"model.initialization = local needs latents with at least as many channels as tokens: "
             f"model.channels = {width}, but model.embedding_channels = {channels}."
         )
     stride = length / count
     output.positions.table_SF.copy_(text.positions.table_SF)
-    encoder.latents[:, :channels] = LATENT_STD * waves((torch.arange(count) + 0.5) * stride - 0.5, length, channels)
+    encoder.latents[:, :channels] = LATENT_STD * sinusoids((torch.arange(count) + 0.5) * stride - 0.5, length, channels)
     add_less(encoder)
-    for attention in attentions(encoder.cross_attentions):  # a latent's heads share the places that it stands for
+    for attention in attentions(encoder.cross_attentions):  # a latent's heads share its stretch of the text
         attend_nearby(attention, length, channels, reach=stride)
-    for attention in attentions(model.decoder):  # a query's heads have a latent each
+    for attention in attentions(model.decoder):  # each of a query's heads reads another latent
         attend_nearby(attention, length, channels, reach=stride * attention.heads)
 
 
-def waves(place_S: Tensor, length: int, channels: int) -> Tensor:
-    """Sines, then cosines, of places in a text, from half a wave to one every two places; [S] -> [S, C]."""
-    angle_SF = place_S[:, None] * frequencies(length, channels)
+def sinusoids(position_S: Tensor, length: int, channels: int) -> Tensor:
+    """Returns sines, then cosines, of positions in a text, of half a period to length / 2 periods; [S] -> [S, C]."""
+    angle_SF = position_S[:, None] * frequencies(length, channels)
     return math.sqrt(2) * torch.cat([angle_SF.sin(), angle_SF.cos()], 1)
 
 
 def frequencies(length: int, channels: int) -> Tensor:
-    """Radians from one place to the next, of each sine; [C / 2]."""
+    """Returns the frequencies of the sines in radians per token; [C / 2]."""
     return 2 * math.pi / length * torch.logspace(math.log10(0.5), math.log10(max(length / 2, 0.5)), channels // 2)
 
 
 def attend_nearby(attention: Attention, length: int, channels: int, reach: float) -> None:
-    """Heads look at places of a text that are spread evenly over `reach` around the query's own."""
+    """Makes heads attend to positions spread evenly over `reach` tokens around the query's position."""
     distance_H1 = (torch.arange(attention.heads)[:, None] + 0.5) / attention.heads * reach - reach / 2
     align(attention, slice(channels), slice(channels), distance_H1 * frequencies(length, channels))

@@ -1,20 +1,24 @@
 """Language models, and the rows of the paper's language table (section 4.1; section 3 of the appendix)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
 from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.checkpoints.load import load_model, locate
 from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
+from perceivers.inference import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
 from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
-from perceivers.text.local_start import start_locally
+from perceivers.text.local_start import init_local_attention
 from perceivers.text.task_output import TaskOutput
+from perceivers.text.tokenizers import Tokenizer, find_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +28,10 @@ class LanguageConfig(ModelConfig, Sizes):
     Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
 
     Attributes:
-        vocabulary: number of tokens: for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
-        length: the most tokens of a text.
-        embedding_channels: channels of a token, of its position and of the queries.
-        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+        vocabulary: number of tokens; for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
+        length: maximum number of tokens of a text.
+        embedding_channels: channels of tokens, positions and queries.
+        initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     latents: Count = 256
@@ -43,7 +47,7 @@ class LanguageConfig(ModelConfig, Sizes):
     vocabulary: Count = 262
     length: Count = 2048
     embedding_channels: Count = 768
-    start: Literal["normal", "local"] = "normal"
+    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
         model = PerceiverIO(
@@ -51,8 +55,8 @@ class LanguageConfig(ModelConfig, Sizes):
             outputs={"text": TextOutput("text")},
             **self.sizes(),
         )
-        if self.start == "local":
-            start_locally(model)
+        if self.initialization == "local":
+            init_local_attention(model)
         return model
 
 
@@ -62,14 +66,14 @@ class BertConfig(ModelConfig):
 
     Attributes:
         vocabulary: number of tokens.
-        length: the most tokens of a text.
+        length: maximum number of tokens of a text.
         channels: channels of a token.
-        depth: layers of self-attention.
-        heads: heads of each.
-        widening_factor: width of their MLPs, in channels.
+        depth: number of self-attention layers.
+        heads: heads of each layer.
+        widening_factor: width of their MLPs relative to `channels`.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
-        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+        initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     vocabulary: Count = 32000
@@ -80,29 +84,43 @@ class BertConfig(ModelConfig):
     widening_factor: Count = 4
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     gelu: Gelu = "tanh"
-    start: Literal["normal", "local"] = "normal"
+    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> BERT:
-        settings = dict(vars(self))
-        start = settings.pop("start")
-        model = BERT(**settings)
-        if start == "local":
-            start_locally(model)
+        model = BERT(**{name: value for name, value in vars(self).items() if name != "initialization"})
+        if self.initialization == "local":
+            init_local_attention(model)
         return model
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:
-    """Returns the adapter of a model's text.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
+    """Returns the text adapter of a model, or raises a PerceiversError if the model does not read text."""
     adapter = model.inputs["text"] if list(model.inputs) == ["text"] else None
     if not isinstance(adapter, TextInput):
-        raise PerceiversError(
-            f"this model reads {', '.join(model.inputs)}: a language model, which reads text, is needed."
-        )
+        inputs = ", ".join(model.inputs)
+        raise PerceiversError(f"this model reads {inputs}: a language model, which reads text, is needed.")
     return adapter
+
+
+def load_text_model(
+    source: str | Path, device: str | None = "cpu", dtype: str | None = None
+) -> tuple[PerceiverIO | BERT, Tokenizer]:
+    """Returns a saved model that reads text, in evaluation mode, and its tokenizer.
+
+    Args:
+        source: the model, in any format.
+        device: where to put the model; None for the accelerator, if there is one.
+        dtype: as in `load_for_inference`.
+
+    Raises:
+        PerceiversError: the model is of another kind, or its tokenizer is missing.
+    """
+    check_dtype(dtype)
+    model = load_model(source)
+    if not isinstance(model, PerceiverIO | BERT):
+        raise PerceiversError(f"{source} has a {type(model).__name__}: a pretrained language model is needed.")
+    tokenizer = find_tokenizer(locate(source), text_input(model).vocabulary)
+    return move_model(model, device or choose_device(), dtype), tokenizer
 
 
 def is_language_model(model: nn.Module) -> bool:
@@ -119,19 +137,19 @@ def text_tasks(
 ) -> PerceiverIO | BERT:
     """Returns a model that predicts labels of texts, with a language model's weights (section 4.1).
 
-    Input "text" as before; output "label": by task, logits [B, classes].
+    Input "text" is unchanged; output "label": by task, logits [B, classes].
 
     Args:
-        language: a model that `LanguageConfig` builds, or BERT.
+        language: a model built by `LanguageConfig`, or BERT.
         tasks, names: as in `TaskHeads`.
-        extra: as in `TextInput`.
+        num_task_tokens: as in `TextInput`.
         shared_query: as in `TaskOutput`; BERT has no queries.
     """
     text = language.inputs["text"]
     assert isinstance(text, TextInput)
     model: PerceiverIO | BERT
     if isinstance(language, BERT):
-        model = BERT(**(language.config | {"tasks": tasks, "names": names, "extra": num_task_tokens}))
+        model = BERT(**(language.config | {"tasks": tasks, "names": names, "num_task_tokens": num_task_tokens}))
     else:
         inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, num_task_tokens)}
         outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
@@ -140,11 +158,13 @@ def text_tasks(
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name in weights:
-                tensor[: len(weights[name])] = weights[name]  # extra tokens keep their fresh vectors
+                tensor[: len(weights[name])] = weights[name]  # task tokens keep their new vectors
     return model
 
 
-def language(row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig) -> Preset:
+def language_preset(
+    row: str, paper_parameters: float, paper_flops: float, config: LanguageConfig | BertConfig
+) -> Preset:
     """Returns a row of the paper's language table (section 4.1)."""
     inputs = {"text": make_example(config.length, dtype=torch.long)}
     return Preset("language", row, config, inputs, paper_parameters, paper_flops)
@@ -152,13 +172,12 @@ def language(row: str, paper_parameters: float, paper_flops: float, config: Lang
 
 PLUS: dict[str, Any] = {"depth": 40, "channels": 1536, "v_channels": 1536}
 
-LANGUAGE_BYTES = language("Perceiver IO, bytes", 201e6, 113e9, LanguageConfig())
-LANGUAGE_BYTES_PLUS = language("Perceiver IO++, bytes", 425e6, 241e9, LanguageConfig(**PLUS))
-LANGUAGE_SENTENCEPIECE = language("Perceiver IO Base", 223e6, 119e9, LanguageConfig(vocabulary=32000, length=512))
-BERT_BASE = language("BERT Base", 110e6, 109e9, BertConfig())
-BERT_BYTES = language(
-    "BERT, bytes, FLOPs matched",
-    20e6,
-    130e9,
-    BertConfig(vocabulary=262, length=2048, channels=512, depth=6, heads=8),
+LANGUAGE_BYTES = language_preset("Perceiver IO, bytes", 201e6, 113e9, LanguageConfig())
+LANGUAGE_BYTES_PLUS = language_preset("Perceiver IO++, bytes", 425e6, 241e9, LanguageConfig(**PLUS))
+LANGUAGE_SENTENCEPIECE = language_preset(
+    "Perceiver IO Base", 223e6, 119e9, LanguageConfig(vocabulary=32000, length=512)
+)
+BERT_BASE = language_preset("BERT Base", 110e6, 109e9, BertConfig())
+BERT_BYTES = language_preset(
+    "BERT, bytes, FLOPs matched", 20e6, 130e9, BertConfig(vocabulary=262, length=2048, channels=512, depth=6, heads=8)
 )

@@ -1,4 +1,4 @@
-"""Text for pretraining: documents -> windows of tokens with hidden words, without end, resumable at any step.
+"""Text for pretraining: documents -> windows of tokens with masked words, endless, resumable at any step.
 
 Shape suffixes: B batch, M tokens, W windows
 """
@@ -20,63 +20,172 @@ from perceivers.checks import Checked, Count, ProperFraction
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
-from perceivers.text.masking import Masked, mask_words
+from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
+
+Batch = dict[str, Any]
+"""A batch of windows: "text", "indices" and "labels" as in `Masked`, as tensors."""
+
+Sources = Mapping[str, tuple[Source, float]]
+"""By name, documents and their share of all tokens."""
+
+
+@dataclass
+class TextData(Checked):
+    """Text for pretraining, and how it is masked.
+
+    Attributes:
+        path: a text file, a folder of text files in which blank lines separate documents, a folder with a data set in
+            parquet or JSON lines, or a data set on the Hub, optionally with a configuration after a colon, such as
+            allenai/c4:en; or several of these, each with its share of all tokens.
+        leave_out: patterns of names of text files that are not read.
+        tokenizer: "bytes", or a SentencePiece model that `perceivers train-tokenizer` wrote.
+        documents_per_pack: number of documents that are joined before windows are cut from them.
+        mask_rate: probability with which a word is masked.
+        max_masked_fraction: maximum fraction of a window's tokens that is masked.
+        validation_fraction: fraction of text files held out for evaluation; of other data sets, their split for it, or
+            else the first thousand documents are held out.
+        eval_windows: maximum number of windows in an evaluation.
+        steps_per_epoch: updates between evaluations; since the text is endless, these are called an epoch.
+    """
+
+    section = "data."
+
+    path: str | dict[str, float] = ""
+    leave_out: list[str] = field(default_factory=list)
+    tokenizer: str = "bytes"
+    documents_per_pack: Count = 10
+    mask_rate: ProperFraction = 0.15
+    max_masked_fraction: ProperFraction = 0.2
+    validation_fraction: ProperFraction = 0.02
+    eval_windows: Count = 1024
+    steps_per_epoch: Count = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, share in self.shares.items():
+            if not share > 0:
+                raise PerceiversError(f"data.path: the share of {name} is {share}, but it must be larger than 0.")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The paths, with their shares."""
+        return {self.path: 1.0} if isinstance(self.path, str) else self.path
+
+    def open(self, seed: int) -> dict[str, tuple[Source, float]]:
+        """Finds the text; see `Sources`.
+
+        Raises:
+            PerceiversError: there is none.
+        """
+        if not self.path:
+            raise PerceiversError("data.path is missing: give a text file, a folder, or a data set of the Hub.")
+        return {path: (self.find_source(path, seed), share) for path, share in self.shares.items()}
+
+    def find_source(self, path: str, seed: int) -> Source:
+        """Returns the documents of one path."""
+        root = Path(path)
+        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
+        if not files:
+            return TextRows(path)
+        files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
+        if not files:
+            raise PerceiversError(f"data.leave_out leaves no text file of {path}.")
+        empty = [file for file in files if not file.stat().st_size]
+        if empty:
+            raise PerceiversError(f"{empty[0]} is empty: remove it, or leave it out with data.leave_out.")
+        return TextFiles(files, self.validation_fraction, seed)
+
+    def all_documents(self) -> Iterator[str]:
+        """Yields the training documents once, for a vocabulary."""
+        for source, _ in self.open(0).values():
+            yield from itertools.chain.from_iterable(source.all_documents())
+
+    def mask(self, token_BM: NDArray[Any], tokenizer: Tokenizer, generator: np.random.Generator) -> Batch:
+        """Returns windows with masked words."""
+        max_masked = max(1, math.ceil(self.max_masked_fraction * token_BM.shape[1]))
+        masked = mask_words(token_BM, tokenizer, self.mask_rate, max_masked, generator)
+        return dict(zip(("text", "indices", "labels"), map(torch.from_numpy, masked), strict=True))
+
+
+@dataclass(eq=False)
+class StreamedText(Samples):
+    """Masked windows of training text, endless; `windows` of them are an epoch.
+
+    Args:
+        sources: the documents.
+        tokenizer: the tokenizer.
+        length: M, tokens of a window.
+        data: how windows are cut and masked.
+        windows: number of windows of an epoch, over all processes.
+    """
+
+    sources: Sources
+    tokenizer: Tokenizer
+    length: int
+    data: TextData
+    windows: int
+
+    def __len__(self) -> int:
+        return self.windows
+
+    def __getitem__(self, item: SampleIndex) -> Any:
+        """Windows cannot be numbered: each depends on those before it."""
+        raise TypeError("text without end has no numbered windows: iterate over its loader")
+
+    def loader(
+        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
+    ) -> DataLoader[Batch]:
+        """Returns the batches of one process, see `StreamLoader`."""
+        stream = Stream(self, batch_size, seed or 0, rank, world_size, workers)
+        return StreamLoader(stream, self.windows // (batch_size * world_size), workers)
 
 
 class Windows:
-    """One reader's windows of one source: documents packed, cut, and put in random order block by block.
+    """One reader's windows of one source: documents are packed and cut, and windows shuffled block by block.
 
     Args:
         source: the documents.
-        tokenizer: makes tokens of them.
-        length: M, tokens of a window.
-        documents: how many are packed at a time.
-        seed, reader, readers: as in `Stream`.
-        state: where to go on.
+        text: tokenizer, and length of the windows.
+        seed, reader, readers: as in `Stream` and `Source.blocks`.
+        state: where to continue.
+
+    Attributes:
+        state: the state after the windows that were taken.
     """
 
-    def __init__(
-        self, source: Source, tokenizer: Tokenizer, length: int, documents: int, seed: int, reader: int, readers: int,
-        state: State,
-    ) -> None:  # fmt: skip
-        self.tokenizer, self.length, self.documents = tokenizer, length, documents
-        self.seed, self.reader = seed, reader
-        self.before: State = state.get("before", {})
-        self.block = state.get("block", 0)
-        self.place = state.get("place", 0)
-        self.blocks = source.blocks(self.before, reader, readers)
-        self.windows_WM = np.empty((0, length), np.int32)
-        self.after: State | None = None
-        self.barren = 0
+    def __init__(self, source: Source, text: StreamedText, seed: int, reader: int, readers: int, state: State) -> None:
+        self.text, self.seed, self.reader = text, seed, reader
+        self.state: State = {"before": {}, "block": 0, "place": 0, **state}
+        self.blocks = source.blocks(self.state["before"], reader, readers)
+        self.windows_WM = np.empty((0, text.length), np.int32)
+        self.next_state: State | None = None
+        """The state of the source after the current block; None if a new block is needed."""
+        self.empty_blocks = 0
 
-    @property
-    def state(self) -> State:
-        """Where the next window comes from."""
-        return {"before": self.before, "block": self.block, "place": self.place}
-
-    def take(self, count: int) -> NDArray[np.int32]:
-        """The next windows; -> [count, M]."""
+    def next_windows(self, count: int) -> NDArray[np.int32]:
+        """Returns the next windows [count, M]."""
         parts: list[NDArray[np.int32]] = []
         while count:
-            if self.after is None:
-                documents, self.after = next(self.blocks)
-                generator = np.random.default_rng((self.seed, self.reader, self.block))
-                self.windows_WM = generator.permutation(
-                    pack(documents, self.tokenizer, self.length, self.documents, generator)
-                )
-                self.barren = 0 if len(self.windows_WM) else self.barren + 1
-                if self.barren == 10:
+            block, start = self.state["block"], self.state["place"]
+            if self.next_state is None:
+                documents, self.next_state = next(self.blocks)
+                generator = np.random.default_rng((self.seed, self.reader, block))
+                per_pack = self.text.data.documents_per_pack
+                windows_WM = pack(documents, self.text.tokenizer, self.text.length, per_pack, generator)
+                self.windows_WM = generator.permutation(windows_WM)
+                self.empty_blocks = 0 if len(self.windows_WM) else self.empty_blocks + 1
+                if self.empty_blocks == 10:
                     raise PerceiversError(
-                        f"a stretch of the text holds no {self.length} tokens to make a window of: "
-                        f"give more text, or a model of a smaller length."
+                        f"ten consecutive blocks of text were shorter than one window ({self.text.length} tokens): "
+                        f"add text, or use a model with a shorter length."
                     )
-            part = self.windows_WM[self.place : self.place + count]
+            part = self.windows_WM[start : start + count]
             parts.append(part)
             count -= len(part)
-            self.place += len(part)
-            if self.place >= len(self.windows_WM):
-                self.before, self.after, self.block, self.place = self.after, None, self.block + 1, 0
+            self.state = self.state | {"place": start + len(part)}
+            if start + len(part) >= len(self.windows_WM):
+                self.state, self.next_state = {"before": self.next_state, "block": block + 1, "place": 0}, None
         return np.concatenate(parts)
 
 
@@ -85,96 +194,73 @@ def pack(
 ) -> NDArray[np.int32]:
     """Joins `count` documents at a time by the separator and cuts windows of `length` tokens from them; -> [W, length].
 
-    More are joined where they are shorter than a window. The first window begins at random, the next ones follow
-    without a gap, and what then is left at both ends is shorter than a window.
+    More are joined if they are shorter than a window. The first window begins at a random offset, the next ones follow
+    without a gap, and the remainders at both ends are shorter than a window.
     """
-    windows: list[NDArray[np.int32]] = []
-    separator = np.array([tokenizer.sep], np.int32)
-    packed: list[NDArray[np.int32]] = []
+    windows_WM, packed = [np.empty((0, length), np.int32)], list[NDArray[np.int32]]()
     joined = size = 0
     for index, document in enumerate(documents):
-        tokens = tokenizer.encode(document)
-        packed += [tokens, separator]
-        size += len(tokens) + 1
+        packed += [tokenizer.encode(document), np.array([tokenizer.sep], np.int32)]
+        size += len(packed[-2]) + 1
         joined += 1
         if (joined >= count or index == len(documents) - 1) and size >= length:
-            token_M = np.concatenate(packed)
             fitting, rest = divmod(size, length)
             start = int(generator.integers(rest + 1))
-            windows.append(token_M[start : start + fitting * length].reshape(fitting, length))
+            windows_WM.append(np.concatenate(packed)[start : start + fitting * length].reshape(fitting, length))
             packed, joined, size = [], 0, 0
-    return np.concatenate(windows) if windows else np.empty((0, length), np.int32)
-
-
-Batch = dict[str, Any]
-"""Of a batch of windows: "text", "places" and "labels" as in `Masked`, as tensors."""
+    return np.concatenate(windows_WM)
 
 
 class Stream(IterableDataset[Batch]):
-    """Masked batches of a mixture of sources, without end.
+    """Masked batches of a mixture of sources, endless.
 
     Args:
-        sources: by name, the documents, and their share of all tokens.
-        tokenizer, length, documents: as in `Windows`.
-        rate, places: as in `mask_words`.
-        batch_size: windows of a batch.
-        seed: of everything that is random.
-        rank, world: this process among those that train together.
-        workers: processes that load data for this one; 0 loads in this one.
+        text: the sources, and how windows are cut and masked.
+        batch_size: windows per batch.
+        seed: seed of everything random.
+        rank, world_size: this process among those that train together.
+        workers: data-loading processes of this process; 0 loads in the process itself.
     """
 
     def __init__(
-        self, sources: Mapping[str, tuple[Source, float]], tokenizer: Tokenizer, length: int, documents: int,
-        rate: float, places: int, batch_size: int, seed: int, rank: int, world: int, workers: int,
-    ) -> None:  # fmt: skip
+        self, text: StreamedText, batch_size: int, seed: int, rank: int, world_size: int, workers: int
+    ) -> None:
         super().__init__()
-        self.sources, self.tokenizer, self.length, self.documents = sources, tokenizer, length, documents
-        self.rate, self.places, self.batch_size, self.seed = rate, places, batch_size, seed
-        self.rank, self.world, self.workers = rank, world, max(1, workers)
+        self.text, self.batch_size, self.seed = text, batch_size, seed
+        self.rank, self.world_size, self.workers = rank, world_size, max(1, workers)
         self.states: list[State] = [{} for _ in range(self.workers)]
-        self.done = 0
+        self.batches_done = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """In each worker, its batches from its state on; a batch holds the state behind it."""
+        """Yields each worker's batches from its state on; a batch has the state after it."""
         info = get_worker_info()
-        # Batches are taken from worker 0, 1, ... in turn: the next one is due from the reader that follows the last.
-        worker = (self.done + (info.id if info else 0)) % self.workers
-        reader, readers = self.rank * self.workers + worker, self.world * self.workers
+        # Batches are taken from worker 0, 1, ... in turn: the next one is due from the reader after the last.
+        worker = (self.batches_done + (info.id if info else 0)) % self.workers
+        reader, readers = self.rank * self.workers + worker, self.world_size * self.workers
         state = self.states[worker]
         before = state.get("sources", {})
         windows = {
-            name: Windows(
-                source, self.tokenizer, self.length, self.documents, self.seed, reader, readers, before.get(name, {})
-            )
-            for name, (source, _) in self.sources.items()
+            name: Windows(source, self.text, self.seed, reader, readers, before.get(name, {}))
+            for name, (source, _) in self.text.sources.items()
         }
-        shares = np.array([share for _, share in self.sources.values()])
-        for batch in itertools.count(state.get("batches", 0)):
-            generator = np.random.default_rng((self.seed, reader, batch, 1))
+        shares = np.array([share for _, share in self.text.sources.values()])
+        for index in itertools.count(state.get("batches", 0)):
+            generator = np.random.default_rng((self.seed, reader, index, 1))
             counts = generator.multinomial(self.batch_size, shares / shares.sum())
-            token_BM = np.concatenate(
-                [w.take(count) for w, count in zip(windows.values(), counts, strict=True) if count]
-            )
-            after = {"batches": batch + 1, "sources": {name: w.state for name, w in windows.items()}}
-            yield {
-                **tensors(mask_words(token_BM, self.tokenizer, self.rate, self.places, generator)),
-                "worker": worker,
-                "state": after,
-            }
-
-
-def tensors(masked: Masked) -> Batch:
-    """A batch as tensors."""
-    return dict(zip(("text", "places", "labels"), map(torch.from_numpy, masked), strict=True))
+            pairs = zip(windows.values(), counts, strict=True)
+            token_BM = np.concatenate([source.next_windows(count) for source, count in pairs if count])
+            batch = self.text.data.mask(token_BM, self.text.tokenizer, generator)
+            after = {"batches": index + 1, "sources": {name: source.state for name, source in windows.items()}}
+            yield batch | {"worker": worker, "state": after}
 
 
 class StreamLoader(DataLoader[Batch]):
-    """Batches of a stream, of which each epoch has the same number; where it stands is part of a checkpoint.
+    """Batches of a stream, the same number in each epoch; its position is part of a checkpoint.
 
     Args:
         stream: the batches.
-        batches: how many an epoch has.
-        workers: processes that load data.
+        batches: number of batches of an epoch.
+        workers: data-loading processes.
     """
 
     def __init__(self, stream: Stream, batches: int, workers: int) -> None:
@@ -186,33 +272,31 @@ class StreamLoader(DataLoader[Batch]):
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base class promises a private class
-        self.done %= self.batches  # an epoch that was interrupted goes on
+        self.done %= self.batches  # an interrupted epoch continues
         for batch in itertools.islice(super().__iter__(), self.batches - self.done):
             self.stream.states[batch.pop("worker")] = batch.pop("state")
-            self.stream.done += 1
+            self.stream.batches_done += 1
             self.done += 1
             yield batch
 
     def state_dict(self) -> State:
-        mine = {"done": self.done, "batches": self.stream.done, "workers": self.stream.states}
-        return {"ranks": gathered(mine)}
+        state = {"done": self.done, "batches": self.stream.batches_done, "workers": self.stream.states}
+        return {"ranks": all_gather(state)}
 
     def load_state_dict(self, state: State) -> None:
         ranks = state["ranks"]
-        for what, was, now in (
-            ("devices and nodes", len(ranks), self.stream.world),
+        for name, before, now in (
+            ("devices and nodes", len(ranks), self.stream.world_size),
             ("training.workers", len(ranks[0]["workers"]), self.stream.workers),
         ):
-            if was != now:
-                raise PerceiversError(
-                    f"{what}: the run was begun with {was}, not {now}: it can be resumed with as many."
-                )
-        mine = ranks[self.stream.rank]
-        self.done, self.stream.done, self.stream.states = mine["done"], mine["batches"], mine["workers"]
+            if before != now:
+                raise PerceiversError(f"{name}: the run was begun with {before}, not {now}: resume it with {before}.")
+        own = ranks[self.stream.rank]
+        self.done, self.stream.batches_done, self.stream.states = own["done"], own["batches"], own["workers"]
 
 
-def gathered(value: Any) -> list[Any]:
-    """What each of the processes that train together has, by rank."""
+def all_gather(value: Any) -> list[Any]:
+    """Returns the values of all processes that train together, by rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
@@ -220,185 +304,53 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-@dataclass
-class TextData(Checked):
-    """Which text to pretrain on, and how it is masked.
-
-    Attributes:
-        path: a text file, a folder of text files in which blank lines separate documents, a folder with a data set in
-            parquet or JSON lines, or the name of a data set on the hub, with a configuration after a colon, such as
-            allenai/c4:en; or several of these, each with its share of all tokens.
-        leave_out: patterns of names of text files that are not read.
-        tokenizer: "bytes", or a SentencePiece model, as `perceivers train-tokenizer` writes.
-        documents: how many are joined before windows are cut from them.
-        masked: probability with which a word is hidden.
-        decoded: largest part of a window's tokens that is hidden.
-        held_out: part of text files that is kept for evaluation; other data sets have a split for it, or lose their
-            first thousand documents.
-        evaluated: most windows of an evaluation.
-        steps: updates after which the model is evaluated and saved. Since text has no end, this is called an epoch.
-    """
-
-    section = "data."
-
-    path: str | dict[str, float] = ""
-    leave_out: list[str] = field(default_factory=list)
-    tokenizer: str = "bytes"
-    documents: Count = 10
-    masked: ProperFraction = 0.15
-    decoded: ProperFraction = 0.2
-    held_out: ProperFraction = 0.02
-    evaluated: Count = 1024
-    steps: Count = 1000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, share in self.shares.items():
-            if not share > 0:
-                raise PerceiversError(f"data.path: the share of {name} is {share}, but it must be larger than 0.")
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The sources, by path, with their shares."""
-        return {self.path: 1.0} if isinstance(self.path, str) else self.path
-
-    def open(self, seed: int) -> dict[str, tuple[Source, float]]:
-        """Finds the text: by path, its documents and its share.
-
-        Raises:
-            PerceiversError: there is none.
-        """
-        if not self.path:
-            raise PerceiversError("data.path is missing: give a text file, a folder, or a data set of the hub.")
-        return {path: (self.source(path, seed), share) for path, share in self.shares.items()}
-
-    def source(self, path: str, seed: int) -> Source:
-        """Returns the documents of one path."""
-        root = Path(path)
-        if not root.exists():
-            return TextRows(path)
-        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
-        if not files:
-            return TextRows(path)
-        files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
-        if not files:
-            raise PerceiversError(f"data.leave_out leaves no text file of {path}.")
-        empty = [file for file in files if not file.stat().st_size]
-        if empty:
-            raise PerceiversError(f"{empty[0]} is empty: remove it, or leave it out with data.leave_out.")
-        return TextFiles(files, self.held_out, seed)
-
-    def documents_once(self) -> Iterator[str]:
-        """Yields the documents to train on, once, for a vocabulary."""
-        for source, _ in self.open(0).values():
-            for documents in source.once():
-                yield from documents
-
-    def places(self, length: int) -> int:
-        """Returns how many places of a window are decoded."""
-        return max(1, math.ceil(self.decoded * length))
-
-
-class StreamedText(Samples):
-    """Masked windows of the text to train on, without end; an epoch is as many of them as `data.steps` updates take.
-
-    Args:
-        sources: as in `Stream`.
-        tokenizer, length: as in `Windows`.
-        data: how windows are cut and masked.
-        windows: how many an epoch has.
-    """
-
-    def __init__(
-        self,
-        sources: Mapping[str, tuple[Source, float]],
-        tokenizer: Tokenizer,
-        length: int,
-        data: TextData,
-        windows: int,
-    ) -> None:
-        self.sources, self.tokenizer, self.length, self.data, self.windows = sources, tokenizer, length, data, windows
-
-    def __len__(self) -> int:
-        return self.windows
-
-    def __getitem__(self, item: SampleIndex) -> Any:
-        """Windows have no numbers: which one comes next depends on those before it."""
-        raise TypeError("text without end has no numbered windows: iterate over its loader")
-
-    def loader(
-        self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
-    ) -> DataLoader[Batch]:
-        """Returns the batches of one process, see `StreamLoader`."""
-        stream = Stream(
-            self.sources,
-            self.tokenizer,
-            self.length,
-            self.data.documents,
-            self.data.masked,
-            self.data.places(self.length),
-            batch_size,
-            seed or 0,
-            rank,
-            world_size,
-            workers,
-        )
-        return StreamLoader(stream, self.windows // (batch_size * world_size), workers)
-
-
 class HeldOutText(Samples):
-    """Windows of the text that is held out; in batches of the same size, they always have the same hidden words.
+    """Windows of held-out text; in batches of the same size, the same words are always masked.
 
     Args:
-        sources: by name, the documents and their share, as `TextData.open` returns them.
-        tokenizer, length: as in `Windows`.
-        data: how windows are cut and masked, and how many there are at most.
+        sources, tokenizer, length: as in `StreamedText`.
+        data: how windows are cut and masked, and their maximum number.
 
     Raises:
         PerceiversError: the text is shorter than a window.
     """
 
-    def __init__(
-        self, sources: Mapping[str, tuple[Source, float]], tokenizer: Tokenizer, length: int, data: TextData
-    ) -> None:
-        self.tokenizer, self.masked, self.places = tokenizer, data.masked, data.places(length)
+    def __init__(self, sources: Sources, tokenizer: Tokenizer, length: int, data: TextData) -> None:
+        self.tokenizer, self.data = tokenizer, data
         windows = [np.empty((0, length), np.int32)]
-        generator = np.random.default_rng(0)
+        self.generator = np.random.default_rng(0)
         for source, _ in sources.values():
             found = 0
-            for documents in source.held_out():
-                part = pack(documents, tokenizer, length, data.documents, generator)
-                windows.append(part[: data.evaluated - found])
+            for documents in source.held_out_documents():
+                part = pack(documents, tokenizer, length, data.documents_per_pack, self.generator)
+                windows.append(part[: data.eval_windows - found])
                 found += len(part)
-                if found >= data.evaluated:
+                if found >= data.eval_windows:
                     break
         token_WM = np.concatenate(windows)
         if not len(token_WM):
             raise PerceiversError(
                 f"the text held out for evaluation is shorter than a window of {length} tokens: "
-                f"give more text, or raise data.held_out."
+                f"give more text, or raise data.validation_fraction."
             )
-        self.windows_WM = generator.permutation(token_WM)[: data.evaluated]
-        self.generator = generator
+        self.windows_WM = self.generator.permutation(token_WM)[: data.eval_windows]
 
     def __len__(self) -> int:
         return len(self.windows_WM)
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        """Returns the "text" [M] of a window, without hidden words, which are drawn batch by batch."""
+        """Returns the "text" [M] of a window, without masked words: they are drawn batch by batch."""
         return {"text": torch.from_numpy(self.windows_WM[item.sample])}
 
     def batches(self, batch_size: int) -> list[Batch]:
-        """Returns all windows with hidden words, in batches; which words are hidden depends on the size of these."""
+        """Returns all windows with masked words, in batches; which words are masked depends on the batch size."""
         generator = copy.deepcopy(self.generator)
-        return [
-            tensors(mask_words(token_BM, self.tokenizer, self.masked, self.places, generator))
-            for token_BM in np.split(self.windows_WM, range(batch_size, len(self), batch_size))
-        ]
+        parts = np.split(self.windows_WM, range(batch_size, len(self), batch_size))
+        return [self.data.mask(token_BM, self.tokenizer, generator) for token_BM in parts]
 
     def loader(
         self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Batch]:
-        """Returns the batches of one process: every `world_size`-th of them."""
-        mine: Any = self.batches(batch_size)[rank::world_size]
-        return DataLoader(mine, batch_size=None)
+        """Returns the batches of one process: every `world_size`-th."""
+        batches: Any = self.batches(batch_size)[rank::world_size]
+        return DataLoader(batches, batch_size=None)

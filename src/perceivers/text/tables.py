@@ -21,77 +21,73 @@ class Table:
     """The columns of a file, or of a split of a data set.
 
     Attributes:
-        name: how messages call it.
+        name: its name in messages.
         columns: the values of each column.
-        unit: what `places` counts.
-        places: the line from 1 on that each row begins in, or its number from 0 on.
+        unit: what `indices` counts.
+        indices: the line in which each row begins, from 1, or the number of the row, from 0.
     """
 
     name: str
     columns: dict[str, list[Any]]
     unit: Literal["line", "row"]
-    places: Sequence[int]
+    indices: Sequence[int]
 
-    def where(self, index: int) -> str:
-        """Names a row in a message."""
-        return f"{self.unit} {self.places[index]} of {self.name}"
+    def location(self, index: int) -> str:
+        """Returns the location of a row for a message."""
+        return f"{self.unit} {self.indices[index]} of {self.name}"
 
-    def listed(self) -> str:
-        """The names of the columns for a message; short, since a file without a header has texts there."""
+    def column_names(self) -> str:
+        """Returns the column names for a message, shortened: a file without a header has texts there."""
         return ", ".join(repr(textwrap.shorten(name, 40, placeholder="...")) for name in self.columns)
 
     def texts(self, columns: Sequence[str]) -> list[tuple[str, ...]]:
-        """The texts of each row.
+        """Returns the texts of each row.
 
         Raises:
             PerceiversError: a value is missing or not text; names row and column.
         """
         for column in columns:
             for index, value in enumerate(self.columns[column]):
-                if missing(value):
-                    raise PerceiversError(f"{self.where(index)} has no text in column {column!r}: leave the row out.")
+                if is_missing(value):
+                    raise PerceiversError(f"{self.location(index)} has no text in column {column!r}: remove the row.")
                 if not isinstance(value, str):
-                    raise PerceiversError(
-                        f"{self.where(index)} has {value!r} in column {column!r}, where a text is expected."
-                    )
+                    raise PerceiversError(f"{self.location(index)} has {value!r} in column {column!r} instead of text.")
         return list(zip(*(self.columns[column] for column in columns), strict=True))
 
     def labels(self, column: str) -> list[str]:
-        """The label of each row, without white space around it.
+        """Returns the label of each row, stripped of white space.
 
         Raises:
-            PerceiversError: it is missing, empty, or neither text nor number; names row and column.
+            PerceiversError: a label is missing, empty, or neither text nor number; names row and column.
         """
         labels = []
         for index, value in enumerate(self.columns[column]):
-            if missing(value) or value == "" or str(value).isspace():
-                raise PerceiversError(f"{self.where(index)} has no label in column {column!r}: leave the row out.")
+            if is_missing(value) or not str(value).strip():
+                raise PerceiversError(f"{self.location(index)} has no label in column {column!r}: remove the row.")
             if not isinstance(value, str | int | float):
                 raise PerceiversError(
-                    f"{self.where(index)} has {value!r} in column {column!r}, where a text or a number is expected."
+                    f"{self.location(index)} has {value!r} in column {column!r} instead of a text or a number."
                 )
             labels.append(str(value).strip())
         return labels
 
 
-def missing(value: Any) -> bool:
-    """Whether a value is None or NaN."""
+def is_missing(value: Any) -> bool:
+    """Returns whether a value is None or NaN."""
     return value is None or value != value
 
 
 def split_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """The file of the first of these splits that is there, or the numbered parquet files that it is divided into.
+    """Returns the file of the first of these splits that exists, or its numbered parquet files.
 
     Raises:
-        PerceiversError: there are several other files of that name, or some of the numbered are missing.
+        PerceiversError: there are several files of that name, or numbered files are missing.
     """
     files = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
     for name in names:
         parts = [file for file in files if re.fullmatch(rf"{name}-\d+-of-\d+\.parquet", file.name)]
         if parts and len(parts) != int(parts[0].stem.rpartition("-")[2]):
-            raise PerceiversError(
-                f"{parts[0]} is one of several files, of which {len(parts)} are there: fetch the others."
-            )
+            raise PerceiversError(f"{parts[0]} is one of several files, but only {len(parts)} exist: get the others.")
         found = [file for file in files if file.stem.lower() == name]
         if len(found) + bool(parts) > 1:
             both = [*found, *parts]
@@ -102,10 +98,10 @@ def split_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 
 def read_table(paths: list[Path]) -> Table:
-    """Reads a file, or several of parquet, by its suffix.
+    """Reads a file by its suffix; parquet may be in several files.
 
     Raises:
-        PerceiversError: it cannot be read, is empty, or has another suffix; names file and line.
+        PerceiversError: the file cannot be read, is empty, or has another suffix; names file and line.
     """
     match paths[0].suffix.lower():
         case ".csv":
@@ -116,7 +112,7 @@ def read_table(paths: list[Path]) -> Table:
             return read_json_lines(paths[0])
         case ".parquet":
             return read_parquet(paths)
-    raise PerceiversError(f"{paths[0]} is no table: a file that ends in {', '.join(SUFFIXES)} is expected.")
+    raise PerceiversError(f"{paths[0]} is no table: a file with the suffix {', '.join(SUFFIXES)} is expected.")
 
 
 def read_separated(
@@ -126,21 +122,20 @@ def read_separated(
 
     Args:
         path: the file.
-        delimiter: between the fields of a row.
-        quotes: whether fields may stand in quotes; otherwise a quote is a character like any other.
-        columns: their names, if the first line does not have them.
-        skip_short: leave out rows with too few fields, and say on stderr how many they were.
+        delimiter: the delimiter of fields.
+        quotes: whether fields may be quoted; otherwise a quote is a character like any other.
+        columns: names of the columns if the file has no header.
+        skip_short: skip rows with too few fields, and print their number on stderr.
 
     Raises:
-        PerceiversError: it is not UTF-8, has no rows, a column twice, a row of too few or too many fields, or wrong
-            quotes; names file and line.
+        PerceiversError: the file is not UTF-8, has no rows, a duplicate column, a row with too few or too many fields,
+            or wrong quotes; names file and line.
     """
-    text = read_utf8(path)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # documents can be longer than the usual limit
+    text = read_utf8(path).removeprefix("\ufeff")
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # documents can exceed the default limit
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
-    rows: list[list[str]] = []
-    places: list[int] = []
+    rows, indices = list[list[str]](), list[int]()
     line, skipped = 1, 0
     try:
         for row in reader:
@@ -154,70 +149,71 @@ def read_separated(
             elif len(row) != len(columns):
                 raise PerceiversError(
                     f"line {begin} of {path} has {len(row)} fields, but the file has {len(columns)} columns: "
-                    f"correct the line{', or put fields that hold the delimiter in quotes' if quotes else ''}."
+                    f"correct the line{', or quote fields that contain the delimiter' if quotes else ''}."
                 )
             else:
                 rows.append(row)
-                places.append(begin)
+                indices.append(begin)
     except csv.Error as error:
         raise PerceiversError(
             f"line {line} of {path} cannot be read ({error}): "
-            f"a field that begins with a quote has to end with one, and quotes in it are written twice."
+            f"a field that begins with a quote has to end with one, and quotes inside it are doubled."
         ) from error
     if skipped:
         print(f"\nSkipped: {skipped} rows of {path} that have too few fields.", file=sys.stderr)
     if columns is None or not rows:
-        raise PerceiversError(f"{path} has no rows: names of the columns and a line for each example are expected.")
+        raise PerceiversError(f"{path} has no rows: a line of column names and a line per example are expected.")
     for name in columns:
         if columns.count(name) > 1:
-            raise PerceiversError(f"{path} has the column {name!r} twice: the first line is to name each once.")
-    return Table(str(path), {name: [row[i] for row in rows] for i, name in enumerate(columns)}, "line", places)
+            raise PerceiversError(f"{path} has the column {name!r} twice: rename one in the first line.")
+    return Table(str(path), {name: [row[i] for row in rows] for i, name in enumerate(columns)}, "line", indices)
 
 
 def read_json_lines(path: Path) -> Table:
-    """Reads an object a line, their keys the columns.
+    """Reads one object per line, whose keys are the columns.
 
     Raises:
-        PerceiversError: it is not UTF-8, has no rows, or a line is something else; names file and line.
+        PerceiversError: the file is not UTF-8, has no rows, or a line is not an object; names file and line.
     """
-    rows: list[dict[str, Any]] = []
-    places: list[int] = []
-    for place, line in enumerate(read_utf8(path).split("\n"), start=1):
+    rows, indices = list[dict[str, Any]](), list[int]()
+    for index, line in enumerate(read_utf8(path).removeprefix("\ufeff").split("\n"), start=1):
         if line.strip():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 row = None
             if not isinstance(row, dict):
-                raise PerceiversError(f"line {place} of {path} is no JSON object: each line is to be one.")
+                raise PerceiversError(f"line {index} of {path} is no JSON object: one object per line is expected.")
             rows.append(row)
-            places.append(place)
+            indices.append(index)
     if not rows:
-        raise PerceiversError(f"{path} has no rows: a JSON object on a line for each example is expected.")
+        raise PerceiversError(f"{path} has no rows: one JSON object per line is expected.")
     names = dict.fromkeys(name for row in rows for name in row)
-    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, "line", places)
+    return Table(str(path), {name: [row.get(name) for row in rows] for name in names}, "line", indices)
 
 
-def read_utf8(path: Path) -> str:
-    """A text file without the byte order mark that some have.
+def read_utf8(path: Path, start: int = 0, end: int | None = None, advice: str = "save it as UTF-8") -> str:
+    """Reads the bytes from `start` to `end` of a text file, as text.
 
     Raises:
-        PerceiversError: it is not UTF-8; names the byte.
+        PerceiversError: the text is not UTF-8; names the byte.
     """
-    content = path.read_bytes()
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read(-1 if end is None else end - start)
     try:
-        return content.decode().removeprefix("\ufeff")
+        return content.decode()
     except UnicodeDecodeError as error:
         raise PerceiversError(
-            f"{path} is not UTF-8 text: byte {error.start} is {content[error.start]:#04x}; save it as UTF-8."
+            f"{path} is not UTF-8 text: byte {start + error.start} is {content[error.start]:#04x}; {advice}."
         ) from error
 
 
 def read_parquet(paths: list[Path]) -> Table:
-    """Reads the rows of one or several files.
+    """Reads the rows of one or more files.
 
     Raises:
-        PerceiversError: they cannot be read, or have no rows.
+        PerceiversError: the files cannot be read, or have no rows.
     """
     import pyarrow.parquet
     from datasets import Dataset
@@ -226,35 +222,30 @@ def read_parquet(paths: list[Path]) -> Table:
         content = pyarrow.parquet.read_table(paths)
     except (pyarrow.ArrowException, OSError) as error:
         raise PerceiversError(f"{paths[0]} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    return table_of(Dataset(content), str(paths[0]) if len(paths) == 1 else f"{paths[0]} and those that follow it")
+    return to_table(Dataset(content), str(paths[0]) if len(paths) == 1 else f"{paths[0]} and the files after it")
 
 
-def hub_splits(name: str) -> Mapping[str, Any]:
-    """The splits of a data set on the hub, a configuration of which may follow after a colon.
+def hub_splits(name: str, streaming: bool = False) -> Mapping[str, Any]:
+    """Returns the splits of a data set on the Hub or in a folder; a colon and a configuration may follow its name.
 
     Raises:
-        PerceiversError: it cannot be had.
+        PerceiversError: it cannot be loaded.
     """
     import datasets
 
     path, _, configuration = name.partition(":")
+    options = {"streaming": True} if streaming else {}
     try:
-        splits: Mapping[str, Any] = datasets.load_dataset(path, configuration or None)
-    except Exception as error:  # the library raises many kinds; each means that it cannot be had
+        splits: Mapping[str, Any] = datasets.load_dataset(path, configuration or None, **options)
+    except Exception as error:  # the library raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PerceiversError(
-            f"data.path = {name} is neither a file, nor a folder, nor a data set of the hub: {reason}"
-        ) from error
+        problem = "cannot be read as a data set" if Path(path).exists() else "is neither here nor on the Hub"
+        raise PerceiversError(f"data.path: {name} {problem}: {reason}") from error
     return splits
 
 
-def hub_table(splits: Mapping[str, Any], split: str, name: str) -> Table:
-    """One split of `hub_splits`."""
-    return table_of(splits[split], f"{name} ({split})")
-
-
-def table_of(dataset: Any, name: str) -> Table:
-    """The rows of a Hugging Face data set, numbers of classes as their names; below 0 stands for no label."""
+def to_table(dataset: Any, name: str) -> Table:
+    """Returns the rows of a Hugging Face data set, with class names for class indices; a negative index is no label."""
     from datasets import ClassLabel
 
     if not len(dataset):

@@ -1,4 +1,4 @@
-"""Text <-> tokens: bytes in UTF-8 (tables 5 and 6), or pieces of words by SentencePiece (table 7).
+"""Tokenizers: bytes in UTF-8 (tables 5 and 6), or SentencePiece (table 7).
 
 Shape suffixes: B batch, M tokens, V vocabulary
 """
@@ -19,16 +19,16 @@ from perceivers.extras import require_extra
 from perceivers.model.saving import TOKENIZER, Model, write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
-"""Tokens of the byte vocabulary that are no bytes."""
+"""The special tokens of the byte vocabulary."""
 
 FIRST_BYTE, BYTE_VOCABULARY = 6, 6 + 256
 """The token of byte 0, and the number of tokens."""
 
 SPACE = "▁"
-"""White space in pieces of SentencePiece."""
+"""White space in SentencePiece's pieces."""
 
 LINES, LINE = 500_000, 256
-"""SentencePiece is trained on at most so many lines of at most so many bytes, so 128 MB of text."""
+"""Maximum number and bytes of lines that SentencePiece is trained on: 128 MB of text."""
 
 SPACES = [character.encode() for character in map(chr, range(0x10000)) if character.isspace()]
 """White space in UTF-8, one to three bytes each."""
@@ -37,33 +37,21 @@ WIDE_SPACES = {
     first: np.array([first + bytes([last]) in SPACES for last in range(256)])
     for first in {space[:-1] for space in SPACES if len(space) > 1}
 }
-"""White space of several bytes: which last ones may follow those before."""
+"""White space of several bytes: for its first bytes, whether each last byte completes it."""
 
 NAMES = (("<pad>", "[PAD]"), ("[MASK]", "<mask>"), ("[CLS]", "<cls>", "<s>"), ("[SEP]", "<sep>", "</s>"))
 """Usual names of the special tokens: pad, mask, cls, sep."""
 
 
-def to_tokens(text: str) -> list[int]:
-    """The bytes of a text in UTF-8 as tokens; none are added."""
-    return [FIRST_BYTE + byte for byte in text.encode()]
-
-
-def to_text(tokens: Sequence[int]) -> str:
-    """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
-    return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
-
-
 class Tokenizer(ABC):
-    """Text <-> tokens.
+    """Base of tokenizers.
 
     Attributes:
-        name: "bytes", or the path of the SentencePiece model.
         size: V, number of tokens, special ones included.
         pad, mask, cls, sep: special tokens.
-        byte_counts_V: how many bytes of text, white space not counted, a token stands for; 0 for special ones.
+        byte_counts_V: bytes of text of each token, without white space; 0 for special ones.
     """
 
-    name: str
     size: int
     pad: int
     mask: int
@@ -73,37 +61,33 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> NDArray[np.int32]:
-        """-> tokens [M]; no special ones are added.
-
-        Raises:
-            PerceiversError: the text cannot be written in UTF-8.
-        """
+        """Returns tokens [M], without special ones; raises a PerceiversError if the text is not valid Unicode."""
 
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; special ones are left out, and what is no UTF-8 is replaced by a mark."""
+        """Returns the text of tokens, without special ones; invalid UTF-8 is replaced by a mark."""
 
     @abstractmethod
     def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
-        """-> [B, M], the word of each token, counted from 0 in each row; -1 for what belongs to none.
+        """Returns the word index [B, M] of each token, from 0 in each row; -1 outside of words.
 
-        Words are what white space or special tokens delimit; a row may begin and end within one.
+        Words are delimited by white space or special tokens; a row may begin and end within one.
         """
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Writes to the folder of a saved model what `find_tokenizer` needs there."""
+        """Writes to the folder of a saved model what `find_tokenizer` needs."""
 
 
 class Bytes(Tokenizer):
-    """The bytes of a text in UTF-8, behind 6 special tokens.
+    """The bytes of a text in UTF-8, after 6 special tokens.
 
-    White space is every character that `str.isspace` calls so. If a row has only a part of its bytes, they belong to
-    a word, and `byte_counts_V` takes all those of several bytes for text.
+    White space is defined by `str.isspace`. If a row has only some of the bytes of a white-space character, they belong
+    to a word; `byte_counts_V` counts white space of several bytes as text.
     """
 
     def __init__(self) -> None:
-        self.name, self.size = "bytes", BYTE_VOCABULARY
+        self.size = BYTE_VOCABULARY
         self.pad, self.mask, self.cls, self.sep = PAD, MASK, CLS, SEP
         self.outside_V = np.zeros(BYTE_VOCABULARY, dtype=np.bool_)
         self.outside_V[:FIRST_BYTE] = True
@@ -115,7 +99,7 @@ class Bytes(Tokenizer):
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32) + FIRST_BYTE
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return to_text(tokens)
+        return bytes(token - FIRST_BYTE for token in tokens if token >= FIRST_BYTE).decode(errors="replace")
 
     def words(self, token_BM: NDArray[Any]) -> NDArray[np.int32]:
         outside_BM = self.outside_V[token_BM]
@@ -124,55 +108,45 @@ class Bytes(Tokenizer):
             for first, last_256 in WIDE_SPACES.items():
                 count = len(first)
                 found = byte_BM[:, :-count] == first[0]
-                for place in range(1, count):
-                    found &= byte_BM[:, place : place - count] == first[place]
+                for index in range(1, count):
+                    found &= byte_BM[:, index : index - count] == first[index]
                 if found.any():
                     found &= last_256[byte_BM[:, count:]]
-                    for place in range(count + 1):
-                        outside_BM[:, place : place + found.shape[1]] |= found
+                    for index in range(count + 1):
+                        outside_BM[:, index : index + found.shape[1]] |= found
         return count_words(outside_BM)
 
     def save(self, folder: Path) -> None:
-        """Writes nothing: bytes are known by their number."""
+        """Writes nothing: bytes need no file."""
 
 
 class SentencePiece(Tokenizer):
-    """The pieces of a SentencePiece model, one that `train_tokenizer` wrote or another, such as T5's.
+    """The pieces of a SentencePiece model, written by `train_tokenizer` or another, such as T5's.
 
-    What white space a text has between words, and whether any before and after them, is not encoded; "▁" counts as
-    white space. Special tokens are found by their usual names; those that the file lacks follow its last token.
-
-    Args:
-        file: the model.
+    The amount and kind of white space is not encoded; "▁" counts as white space. Special tokens are found by their
+    usual names; missing ones follow the file's last token.
 
     Raises:
-        PerceiversError: there is no such file, or it is not a SentencePiece model.
+        PerceiversError: the file does not exist or is not a SentencePiece model.
     """
 
     def __init__(self, file: str | Path) -> None:
         require_extra("text")
         from sentencepiece import SentencePieceProcessor
 
-        self.name = str(file)
+        advice = "give 'bytes', or a file that perceivers train-tokenizer wrote"
         try:
             self.content = Path(file).read_bytes()
+            self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # no bytes would mean no model
         except OSError as error:
-            raise PerceiversError(
-                f"{file} cannot be read as a tokenizer ({error.strerror}): "
-                f"give 'bytes', or a file that perceivers train-tokenizer wrote."
-            ) from error
-        try:
-            self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # it takes no bytes for no model
+            raise PerceiversError(f"{file} cannot be read as a tokenizer ({error.strerror}): {advice}.") from error
         except RuntimeError as error:
-            raise PerceiversError(
-                f"{file} is damaged or not a SentencePiece model: "
-                f"give 'bytes', or a file that perceivers train-tokenizer wrote."
-            ) from error
+            raise PerceiversError(f"{file} is damaged or not a SentencePiece model: {advice}.") from error
         names = [self.pieces.id_to_piece(token) for token in range(self.pieces.get_piece_size())]
-        places = {name: token for token, name in enumerate(names)}
+        tokens = {name: token for token, name in enumerate(names)}
         self.size, special = len(names), []
         for usual in NAMES:
-            found = next((places[name] for name in usual if name in places), self.size)
+            found = next((tokens[name] for name in usual if name in tokens), self.size)
             self.size = max(self.size, found + 1)
             special.append(found)
         self.pad, self.mask, self.cls, self.sep = special
@@ -184,7 +158,7 @@ class SentencePiece(Tokenizer):
         for token in np.flatnonzero(~self.special_V).tolist():
             if self.pieces.is_byte(token):
                 self.byte_counts_V[token] = 1
-            elif not self.pieces.is_unknown(token):  # which may stand for any text
+            elif not self.pieces.is_unknown(token):  # the unknown token may stand for any text
                 self.begins_V[token] = names[token].startswith(SPACE)
                 self.byte_counts_V[token] = len(names[token].replace(SPACE, "").encode())
 
@@ -203,11 +177,11 @@ class SentencePiece(Tokenizer):
 
 
 def count_words(outside_BM: NDArray[np.bool_], begins_BM: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
-    """-> [B, M], the word of each token, counted from 0 in each row; -1 for what belongs to none.
+    """Returns the word index [B, M] of each token, from 0 in each row; -1 outside of words.
 
     Args:
-        outside_BM: what belongs to no word.
-        begins_BM: where words begin, besides the first token of a row and those behind what belongs to none.
+        outside_BM: whether a token is outside of words.
+        begins_BM: whether a token begins a word, besides those at the start of a row or after one outside of words.
     """
     start_BM = ~outside_BM
     start_BM[:, 1:] &= outside_BM[:, :-1] if begins_BM is None else outside_BM[:, :-1] | begins_BM[:, 1:]
@@ -218,7 +192,7 @@ def count_words(outside_BM: NDArray[np.bool_], begins_BM: NDArray[np.bool_] | No
 
 
 def check_unicode(text: str) -> None:
-    """Raises a PerceiversError if a text holds half a surrogate pair, which no UTF-8 can say."""
+    """Raises a PerceiversError if a text has half a surrogate pair, which UTF-8 cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -228,31 +202,20 @@ def check_unicode(text: str) -> None:
 
 
 def normalize(text: str) -> str:
-    """The words of a text with one blank between them."""
+    """Returns the words of a text, separated by single blanks."""
     return " ".join(text.replace(SPACE, " ").split())
 
 
 def open_tokenizer(name: str | Path) -> Tokenizer:
-    """The tokenizer of a name.
-
-    Args:
-        name: "bytes", or the file of a SentencePiece model.
-
-    Raises:
-        PerceiversError: there is no such file, or it is not a SentencePiece model.
-    """
+    """Returns the tokenizer of a name: "bytes", or the file of a SentencePiece model."""
     return Bytes() if str(name) == "bytes" else SentencePiece(name)
 
 
 def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a saved model: the one in its folder, or bytes.
-
-    Args:
-        folder: of the model.
-        vocabulary: its number of tokens.
+    """Returns the tokenizer in the folder of a saved model, or bytes.
 
     Raises:
-        PerceiversError: it has none, or another number of tokens.
+        PerceiversError: the folder has no tokenizer for that vocabulary.
     """
     file = folder / TOKENIZER
     if file.exists():
@@ -260,29 +223,30 @@ def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
         if tokenizer.size != vocabulary:
             raise PerceiversError(
                 f"{file} has {tokenizer.size} tokens, but the model in {folder} has {vocabulary}: "
-                f"copy the tokenizer that it was trained with there."
+                f"copy the model's own tokenizer there."
             )
         return tokenizer
     if vocabulary != BYTE_VOCABULARY:
         raise PerceiversError(
             f"{folder} has no {TOKENIZER}, and the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
-            f"copy the tokenizer that it was trained with to {file}."
+            f"copy the model's tokenizer to {file}."
         )
     return Bytes()
 
 
 def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -> None:
-    """Trains a unigram model of pieces of words and of bytes for what they do not cover: no text is lost.
+    """Trains a unigram SentencePiece model with byte fallback, so that no text is lost.
 
-    Texts are cut to lines of 256 bytes at most, of which 500,000 are drawn; the same texts give the same file.
+    Texts are cut into lines of at most 256 bytes, of which at most 500,000 are sampled; the same texts give the same
+    file.
 
     Args:
-        texts: of any length.
-        file: where to write it.
-        vocabulary: number of tokens, with 7 special ones and 256 bytes.
+        texts: texts of any length.
+        file: the file to write.
+        vocabulary: number of tokens, including 7 special ones and 256 bytes.
 
     Raises:
-        PerceiversError: the vocabulary is too large or too small for the texts, or these cannot be read.
+        PerceiversError: the vocabulary is too large or too small for the texts, or a text cannot be read.
     """
     require_extra("text")
     from sentencepiece import SentencePieceTrainer
@@ -290,11 +254,11 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
     content, failures = io.BytesIO(), list[BaseException]()
 
     def lines() -> Iterator[str]:
-        """Keeps what is raised: SentencePiece passes on only its message."""
+        """Keeps exceptions: SentencePiece passes on only their message."""
         try:
             for text in texts:
                 check_unicode(text)
-                yield from cut(text)
+                yield from split_lines(text)
         except (Exception, KeyboardInterrupt) as error:
             failures.append(error)
             raise
@@ -306,7 +270,7 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
             model_type="unigram",
             vocab_size=vocabulary,
             input_sentence_size=LINES,
-            shuffle_input_sentence=True,  # draws them from all, always the same way
+            shuffle_input_sentence=True,  # a random sample, always the same
             byte_fallback=True,
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
@@ -321,12 +285,12 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
     except RuntimeError as error:
         if failures:
             raise failures[0] from None
-        raise PerceiversError(explain(str(error), vocabulary)) from error
+        raise PerceiversError(explain_failure(str(error), vocabulary)) from error
     write(file, lambda path: path.write_bytes(content.getvalue()))
 
 
-def cut(text: str) -> Iterator[str]:
-    """The lines of a text, normalized, in parts of at most `LINE` bytes; cut between words where they have any."""
+def split_lines(text: str) -> Iterator[str]:
+    """Yields the lines of a text, normalized, in parts of at most `LINE` bytes, cut between words if possible."""
     for line in text.splitlines():
         rest = normalize(line).encode()
         start = 0
@@ -342,10 +306,10 @@ def cut(text: str) -> Iterator[str]:
             yield rest[start:].decode()
 
 
-def explain(message: str, vocabulary: int) -> str:
-    """The sentence for what SentencePiece said about a vocabulary."""
+def explain_failure(message: str, vocabulary: int) -> str:
+    """Returns an error message in plain words for SentencePiece's."""
     if largest := re.search(r"value <= (\d+)", message):
-        return f"the text is too little for {vocabulary} tokens: give more, or ask for {largest[1]} at most."
+        return f"there is too little text for {vocabulary} tokens: give more, or ask for at most {largest[1]}."
     if smallest := re.search(r"required_chars\. -?\d+ vs (\d+)", message):
         return f"{vocabulary} tokens are too few: special ones, bytes and the characters of the text are {smallest[1]}."
     if vocabulary < 1:
@@ -356,26 +320,26 @@ def explain(message: str, vocabulary: int) -> str:
 
 
 def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
-    """How many bytes of text, white space not counted, a token stands for on average; 0 without any text."""
+    """Returns the average bytes of text of a token, without white space; 0 without any text."""
     counts = [tokenizer.byte_counts_V[tokenizer.encode(text)] for text in texts]
     return sum(int(count_M.sum()) for count_M in counts) / max(sum(map(len, counts)), 1)
 
 
 def tokenizer_of(model: Model | str | Path, vocabulary: int) -> Tokenizer:
-    """The tokenizer of a model: the one that is saved with it, or bytes.
+    """Returns the tokenizer saved with a model, or bytes.
 
     Args:
         model: a model, or anything that `perceivers.load` takes.
-        vocabulary: its number of tokens.
+        vocabulary: the model's number of tokens.
 
     Raises:
-        PerceiversError: it has none, or another number of tokens.
+        PerceiversError: there is no tokenizer for that vocabulary.
     """
     if not isinstance(model, Model):
         return find_tokenizer(locate(model), vocabulary)
     if vocabulary != BYTE_VOCABULARY:
         raise PerceiversError(
             f"the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
-            f"give the folder that it is saved in, with its tokenizer, in place of the model."
+            f"give the folder of the saved model, with its tokenizer, instead of the model."
         )
     return Bytes()
