@@ -4,10 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 FIELDS = {
+    "curriculum.growing": "curriculum.ramp_fraction",
+    "curriculum.plain": "curriculum.warmup_fraction",
+    "data.held_out": "data.validation_fraction data.validation_pairs",
+    "data.scenes.bending": "data.scenes.shear_scale",
+    "data.scenes.tail": "data.scenes.motion_exponent",
+    "data.scenes.turning": "data.scenes.rotation_scale",
     "model.blocks": "model.num_blocks",
     "model.cross_attends": "model.num_cross_attends",
     "model.cross_widening": "model.cross_widening_factor",
     "model.decoder_widening": "model.decoder_widening_factor",
+    "model.start": "model.initialization",
     "model.widening": "model.widening_factor",
     "optimization.decay": "optimization.decayed_parameters",
     "optimization.flat": "optimization.flat_fraction",

@@ -13,20 +13,20 @@ from perceivers.flow import augmentation as flow_augmentation
 from perceivers.flow.augmentation import (
     FlowAugment,
     FlowAugmentation,
-    colour_matrices,
-    crops,
-    recolour,
-    translations,
-    views,
+    color_matrices,
+    recolor,
+    sample_crops,
+    sample_intervals,
+    sample_linear,
+    translate,
     warp_flow,
-    windows,
 )
 from perceivers.flow.files import read_flow
 
 HEIGHT, WIDTH = FRAME = (52, 60)
 SIZE = (36, 40)
 
-NOTHING = FlowAugmentation(scale=(0.0, 0.0)).times(0)
+NOTHING = FlowAugmentation(scale=(0.0, 0.0)).scaled(0)
 
 SPATIAL = {
     "nothing": {},
@@ -107,7 +107,7 @@ def linear_parts(config, count=200, size=SIZE):
 
 
 def smooth(points):
-    """A smooth texture of two colours at points [2, ...]."""
+    """A smooth texture of two colors at points [2, ...]."""
     x, y = points
     return 0.5 + 0.2 * torch.stack([(0.21 * x + 0.12 * y).sin() + (0.17 * y - 1).cos(), (0.2 * y - 0.14 * x + 2).sin()])
 
@@ -183,12 +183,12 @@ def test_flow_grows_with_the_scale():
 def test_a_quarter_turn_and_a_relative_shift():
     turn = torch.tensor([[[0.0, -1, 5], [1, 0, 0], [0, 0, 1]]], dtype=torch.float64)  # clockwise: right becomes down
     flow = affine_flow([[0.0, 0.0], [0.0, 0.0]], [3.0, 1.0], 6, 4)[None]
-    new = warp_flow(flow, turn, translations(torch.tensor([[0.5, 10.0]], dtype=torch.float64)), (4, 6))
+    new = warp_flow(flow, turn, translate(torch.tensor([[0.5, 10.0]], dtype=torch.float64)), (4, 6))
     torch.testing.assert_close(new[0], torch.tensor([-1 + 0.5, 3 + 10])[:, None, None].expand(2, 4, 6))
 
 
 def test_flow_from_beyond_the_frame_is_unknown():
-    shift = translations(torch.tensor([[2.0, -1.5]], dtype=torch.float64))
+    shift = translate(torch.tensor([[2.0, -1.5]], dtype=torch.float64))
     new = warp_flow(torch.ones(1, 2, 6, 8), shift, torch.eye(3, dtype=torch.float64)[None], (6, 8))
     known = torch.zeros(6, 8, dtype=torch.bool)
     known[:4, 2:] = True  # row 4 is half beyond
@@ -196,8 +196,8 @@ def test_flow_from_beyond_the_frame_is_unknown():
 
 
 def test_no_crop_leaves_its_frame():
-    linear = views(FlowAugmentation(scale=(-3.0, 1.0), stretch=1.0, rotation=180.0), 500)
-    maps = crops(linear, FRAME, SIZE)
+    linear = sample_linear(FlowAugmentation(scale=(-3.0, 1.0), stretch=1.0, rotation=180.0), 500)
+    maps = sample_crops(linear, FRAME, SIZE)
     corners = torch.tensor([[x, y, 1.0] for x in (0, SIZE[1] - 1) for y in (0, SIZE[0] - 1)]).double()
     x, y, _ = (maps.inverse() @ corners.T).unbind(1)
     places = torch.stack([x.flatten(), y.flatten()])
@@ -235,7 +235,7 @@ def test_amounts_fill_their_range(parts, measure, low, high):
     ],
 )
 def test_relative_amounts_fill_their_range_around_the_middle(parts, measure, largest):
-    maps = flow_augmentation.relative_motions(only(**parts), 300, SIZE)
+    maps = flow_augmentation.sample_relative_motions(only(**parts), 300, SIZE)
     values = measure(maps)
     assert values.abs().max() < largest
     assert values.min() < -0.95 * largest
@@ -247,11 +247,13 @@ def test_relative_amounts_fill_their_range_around_the_middle(parts, measure, lar
 
 def test_flips_happen_as_often_as_asked():
     for part, sign in (("flip", lambda a: a[:, 0, 0]), ("vertical_flip", lambda a: a[:, 1, 1])):
-        assert (sign(views(only(**{part: 0.3}), 2000)) < 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+        assert (sign(sample_linear(only(**{part: 0.3}), 2000)) < 0).float().mean().item() == pytest.approx(
+            0.3, abs=0.05
+        )
 
 
 def test_pairs_are_stretched_before_they_are_turned():
-    right, down = views(only(rotation=30.0, stretch=0.5), 100).unbind(2)
+    right, down = sample_linear(only(rotation=30.0, stretch=0.5), 100).unbind(2)
     torch.testing.assert_close((right * down).sum(1), torch.zeros(100).double())
     assert torch.atan2(right[:, 1], right[:, 0]).rad2deg().abs().max() < 30
 
@@ -285,7 +287,7 @@ def test_without_strength_frames_of_that_size_stay():
 def test_strength_is_a_factor_of_every_amount():
     config = FlowAugmentation()
     for field in fields(config):
-        half, full = getattr(config.times(0.5), field.name), getattr(config, field.name)
+        half, full = getattr(config.scaled(0.5), field.name), getattr(config, field.name)
         assert half == ((full[0] / 2, full[1] / 2) if field.name == "scale" else full / 2)
 
 
@@ -333,13 +335,13 @@ def test_erasing_changes_the_second_frame_only():
 
 
 def test_erased_rectangles_are_as_large_as_asked():
-    rows = windows(20.0, 300, 1000)
-    assert rows.shape == (300, flow_augmentation.RECTANGLES, 1000)
+    rows = sample_intervals(20.0, 300, 1000)
+    assert rows.shape == (300, flow_augmentation.MAX_RECTANGLES, 1000)
     sides = rows.sum(-1)[~rows[..., 0] & ~rows[..., -1]]  # not cut at the ends
     assert set(sides.unique().tolist()) == set(range(5, 21))
-    starts = rows.float().argmax(-1)
-    assert starts.max() > 950
-    assert starts.min() < 50
+    begins = rows.float().argmax(-1)
+    assert begins.max() > 950
+    assert begins.min() < 50
 
 
 def test_up_to_three_rectangles_are_erased(monkeypatch):
@@ -356,7 +358,7 @@ def test_up_to_three_rectangles_are_erased(monkeypatch):
 
 
 def occluded(count=30, **parts):
-    """Pairs of one grey each, with flow unknown outside the patches; and what became of them."""
+    """Pairs of one gray each, with flow unknown outside the patches; and what became of them."""
     frames = torch.arange(1, count + 1).div(count + 1)[:, None, None, None, None].expand(count, 2, 3, *FRAME)
     config = only(occlude=0.7, occlude_side=24.0, occlude_motion=6.0, **parts)
     return frames, FlowAugment(config, FRAME)(frames, torch.full((count, 2, *FRAME), nan))
@@ -377,7 +379,7 @@ def test_a_patch_of_another_pair_moves_over_both_frames_exactly():
         ends = ends[:, inside(ends, *FRAME)]
         begins = grid(*FRAME)[:, second] - vector[:, :1]
         begins = begins[:, inside(begins, *FRAME)]
-        # partly the other's colour at the patch's border, fully within
+        # partly the other's color at the patch's border, fully within
         assert (sample_at(second[None].float(), ends) > 0).all()
         assert (sample_at(first[None].float(), begins) > 0).all()
         within += (sample_at(second[None].float(), ends) == 1).sum().item() / first.sum().item() / hit.sum().item()
@@ -407,9 +409,9 @@ def test_a_patch_looks_alike_in_both_frames():
 
 
 def test_patches_have_the_size_asked_for():
-    unit, wave = flow_augmentation.shapes(40.0, 200, (200, 200))
+    unit, wave = flow_augmentation.sample_shapes(40.0, 200, (200, 200))
     unit[:, :2, 2] = -(unit[:, :2, :2] @ torch.full((2,), 99.5).double())  # none is cut
-    area = flow_augmentation.inside(unit, wave, (200, 200), torch.device("cpu")).flatten(1).sum(1)
+    area = flow_augmentation.rasterize(unit, wave, (200, 200), torch.device("cpu")).flatten(1).sum(1)
     torch.testing.assert_close(area.double(), math.pi / unit[:, :2, :2].det().abs(), rtol=0.1, atol=10)
     sides = 2 / torch.linalg.svdvals(unit[:, :2, :2])
     assert sides.min() > 10
@@ -417,15 +419,15 @@ def test_patches_have_the_size_asked_for():
 
 
 def test_patches_are_bent_and_turned_at_random():
-    unit, wave = flow_augmentation.shapes(60.0, 100, (80, 80))
+    unit, wave = flow_augmentation.sample_shapes(60.0, 100, (80, 80))
     cpu = torch.device("cpu")
-    bent, straight = (flow_augmentation.inside(unit, part * wave, (80, 80), cpu) for part in (1, 0))
+    bent, straight = (flow_augmentation.rasterize(unit, part * wave, (80, 80), cpu) for part in (1, 0))
     assert ((bent & straight).sum((1, 2, 3)) / (bent | straight).sum((1, 2, 3)) < 0.9).sum() > 50
     angle = torch.atan2(unit[:, 0, 1], unit[:, 0, 0])
     assert set((angle / (math.pi / 2)).floor().tolist()) == {-2, -1, 0, 1}
 
 
-# colours
+# colors
 
 
 @pytest.mark.parametrize(
@@ -436,9 +438,9 @@ def test_patches_are_bent_and_turned_at_random():
         ("saturation", lambda frames: frames.mean(2, keepdim=True)),
     ],
 )
-def test_factors_of_colours_fill_their_range(part, kept):
+def test_factors_of_colors_fill_their_range(part, kept):
     before = 0.3 + 0.2 * torch.rand(200, 2, 3, 4, 5)
-    after = recolour(only(**{part: 0.4}), before)
+    after = recolor(only(**{part: 0.4}), before)
     old, new = before - kept(before), after - kept(before)
     factors = (new / old).flatten(1).median(1).values
     torch.testing.assert_close(new, factors[:, None, None, None, None] * old, atol=1e-5, rtol=0)
@@ -446,9 +448,9 @@ def test_factors_of_colours_fill_their_range(part, kept):
     assert 1.36 < factors.max() < 1.4
 
 
-def test_hues_turn_around_grey():
+def test_hues_turn_around_gray():
     before = 0.4 + 0.2 * torch.rand(200, 2, 3, 4, 5)
-    after = recolour(only(hue=50.0), before)
+    after = recolor(only(hue=50.0), before)
     torch.testing.assert_close(after.mean(2), before.mean(2))
     old, new = before - before.mean(2, True), after - after.mean(2, True)
     angle = F.cosine_similarity(old, new, dim=2, eps=1e-12).clamp(-1, 1).acos().rad2deg().flatten(1)
@@ -459,22 +461,22 @@ def test_hues_turn_around_grey():
 
 
 def test_a_third_of_a_turn_takes_red_to_green():
-    turned = colour_matrices(torch.ones(1).double(), torch.tensor([120.0]).double())[0]
+    turned = color_matrices(torch.ones(1).double(), torch.tensor([120.0]).double())[0]
     torch.testing.assert_close(turned @ torch.eye(3).double(), torch.eye(3).double()[[2, 0, 1]])
-    grey = colour_matrices(torch.zeros(1).double(), torch.tensor([33.0]).double())[0]
-    torch.testing.assert_close(grey, torch.full((3, 3), 1 / 3).double())
+    gray = color_matrices(torch.zeros(1).double(), torch.tensor([33.0]).double())[0]
+    torch.testing.assert_close(gray, torch.full((3, 3), 1 / 3).double())
 
 
 def test_frames_change_alike_or_not():
     frames = torch.rand(1, 1, 3, *FRAME).expand(300, 2, 3, *FRAME)
-    colours = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 20.0}
+    colors = {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 20.0}
     for asymmetric in (0, 0.4, 1):
-        first, second = recolour(only(**colours, asymmetric=asymmetric), frames).unbind(1)
+        first, second = recolor(only(**colors, asymmetric=asymmetric), frames).unbind(1)
         differ = (first - second).abs().amax((1, 2, 3)) > 1e-3
         assert differ.float().mean().item() == pytest.approx(asymmetric, abs=0.1)
 
 
-def test_colours_stay_in_range():
+def test_colors_stay_in_range():
     frames, _ = FlowAugment(FlowAugmentation(brightness=1.0), SIZE)(
         torch.rand(8, 2, 3, *FRAME), torch.zeros(8, 2, *FRAME)
     )
@@ -559,11 +561,15 @@ def test_amounts_that_make_no_sense_are_refused(parts, message):
 @pytest.mark.parametrize(
     ("frames", "flow", "message"),
     [
-        ((1, 2, 3, 35, 60), (1, 2, 35, 60), "frames of 35 x 60 pixels are too small to cut 36 x 40 pixels out of them"),
-        ((1, 2, 3, 60, 39), (1, 2, 60, 39), "frames of 60 x 39 pixels are too small to cut 36 x 40 pixels"),
+        (
+            (1, 2, 3, 35, 60),
+            (1, 2, 35, 60),
+            "frames of 35 x 60 pixels are smaller than the crop of 36 x 40: use larger frames",
+        ),
+        ((1, 2, 3, 60, 39), (1, 2, 60, 39), "frames of 60 x 39 pixels are smaller than the crop of 36 x 40"),
         ((2, 2, 3, *FRAME), (1, 2, *FRAME), r"frames of shape \(2, 2, 3, 52, 60\) and flow of shape \(1, 2, 52, 60\)"),
-        ((1, 3, 2, *FRAME), (1, 2, *FRAME), "2 frames, 3 colours, height, width"),
-        ((1, 2, 3, *FRAME), (1, *FRAME, 2), "2 frames, 3 colours, height, width"),
+        ((1, 3, 2, *FRAME), (1, 2, *FRAME), "2 frames, 3 colors, height, width"),
+        ((1, 2, 3, *FRAME), (1, *FRAME, 2), "2 frames, 3 colors, height, width"),
     ],
 )
 def test_frames_that_do_not_fit_are_refused(frames, flow, message):

@@ -1,4 +1,4 @@
-"""The local start of small language models, see `perceivers.model.local_start`.
+"""The local start of small language models, see `perceivers.model.local_attention`.
 
 Shape suffixes: S places, C channels, F frequencies, H heads
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import Attention
-from perceivers.model.local_start import LATENT_STD, add_less, align, attentions
+from perceivers.model.local_attention import LATENT_STD, find_attentions, shrink_residual, tie_query_key
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.bert import BERT
 
@@ -34,7 +34,7 @@ def start_locally(model: PerceiverIO | BERT) -> None:
     text.embedding.weight.normal_(std=TOKEN_STD)
     text.positions.table_SF.copy_(POSITION_STD * waves(torch.arange(length), length, channels))
     if isinstance(model, BERT):
-        for attention in attentions(model):
+        for attention in find_attentions(model):
             attend_nearby(attention, length, channels, reach=attention.heads)
         return
     output, encoder = model.outputs["text"], model.encoder
@@ -48,10 +48,10 @@ def start_locally(model: PerceiverIO | BERT) -> None:
     stride = length / count
     output.positions.table_SF.copy_(text.positions.table_SF)
     encoder.latents[:, :channels] = LATENT_STD * waves((torch.arange(count) + 0.5) * stride - 0.5, length, channels)
-    add_less(encoder)
-    for attention in attentions(encoder.cross_attentions):  # a latent's heads share the places that it stands for
+    shrink_residual(encoder)
+    for attention in find_attentions(encoder.cross_attentions):  # a latent's heads share the places that it stands for
         attend_nearby(attention, length, channels, reach=stride)
-    for attention in attentions(model.decoder):  # a query's heads have a latent each
+    for attention in find_attentions(model.decoder):  # a query's heads have a latent each
         attend_nearby(attention, length, channels, reach=stride * attention.heads)
 
 
@@ -69,4 +69,4 @@ def frequencies(length: int, channels: int) -> Tensor:
 def attend_nearby(attention: Attention, length: int, channels: int, reach: float) -> None:
     """Heads look at places of a text that are spread evenly over `reach` around the query's own."""
     distance_H1 = (torch.arange(attention.heads)[:, None] + 0.5) / attention.heads * reach - reach / 2
-    align(attention, slice(channels), slice(channels), distance_H1 * frequencies(length, channels))
+    tie_query_key(attention, slice(channels), slice(channels), distance_H1 * frequencies(length, channels))
