@@ -177,7 +177,7 @@ def test_the_errors_colors():
 
 def test_frames_that_crash_a_method_are_refused():
     for size in ((31, 400), (400, 31)):
-        with pytest.raises(PerceiversError, match="pixels are too small for dense inverse search"):
+        with pytest.raises(PerceiversError, match="pixels are too few for the comparison with DIS"):
             evaluate(optical(), Pairs([random_pair(*size)]), overlap=0, batch_size=64)
     evaluate(optical(), Pairs([random_pair(32, 400)]), overlap=0, batch_size=64)
 

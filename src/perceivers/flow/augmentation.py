@@ -14,23 +14,15 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from perceivers.checks import Checked, Fraction, Range, check_field
 from perceivers.errors import PerceiversError
 
-MAX_RECTANGLES = 3
-"""Maximum number of erased rectangles."""
-
-MIN_PART = 0.25
-"""Minimum size of rectangles and patches as a fraction of their maximum."""
-
-NEGLIGIBLE = 1e-3
-"""Weights of bilinear sampling below this are rounding errors, not neighbors."""
-
-BOUNDARY = 1.0
-"""If sampled and nearest flow differ by more pixels, there is a motion boundary between them."""
-
+MAX_RECTANGLES = 3  # maximum number of erased rectangles
+MIN_PART = 0.25  # minimum size of rectangles and patches as a fraction of their maximum
+NEGLIGIBLE = 1e-3  # weights of bilinear sampling below this are rounding errors, not neighbors
+BOUNDARY = 1.0  # if sampled and nearest flow differ by more pixels, there is a motion boundary between them
 Degrees = Annotated[float, Range(least=0, most=180)]
 
 Amount = Annotated[float, Range(least=0, below=math.inf)]
@@ -98,65 +90,54 @@ class FlowAugmentation(Checked):
         return replace(self, scale=(low * strength, high * strength), **others)
 
 
-class FlowAugment(nn.Module):
-    """Applies a `FlowAugmentation` to batches of pairs and crops them to `size`, with torch's global random numbers.
+@torch.no_grad()
+def augment_pairs(
+    config: FlowAugmentation, size: tuple[int, int], frames_B2CYX: Tensor, flow_B2YX: Tensor, strength: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Changes every pair at random and crops it, with torch's global random numbers.
 
     Args:
         config: the augmentation at full strength.
         size: height and width of the results.
+        frames_B2CYX: [B, 2, 3, Y, X], at least as large as `size`; bytes, or floating point numbers in [0, 1].
+        flow_B2YX: of the first frame, in pixels to the right and down, NaN where unknown.
+        strength: factor of all amounts and probabilities; at 0, pairs are only cropped.
+
+    Returns:
+        The frames, float32 [B, 2, 3, *size] in [0, 1], and their flow, float32 [B, 2, *size], NaN where unknown.
+        Flow is also known where the second frame does not show the content.
+
+    Raises:
+        PerceiversError: shapes do not match, frames are smaller than `size`, or the strength is not from 0 to 1.
     """
+    check_field("strength", strength, 0 <= strength <= 1, "from 0 to 1")
+    check_shapes(size, frames_B2CYX, flow_B2YX)
+    config, count = config.scaled(strength), len(flow_B2YX)
+    with torch.autocast(frames_B2CYX.device.type, enabled=False):
+        frames_B2CYX = frames_B2CYX / 255 if frames_B2CYX.dtype == torch.uint8 else frames_B2CYX.float()
+        first_B33 = sample_crops(sample_linear(config, count), frames_B2CYX.shape[-2:], size)
+        relative_B33 = sample_relative_motions(config, count, size)
+        flow_B2YX = warp_flow(flow_B2YX.float(), first_B33, relative_B33, size)
+        maps = torch.stack([first_B33, relative_B33 @ first_B33], 1).flatten(0, 1)
+        warped_B2CYX = warp(frames_B2CYX.flatten(0, 1), maps, size).unflatten(0, (-1, 2))
+        if config.occlude:
+            warped_B2CYX, flow_B2YX = occlude(config, warped_B2CYX, flow_B2YX, frames_B2CYX[:, 0], first_B33)
+        warped_B2CYX = recolor(config, warped_B2CYX)
+        return erase(config, warped_B2CYX) if config.erase else warped_B2CYX, flow_B2YX
 
-    def __init__(self, config: FlowAugmentation, size: tuple[int, int]) -> None:
-        super().__init__()
-        check_field("size", size, min(size) >= 2, "height and width, at least 2 pixels")
-        self.config = config
-        self.size = (size[0], size[1])
 
-    @torch.no_grad()
-    def forward(self, frames_B2CYX: Tensor, flow_B2YX: Tensor, strength: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Changes every pair at random.
-
-        Args:
-            frames_B2CYX: [B, 2, 3, Y, X], at least as large as `size`; bytes, or floating point numbers in [0, 1].
-            flow_B2YX: of the first frame, in pixels to the right and down, NaN where unknown.
-            strength: factor of all amounts and probabilities; at 0, pairs are only cropped.
-
-        Returns:
-            The frames, float32 [B, 2, 3, *size] in [0, 1], and their flow, float32 [B, 2, *size], NaN where unknown.
-            Flow is also known where the second frame does not show the content.
-
-        Raises:
-            PerceiversError: shapes do not match, frames are smaller than `size`, or the strength is not from 0 to 1.
-        """
-        check_field("strength", strength, 0 <= strength <= 1, "from 0 to 1")
-        self.check_shapes(frames_B2CYX, flow_B2YX)
-        config, count = self.config.scaled(strength), len(flow_B2YX)
-        with torch.autocast(frames_B2CYX.device.type, enabled=False):
-            frames_B2CYX = frames_B2CYX / 255 if frames_B2CYX.dtype == torch.uint8 else frames_B2CYX.float()
-            first_B33 = sample_crops(sample_linear(config, count), frames_B2CYX.shape[-2:], self.size)
-            relative_B33 = sample_relative_motions(config, count, self.size)
-            flow_B2YX = warp_flow(flow_B2YX.float(), first_B33, relative_B33, self.size)
-            maps = torch.stack([first_B33, relative_B33 @ first_B33], 1).flatten(0, 1)
-            warped = warp(frames_B2CYX.flatten(0, 1), maps, self.size).unflatten(0, (-1, 2))
-            if config.occlude:
-                warped, flow_B2YX = occlude(config, warped, flow_B2YX, frames_B2CYX[:, 0], first_B33)
-            warped = recolor(config, warped)
-            if config.erase:
-                warped = erase(config, warped)
-        return warped, flow_B2YX
-
-    def check_shapes(self, frames_B2CYX: Tensor, flow_B2YX: Tensor) -> None:
-        """Raises a PerceiversError unless frames and flow can be cropped."""
-        height, width = frames_B2CYX.shape[-2:]
-        batch = len(flow_B2YX)
-        if frames_B2CYX.shape != (batch, 2, 3, height, width) or flow_B2YX.shape != (batch, 2, height, width):
-            raise PerceiversError(
-                f"frames of shape {tuple(frames_B2CYX.shape)} and flow of shape {tuple(flow_B2YX.shape)} were given: "
-                "[batch, 2 frames, 3 colors, height, width] and [batch, 2, height, width] are expected."
-            )
-        if height < self.size[0] or width < self.size[1]:
-            sizes = f"frames of {height} x {width} pixels are smaller than the crop of {self.size[0]} x {self.size[1]}"
-            raise PerceiversError(f"{sizes}: use larger frames or a smaller size.")
+def check_shapes(size: tuple[int, int], frames_B2CYX: Tensor, flow_B2YX: Tensor) -> None:
+    """Raises a PerceiversError unless pairs can be cropped to this size."""
+    check_field("size", size, min(size) >= 2, "height and width, at least 2 pixels")
+    batch, (height, width) = len(flow_B2YX), frames_B2CYX.shape[-2:]
+    if frames_B2CYX.shape != (batch, 2, 3, height, width) or flow_B2YX.shape != (batch, 2, height, width):
+        raise PerceiversError(
+            f"frames of shape {tuple(frames_B2CYX.shape)} and flow of shape {tuple(flow_B2YX.shape)} were given: "
+            "[batch, 2 frames, 3 colors, height, width] and [batch, 2, height, width] are expected."
+        )
+    if height < size[0] or width < size[1]:
+        sizes = f"frames of {height} x {width} pixels are smaller than the crop of {size[0]} x {size[1]}"
+        raise PerceiversError(f"{sizes}: use larger frames or a smaller size.")
 
 
 # random numbers and maps of points, float64 on the CPU

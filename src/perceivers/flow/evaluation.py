@@ -32,17 +32,10 @@ from perceivers.model.saving import write
 Method = Callable[[Tensor], Tensor]
 """Estimates the flow, float32 [2, Y, X], of two frames, bytes [2, 3, Y, X]."""
 
-MODEL = "model"
-"""The model's name among the methods."""
-
-NO_INITIAL_FLOW: Any = None
-"""OpenCV's methods need no initial flow, unlike their type hints."""
-
-DIS_MIN_SIZE = 32
-"""Minimum number of rows and columns: OpenCV crashes on wide frames with fewer rows."""
-
-ERROR_SCALE = 5
-"""End-point error in pixels that has full color; the same in all pictures, for comparison."""
+MODEL = "model"  # the model's name among the methods
+NO_INITIAL_FLOW: Any = None  # OpenCV's methods need no initial flow, unlike their type hints
+DIS_MIN_SIZE = 32  # minimum number of rows and columns: OpenCV crashes on wide frames with fewer rows
+ERROR_SCALE = 5  # end-point error in pixels that has full color; the same in all pictures, for comparison
 ERROR_COLOR = (200, 0, 0)
 
 

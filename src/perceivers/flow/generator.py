@@ -33,8 +33,7 @@ TEXTURES, SHAPES = 384, 512
 EXPOSURE, MOMENTS = 0.5, 5
 """Motion blur: exposure as a fraction of the time between frames, and the number of moments that are averaged."""
 
-VALIDATION_STEP = 20
-"""Every 20th pair that is written is for validation."""
+VALIDATION_STEP = 20  # every 20th pair that is written is for validation
 
 
 class ScenePairs(NamedTuple):

@@ -21,12 +21,8 @@ from tqdm import tqdm
 from perceivers.data.image_files import SUFFIXES, read_frame
 from perceivers.errors import PerceiversError
 
-TEXTURE_SIZE = 320
-"""Side of a texture in pixels."""
-
-SHAPE_SIZE = 128
-"""Side of a shape's map of distances."""
-
+TEXTURE_SIZE = 320  # side of a texture in pixels
+SHAPE_SIZE = 128  # side of a shape's map of distances
 PHOTOGRAPHS = [
     *("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "immunohistochemistry"),
     *("moon", "retina", "rocket"),

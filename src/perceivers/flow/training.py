@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from perceivers.checks import Checked, Count, Fraction, check_field
 from perceivers.flow import commands
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.augmentation import FlowAugment, FlowAugmentation
+from perceivers.flow.augmentation import FlowAugmentation, augment_pairs
 from perceivers.flow.data import FlowData
 from perceivers.flow.estimate import OVERLAP, estimate_tiled
 from perceivers.flow.generator import FlowGenerator
@@ -123,7 +123,7 @@ class FlowEstimator(Learner):
         frames = model.inputs["frames"]
         assert isinstance(frames, FramePairInput)
         self.size = frames.size
-        self.augment = FlowAugment(augmentation or FlowAugmentation(), self.size)
+        self.augmentation = augmentation or FlowAugmentation()
         self.curriculum = curriculum or Curriculum()
         self.scenes = scenes
         self.generator: FlowGenerator | None = None
@@ -140,7 +140,7 @@ class FlowEstimator(Learner):
         frames, flow = self.make_pairs(batch, self.curriculum.is_warmup(progress))
         strength = self.curriculum.strength(progress)
         if strength or frames.shape[-2:] != self.size:
-            frames, flow = self.augment(frames, flow, strength)
+            frames, flow = augment_pairs(self.augmentation, self.size, frames, flow, strength)
         self.log("augmentation", strength)
         return self.compute_error(frames, flow)
 
