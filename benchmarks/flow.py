@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.errors import PerceiversError
-from perceivers.flow.data import HELD_OUT
-from perceivers.flow.datasets import open_all
+from perceivers.flow.data import VALIDATION_SEED
+from perceivers.flow.datasets import open_all_layouts
 from perceivers.flow.generator import FlowGenerator
-from perceivers.flow.pictures import flow_picture, to_image
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.pictures import draw_flow, to_image
+from perceivers.flow.scenes import SceneConfig
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 
@@ -38,17 +38,17 @@ MINI = ROOT / "runs/flow_mini"
 
 ABLATION = {
     "as in mini.yaml": [],
-    "no first phase": ["--curriculum.plain=0", "--curriculum.growing=0.9"],
-    "no local start": ["--model.start=normal"],
-    "neither": ["--curriculum.plain=0", "--curriculum.growing=0.9", "--model.start=normal"],
+    "no first phase": ["--curriculum.warmup_fraction=0", "--curriculum.ramp_fraction=0.9"],
+    "no local start": ["--model.initialization=normal"],
+    "neither": ["--curriculum.warmup_fraction=0", "--curriculum.ramp_fraction=0.9", "--model.initialization=normal"],
 }
 """What is changed in each run."""
 
 SCENES = {
-    "generated, motion 3": Scenes(motion=3.0),
-    "generated, motion 10": Scenes(motion=10.0),
-    "generated, motion 10, tail 2": Scenes(motion=10.0, tail=2.0),
-    "generated, motion 40": Scenes(motion=40.0),
+    "generated, motion 3": SceneConfig(motion=3.0),
+    "generated, motion 10": SceneConfig(motion=10.0),
+    "generated, motion 10, tail 2": SceneConfig(motion=10.0, motion_exponent=2.0),
+    "generated, motion 40": SceneConfig(motion=40.0),
 }
 """Whose lengths of flow are compared with those of real pairs."""
 
@@ -85,9 +85,9 @@ def histogram(folders: list[Path]) -> str:
         "| pixels | mean | " + " | ".join([*bounds, f"{EDGES[-2]:g} or more"]) + " |",
         "| --- |" + " --- |" * len(EDGES),
     ]
-    lengths = {name: FlowGenerator(scenes).pairs(range(100)).forward.norm(dim=1) for name, scenes in SCENES.items()}
+    lengths = {name: FlowGenerator(scenes).generate(range(100)).forward.norm(dim=1) for name, scenes in SCENES.items()}
     for folder in folders:
-        for pairs in open_all(folder):
+        for pairs in open_all_layouts(folder):
             flows = [pairs[index].flow.norm(dim=0).flatten() for index in range(len(pairs))]
             lengths[f"{pairs.layout}, {len(pairs)} pair{'s' if len(pairs) > 1 else ''}"] = torch.cat(flows)
     for name, found in lengths.items():
@@ -98,11 +98,11 @@ def histogram(folders: list[Path]) -> str:
 
 def draw_scenes(file: Path, count: int = 4) -> None:
     """Frames, flow and hidden content of some held-out scenes."""
-    pairs = FlowGenerator(Scenes(size=(240, 320))).pairs(range(HELD_OUT, HELD_OUT + count))
+    pairs = FlowGenerator(SceneConfig(size=(240, 320))).generate(range(VALIDATION_SEED, VALIDATION_SEED + count))
     rows = []
     for frames, flow, occluded in zip(pairs.frames, pairs.forward, pairs.occluded, strict=True):
         first, second = (255 * frames).round().byte()
-        rows.append(torch.cat([first, second, flow_picture(flow), 255 * occluded.byte().expand(3, -1, -1)], -1))
+        rows.append(torch.cat([first, second, draw_flow(flow), 255 * occluded.byte().expand(3, -1, -1)], -1))
     to_image(torch.cat(rows, -2)).resize((960, 720 * count // 4), Image.Resampling.LANCZOS).save(file)
 
 

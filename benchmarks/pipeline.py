@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from perceivers.flow.generator import FlowGenerator
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.scenes import SceneConfig
 from perceivers.text.stream import Stream, StreamedText, StreamLoader, TextData
 from perceivers.text.tokenizers import Bytes
 
@@ -35,10 +35,10 @@ def bytes_per_second(batches: int = 400) -> float:
 
 def pairs_per_second(device: str, pairs: int = 64) -> float:
     """Pairs of 368 x 496 pixels a second that are generated."""
-    generator = FlowGenerator(Scenes(), device)
-    generator.pairs(range(pairs))
+    generator = FlowGenerator(SceneConfig(), device)
+    generator.generate(range(pairs))
     started = time.perf_counter()
-    float(generator.pairs(range(pairs, 2 * pairs)).forward.sum())  # waits for the device
+    float(generator.generate(range(pairs, 2 * pairs)).forward.sum())  # waits for the device
     return pairs / (time.perf_counter() - started)
 
 

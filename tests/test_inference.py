@@ -6,7 +6,7 @@ import torch
 from perceivers import PerceiversError
 from perceivers.clips.classify import classify_clip
 from perceivers.clips.reconstruct import autoencode
-from perceivers.flow.estimate import flow
+from perceivers.flow.estimate import estimate_flow
 from perceivers.images.classify import classify_image
 from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.text.classify import classify_text
@@ -97,7 +97,7 @@ def ask(tmp_path):
     by_name = {
         "fill-mask": lambda model, **how: fill_mask(model, "ab[MASK*2]c", top=256, **how).candidates,
         "classify-text": lambda model, **how: classify_text(model, ["a text"], **how),
-        "flow": lambda model, **how: flow(model, *frames, **how),
+        "flow": lambda model, **how: estimate_flow(model, *frames, **how),
         "classify-image": lambda model, **how: classify_image(model, [tmp_path / "image.png"], **how),
         "classify-clip": lambda model, **how: classify_clip(model, [clip], **how),
         "autoencode": lambda model, **how: autoencode(model, clip, **how),

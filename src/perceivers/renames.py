@@ -4,11 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 FIELDS = {
+    "curriculum.growing": "curriculum.ramp_fraction",
+    "curriculum.plain": "curriculum.warmup_fraction",
     "data.decoded": "data.max_masked_fraction",
     "data.documents": "data.documents_per_pack",
     "data.evaluated": "data.eval_windows",
-    "data.held_out": "data.validation_fraction",
+    "data.held_out": "data.validation_fraction data.validation_pairs",
     "data.masked": "data.mask_rate",
+    "data.scenes.bending": "data.scenes.shear_scale",
+    "data.scenes.tail": "data.scenes.motion_exponent",
+    "data.scenes.turning": "data.scenes.rotation_scale",
     "data.steps": "data.steps_per_epoch",
     "model.blocks": "model.num_blocks",
     "model.cross_attends": "model.num_cross_attends",
@@ -22,7 +27,7 @@ FIELDS = {
     "optimization.name": "optimization.optimizer",
     "training.accumulate": "training.accumulate_grad_batches",
 }
-"""Fields of configs."""
+"""Fields of configs; more than one new name where experiments differ."""
 
 MODULES = {
     "ArrayInput ArrayOutput": "adapters.array",

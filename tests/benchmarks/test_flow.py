@@ -8,7 +8,7 @@ from benchmarks.flow import ABLATION, CONFIG, EDGES, ablation, histogram, parts
 from benchmarks.side_by_side import curve
 from perceivers.flow import generator as flow_generator
 from perceivers.flow.generator import write_scenes
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.scenes import SceneConfig
 from perceivers.training.config import read_config
 
 
@@ -21,8 +21,10 @@ def test_lengths_are_counted_between_bounds_without_those_not_known():
 def test_the_table_of_lengths_has_generated_and_real_pairs(tmp_path, monkeypatch):
     monkeypatch.setattr(flow_generator, "TEXTURES", 4)
     monkeypatch.setattr(flow_generator, "SHAPES", 4)
-    monkeypatch.setattr(flow, "SCENES", {"slow": Scenes((16, 24), motion=1.0), "fast": Scenes((16, 24), motion=20.0)})
-    write_scenes(Scenes((16, 24), motion=0.0), tmp_path / "still", 2)
+    monkeypatch.setattr(
+        flow, "SCENES", {"slow": SceneConfig((16, 24), motion=1.0), "fast": SceneConfig((16, 24), motion=20.0)}
+    )
+    write_scenes(SceneConfig((16, 24), motion=0.0), tmp_path / "still", 2)
     rows = [row.strip("| ").split(" | ") for row in histogram([tmp_path / "still"]).splitlines()]
     assert [row[0] for row in rows[2:]] == ["slow", "fast", "flyingchairs, 2 pairs"]
     slow, fast, still = (float(row[1]) for row in rows[2:])
@@ -34,8 +36,8 @@ def test_the_table_of_lengths_has_generated_and_real_pairs(tmp_path, monkeypatch
 def test_every_run_of_the_ablation_is_a_config():
     for name, overrides in ABLATION.items():
         config = read_config(CONFIG, overrides)
-        assert (config.curriculum.plain == 0) == (name in ("no first phase", "neither"))
-        assert (config.model.start == "normal") == (name in ("no local start", "neither"))
+        assert (config.curriculum.warmup_fraction == 0) == (name in ("no first phase", "neither"))
+        assert (config.model.initialization == "normal") == (name in ("no local start", "neither"))
 
 
 def test_the_ablation_is_read_from_its_runs(tmp_path):

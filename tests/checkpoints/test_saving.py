@@ -7,7 +7,7 @@ import torch
 import perceivers
 from perceivers import LearnedPositions, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
-from perceivers.flow.estimate import SHIPPED
+from perceivers.flow.estimate import BUNDLED_MODEL
 
 
 @pytest.fixture
@@ -77,9 +77,9 @@ def test_classes_of_a_script_are_known_by_their_name(tmp_path):
 
 def test_folders_of_the_release_before_are_read(tmp_path):
     """Their configs name classes without modules; the flow model that is shipped was saved so."""
-    config = json.loads((SHIPPED / "config.json").read_text())
+    config = json.loads((BUNDLED_MODEL / "config.json").read_text())
     assert (config["version"], config["model"]["class"]) == (1, "PerceiverIO")
-    model = perceivers.load(SHIPPED)
+    model = perceivers.load(BUNDLED_MODEL)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_421_136
     model.save(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())

@@ -1,6 +1,7 @@
 import contextlib
 import math
 from dataclasses import fields
+from functools import partial
 
 import pytest
 import torch
@@ -11,22 +12,22 @@ from perceivers import PerceiversError
 from perceivers.data.image_files import read_frame
 from perceivers.flow import augmentation as flow_augmentation
 from perceivers.flow.augmentation import (
-    FlowAugment,
     FlowAugmentation,
+    augment_pairs,
     color_matrices,
-    crops,
     recolor,
-    translations,
-    views,
+    sample_crops,
+    sample_intervals,
+    sample_linear,
+    translate,
     warp_flow,
-    windows,
 )
 from perceivers.flow.files import read_flow
 
 HEIGHT, WIDTH = FRAME = (52, 60)
 SIZE = (36, 40)
 
-NOTHING = FlowAugmentation(scale=(0.0, 0.0)).times(0)
+NOTHING = FlowAugmentation(scale=(0.0, 0.0)).scaled(0)
 
 SPATIAL = {
     "nothing": {},
@@ -102,7 +103,7 @@ def apply(map_32, points):
 
 def linear_parts(config, count=200, size=SIZE):
     """Of the maps from first frames to their images, [B, 2, 2]."""
-    frames, _ = FlowAugment(config, size)(ramps(count), torch.zeros(count, 2, *FRAME))
+    frames, _ = augment_pairs(config, size, ramps(count), torch.zeros(count, 2, *FRAME))
     return torch.stack([fitted(sources(frame))[:2].T.inverse() for frame in frames[:, 0]])
 
 
@@ -118,7 +119,7 @@ def smooth(points):
 @pytest.mark.parametrize("parts", SPATIAL.values(), ids=SPATIAL)
 def test_affine_flow_stays_exact(parts):
     flow = affine_flow([[0.05, -0.11], [0.08, 0.13]], [-3.0, 5.5])
-    frames, got = FlowAugment(only(**parts), SIZE)(ramps(12), flow.expand(12, 2, *FRAME))
+    frames, got = augment_pairs(only(**parts), SIZE, ramps(12), flow.expand(12, 2, *FRAME))
     for (first, second), new in zip(frames, got, strict=True):
         begin = sources(first)
         end = begin + sample_at(flow, begin)
@@ -135,7 +136,7 @@ def test_the_second_frame_at_the_end_of_the_flow_is_the_first(parts):
     marked = torch.zeros(1, *FRAME)  # what is sampled as 1 is not from beyond the second frame
     marked[:, 1:-1, 1:-1] = 1
     frames = torch.stack([torch.cat([smooth(grid(*FRAME)), marked]), torch.cat([smooth(back), marked])])
-    frames, got = FlowAugment(only(**parts), SIZE)(frames.expand(12, 2, 3, *FRAME), flow.expand(12, 2, *FRAME))
+    frames, got = augment_pairs(only(**parts), SIZE, frames.expand(12, 2, 3, *FRAME), flow.expand(12, 2, *FRAME))
     compared = 0
     for (first, second), new in zip(frames, got, strict=True):
         ends = grid(*SIZE) + new
@@ -156,7 +157,7 @@ def test_real_pairs_match_as_well_as_before(shared_data):
         seen = inside(ends, *flow.shape[1:]) & ~flow[0].isnan()
         return (sample_at(pair[1], ends) - pair[0])[:, seen].abs().mean().item()
 
-    augment = FlowAugment(only(**SPATIAL["all"] | {"relative_translation": 20.0}), (288, 384))
+    augment = partial(augment_pairs, only(**SPATIAL["all"] | {"relative_translation": 20.0}), (288, 384))
     pairs = zip(*augment(frames.expand(3, *frames.shape), flow.expand(3, *flow.shape)), strict=True)
     before = difference(frames, flow)
     for pair, new in pairs:
@@ -167,7 +168,7 @@ def test_real_pairs_match_as_well_as_before(shared_data):
 @pytest.mark.parametrize(("part", "axis"), [("flip", -1), ("vertical_flip", -2)])
 def test_flips_mirror_frames_and_flow(part, axis):
     frames, flow = torch.rand(3, 2, 3, *FRAME), torch.randn(3, 2, *FRAME) * 0.2
-    got, new = FlowAugment(only(**{part: 1.0}), FRAME)(frames, flow)
+    got, new = augment_pairs(only(**{part: 1.0}), FRAME, frames, flow)
     sign = torch.tensor([-1.0, 1.0] if part == "flip" else [1.0, -1.0])[:, None, None]
     torch.testing.assert_close(got, frames.flip(axis), atol=1e-4, rtol=0)
     torch.testing.assert_close(new, flow.flip(axis) * sign, atol=1e-4, rtol=0)
@@ -176,19 +177,19 @@ def test_flips_mirror_frames_and_flow(part, axis):
 def test_flow_grows_with_the_scale():
     flow = torch.tensor([3.0, -2.0])[:, None, None].expand(2, 2, *FRAME)
     for strength, factor in ((1, 2), (0.5, math.sqrt(2))):
-        _, new = FlowAugment(only(scale=(1.0, 1.0)), SIZE)(torch.rand(2, 2, 3, *FRAME), flow, strength)
+        _, new = augment_pairs(only(scale=(1.0, 1.0)), SIZE, torch.rand(2, 2, 3, *FRAME), flow, strength)
         torch.testing.assert_close(new, flow[..., : SIZE[0], : SIZE[1]] * factor)
 
 
 def test_a_quarter_turn_and_a_relative_shift():
     turn = torch.tensor([[[0.0, -1, 5], [1, 0, 0], [0, 0, 1]]], dtype=torch.float64)  # clockwise: right becomes down
     flow = affine_flow([[0.0, 0.0], [0.0, 0.0]], [3.0, 1.0], 6, 4)[None]
-    new = warp_flow(flow, turn, translations(torch.tensor([[0.5, 10.0]], dtype=torch.float64)), (4, 6))
+    new = warp_flow(flow, turn, translate(torch.tensor([[0.5, 10.0]], dtype=torch.float64)), (4, 6))
     torch.testing.assert_close(new[0], torch.tensor([-1 + 0.5, 3 + 10])[:, None, None].expand(2, 4, 6))
 
 
 def test_flow_from_beyond_the_frame_is_unknown():
-    shift = translations(torch.tensor([[2.0, -1.5]], dtype=torch.float64))
+    shift = translate(torch.tensor([[2.0, -1.5]], dtype=torch.float64))
     new = warp_flow(torch.ones(1, 2, 6, 8), shift, torch.eye(3, dtype=torch.float64)[None], (6, 8))
     known = torch.zeros(6, 8, dtype=torch.bool)
     known[:4, 2:] = True  # row 4 is half beyond
@@ -196,8 +197,8 @@ def test_flow_from_beyond_the_frame_is_unknown():
 
 
 def test_no_crop_leaves_its_frame():
-    linear = views(FlowAugmentation(scale=(-3.0, 1.0), stretch=1.0, rotation=180.0), 500)
-    maps = crops(linear, FRAME, SIZE)
+    linear = sample_linear(FlowAugmentation(scale=(-3.0, 1.0), stretch=1.0, rotation=180.0), 500)
+    maps = sample_crops(linear, FRAME, SIZE)
     corners = torch.tensor([[x, y, 1.0] for x in (0, SIZE[1] - 1) for y in (0, SIZE[0] - 1)]).double()
     x, y, _ = (maps.inverse() @ corners.T).unbind(1)
     places = torch.stack([x.flatten(), y.flatten()])
@@ -235,7 +236,7 @@ def test_amounts_fill_their_range(parts, measure, low, high):
     ],
 )
 def test_relative_amounts_fill_their_range_around_the_middle(parts, measure, largest):
-    maps = flow_augmentation.relative_motions(only(**parts), 300, SIZE)
+    maps = flow_augmentation.sample_relative_motions(only(**parts), 300, SIZE)
     values = measure(maps)
     assert values.abs().max() < largest
     assert values.min() < -0.95 * largest
@@ -247,11 +248,13 @@ def test_relative_amounts_fill_their_range_around_the_middle(parts, measure, lar
 
 def test_flips_happen_as_often_as_asked():
     for part, sign in (("flip", lambda a: a[:, 0, 0]), ("vertical_flip", lambda a: a[:, 1, 1])):
-        assert (sign(views(only(**{part: 0.3}), 2000)) < 0).float().mean().item() == pytest.approx(0.3, abs=0.05)
+        assert (sign(sample_linear(only(**{part: 0.3}), 2000)) < 0).float().mean().item() == pytest.approx(
+            0.3, abs=0.05
+        )
 
 
 def test_pairs_are_stretched_before_they_are_turned():
-    right, down = views(only(rotation=30.0, stretch=0.5), 100).unbind(2)
+    right, down = sample_linear(only(rotation=30.0, stretch=0.5), 100).unbind(2)
     torch.testing.assert_close((right * down).sum(1), torch.zeros(100).double())
     assert torch.atan2(right[:, 1], right[:, 0]).rad2deg().abs().max() < 30
 
@@ -262,7 +265,7 @@ def test_pairs_are_stretched_before_they_are_turned():
 def test_without_strength_only_a_part_is_cut_out():
     frames, flow = torch.rand(40, 2, 3, 8, 9), torch.randn(40, 2, 8, 9)
     flow[(torch.rand(40, 1, 8, 9) < 0.2).expand_as(flow)] = nan
-    got, new = FlowAugment(FlowAugmentation(), (6, 6))(frames, flow, strength=0)
+    got, new = augment_pairs(FlowAugmentation(), (6, 6), frames, flow, strength=0)
     places = set()
     for index in range(40):
         parts = {(y, x): frames[index, :, :, y : y + 6, x : x + 6] for y in range(3) for x in range(4)}
@@ -277,7 +280,7 @@ def test_without_strength_only_a_part_is_cut_out():
 
 def test_without_strength_frames_of_that_size_stay():
     frames, flow = torch.randint(256, (3, 2, 3, *FRAME), dtype=torch.uint8), 9 * torch.randn(3, 2, *FRAME)
-    got, new = FlowAugment(FlowAugmentation(), FRAME)(frames, flow, strength=0)
+    got, new = augment_pairs(FlowAugmentation(), FRAME, frames, flow, strength=0)
     torch.testing.assert_close(got, frames / 255, atol=1e-4, rtol=0)
     torch.testing.assert_close(new, flow, atol=1e-3, rtol=0)
 
@@ -285,7 +288,7 @@ def test_without_strength_frames_of_that_size_stay():
 def test_strength_is_a_factor_of_every_amount():
     config = FlowAugmentation()
     for field in fields(config):
-        half, full = getattr(config.times(0.5), field.name), getattr(config, field.name)
+        half, full = getattr(config.scaled(0.5), field.name), getattr(config, field.name)
         assert half == ((full[0] / 2, full[1] / 2) if field.name == "scale" else full / 2)
 
 
@@ -295,7 +298,7 @@ def test_strength_is_a_factor_of_every_amount():
 def test_what_is_unknown_does_not_leak():
     flow = 40 + 0.1 * torch.randn(6, 2, *FRAME)
     holes = torch.rand(6, 2, *FRAME) < 0.05  # also of one direction only
-    augment = FlowAugment(only(**SPATIAL["all"]), SIZE)
+    augment = partial(augment_pairs, only(**SPATIAL["all"]), SIZE)
     torch.manual_seed(1)
     _, known = augment(ramps(6), flow)
     torch.manual_seed(1)
@@ -312,7 +315,7 @@ def test_what_is_unknown_does_not_leak():
 def test_motions_are_not_mixed_at_their_boundary():
     flow = torch.zeros(1, 2, *FRAME)
     flow[..., 30:] = 20
-    _, new = FlowAugment(only(scale=(0.6, 0.6)), SIZE)(ramps(1), flow)
+    _, new = augment_pairs(only(scale=(0.6, 0.6)), SIZE, ramps(1), flow)
     assert set((new / 2**0.6).unique().mul(1e3).round().tolist()) == {0, 20e3}
 
 
@@ -321,7 +324,7 @@ def test_motions_are_not_mixed_at_their_boundary():
 
 def test_erasing_changes_the_second_frame_only():
     frames, flow = torch.rand(60, 2, 3, *FRAME), torch.randn(60, 2, *FRAME)
-    got, new = FlowAugment(only(erase=0.6, erase_side=20.0), FRAME)(frames, flow)
+    got, new = augment_pairs(only(erase=0.6, erase_side=20.0), FRAME, frames, flow)
     torch.testing.assert_close(got[:, 0], frames[:, 0], atol=1e-4, rtol=0)
     torch.testing.assert_close(new, flow, atol=1e-3, rtol=0)
     erased = ((got - frames)[:, 1].abs() > 1e-4).any(1)
@@ -333,20 +336,20 @@ def test_erasing_changes_the_second_frame_only():
 
 
 def test_erased_rectangles_are_as_large_as_asked():
-    rows = windows(20.0, 300, 1000)
-    assert rows.shape == (300, flow_augmentation.RECTANGLES, 1000)
+    rows = sample_intervals(20.0, 300, 1000)
+    assert rows.shape == (300, flow_augmentation.MAX_RECTANGLES, 1000)
     sides = rows.sum(-1)[~rows[..., 0] & ~rows[..., -1]]  # not cut at the ends
     assert set(sides.unique().tolist()) == set(range(5, 21))
-    starts = rows.float().argmax(-1)
-    assert starts.max() > 950
-    assert starts.min() < 50
+    begins = rows.float().argmax(-1)
+    assert begins.max() > 950
+    assert begins.min() < 50
 
 
 def test_up_to_three_rectangles_are_erased(monkeypatch):
     def diagonal(side, count, size):
         return torch.eye(3, size, dtype=torch.bool).repeat(count, 1, 1)
 
-    monkeypatch.setattr(flow_augmentation, "windows", diagonal)
+    monkeypatch.setattr(flow_augmentation, "sample_intervals", diagonal)
     frames = torch.rand(200, 2, 3, 8, 8)
     erased = (flow_augmentation.erase(only(erase=1.0), frames) != frames)[:, 1].any(1)
     assert set(erased.sum((1, 2)).tolist()) == {1, 2, 3}
@@ -359,7 +362,7 @@ def occluded(count=30, **parts):
     """Pairs of one gray each, with flow unknown outside the patches; and what became of them."""
     frames = torch.arange(1, count + 1).div(count + 1)[:, None, None, None, None].expand(count, 2, 3, *FRAME)
     config = only(occlude=0.7, occlude_side=24.0, occlude_motion=6.0, **parts)
-    return frames, FlowAugment(config, FRAME)(frames, torch.full((count, 2, *FRAME), nan))
+    return frames, augment_pairs(config, FRAME, frames, torch.full((count, 2, *FRAME), nan))
 
 
 def test_a_patch_of_another_pair_moves_over_both_frames_exactly():
@@ -393,7 +396,7 @@ def test_a_patch_looks_alike_in_both_frames():
     plain = torch.full_like(texture, 0)
     frames = torch.stack([plain, texture] * 4)[:, None].expand(8, 2, 3, *FRAME)
     config = only(occlude=1.0, occlude_side=24.0, occlude_motion=4.0, rotation=20.0, scale=(0.2, 0.5))
-    got, flow = FlowAugment(config, SIZE)(frames, torch.full((8, 2, *FRAME), nan))
+    got, flow = augment_pairs(config, SIZE, frames, torch.full((8, 2, *FRAME), nan))
     compared = 0
     for (first, second), new in zip(got[::2], flow[::2], strict=True):
         patch = ~new[0].isnan()
@@ -407,9 +410,9 @@ def test_a_patch_looks_alike_in_both_frames():
 
 
 def test_patches_have_the_size_asked_for():
-    unit, wave = flow_augmentation.shapes(40.0, 200, (200, 200))
+    unit, wave = flow_augmentation.sample_shapes(40.0, 200, (200, 200))
     unit[:, :2, 2] = -(unit[:, :2, :2] @ torch.full((2,), 99.5).double())  # none is cut
-    area = flow_augmentation.inside(unit, wave, (200, 200), torch.device("cpu")).flatten(1).sum(1)
+    area = flow_augmentation.rasterize(unit, wave, (200, 200), torch.device("cpu")).flatten(1).sum(1)
     torch.testing.assert_close(area.double(), math.pi / unit[:, :2, :2].det().abs(), rtol=0.1, atol=10)
     sides = 2 / torch.linalg.svdvals(unit[:, :2, :2])
     assert sides.min() > 10
@@ -417,9 +420,9 @@ def test_patches_have_the_size_asked_for():
 
 
 def test_patches_are_bent_and_turned_at_random():
-    unit, wave = flow_augmentation.shapes(60.0, 100, (80, 80))
+    unit, wave = flow_augmentation.sample_shapes(60.0, 100, (80, 80))
     cpu = torch.device("cpu")
-    bent, straight = (flow_augmentation.inside(unit, part * wave, (80, 80), cpu) for part in (1, 0))
+    bent, straight = (flow_augmentation.rasterize(unit, part * wave, (80, 80), cpu) for part in (1, 0))
     assert ((bent & straight).sum((1, 2, 3)) / (bent | straight).sum((1, 2, 3)) < 0.9).sum() > 50
     angle = torch.atan2(unit[:, 0, 1], unit[:, 0, 0])
     assert set((angle / (math.pi / 2)).floor().tolist()) == {-2, -1, 0, 1}
@@ -446,7 +449,7 @@ def test_factors_of_colors_fill_their_range(part, kept):
     assert 1.36 < factors.max() < 1.4
 
 
-def test_hues_turn_around_grey():
+def test_hues_turn_around_gray():
     before = 0.4 + 0.2 * torch.rand(200, 2, 3, 4, 5)
     after = recolor(only(hue=50.0), before)
     torch.testing.assert_close(after.mean(2), before.mean(2))
@@ -475,8 +478,8 @@ def test_frames_change_alike_or_not():
 
 
 def test_colors_stay_in_range():
-    frames, _ = FlowAugment(FlowAugmentation(brightness=1.0), SIZE)(
-        torch.rand(8, 2, 3, *FRAME), torch.zeros(8, 2, *FRAME)
+    frames, _ = augment_pairs(
+        FlowAugmentation(brightness=1.0), SIZE, torch.rand(8, 2, 3, *FRAME), torch.zeros(8, 2, *FRAME)
     )
     assert (frames.min(), frames.max()) == (0, 1)
 
@@ -489,7 +492,7 @@ def test_the_same_seed_gives_the_same_and_another_another():
     results = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
-        results.append(FlowAugment(FlowAugmentation(), SIZE)(frames, flow))
+        results.append(augment_pairs(FlowAugmentation(), SIZE, frames, flow))
     for one, same, other in zip(*results, strict=True):
         torch.testing.assert_close(one, same, rtol=0, atol=0, equal_nan=True)
         assert not torch.allclose(one, other, equal_nan=True)
@@ -502,22 +505,24 @@ def test_each_pair_of_a_batch_is_changed_in_its_own_way():
         **dict.fromkeys(("hue", "rotation", "relative_rotation", "relative_translation"), 20.0),
         "scale": (0.0, 1.0),
     }.items():
-        frames, _ = FlowAugment(only(**{part: amount}), FRAME)(pair.expand(4, *pair.shape), flow.expand(4, *flow.shape))
+        frames, _ = augment_pairs(
+            only(**{part: amount}), FRAME, pair.expand(4, *pair.shape), flow.expand(4, *flow.shape)
+        )
         assert all((frames[i] - frames[j]).abs().max() > 0.01 for i in range(4) for j in range(i)), part
 
 
 def test_inputs_are_left_as_they_are():
     frames, flow = torch.rand(3, 2, 3, *FRAME), torch.randn(3, 2, *FRAME)
     kept = frames.clone(), flow.clone()
-    FlowAugment(FlowAugmentation(erase=1.0, occlude=1.0), FRAME)(frames, flow, strength=0)
-    FlowAugment(FlowAugmentation(erase=1.0, occlude=1.0), FRAME)(frames, flow)
+    augment_pairs(FlowAugmentation(erase=1.0, occlude=1.0), FRAME, frames, flow, strength=0)
+    augment_pairs(FlowAugmentation(erase=1.0, occlude=1.0), FRAME, frames, flow)
     assert torch.equal(frames, kept[0])
     assert torch.equal(flow, kept[1])
 
 
 def test_mixed_precision_changes_nothing():
     frames, flow = torch.rand(2, 2, 3, *FRAME), torch.randn(2, 2, *FRAME)
-    augment = FlowAugment(FlowAugmentation(), SIZE)
+    augment = partial(augment_pairs, FlowAugmentation(), SIZE)
     torch.manual_seed(1)
     expected = augment(frames, flow)
     torch.manual_seed(1)
@@ -530,7 +535,7 @@ def test_everything_happens_where_the_frames_are(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown for this device
     config = FlowAugmentation(erase=1.0, occlude=1.0)
     frames, flow = torch.rand(2, 2, 3, *FRAME, device="meta"), torch.rand(2, 2, *FRAME, device="meta")
-    frames, flow = FlowAugment(config, SIZE)(frames, flow)
+    frames, flow = augment_pairs(config, SIZE, frames, flow)
     assert (frames.device.type, flow.device.type) == ("meta", "meta")
     assert (frames.shape, flow.shape) == ((2, 2, 3, *SIZE), (2, 2, *SIZE))
 
@@ -559,8 +564,12 @@ def test_amounts_that_make_no_sense_are_refused(parts, message):
 @pytest.mark.parametrize(
     ("frames", "flow", "message"),
     [
-        ((1, 2, 3, 35, 60), (1, 2, 35, 60), "frames of 35 x 60 pixels are too small to cut 36 x 40 pixels out of them"),
-        ((1, 2, 3, 60, 39), (1, 2, 60, 39), "frames of 60 x 39 pixels are too small to cut 36 x 40 pixels"),
+        (
+            (1, 2, 3, 35, 60),
+            (1, 2, 35, 60),
+            "frames of 35 x 60 pixels are smaller than the crop of 36 x 40: use larger frames",
+        ),
+        ((1, 2, 3, 60, 39), (1, 2, 60, 39), "frames of 60 x 39 pixels are smaller than the crop of 36 x 40"),
         ((2, 2, 3, *FRAME), (1, 2, *FRAME), r"frames of shape \(2, 2, 3, 52, 60\) and flow of shape \(1, 2, 52, 60\)"),
         ((1, 3, 2, *FRAME), (1, 2, *FRAME), "2 frames, 3 colors, height, width"),
         ((1, 2, 3, *FRAME), (1, *FRAME, 2), "2 frames, 3 colors, height, width"),
@@ -568,11 +577,11 @@ def test_amounts_that_make_no_sense_are_refused(parts, message):
 )
 def test_frames_that_do_not_fit_are_refused(frames, flow, message):
     with pytest.raises(PerceiversError, match=message):
-        FlowAugment(NOTHING, SIZE)(torch.rand(frames), torch.rand(flow))
+        augment_pairs(NOTHING, SIZE, torch.rand(frames), torch.rand(flow))
 
 
 def test_other_strengths_and_sizes_are_refused():
     with pytest.raises(PerceiversError, match=r"strength = 1\.5 is not allowed: it must be from 0 to 1"):
-        FlowAugment(NOTHING, SIZE)(ramps(1), torch.rand(1, 2, *FRAME), 1.5)
+        augment_pairs(NOTHING, SIZE, ramps(1), torch.rand(1, 2, *FRAME), 1.5)
     with pytest.raises(PerceiversError, match=r"size = \(1, 40\) is not allowed: it must be height and width"):
-        FlowAugment(NOTHING, (1, 40))
+        augment_pairs(NOTHING, (1, 40), ramps(1), torch.rand(1, 2, *FRAME))

@@ -14,7 +14,7 @@ from perceivers.flow.datasets import open_pairs
 from perceivers.flow.estimate import OVERLAP
 from perceivers.flow.evaluation import FlowScore
 from perceivers.flow.files import write_flow
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.scenes import SceneConfig
 from perceivers.flow.training import OpticalFlow
 from perceivers.training.evaluation import find_evaluation
 from tests.support.cli import fails
@@ -58,7 +58,7 @@ def test_evaluate(middlebury, tmp_path, capsys):
     main(command)
     lines = capsys.readouterr().out.splitlines()
     assert re.split("  +", lines[0]) == [
-        "middlebury, 2 pairs", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds a pair"
+        "middlebury, 2 pairs", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds per pair"
     ]  # fmt: skip
     assert re.split("  +", lines[1])[:-1] == ["model", "2.12", "50.00%", "50.00%", "0.00%", "50.00%"]
     assert re.split("  +", lines[2])[:-1] == ["zero flow", "3.00", "50.00%", "50.00%", "0.00%", "50.00%"]
@@ -72,7 +72,7 @@ def test_evaluate_tells_visible_and_occluded_pixels_apart(capsys):
     errors = {"epe": 2.0, **parts, "epe_visible": 1.5, "epe_occluded": 12.25}
     commands.print_scores("sintel-clean, 1 pair", {"model": FlowScore(errors, {"alley_1": 2.0}, 0.25)})
     header, row = capsys.readouterr().out.strip().splitlines()  # a single sequence is no table
-    assert re.split("  +", header)[-3:] == ["EPE visible", "EPE occluded", "seconds a pair"]
+    assert re.split("  +", header)[-3:] == ["EPE visible", "EPE occluded", "seconds per pair"]
     assert re.split("  +", row)[-3:] == ["1.50", "12.25", "0.250"]
 
 
@@ -81,7 +81,7 @@ def test_evaluate_refuses_what_it_cannot_do(middlebury, tmp_path, capsys):
     flow = ["evaluate", str(tmp_path / "flow"), "--data", middlebury]
     (tmp_path / "file").write_text("mine")
     assert "is a file: give a folder" in fails(capsys, *flow, "--picture", str(tmp_path / "file"))
-    assert "there is no split 'testing'" in fails(capsys, *flow, "--split", "testing")
+    assert "has no split 'testing'" in fails(capsys, *flow, "--split", "testing")
     assert "overlap = -1 is not allowed" in fails(capsys, *flow, "--overlap", "-1")
     for wrong, message in {
         ("--batch-size", "0"): "argument --batch-size: 0 is not allowed: it must be at least 1",
@@ -116,7 +116,7 @@ def test_pairs_are_generated_as_asked(tmp_path, capsys, monkeypatch):
     [
         (["--size", "4", "100"], "scenes.size = (4, 100) is not allowed: it must be height and width, at least 8"),
         (["--motion", "-1"], "scenes.motion = -1.0 is not allowed: it must be at least 0"),
-        (["--tail", "0"], "scenes.tail = 0.0 is not allowed: it must be above 0"),
+        (["--motion-exponent", "0"], "scenes.motion_exponent = 0.0 is not allowed: it must be above 0"),
         (["--blur", "1.5"], "scenes.blur = 1.5 is not allowed: it must be at least 0 and at most 1"),
         (["--seed", "-1"], "scenes.seed = -1 is not allowed: it must be at least 0"),
         (["--textures", "nowhere"], "there is no folder of textures nowhere"),
@@ -129,7 +129,7 @@ def test_pairs_that_cannot_be_generated(tmp_path, capsys, arguments, message):
 
 def test_defaults_are_those_of_the_library():
     given = defaults(commands.make_flow_data)
-    scenes = vars(Scenes())
+    scenes = vars(SceneConfig())
     assert {name: value for name, value in given.items() if name != "pairs"} == {
         name: scenes[name] for name in given if name != "pairs"
     }

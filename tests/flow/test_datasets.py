@@ -6,7 +6,7 @@ from PIL import Image
 from torch import nan
 
 from perceivers import PerceiversError
-from perceivers.flow.datasets import FlowPair, open_all, open_pairs, write_pair
+from perceivers.flow.datasets import FlowPair, open_all_layouts, open_pairs, write_pair
 from perceivers.flow.files import write_flow
 from perceivers.flow.layouts import LAYOUTS
 
@@ -142,10 +142,10 @@ BUILDERS = {
 
 
 @pytest.mark.parametrize("layout", BUILDERS)
-def test_each_layout_is_recognised_alone(known, layout):
+def test_each_layout_is_recognized_alone(known, layout):
     BUILDERS[layout](known)
     renderings = [name for name in LAYOUTS if name.split("-")[0] == layout.split("-")[0]]
-    opened = open_all(known.root)
+    opened = open_all_layouts(known.root)
     assert [pairs.layout for pairs in opened] == renderings
     for pairs in opened:
         assert len(set(pairs.names)) == len(pairs) == len(pairs.sequences)
@@ -218,7 +218,7 @@ def test_flying_chairs_are_split_as_their_file_says(known):
     chairs(known)
     (known.root / "FlyingChairs_train_val.txt").write_text("1\n2\n1\n")
     assert open_pairs(known.root).names == ["00001", "00003"]
-    (pairs,) = open_all(known.root, "validation")
+    (pairs,) = open_all_layouts(known.root, "validation")
     assert (pairs.split, pairs.names) == ("validation", ["00002"])
 
 
@@ -226,9 +226,7 @@ def test_flying_chairs_are_split_as_their_file_says(known):
 def test_a_file_of_splits_that_does_not_fit_is_refused(known, lines):
     chairs(known)
     (known.root / "FlyingChairs_train_val.txt").write_text(lines)
-    with pytest.raises(
-        PerceiversError, match=r"train_val\.txt does not fit the 3 pairs beside it: .* a 1 or 2 for each"
-    ):
+    with pytest.raises(PerceiversError, match=r"train_val\.txt does not fit its 3 pairs: .* a 1 or 2 for each"):
         open_pairs(known.root)
 
 
@@ -257,7 +255,7 @@ def test_spring_stores_flow_in_pixels_of_the_frames_at_twice_their_size(known):
     assert holds(pairs, "0001_0002", (frames, flow[:, 0::2, 0::2]))
 
 
-def test_hd1k_pairs_neighbours_of_a_sequence(known):
+def test_hd1k_pairs_neighbors_of_a_sequence(known):
     hd1k(known)
     pairs = open_pairs(known.root)
     assert pairs.names == ["000000_0005", "000000_0010", "000003_0000"]
@@ -310,9 +308,7 @@ def test_a_missing_file_is_named(known, layout, gone):
     BUILDERS[layout](known)
     path = known.root / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(
-        PerceiversError, match=f"^{path}.* is missing, which the pair .* of {layout} needs: download it"
-    ):
+    with pytest.raises(PerceiversError, match=f"^{path}.* is missing: the pair .* of {layout} needs it; download it"):
         open_pairs(known.root, layout)
 
 
@@ -351,19 +347,19 @@ def test_what_cannot_be_opened_is_said(known, tmp_path):
     kitti(known)
     root = known.root
     for arguments, message in {
-        (tmp_path / "nowhere",): "nowhere is no folder: give the folder of a data set",
-        (root / "training",): "training is no data set of optical flow that is known: looked for sintel-clean, sintel-",
-        (root,): "holds sintel-clean and sintel-final and kitti15: say which with the layout",
+        (tmp_path / "nowhere",): "nowhere is not a folder: give the folder of an optical flow data set",
+        (root / "training",): "training is not a supported optical flow data set: use one of sintel-clean, sintel-",
+        (root,): "has the layouts sintel-clean and sintel-final and kitti15: choose one with layout",
         (root, "sintel"): "layout = 'sintel' is not allowed: use one of sintel-clean, sintel-final, kitti15,",
-        (root, "spring"): "is not laid out as spring, but as sintel-clean and sintel-final and kitti15",
-        (root, "sintel-clean", "test"): "there is no split 'test' of sintel-clean in .*: it has training",
+        (root, "spring"): "does not have the layout spring, but sintel-clean and sintel-final and kitti15",
+        (root, "sintel-clean", "test"): "sintel-clean in .* has no split 'test': use training",
     }.items():
         with pytest.raises(PerceiversError, match=message):
             open_pairs(*arguments)
-    with pytest.raises(PerceiversError, match="there is no split 'test' of sintel-clean"):
-        open_all(root, "test")
+    with pytest.raises(PerceiversError, match=r"sintel-clean in .* has no split 'test'"):
+        open_all_layouts(root, "test")
     (tmp_path / "empty/hd1k_input/image_2").mkdir(parents=True)
-    with pytest.raises(PerceiversError, match="empty is laid out as hd1k, but has no pairs of frames of the split"):
+    with pytest.raises(PerceiversError, match="empty has the layout hd1k, but no pairs of frames of the split"):
         open_pairs(tmp_path / "empty")
 
 
@@ -377,7 +373,7 @@ def test_one_rendering_of_sintel_may_be_alone(known, gone, left):
 def test_all_that_have_the_split_are_opened(known):
     things(known)
     shutil.rmtree(known.root / "frames_finalpass/TEST")
-    assert [pairs.layout for pairs in open_all(known.root, "test")] == ["flyingthings3d-clean"]
+    assert [pairs.layout for pairs in open_all_layouts(known.root, "test")] == ["flyingthings3d-clean"]
 
 
 def test_written_pairs_are_flying_chairs(tmp_path):
@@ -410,12 +406,12 @@ def test_flow_is_written_last_so_that_no_half_pair_is_found(tmp_path, monkeypatc
     pair = FlowPair(torch.zeros(2, 3, *SIZE, dtype=torch.uint8), torch.zeros(2, *SIZE))
     with pytest.raises(OSError, match="no space left"):
         write_pair(tmp_path, 1, pair)
-    with pytest.raises(PerceiversError, match="is no data set of optical flow that is known"):
+    with pytest.raises(PerceiversError, match="is not a supported optical flow data set"):
         open_pairs(tmp_path)
 
 
 def test_the_real_middlebury_pairs(shared_data):
-    (pairs,) = open_all(shared_data / "flow/middlebury")
+    (pairs,) = open_all_layouts(shared_data / "flow/middlebury")
     assert pairs.names == ["Dimetrodon", "Grove2", "RubberWhale", "Urban3", "Venus"]
     lengths = [pairs[index].flow.norm(dim=0).nanmean().item() for index in range(5)]
     assert sum(lengths) / 5 == pytest.approx(3.50, abs=0.005)

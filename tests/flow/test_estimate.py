@@ -11,11 +11,11 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.data.video import read_frames, write_video
 from perceivers.flow.commands import split_model
-from perceivers.flow.estimate import SHIPPED, flow, flow_video, starts, tile_weights
+from perceivers.flow.estimate import BUNDLED_MODEL, draw_video_flow, estimate_flow, make_tile_weights, tile_offsets
 from perceivers.flow.files import read_flow
 from perceivers.flow.generator import FlowGenerator
-from perceivers.flow.pictures import flow_picture
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.pictures import draw_flow
+from perceivers.flow.scenes import SceneConfig
 from tests.support.cli import fails
 from tests.support.models import TILE, classifier, constant_flow, optical
 
@@ -67,7 +67,7 @@ def averaged(model, frame1, frame2, overlap):
 
 def test_frames_of_the_models_size_are_given_as_they_are():
     model, frames = optical(), random_frames(*TILE)
-    answer = flow(model, *frames)
+    answer = estimate_flow(model, *frames)
     assert answer.dtype == torch.float32
     torch.testing.assert_close(answer, direct(model, *frames))
 
@@ -78,31 +78,31 @@ def test_frames_of_the_models_size_are_given_as_they_are():
 def test_larger_frames_are_the_weighted_average_of_their_tiles(height, width, overlap, count):
     model, frames, calls = optical(), random_frames(height, width), []
     model.encoder.register_forward_hook(lambda *call: calls.append(call[2].shape[0]))
-    answer = flow(model, *frames, overlap=overlap)
+    answer = estimate_flow(model, *frames, overlap=overlap)
     assert calls == [1] * count
     torch.testing.assert_close(answer, averaged(model, *frames, overlap), rtol=1e-4, atol=1e-5)
 
 
 def test_the_batch_size_changes_nothing():
     model, frames, calls = optical(), random_frames(35, 61), []
-    one = flow(model, *frames, overlap=7)
+    one = estimate_flow(model, *frames, overlap=7)
     model.encoder.register_forward_hook(lambda *call: calls.append(call[2].shape[0]))
-    torch.testing.assert_close(flow(model, *frames, overlap=7, batch_size=4), one, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(estimate_flow(model, *frames, overlap=7, batch_size=4), one, rtol=1e-4, atol=1e-5)
     assert calls == [4, 2]
     for wrong in (0, -1):
         with pytest.raises(PerceiversError, match=f"batch_size = {wrong} is not allowed: it must be at least 1"):
-            flow(model, *frames, overlap=7, batch_size=wrong)
+            estimate_flow(model, *frames, overlap=7, batch_size=wrong)
 
 
 def test_tiles_of_sintels_frames():
-    assert starts(436, 368, 20) == [0, 68]
-    assert starts(1024, 496, 20) == [0, 264, 528]
+    assert tile_offsets(436, 368, 20) == [0, 68]
+    assert tile_offsets(1024, 496, 20) == [0, 264, 528]
 
 
 @pytest.mark.parametrize("overlap", [0, 1, 7, 15])
 def test_tiles_are_the_fewest_that_overlap_as_asked_evenly_from_border_to_border(overlap):
     for size in range(16, 120):
-        places = starts(size, 16, overlap)
+        places = tile_offsets(size, 16, overlap)
         assert places == evenly(size, 16, overlap)
         assert (places[0], places[-1]) == (0, size - 16)
         steps = [after - before for before, after in pairwise(places)]
@@ -112,13 +112,13 @@ def test_tiles_are_the_fewest_that_overlap_as_asked_evenly_from_border_to_border
 
 def test_weights_grow_from_the_edge_inwards():
     expected = [[1, 1, 1, 1, 1], [1, 2, 2, 2, 1], [1, 2, 3, 2, 1], [1, 2, 2, 2, 1], [1, 1, 1, 1, 1]]
-    assert tile_weights(5, 5).tolist() == expected
-    assert tile_weights(2, 5).tolist() == [[1] * 5, [1] * 5]
+    assert make_tile_weights(5, 5).tolist() == expected
+    assert make_tile_weights(2, 5).tolist() == [[1] * 5, [1] * 5]
 
 
 @pytest.mark.parametrize("size", [TILE, (29, 53), (40, 29), (7, 9), (9, 60)])
 def test_the_same_flow_everywhere_stays_so_whatever_the_tiles(size):
-    answer = flow(constant_flow(3.5, -2.0), *random_frames(*size), overlap=5, batch_size=3)
+    answer = estimate_flow(constant_flow(3.5, -2.0), *random_frames(*size), overlap=5, batch_size=3)
     assert answer.shape == (2, *size)
     torch.testing.assert_close(answer, torch.tensor([3.5, -2.0])[:, None, None].expand_as(answer))
 
@@ -128,13 +128,13 @@ def test_smaller_frames_are_continued_to_the_right_and_below_with_a_notice(size,
     model, frames = optical(), random_frames(*size)
     rows, columns = (torch.arange(tile).clamp(max=have - 1) for tile, have in zip(TILE, size, strict=True))
     expected = direct(model, *(frame[:, rows][:, :, columns] for frame in frames))[:, : size[0], : size[1]]
-    torch.testing.assert_close(flow(model, *frames), expected)
+    torch.testing.assert_close(estimate_flow(model, *frames), expected)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert f"The frames have {size[1]} x {size[0]} pixels, fewer than the 28 x 22" in caplog.text
 
 
 def test_frames_large_enough_give_no_notice(caplog):
-    flow(optical(), *random_frames(23, 28), overlap=2)
+    estimate_flow(optical(), *random_frames(23, 28), overlap=2)
     assert not caplog.records
 
 
@@ -143,10 +143,10 @@ def test_bytes_floats_and_files_are_the_same_frames(tmp_path):
     files = save(tmp_path / "1.png", one), save(tmp_path / "2.png", two)
     expected = direct(model, one, two)
     for pair in [(one / 255, two / 255), files, (one, two / 255), (files[0], two / 255), (one / 255, files[1])]:
-        torch.testing.assert_close(flow(model, *pair), expected)
+        torch.testing.assert_close(estimate_flow(model, *pair), expected)
 
 
-def test_grey_transparent_and_16_bit_files(tmp_path):
+def test_gray_transparent_and_16_bit_files(tmp_path):
     gray = np.random.default_rng(0).integers(256, size=TILE, dtype=np.uint8)
     alpha = np.where(np.arange(TILE[1]) < 9, 255, 0).astype(np.uint8) + np.zeros_like(gray)
     Image.fromarray(gray).save(tmp_path / "8.png")
@@ -155,33 +155,37 @@ def test_grey_transparent_and_16_bit_files(tmp_path):
     three = torch.from_numpy(gray).expand(3, -1, -1)
     white = torch.where(torch.arange(TILE[1]) < 9, three, 255)
     model = optical()
-    torch.testing.assert_close(flow(model, tmp_path / "8.png", tmp_path / "alpha.png"), direct(model, three, white))
-    torch.testing.assert_close(flow(model, tmp_path / "16.png", tmp_path / "8.png"), direct(model, three, three))
+    torch.testing.assert_close(
+        estimate_flow(model, tmp_path / "8.png", tmp_path / "alpha.png"), direct(model, three, white)
+    )
+    torch.testing.assert_close(
+        estimate_flow(model, tmp_path / "16.png", tmp_path / "8.png"), direct(model, three, three)
+    )
 
 
 def test_frames_that_cannot_be_compared(tmp_path):
     model, (one, two) = optical(), random_frames(*TILE)
     small, large = save(tmp_path / "small.png", one[:, :, :20]), save(tmp_path / "large.png", two)
     with pytest.raises(PerceiversError, match=r"small.png has 20 x 22 pixels, .*large.png has 28 x 22; flow needs"):
-        flow(model, small, large)
+        estimate_flow(model, small, large)
     with pytest.raises(PerceiversError, match=r"large.png has 28 x 22 pixels, a tensor has 28 x 15"):
-        flow(model, large, one[:, :15])
+        estimate_flow(model, large, one[:, :15])
     for wrong in (one[:1], one[0], one[None], one.permute(1, 2, 0)):
         with pytest.raises(PerceiversError, match=r"a frame of shape .* was given, but"):
-            flow(model, wrong, wrong)
+            estimate_flow(model, wrong, wrong)
     with pytest.raises(PerceiversError, match=r"cannot do flow.* it has 'image' \(ImageInput\)"):
-        flow(classifier(), one, two)
+        estimate_flow(classifier(), one, two)
 
 
 @pytest.mark.parametrize("overlap", [-1, 22, 30])
 def test_an_overlap_that_cannot_be(overlap):
     with pytest.raises(PerceiversError, match=f"overlap = {overlap} is not allowed: it must be from 0 to less than"):
-        flow(optical(), *random_frames(30, 40), overlap=overlap)
+        estimate_flow(optical(), *random_frames(30, 40), overlap=overlap)
 
 
 def test_a_model_can_be_trained_with_the_flow_afterwards():
     model, frames = optical(), random_frames(*TILE)
-    answer = flow(model, *frames, dtype="bfloat16")
+    answer = estimate_flow(model, *frames, dtype="bfloat16")
     assert not answer.requires_grad
     (model({"frames": torch.stack(frames)[None]})["flow"][0] * answer).sum().backward()
     assert model.encoder.latents.grad is not None
@@ -189,18 +193,18 @@ def test_a_model_can_be_trained_with_the_flow_afterwards():
 
 def drawn(length, longest):
     """The color of flow to the right."""
-    return flow_picture(torch.tensor([length, 0.0])[:, None, None], longest)
+    return draw_flow(torch.tensor([length, 0.0])[:, None, None], longest)
 
 
-@pytest.mark.parametrize(("largest", "longest"), [(None, 4.0), (10.0, 10.0)])
-def test_the_flow_of_a_video_is_drawn_on_one_scale(tmp_path, monkeypatch, largest, longest):
+@pytest.mark.parametrize(("max_flow", "longest"), [(None, 4.0), (10.0, 10.0)])
+def test_the_flow_of_a_video_is_drawn_on_one_scale(tmp_path, monkeypatch, max_flow, longest):
     model, lengths = optical(), [4.0, 8.0, 2.0, 4.0]
     answers = iter(lengths)
     monkeypatch.setattr(
         model, "forward", lambda _: {"flow": torch.tensor([next(answers), 0.0])[:, None, None].expand(1, 2, *TILE)}
     )
     write_video(tmp_path / "in.mp4", random_frames(*TILE, count=5), 10)
-    assert flow_video(model, tmp_path / "in.mp4", tmp_path / "out.mp4", largest=largest) == 4
+    assert draw_video_flow(model, tmp_path / "in.mp4", tmp_path / "out.mp4", max_flow=max_flow) == 4
     out = read_frames(tmp_path / "out.mp4")
     assert out.rate == 10
     for picture, length in zip(out.frames, lengths, strict=True):
@@ -209,20 +213,20 @@ def test_the_flow_of_a_video_is_drawn_on_one_scale(tmp_path, monkeypatch, larges
 
 
 def test_each_frame_of_a_video_goes_to_the_next(tmp_path, monkeypatch):
-    greys = [10, 90, 200]
-    write_video(tmp_path / "in.mp4", [torch.full((3, *TILE), gray, dtype=torch.uint8) for gray in greys], 25)
+    grays = [10, 90, 200]
+    write_video(tmp_path / "in.mp4", [torch.full((3, *TILE), gray, dtype=torch.uint8) for gray in grays], 25)
     model, seen = constant_flow(1.0, 0.0), []
     monkeypatch.setattr(
-        "perceivers.flow.estimate.tiled",
+        "perceivers.flow.estimate.estimate_tiled",
         lambda model, pair, *others, **more: (seen.append(pair.mean((1, 2, 3)) * 255), torch.ones(2, *TILE))[1],
     )
-    assert flow_video(model, tmp_path / "in.mp4", tmp_path / "out.mp4") == 2
+    assert draw_video_flow(model, tmp_path / "in.mp4", tmp_path / "out.mp4") == 2
     torch.testing.assert_close(torch.stack(seen), torch.tensor([[10.0, 90], [90, 200]]), rtol=0, atol=3)
 
 
 def test_a_video_smaller_than_a_tile_is_noticed_once(tmp_path, caplog):
     write_video(tmp_path / "in.mp4", random_frames(10, 12, count=4), 25)
-    flow_video(optical(), tmp_path / "in.mp4", tmp_path / "out.mp4")
+    draw_video_flow(optical(), tmp_path / "in.mp4", tmp_path / "out.mp4")
     assert [record.name for record in caplog.records] == ["perceivers.flow.estimate"]
     assert [tuple(frame.shape) for frame in read_frames(tmp_path / "out.mp4").frames] == [(3, 10, 12)] * 3
 
@@ -230,13 +234,13 @@ def test_a_video_smaller_than_a_tile_is_noticed_once(tmp_path, caplog):
 def test_a_video_without_a_second_frame(tmp_path):
     write_video(tmp_path / "one.mp4", random_frames(*TILE, count=1), 25)
     with pytest.raises(PerceiversError, match=r"one.mp4 has fewer than two frames: flow needs two"):
-        flow_video(optical(), tmp_path / "one.mp4", tmp_path / "out.mp4")
+        draw_video_flow(optical(), tmp_path / "one.mp4", tmp_path / "out.mp4")
     assert not list(tmp_path.glob("*out*"))
 
 
 def test_where_a_video_cannot_be_written_is_said_before_the_model_is_loaded(tmp_path):
     with pytest.raises(PerceiversError, match=r"there is no folder .*none; make it"):
-        flow_video("not loaded", "in.mp4", tmp_path / "none" / "out.mp4")
+        draw_video_flow("not loaded", "in.mp4", tmp_path / "none" / "out.mp4")
     assert not list(tmp_path.iterdir())
 
 
@@ -264,13 +268,13 @@ def test_the_command_writes_flow(files, tmp_path, capsys, name):
 
 
 def test_the_command_draws_flow(files, tmp_path, capsys):
-    options = ["--overlap", "5", "--largest", "20", "--batch-size", "2", "--out", *files("out.npy")]
+    options = ["--overlap", "5", "--max-flow", "20", "--batch-size", "2", "--out", *files("out.npy")]
     main(["flow", *files("model", "1.png", "2.png"), *options, "--picture", *files("picture.png")])
     assert capsys.readouterr().out.startswith(f"{tmp_path / 'out.npy'} and {tmp_path / 'picture.png'}: flow of 40 x 30")
     with Image.open(tmp_path / "picture.png") as picture:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     top = (pixels.shape[1] - 30) // 2
-    expected = flow_picture(torch.tensor([3.0, -4.0])[:, None, None], 20.0)
+    expected = draw_flow(torch.tensor([3.0, -4.0])[:, None, None], 20.0)
     assert (pixels[:, top : top + 30, :40] == expected).all()
 
 
@@ -290,11 +294,15 @@ def test_the_command_draws_the_flow_of_a_video(files, tmp_path, capsys):
         (
             ["1.png", "2.png"],
             ["--out", "out.mp4"],
-            "out.mp4 is no flow file by its suffix: use one of",
+            "out.mp4 does not have the suffix of a flow file: use one of",
         ),
-        (["1.png", "2.png"], ["--out", "out.flo", "--picture", "out.flow"], "out.flow is no picture by its suffix"),
-        (["1.png", "2.png"], ["--out", "out.flo", "--largest", "0"], "largest = 0.0 is not allowed"),
-        (["clip.mp4"], ["--out", "out.mp4", "--largest", "-1"], "largest = -1.0 is not allowed"),
+        (
+            ["1.png", "2.png"],
+            ["--out", "out.flo", "--picture", "out.flow"],
+            "out.flow does not have the suffix of a picture",
+        ),
+        (["1.png", "2.png"], ["--out", "out.flo", "--max-flow", "0"], "max_flow = 0.0 is not allowed"),
+        (["clip.mp4"], ["--out", "out.mp4", "--max-flow", "-1"], "max_flow = -1.0 is not allowed"),
         (["clip.mp4"], ["--out", "out.flo"], "out.flo is no name for a video: it has to end in .mp4, .mkv, .mov"),
         (["clip.mp4"], ["--out", "out.mp4", "--picture", "out.png"], "--picture is for two frames"),
         (["1.png", "2.png", "1.png"], ["--out", "out.flo"], "two frames or one video, but 3 files were given"),
@@ -346,25 +354,25 @@ def test_videos_that_end_in_one_sentence(files, tmp_path, capsys, model, video, 
 def test_points_are_the_same_entries_of_the_whole_flow(size):
     model, frames, asked = optical(), random_frames(*size), []
     points = torch.stack([torch.randint(size[1], (15,)), torch.randint(size[0], (15,))], 1)
-    whole = flow(model, *frames, overlap=6)
+    whole = estimate_flow(model, *frames, overlap=6)
     model.decoder.register_forward_hook(lambda _module, inputs, _output: asked.append(inputs[0].shape[1]))
-    answer = flow(model, *frames, points, overlap=6)
+    answer = estimate_flow(model, *frames, points, overlap=6)
     torch.testing.assert_close(answer, whole[:, points[:, 1], points[:, 0]].T, rtol=1e-4, atol=1e-5)
     assert sum(asked) <= 15 * 4  # a point lies in four tiles at most
-    assert flow(model, *frames, points[:0]).shape == (0, 2)
+    assert estimate_flow(model, *frames, points[:0]).shape == (0, 2)
 
 
 def test_tiles_without_points_are_left_out():
     model, calls = optical(), []
     model.encoder.register_forward_hook(lambda *call: calls.append(1))
-    flow(model, *random_frames(44, 57), [(2, 3), (1, 1)], overlap=0)
+    estimate_flow(model, *random_frames(44, 57), [(2, 3), (1, 1)], overlap=0)
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize(
     ("settings", "points", "expected"),
     [
-        ({}, [(0, 0), (28, 3)], r"the point \(28, 3\) lies outside of frames of 28 x 22 pixels"),
+        ({}, [(0, 0), (28, 3)], r"the point \(28, 3\) lies outside the frames of 28 x 22 pixels"),
         ({}, [(0, -1)], r"the point \(0, -1\) lies outside"),
         ({}, [(0.5, 1.0)], "whole numbers"),
         ({}, [1, 2], r"points of shape \(2,\)"),
@@ -373,14 +381,14 @@ def test_tiles_without_points_are_left_out():
 )
 def test_points_that_cannot_be_asked_for(settings, points, expected):
     with pytest.raises(PerceiversError, match=expected):
-        flow(optical(**settings), *random_frames(*TILE), points)
+        estimate_flow(optical(**settings), *random_frames(*TILE), points)
 
 
 @pytest.mark.parametrize(
     ("files", "model", "frames"),
     [
-        (["a.png", "b.PNG"], SHIPPED, ["a.png", "b.PNG"]),
-        (["clip.mp4"], SHIPPED, ["clip.mp4"]),
+        (["a.png", "b.PNG"], BUNDLED_MODEL, ["a.png", "b.PNG"]),
+        (["clip.mp4"], BUNDLED_MODEL, ["clip.mp4"]),
         (["folder", "clip.mp4"], "folder", ["clip.mp4"]),
         (["deepmind/optical-flow-perceiver", "a.png", "b.ppm"], "deepmind/optical-flow-perceiver", ["a.png", "b.ppm"]),
         (["a.png", "b.png", "c.png"], "a.png", ["b.png", "c.png"]),
@@ -391,12 +399,12 @@ def test_the_model_is_what_stands_before_the_frames(files, model, frames):
 
 
 def test_the_model_that_comes_along_is_small_and_sees_motion():
-    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 8e6
-    pairs = FlowGenerator(Scenes((64, 64), shapes=(1, 5), motion=3.0)).pairs(range(2**31 + 1000, 2**31 + 1032))
-    answers = torch.stack([flow(SHIPPED, *frames) for frames in pairs.frames])
+    assert sum(file.stat().st_size for file in BUNDLED_MODEL.iterdir()) < 8e6
+    pairs = FlowGenerator(SceneConfig((64, 64), shapes=(1, 5), motion=3.0)).generate(range(2**31 + 1000, 2**31 + 1032))
+    answers = torch.stack([estimate_flow(BUNDLED_MODEL, *frames) for frames in pairs.frames])
     errors = (answers - pairs.forward).norm(dim=1)
     assert errors.mean() < 0.37 * pairs.forward.norm(dim=1).mean()
-    still = flow(SHIPPED, pairs.frames[0, 0], pairs.frames[0, 0])
+    still = estimate_flow(BUNDLED_MODEL, pairs.frames[0, 0], pairs.frames[0, 0])
     assert still.norm(dim=0).mean() < 0.1
 
 

@@ -8,10 +8,10 @@ from PIL import Image
 from torch import nan
 
 from perceivers import PerceiversError
-from perceivers.flow.datasets import FlowPair, open_all
-from perceivers.flow.estimate import flow
-from perceivers.flow.evaluation import CLASSICAL, comparison, error_picture, evaluate, gray
-from perceivers.flow.pictures import flow_picture
+from perceivers.flow.datasets import FlowPair, open_all_layouts
+from perceivers.flow.estimate import estimate_flow
+from perceivers.flow.evaluation import CLASSICAL, draw_comparison, draw_error, evaluate, to_gray
+from perceivers.flow.pictures import draw_flow
 from tests.support.models import constant_flow, language, optical
 
 
@@ -60,11 +60,11 @@ def test_classical_methods_see_what_moves(moving, name):
 
 def test_classical_methods_see_brightness_as_the_eye_does():
     colors = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255]], dtype=torch.uint8).T.reshape(1, 3, 1, 3)
-    assert gray(colors)[0].tolist() == [[76, 150, 29]]
+    assert to_gray(colors)[0].tolist() == [[76, 150, 29]]
 
 
 def test_published_pairs(shared_data):
-    (pairs,) = open_all(shared_data / "flow" / "middlebury")
+    (pairs,) = open_all_layouts(shared_data / "flow" / "middlebury")
     scores = evaluate(constant_flow(1.0, -0.5), pairs, overlap=0, batch_size=64)
     assert list(scores) == ["model", *CLASSICAL]
     means = {name: lengths(pairs[index].flow, 1.0, -0.5).mean().item() for index, name in enumerate(pairs.sequences)}
@@ -92,7 +92,7 @@ def test_each_data_sets_convention(layout, of_pairs):
 
 def test_the_model_computes_what_the_flow_command_does():
     model, (frames, _, _) = optical(), random_pair(50, 61)
-    truth = flow(model, frames[0], frames[1], overlap=7)
+    truth = estimate_flow(model, frames[0], frames[1], overlap=7)
     score = evaluate(model, Pairs([FlowPair(frames, truth, None)]), overlap=7, batch_size=3)["model"]
     assert score.errors["epe"] < 1e-5
     assert evaluate(model, Pairs([FlowPair(frames, truth, None)]), overlap=15)["model"].errors["epe"] > 1e-3
@@ -131,7 +131,7 @@ def test_pictures_of_every_pair(tmp_path):
         evaluate(constant_flow(1.0, 2.0), pairs, overlap=0, pictures=tmp_path / "new")
     files = sorted(file.relative_to(tmp_path) for file in tmp_path.rglob("*.*"))
     assert list(map(str, files)) == ["new/sintel-clean/pair_0.png", "new/sintel-clean/pair_1.png"]
-    expected = np.array(comparison(pairs[1], torch.tensor([1.0, 2.0])[:, None, None].expand(2, 40, 50)))
+    expected = np.array(draw_comparison(pairs[1], torch.tensor([1.0, 2.0])[:, None, None].expand(2, 40, 50)))
     with Image.open(tmp_path / files[1]) as picture:
         assert picture.format == "PNG"
         assert np.array_equal(np.array(picture), expected)
@@ -150,23 +150,23 @@ def test_a_picture_shows_frame_flows_and_error_side_by_side(monkeypatch):
         lambda self, place, text, *rest, **settings: written.append(text),
     )
     pair, predicted = random_pair(unknown=0.2), torch.randn(2, 32, 40)
-    page = torch.from_numpy(np.array(comparison(pair, predicted))).permute(2, 0, 1)
-    largest = lengths(pair.flow).max().item()
+    page = torch.from_numpy(np.array(draw_comparison(pair, predicted))).permute(2, 0, 1)
+    max_flow = lengths(pair.flow).max().item()
     error = (predicted - pair.flow).norm(dim=0)
-    panels = [pair.frames[0], flow_picture(predicted, largest), flow_picture(pair.flow, largest), error_picture(error)]
+    panels = [pair.frames[0], draw_flow(predicted, max_flow), draw_flow(pair.flow, max_flow), draw_error(error)]
     places = [find(page, panel) for panel in panels]
     assert all(len(place) == 1 for place in places)
     (columns, rows) = zip(*(place[0] for place in places), strict=True)
     assert list(columns) == sorted(columns)
     assert len(set(rows)) == 1
     average = f"end-point error, {error.nanmean():.2f} px on average"
-    assert set(written) == {"first frame", "predicted flow", "true flow", average, f"{largest:.3g} px", "0",
+    assert set(written) == {"first frame", "predicted flow", "true flow", average, f"{max_flow:.3g} px", "0",
                             "5 px or more"}  # fmt: skip
 
 
 def test_the_errors_colors():
     error = torch.tensor([[0, 2.5, 5, 50, nan]])
-    assert error_picture(error)[:, 0].T.tolist() == [
+    assert draw_error(error)[:, 0].T.tolist() == [
         [255, 255, 255],
         [228, 128, 128],
         [200, 0, 0],
@@ -177,13 +177,13 @@ def test_the_errors_colors():
 
 def test_frames_that_crash_a_method_are_refused():
     for size in ((31, 400), (400, 31)):
-        with pytest.raises(PerceiversError, match="pixels are too small for dense inverse search"):
+        with pytest.raises(PerceiversError, match="pixels are too few for the comparison with DIS"):
             evaluate(optical(), Pairs([random_pair(*size)]), overlap=0, batch_size=64)
     evaluate(optical(), Pairs([random_pair(32, 400)]), overlap=0, batch_size=64)
 
 
 def test_no_known_flow_and_other_models_are_refused():
-    with pytest.raises(PerceiversError, match="the flow of no pixel of sintel-clean is known"):
+    with pytest.raises(PerceiversError, match="no pixel of sintel-clean has known flow"):
         evaluate(optical(), Pairs([random_pair(unknown=2)]), overlap=0)
     with pytest.raises(PerceiversError, match="this model cannot do flow"):
         evaluate(language(), Pairs([random_pair()]))

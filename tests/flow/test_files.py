@@ -204,10 +204,10 @@ MIDDLE = len(HDF5) // 2  # of the compressed numbers
         ("a.flo", b"", "does not begin with PIEH"),
         ("a.flo", b"PEIH" + FLO[4:], "does not begin with PIEH"),
         ("a.flo", FLO[:9], "is truncated: it ends before the size"),
-        ("a.flo", FLO[:-1], "its flow is 2 x 2 pixels, but has 31 bytes of flow"),
-        ("a.flo", FLO + b"\0", "its flow is 2 x 2 pixels, but has 33 bytes of flow"),
-        ("a.flo", FLO[:4] + struct.pack("<ii", -2, -2) + FLO[12:], "its flow is -2 x -2 pixels"),
-        ("a.flo", FLO[:4] + struct.pack("<ii", 0, 2), "its flow is 0 x 2 pixels"),
+        ("a.flo", FLO[:-1], "its header gives 2 x 2 pixels, but 31 bytes of flow follow"),
+        ("a.flo", FLO + b"\0", "its header gives 2 x 2 pixels, but 33 bytes of flow follow"),
+        ("a.flo", FLO[:4] + struct.pack("<ii", -2, -2) + FLO[12:], "its header gives -2 x -2 pixels"),
+        ("a.flo", FLO[:4] + struct.pack("<ii", 0, 2), "its header gives 0 x 2 pixels"),
         ("a.png", KITTI[: len(KITTI) // 2], "cannot be decoded as a PNG image"),
         ("a.png", b"", "cannot be decoded as a PNG image"),
         ("a.png", KITTI[:50] + b"\1" + KITTI[51:], "cannot be decoded as a PNG image"),
@@ -220,27 +220,27 @@ MIDDLE = len(HDF5) // 2  # of the compressed numbers
         ("a.npy", zipped(), "cannot be read as a NumPy array"),
         ("a.npy", pickle.dumps([1]), "cannot be read as a NumPy array"),
         ("a.npy", npy(np.array([{}]), allow_pickle=True), "cannot be read as a NumPy array"),
-        ("a.npy", npy(np.zeros((2, 4, 5))), r"holds float64 \[2, 4, 5\]: floating point \[height, width, 2\]"),
-        ("a.npy", npy(np.zeros((4, 2))), r"holds float64 \[4, 2\]"),
-        ("a.npy", npy(np.zeros((4, 5, 2), dtype=np.uint16)), r"holds uint16 \[4, 5, 2\]: floating point"),
-        ("a.npy", npy(np.zeros((0, 5, 2))), "holds no pixels"),
+        ("a.npy", npy(np.zeros((2, 4, 5))), r"has float64 \[2, 4, 5\]: floating point \[height, width, 2\]"),
+        ("a.npy", npy(np.zeros((4, 2))), r"has float64 \[4, 2\]"),
+        ("a.npy", npy(np.zeros((4, 5, 2), dtype=np.uint16)), r"has uint16 \[4, 5, 2\]: floating point"),
+        ("a.npy", npy(np.zeros((0, 5, 2))), "has no pixels"),
         ("a.npy", None, "is no file that can be read"),
-        ("a.pfm", b"", "is no PFM file of three colors: it does not begin with PF"),
-        ("a.pfm", b"Pf" + PFM[2:], "is no PFM file of three colors"),
-        ("a.pfm", PFM[:6], "is no PFM file of three colors"),
-        ("a.pfm", PFM[:-1], "its flow is 2 x 2 pixels, but has 47 bytes of flow"),
-        ("a.pfm", PFM + b"\n", "its flow is 2 x 2 pixels, but has 49 bytes of flow"),
-        ("a.pfm", PFM.replace(b"2 2", b"0 2"), "its flow is 0 x 2 pixels"),
+        ("a.pfm", b"", "is not a PFM file of three colors: it does not begin with PF"),
+        ("a.pfm", b"Pf" + PFM[2:], "is not a PFM file of three colors"),
+        ("a.pfm", PFM[:6], "is not a PFM file of three colors"),
+        ("a.pfm", PFM[:-1], "its header gives 2 x 2 pixels, but 47 bytes of flow follow"),
+        ("a.pfm", PFM + b"\n", "its header gives 2 x 2 pixels, but 49 bytes of flow follow"),
+        ("a.pfm", PFM.replace(b"2 2", b"0 2"), "its header gives 0 x 2 pixels"),
         ("a.flo5", b"", "cannot be read as an HDF5 file"),
         ("a.flo5", FLO, "cannot be read as an HDF5 file"),
         ("a.flo5", HDF5[:MIDDLE], "cannot be read as an HDF5 file"),
         ("a.flo5", HDF5[:MIDDLE] + bytes(99) + HDF5[MIDDLE + 99 :], "cannot be read as an HDF5 file"),
-        ("a.flo5", hdf5(disparity=np.zeros((4, 5, 2))), "is no Spring flow file: it has no data set 'flow'"),
-        ("a.flo5", hdf5(flow=np.zeros((2, 4, 5))), r"holds float64 \[2, 4, 5\]: floating point \[height, width, 2\]"),
-        ("a.flo5", hdf5(flow=np.zeros((4, 5, 2), dtype=np.int16)), r"holds int16 \[4, 5, 2\]: floating point"),
-        ("a.flo5", hdf5(flow=np.zeros((4, 0, 2))), "holds no pixels"),
-        ("a.txt", b"", r"is no flow file by its suffix: use one of .flo, .png, .npy, .pfm, .flo5"),
-        ("a", b"", r"is no flow file by its suffix"),
+        ("a.flo5", hdf5(disparity=np.zeros((4, 5, 2))), "is not a Spring flow file: it has no data set 'flow'"),
+        ("a.flo5", hdf5(flow=np.zeros((2, 4, 5))), r"has float64 \[2, 4, 5\]: floating point \[height, width, 2\]"),
+        ("a.flo5", hdf5(flow=np.zeros((4, 5, 2), dtype=np.int16)), r"has int16 \[4, 5, 2\]: floating point"),
+        ("a.flo5", hdf5(flow=np.zeros((4, 0, 2))), "has no pixels"),
+        ("a.txt", b"", r"does not have the suffix of a flow file: use one of .flo, .png, .npy, .pfm, .flo5"),
+        ("a", b"", r"does not have the suffix of a flow file"),
     ],
 )
 def test_what_is_no_flow_is_refused(tmp_path, name, content, message):
@@ -256,7 +256,7 @@ def test_what_is_no_flow_is_refused(tmp_path, name, content, message):
         ("a.png", flow_of((0, 512)), None, r"a.png: its flow reaches 512 pixels, but KITTI's .* use .flo or .npy"),
         ("a.png", flow_of((600, 0), (nan, 0)), None, "its flow reaches 600 pixels"),
         ("a.png", flow_of((-512.01, 0)), None, "its flow reaches 512.01 pixels"),
-        ("a.tiff", flow_of((0, 0)), None, "a.tiff is no flow file by its suffix"),
+        ("a.tiff", flow_of((0, 0)), None, "a.tiff does not have the suffix of a flow file"),
         ("a.flo", torch.zeros(4, 5, 2), None, r"flow has the shape \(4, 5, 2\): \[2, height, width\]"),
         ("a.flo", torch.zeros(2, 0, 2), None, r"flow has the shape \(2, 0, 2\)"),
         ("a.flo", torch.zeros(2, 4, 5), torch.ones(5, 4), r"valid has the shape \(5, 4\): \(4, 5\) is expected"),
@@ -288,7 +288,7 @@ def test_flow_outside_kittis_range_may_be_unknown(tmp_path):
 def test_paths_can_be_checked_beforehand(tmp_path):
     for name in ("a.flo", "b.PNG", "c.npy", "d.pfm", "e.flo5"):
         check_flow_path(tmp_path / name)
-    with pytest.raises(PerceiversError, match=r"a\.mp3 is no flow file"):
+    with pytest.raises(PerceiversError, match=r"a\.mp3 does not have the suffix of a flow file"):
         check_flow_path("a.mp3")
 
 
@@ -352,7 +352,7 @@ BYTES = [0, 0, 90, 156, 255]
         ("a.pfm", (LEVELS / 65535).astype(np.float32), "F"),
     ],
 )
-def test_16_bit_and_float_greys_are_scaled(tmp_path, name, values, mode):
+def test_16_bit_and_float_grays_are_scaled(tmp_path, name, values, mode):
     frame = saved(tmp_path / name, Image.fromarray(values))
     with Image.open(tmp_path / name) as image:
         assert image.mode == mode

@@ -8,7 +8,7 @@ from perceivers import PerceiversError
 from perceivers.flow import generator as flow_generator
 from perceivers.flow.datasets import open_pairs
 from perceivers.flow.generator import FlowGenerator, write_scenes
-from perceivers.flow.scenes import Draw, Scenes, draw_layers
+from perceivers.flow.scenes import SceneConfig, SceneRandom, draw_layers
 
 SIZE = (72, 96)
 
@@ -23,17 +23,22 @@ def few_textures():
 
 @pytest.fixture(scope="module")
 def generator(few_textures):
-    return FlowGenerator(Scenes(SIZE, motion=5.0))
+    return FlowGenerator(SceneConfig(SIZE, motion=5.0))
 
 
 @pytest.fixture(scope="module")
 def smooth(few_textures):
     """Paints with slow waves of color, which bilinear sampling hardly changes."""
-    made = FlowGenerator(Scenes(SIZE, motion=5.0))
+    made = FlowGenerator(SceneConfig(SIZE, motion=5.0))
     place = torch.linspace(0, 2 * math.pi, made.textures.shape[-1])
     waves = torch.stack([torch.sin(k * place)[:, None] + torch.cos(k * place) for k in (1, 1.5, 2)])
     made.textures = (127 + 60 * waves).expand_as(made.textures).round().byte()
     return made
+
+
+def drawn(seeds, **settings):
+    """Layers of scenes."""
+    return draw_layers(SceneRandom(seeds, torch.device("cpu")), SceneConfig(SIZE, **settings), 3, 3)
 
 
 def look_up(image_BCYX, flow_B2YX):
@@ -53,7 +58,7 @@ def inside_a_layer(flow_B2YX, seen_BYX):
 
 
 def test_the_second_frame_looked_up_by_the_flow_is_the_first_where_it_can_be_seen(smooth):
-    pairs = smooth.pairs(range(20))
+    pairs = smooth.generate(range(20))
     for here, flow, occluded in ((0, pairs.forward, pairs.occluded), (1, pairs.backward, pairs.uncovered)):
         error = (look_up(pairs.frames[:, 1 - here], flow) - pairs.frames[:, here]).abs().amax(1)
         seen = inside_a_layer(flow, ~occluded)
@@ -63,9 +68,9 @@ def test_the_second_frame_looked_up_by_the_flow_is_the_first_where_it_can_be_see
         assert error[~seen & (flow.norm(dim=1) > 3)].mean() * 255 > 5  # and what is hidden differs
 
 
-def test_without_shapes_the_frames_agree_to_less_than_a_grey_level(smooth):
+def test_without_shapes_the_frames_agree_to_less_than_a_gray_level(smooth):
     smooth.scenes.shapes, before = (0, 0), smooth.scenes.shapes
-    pairs = smooth.pairs(range(8))
+    pairs = smooth.generate(range(8))
     smooth.scenes.shapes = before
     error = (look_up(pairs.frames[:, 1], pairs.forward) - pairs.frames[:, 0]).abs().amax(1)
     assert error[~pairs.occluded].max() * 255 < 1.5
@@ -73,7 +78,7 @@ def test_without_shapes_the_frames_agree_to_less_than_a_grey_level(smooth):
 
 
 def test_forward_and_backward_flow_undo_each_other_where_content_can_be_seen(generator):
-    pairs = generator.pairs(range(20))
+    pairs = generator.generate(range(20))
     there = look_up(pairs.backward, pairs.forward)
     difference = (pairs.forward + there).norm(dim=1)
     seen = inside_a_layer(pairs.forward, ~pairs.occluded)
@@ -82,33 +87,33 @@ def test_forward_and_backward_flow_undo_each_other_where_content_can_be_seen(gen
 
 
 def test_a_layer_moves_and_is_moved_back_to_where_it_was(generator):
-    layers = draw_layers(Draw([5], torch.device("cpu")), generator.scenes, 3, 3)
-    for layer in range(layers.count):
+    layers = draw_layers(SceneRandom([5], torch.device("cpu")), generator.scenes, 3, 3)
+    for layer in range(len(layers)):
         for time in (0.3, 1.0):
-            moved = layers.move(layer, time, generator.place_2P)
-            back = layers.undo(layer, time, moved[0])
-            torch.testing.assert_close(back[0], generator.place_2P, atol=2e-3, rtol=0)
+            moved = layers.move(layer, time, generator.point_2P)
+            back = layers.move_back(layer, time, moved[0])
+            torch.testing.assert_close(back[0], generator.point_2P, atol=2e-3, rtol=0)
 
 
 def test_motion_is_what_its_formula_says(generator):
-    layers = draw_layers(Draw([7], torch.device("cpu")), generator.scenes, 3, 3)
+    layers = draw_layers(SceneRandom([7], torch.device("cpu")), generator.scenes, 3, 3)
     place = torch.tensor([[20.0], [30.0]])
-    x, y = (place[:, 0] - layers.centre[0, 1]).double().tolist()
-    turn, zoom, (u, v) = float(layers.turn[0, 1]), math.exp(layers.zoom[0, 1]), layers.tilt[0, 1].tolist()
+    x, y = (place[:, 0] - layers.center[0, 1]).double().tolist()
+    turn, zoom, (u, v) = float(layers.turn[0, 1]), math.exp(layers.zoom[0, 1]), layers.perspective[0, 1].tolist()
     far = 1 + u * x + v * y
     moved = torch.tensor(
         [zoom * (math.cos(turn) * x - math.sin(turn) * y) / far, zoom * (math.sin(turn) * x + math.cos(turn) * y) / far]
     )
-    # tilt belongs to the place before it is shifted: the centre moves by the shift alone
-    moved = moved + layers.centre[0, 1] + layers.shift[0, 1]
+    # perspective belongs to the place before it is shifted: the center moves by the shift alone
+    moved = moved + layers.center[0, 1] + layers.shift[0, 1]
     for shear in range(2):
         angle = layers.wave[0, 1, shear] @ moved + layers.phase[0, 1, shear]
-        moved = moved + layers.swing[0, 1, shear] * angle.sin()
+        moved = moved + layers.amplitude[0, 1, shear] * angle.sin()
     torch.testing.assert_close(layers.move(1, 1.0, place)[0, :, 0], moved, atol=1e-3, rtol=0)
 
 
 def test_a_pair_depends_on_its_seed_alone(generator):
-    alone, together = generator.pairs([11]), generator.pairs([3, 11, 2**31 + 3])
+    alone, together = generator.generate([11]), generator.generate([3, 11, 2**31 + 3])
     for one, three in zip(alone, together, strict=True):
         torch.testing.assert_close(three[1].float(), one[0].float(), atol=1e-4, rtol=0)
     for a, b in ((0, 1), (0, 2), (1, 2)):
@@ -117,26 +122,28 @@ def test_a_pair_depends_on_its_seed_alone(generator):
 
 def test_mixed_precision_does_not_round_pairs(generator):
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = generator.pairs([11, 12])
-    for one, other in zip(rounded, generator.pairs([11, 12]), strict=True):
+        rounded = generator.generate([11, 12])
+    for one, other in zip(rounded, generator.generate([11, 12]), strict=True):
         assert torch.equal(one, other)
 
 
 def test_another_seed_of_the_scenes_paints_with_other_textures(generator):
-    other = FlowGenerator(Scenes(SIZE, motion=5.0, seed=1))
+    other = FlowGenerator(SceneConfig(SIZE, motion=5.0, seed=1))
     assert not torch.equal(other.textures, generator.textures)
     assert not torch.equal(other.shapes, generator.shapes)
 
 
 def test_the_background_moves_by_the_length_that_was_asked_for():
-    generator = FlowGenerator(Scenes(SIZE, shapes=(0, 0), motion=6.0, turning=0.0, bending=0.0))
-    pairs = generator.pairs(range(600))
+    generator = FlowGenerator(SceneConfig(SIZE, shapes=(0, 0), motion=6.0, rotation_scale=0.0, shear_scale=0.0))
+    pairs = generator.generate(range(600))
     assert (pairs.forward - pairs.forward[:, :, :1, :1]).abs().max() < 1e-3  # the same everywhere
     assert pairs.forward[:, :, 0, 0].norm(dim=1).mean() == pytest.approx(6.0, rel=0.12)
 
 
 def test_a_shape_moves_as_much_again_on_top_of_the_background():
-    layers = draw_layers(Draw(range(3000), torch.device("cpu")), Scenes(SIZE, shapes=(1, 2), motion=4.0), 3, 3)
+    layers = draw_layers(
+        SceneRandom(range(3000), torch.device("cpu")), SceneConfig(SIZE, shapes=(1, 2), motion=4.0), 3, 3
+    )
     background, shape = layers.shift[:, 0], layers.shift[:, 1]
     assert background.norm(dim=-1).mean() == pytest.approx(4.0, rel=0.1)
     assert (shape - background).norm(dim=-1).mean() == pytest.approx(4.0, rel=0.1)
@@ -144,34 +151,33 @@ def test_a_shape_moves_as_much_again_on_top_of_the_background():
 
 
 def test_bending_never_folds_a_layer():
-    """Neighbouring places would change their order where swing * wave exceeds 1; it stays at half of that."""
-    layers = draw_layers(Draw(range(300), torch.device("cpu")), Scenes(SIZE, motion=30.0, bending=5.0), 3, 3)
-    steepness = layers.swing.norm(dim=-1) * layers.wave.norm(dim=-1)
+    """Neighboring places would change their order where amplitude * wave exceeds 1; it stays at half of that."""
+    layers = draw_layers(
+        SceneRandom(range(300), torch.device("cpu")), SceneConfig(SIZE, motion=30.0, shear_scale=5.0), 3, 3
+    )
+    steepness = layers.amplitude.norm(dim=-1) * layers.wave.norm(dim=-1)
     assert steepness.max() == pytest.approx(0.5, rel=1e-4)
 
 
 def test_a_heavier_tail_has_the_same_mean_but_longer_motions():
     plain, heavy = (
-        draw_layers(Draw(range(3000), torch.device("cpu")), Scenes(SIZE, shapes=(0, 0), tail=tail), 3, 3).shift.norm(
-            dim=-1
-        )
-        for tail in (1.0, 2.0)
+        drawn(range(3000), shapes=(0, 0), motion_exponent=exponent).shift.norm(dim=-1) for exponent in (1.0, 2.0)
     )
     assert float(heavy.mean()) == pytest.approx(float(plain.mean()), rel=0.15)
     assert heavy.quantile(0.99) > 1.8 * plain.quantile(0.99)
 
 
 def test_what_does_not_move_is_nowhere_hidden():
-    generator = FlowGenerator(Scenes(SIZE, motion=0.0))
-    pairs = generator.pairs(range(4))
+    generator = FlowGenerator(SceneConfig(SIZE, motion=0.0))
+    pairs = generator.generate(range(4))
     assert pairs.forward.abs().max() < 1e-3
     assert not pairs.occluded.any()
     torch.testing.assert_close(pairs.frames[:, 0], pairs.frames[:, 1], atol=1e-3, rtol=0)
 
 
 def test_content_that_leaves_the_frame_is_hidden():
-    generator = FlowGenerator(Scenes(SIZE, shapes=(0, 0), motion=8.0, turning=0.0, bending=0.0))
-    pairs = generator.pairs(range(6))
+    generator = FlowGenerator(SceneConfig(SIZE, shapes=(0, 0), motion=8.0, rotation_scale=0.0, shear_scale=0.0))
+    pairs = generator.generate(range(6))
     y, x = torch.meshgrid(torch.arange(SIZE[0]), torch.arange(SIZE[1]), indexing="ij")
     for flow, occluded in zip(pairs.forward, pairs.occluded, strict=True):
         end_x, end_y = x + flow[0], y + flow[1]
@@ -180,13 +186,13 @@ def test_content_that_leaves_the_frame_is_hidden():
 
 
 def test_a_shape_in_front_hides_what_it_moves_over(generator, monkeypatch):
-    generator = FlowGenerator(Scenes((60, 60), shapes=(1, 1), motion=0.0))
-    drawn = draw_layers
+    generator = FlowGenerator(SceneConfig((60, 60), shapes=(1, 1), motion=0.0))
+    draw = draw_layers
 
-    def one_disc(draw, scenes, textures, shapes):
-        layers = drawn(draw, scenes, textures, shapes)
+    def one_disc(random, scenes, textures, shapes):
+        layers = draw(random, scenes, textures, shapes)
         layers.shift[:, 1] = torch.tensor([15.0, 0.0])
-        layers.centre[:, 1] = torch.tensor([20.0, 30.0])
+        layers.center[:, 1] = torch.tensor([20.0, 30.0])
         layers.extent[:, 1] = 20.0
         layers.shape_map[:, 1] = torch.tensor([[0.1, 0, -2.0], [0, 0.1, -3.0]])
         return layers
@@ -194,7 +200,7 @@ def test_a_shape_in_front_hides_what_it_moves_over(generator, monkeypatch):
     monkeypatch.setattr(flow_generator, "draw_layers", one_disc)
     axis = torch.arange(128) + 0.5 - 64
     generator.shapes = ((40 - torch.hypot(axis[:, None], axis)) / 128).half().expand(len(generator.shapes), -1, -1)
-    pairs = generator.pairs([0])
+    pairs = generator.generate([0])
     y, x = torch.meshgrid(torch.arange(60), torch.arange(60), indexing="ij")
     disc, moved = (torch.hypot(x - middle, y - 30.0) < 40 / 128 * 20 for middle in (20, 35))
     assert ((pairs.forward[0, 0] > 14) == disc).float().mean() > 0.995
@@ -205,8 +211,8 @@ def test_a_shape_in_front_hides_what_it_moves_over(generator, monkeypatch):
 
 @pytest.mark.parametrize("field", ["blur", "fog", "lighting"])
 def test_options_change_the_frames_but_not_the_flow(generator, field):
-    changed = FlowGenerator(Scenes(SIZE, motion=5.0, **{field: 1.0}))
-    pairs, plain = changed.pairs([0, 1, 2]), generator.pairs([0, 1, 2])
+    changed = FlowGenerator(SceneConfig(SIZE, motion=5.0, **{field: 1.0}))
+    pairs, plain = changed.generate([0, 1, 2]), generator.generate([0, 1, 2])
     torch.testing.assert_close(pairs.forward, plain.forward)
     assert torch.equal(pairs.occluded, plain.occluded)
     difference = (pairs.frames - plain.frames).abs().mean((2, 3, 4))
@@ -216,10 +222,10 @@ def test_options_change_the_frames_but_not_the_flow(generator, field):
 
 
 def test_motion_blur_is_the_mean_of_moments(generator):
-    layers = draw_layers(Draw([4], torch.device("cpu")), generator.scenes, 12, 24)
+    layers = draw_layers(SceneRandom([4], torch.device("cpu")), generator.scenes, 12, 24)
     blurred, _ = generator.render(layers, (0.0, 1.0), torch.tensor([True]))
-    moments = [generator.paint(layers, (time,))[0].frame_BCP for time in (-0.25, -0.125, 0.0, 0.125, 0.25)]
-    torch.testing.assert_close(blurred.frame_BCP, sum(moments) / 5)
+    moments = [generator.render_sharp(layers, (time,))[0].color_BCP for time in (-0.25, -0.125, 0.0, 0.125, 0.25)]
+    torch.testing.assert_close(blurred.color_BCP, sum(moments) / 5)
 
 
 @pytest.mark.parametrize(
@@ -227,27 +233,27 @@ def test_motion_blur_is_the_mean_of_moments(generator):
     [
         ("size", (4, 100), "height and width, at least 8"),
         ("size", (100,), r"of type tuple\[int, int\]"),
-        ("shapes", (3, 2), "fewest and most"),
+        ("shapes", (3, 2), "minimum and maximum"),
         ("motion", -1.0, "at least 0"),
-        ("tail", 0.0, "above 0"),
+        ("motion_exponent", 0.0, "above 0"),
         ("fog", 1.5, "at least 0 and at most 1"),
         ("seed", -1, "at least 0"),
     ],
 )
 def test_what_scenes_cannot_be(field, value, expected):
     with pytest.raises(PerceiversError, match=rf"scenes\.{field} = .* is not allowed: it must be {expected}"):
-        Scenes(**{field: value})
+        SceneConfig(**{field: value})
 
 
 def test_pairs_are_written_as_flyingchairs_and_kept(tmp_path):
-    scenes = Scenes((16, 24), shapes=(1, 2), motion=2.0, seed=3)
+    scenes = SceneConfig((16, 24), shapes=(1, 2), motion=2.0, seed=3)
     write_scenes(scenes, tmp_path / "pairs", 3)
     before = (tmp_path / "pairs" / "00002_img1.png").stat().st_mtime_ns
     write_scenes(scenes, tmp_path / "pairs", 40)
     assert (tmp_path / "pairs" / "00002_img1.png").stat().st_mtime_ns == before
     training, validation = (open_pairs(tmp_path / "pairs", split=split) for split in ("training", "validation"))
     assert (len(training), validation.names) == (38, ["00020", "00040"])
-    made = FlowGenerator(scenes).pairs([3 * 2**20 + 2])
+    made = FlowGenerator(scenes).generate([3 * 2**20 + 2])
     pair = training[1]
     assert (pair.frames / 255 - made.frames[0]).abs().max() <= 0.5 / 255 + 1e-4
     torch.testing.assert_close(pair.flow, made.forward[0])
@@ -256,8 +262,8 @@ def test_pairs_are_written_as_flyingchairs_and_kept(tmp_path):
 
 def test_pairs_are_not_written_among_other_files_or_other_scenes(tmp_path):
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(PerceiversError, match="holds something else"):
-        write_scenes(Scenes((16, 24)), tmp_path, 1)
-    write_scenes(Scenes((16, 24)), tmp_path / "pairs", 1)
-    with pytest.raises(PerceiversError, match=r"holds pairs of other scenes, see .*scenes\.json"):
-        write_scenes(Scenes((16, 24), motion=3.0), tmp_path / "pairs", 2)
+    with pytest.raises(PerceiversError, match="has other files"):
+        write_scenes(SceneConfig((16, 24)), tmp_path, 1)
+    write_scenes(SceneConfig((16, 24)), tmp_path / "pairs", 1)
+    with pytest.raises(PerceiversError, match=r"has pairs of other scenes, see .*scenes\.json"):
+        write_scenes(SceneConfig((16, 24), motion=3.0), tmp_path / "pairs", 2)

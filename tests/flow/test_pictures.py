@@ -7,7 +7,7 @@ import torch
 from perceivers import PerceiversError
 from perceivers.data.image_files import read_frame
 from perceivers.flow.files import read_flow
-from perceivers.flow.pictures import MARGIN, WHEEL_NC, check_picture_path, flow_picture, legend, write_picture
+from perceivers.flow.pictures import MARGIN, WHEEL_NC, check_picture_path, draw_flow, draw_legend, write_picture
 
 
 def flow_of(*vectors):
@@ -19,8 +19,8 @@ def random_flow(height=5, width=7, scale=20.0):
     return scale * torch.randn(2, height, width)
 
 
-def colors(flow, largest=None):
-    return [tuple(pixel) for pixel in flow_picture(flow, largest)[:, 0].T.tolist()]
+def colors(flow, max_flow=None):
+    return [tuple(pixel) for pixel in draw_flow(flow, max_flow)[:, 0].T.tolist()]
 
 
 def test_the_published_wheel():
@@ -59,7 +59,7 @@ def test_directions_have_the_published_colors(vector, color):
 def test_length_is_saturation():
     flow = flow_of((0, 0), (1, 0), (2, 0), (4, 0), (8, 0), (0, 4), (nan, 1), (2e9, 0))
     black = (0, 0, 0)
-    assert colors(flow, largest=4) == [
+    assert colors(flow, max_flow=4) == [
         (255, 255, 255),
         (255, 191, 191),
         (255, 127, 127),
@@ -70,7 +70,7 @@ def test_length_is_saturation():
         black,
     ]
     assert colors(flow)[3:5] == [(255, 127, 127), (255, 0, 0)]  # the longest known is 8
-    assert flow_picture(flow).dtype == torch.uint8
+    assert draw_flow(flow).dtype == torch.uint8
 
 
 def test_no_flow_is_white_and_no_knowledge_black():
@@ -81,32 +81,32 @@ def test_no_flow_is_white_and_no_knowledge_black():
 def test_pictures_keep_the_place():
     flow = torch.full((2, 3, 5), nan)
     flow[:, 1, 4] = torch.tensor([3.0, 0])
-    assert flow_picture(flow).nonzero().tolist() == [[0, 1, 4]]
+    assert draw_flow(flow).nonzero().tolist() == [[0, 1, 4]]
 
 
 def test_unusable_lengths_are_refused():
-    for largest in (0, -1, nan, inf):
-        with pytest.raises(PerceiversError, match=f"largest = {largest} is not allowed"):
-            flow_picture(flow_of((1, 0)), largest)
+    for max_flow in (0, -1, nan, inf):
+        with pytest.raises(PerceiversError, match=f"max_flow = {max_flow} is not allowed"):
+            draw_flow(flow_of((1, 0)), max_flow)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (218, 512), (150, 40), (3, 5)])
 def test_the_legend_is_beside_the_picture(tmp_path, size):
     flow, valid = random_flow(*size), torch.rand(size) > 0.1
-    write_picture(tmp_path / "a.png", flow, valid, largest=12.34)
+    write_picture(tmp_path / "a.png", flow, valid, max_flow=12.34)
     page = read_frame(tmp_path / "a.png")
-    margin = torch.from_numpy(np.array(legend(12.34, max(48, min(size) // 4)))).permute(2, 0, 1)
+    margin = torch.from_numpy(np.array(draw_legend(12.34, max(48, min(size) // 4)))).permute(2, 0, 1)
     height, width = size
     assert page.shape == (3, max(height, margin.shape[1]), width + margin.shape[2])
     top = (page.shape[1] - height) // 2
-    picture = flow_picture(flow.masked_fill(~valid, nan), 12.34)
+    picture = draw_flow(flow.masked_fill(~valid, nan), 12.34)
     assert torch.equal(page[:, top : top + height, :width], picture)
     top = (page.shape[1] - margin.shape[1]) // 2
     assert torch.equal(page[:, top : top + margin.shape[1], width:], margin)
 
 
 def test_the_legend_shows_directions_and_length():
-    picture = np.array(legend(5, 100)).astype(int)
+    picture = np.array(draw_legend(5, 100)).astype(int)
     gap, middle = 100 // 6, picture.shape[1] // 2
     y, x = gap + 50, middle
     for (dx, dy), color in {(-48, 0): (0, 209, 255), (0, 48): (255, 229, 0), (0, -48): (88, 0, 255)}.items():
@@ -120,13 +120,13 @@ def test_the_legend_shows_directions_and_length():
 
 
 @pytest.mark.parametrize(
-    ("largest", "label"),
+    ("max_flow", "label"),
     [(12.345, "12.3 px"), (5, "5 px"), (0.0012345, "0.00123 px"), (1234.5, "1230 px"), (None, "13 px")],
 )
-def test_the_label_is_the_length_of_full_color(tmp_path, monkeypatch, largest, label):
+def test_the_label_is_the_length_of_full_color(tmp_path, monkeypatch, max_flow, label):
     written = []
     monkeypatch.setattr("perceivers.flow.pictures.ImageDraw.ImageDraw.text", lambda *given: written.append(given[2]))
-    write_picture(tmp_path / "a.png", flow_of((5, 12), (400, 0)), torch.tensor([[True, False]]), largest)
+    write_picture(tmp_path / "a.png", flow_of((5, 12), (400, 0)), torch.tensor([[True, False]]), max_flow)
     assert written == [label]
 
 
@@ -134,11 +134,11 @@ def test_pictures_of_other_suffixes(tmp_path):
     for name in ("a.jpg", "b.webp", "c.TIFF"):
         write_picture(tmp_path / name, torch.full((2, 70, 90), nan))
         picture = read_frame(tmp_path / name)[:, :, :80]
-        assert picture.shape[1] == legend(1, 48).height
+        assert picture.shape[1] == draw_legend(1, 48).height
         assert picture[:, 10:60].max() < 10
     for name, message in {
-        "a.flo": "a.flo is no picture by its suffix: use .png",
-        "a": "a is no picture by its suffix: use .png",
+        "a.flo": "a.flo does not have the suffix of a picture: use .png",
+        "a": "a does not have the suffix of a picture: use .png",
         "a.xbm": r"a.xbm cannot hold this picture \(cannot write mode RGB as XBM\): use .png",
     }.items():
         with pytest.raises(PerceiversError, match=message):
@@ -151,7 +151,7 @@ def test_a_real_flow_becomes_a_picture(shared_data, tmp_path):
     write_picture(tmp_path / "a.png", flow, valid)
     picture = read_frame(tmp_path / "a.png")[:, :, :584]
     assert torch.equal(picture.sum(0) == 0, ~valid)
-    assert torch.equal(picture, flow_picture(flow))
+    assert torch.equal(picture, draw_flow(flow))
 
 
 def test_a_failing_disk_leaves_no_picture(tmp_path, monkeypatch):
@@ -167,5 +167,5 @@ def test_a_failing_disk_leaves_no_picture(tmp_path, monkeypatch):
 def test_paths_of_pictures_can_be_checked_beforehand(tmp_path):
     for name in ("a.png", "b.JPG", "c.tiff"):
         check_picture_path(tmp_path / name)
-    with pytest.raises(PerceiversError, match=r"a\.mp3 is no picture"):
+    with pytest.raises(PerceiversError, match=r"a\.mp3 does not have the suffix of a picture"):
         check_picture_path("a.mp3")

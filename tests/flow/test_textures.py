@@ -6,7 +6,7 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.flow import textures
-from perceivers.flow.textures import SHAPE_SIZE, TEXTURE_SIZE, distances, make_shapes, make_textures
+from perceivers.flow.textures import SHAPE_SIZE, TEXTURE_SIZE, compute_distances, make_shapes, make_textures
 
 
 def test_textures_come_with_the_package_and_from_a_seed():
@@ -20,7 +20,7 @@ def test_textures_come_with_the_package_and_from_a_seed():
 
 def test_one_of_three_textures_of_the_package_is_noise(monkeypatch):
     flat = torch.full((3, TEXTURE_SIZE, TEXTURE_SIZE), 7, dtype=torch.uint8)
-    monkeypatch.setattr(textures, "noise", lambda random: flat)
+    monkeypatch.setattr(textures, "make_noise", lambda random: flat)
     assert [bool((texture == 7).all()) for texture in make_textures(None, 6, seed=0)] == [False] * 4 + [True] * 2
 
 
@@ -56,7 +56,7 @@ def test_a_missing_folder_is_an_error(tmp_path):
 def test_shapes_say_how_far_a_place_is_inside():
     drawing = np.zeros((2 * SHAPE_SIZE,) * 2, np.uint8)
     drawing[64:192, 64:192] = 1  # a square, from a quarter to three quarters
-    distance = distances(drawing).float()
+    distance = compute_distances(drawing).float()
     assert distance.shape == (SHAPE_SIZE, SHAPE_SIZE)
     middle = SHAPE_SIZE // 2
     assert distance[middle, middle] == pytest.approx(0.25, abs=0.01)

@@ -9,12 +9,12 @@ from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.data.loader import SampleIndex
 from perceivers.flow import generator as flow_generator
-from perceivers.flow.data import HELD_OUT, FlowData, SeededPairs, StoredPairs
+from perceivers.flow.data import VALIDATION_SEED, FlowData, SeededPairs, StoredPairs
 from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.scenes import SceneConfig
 from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow
 from perceivers.training.config import read_config
 from perceivers.training.learner import evaluate
@@ -23,7 +23,7 @@ from perceivers.training.optimization import Optimization
 from tests.support.runs import interrupt_at, state
 
 SIZE = (16, 20)
-SCENES = Scenes(SIZE, shapes=(1, 2), motion=2.0)
+SCENES = SceneConfig(SIZE, shapes=(1, 2), motion=2.0)
 TINY = {
     "image_size": SIZE, "feature_channels": 4, "bands": 2, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
 }  # fmt: skip
@@ -38,7 +38,7 @@ def few_textures(monkeypatch):
 @pytest.fixture
 def stored(tmp_path):
     """Six pairs on disk, some of whose flow is not known."""
-    pairs = FlowGenerator(SCENES).pairs(range(6))
+    pairs = FlowGenerator(SCENES).generate(range(6))
     for number, (frames, flow) in enumerate(zip(pairs.frames, pairs.forward, strict=True), 1):
         flow = flow.clone()
         flow[:, : number + 1, 3] = torch.nan
@@ -51,7 +51,7 @@ def small_run(output, data=None, model=None, curriculum=None, pixels=None, **tra
     training = {"epochs": 2, "batch_size": 2, "accelerator": "cpu", "output": str(output)} | training
     return OpticalFlow(
         model=OpticalFlowConfig(**(TINY | (model or {}))),
-        data=FlowData(scenes=SCENES, pairs=8, held_out=3) if data is None else data,
+        data=FlowData(scenes=SCENES, pairs=8, validation_pairs=3) if data is None else data,
         curriculum=curriculum or Curriculum(0.5, 0.25),
         optimization=Optimization(lr=1e-3),
         training=Training(**training),
@@ -69,7 +69,7 @@ def estimator(**settings):
 
 def test_the_curriculum_grows_from_none_to_all():
     curriculum = Curriculum(0.2, 0.4)
-    assert [curriculum.is_plain(part) for part in (0.0, 0.19, 0.2, 0.9)] == [True, True, False, False]
+    assert [curriculum.is_warmup(part) for part in (0.0, 0.19, 0.2, 0.9)] == [True, True, False, False]
     strengths = [curriculum.strength(part) for part in (0.0, 0.19, 0.2, 0.3, 0.6, 0.99)]
     assert strengths == pytest.approx([0, 0, 0, 0.25, 1, 1])
     assert Curriculum(0.0, 0.0).strength(0.0) == 1
@@ -95,7 +95,7 @@ def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, c
 def test_a_run_writes_model_figures_and_pictures(tmp_path):
     output = small_run(tmp_path / "run").run()
     figures = json.loads((output / "metrics.json").read_text())
-    pairs = FlowGenerator(SCENES).pairs([HELD_OUT, HELD_OUT + 1, HELD_OUT + 2])
+    pairs = FlowGenerator(SCENES).generate([VALIDATION_SEED, VALIDATION_SEED + 1, VALIDATION_SEED + 2])
     assert figures["test_zero"] == pytest.approx(float(pairs.forward.norm(dim=1).mean()), rel=1e-4)
     predicted = load_model(output / "model")({"frames": pairs.frames})["flow"]
     error = (predicted - pairs.forward).norm(dim=1)
@@ -104,8 +104,8 @@ def test_a_run_writes_model_figures_and_pictures(tmp_path):
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
     assert any(row["test_epe"] for row in rows)
     written = b"".join(path.read_bytes() for path in (output / "tensorboard").glob("*"))
-    assert b"held_out_2" in written
-    assert b"held_out_3" not in written  # there are three
+    assert b"validation_2" in written
+    assert b"validation_3" not in written  # there are three
 
 
 def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, stored):
@@ -122,7 +122,7 @@ def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, store
 
 
 def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
-    data = FlowData(scenes=Scenes((8, 12), shapes=(1, 1), motion=1.0), pairs=4, validation=str(stored))
+    data = FlowData(scenes=SceneConfig((8, 12), shapes=(1, 1), motion=1.0), pairs=4, validation=str(stored))
     model = {"image_size": (8, 12)}
     import perceivers.flow.training as experiment
 
@@ -134,11 +134,11 @@ def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
 
 def test_in_the_first_phase_every_pair_is_also_reversed():
     module = estimator()
-    frames, flow = module.pairs({"seed": torch.tensor([3, 4])}, reversed=True)
-    made = module.generator.pairs([3, 4])
+    frames, flow = module.make_pairs({"seed": torch.tensor([3, 4])}, reversed=True)
+    made = module.generator.generate([3, 4])
     assert torch.equal(frames, torch.cat([made.frames, made.frames[:, [1, 0]]]))
     assert torch.equal(flow, torch.cat([made.forward, made.backward]))
-    frames, flow = module.pairs({"seed": torch.tensor([3, 4])}, reversed=False)
+    frames, flow = module.make_pairs({"seed": torch.tensor([3, 4])}, reversed=False)
     assert torch.equal(frames, made.frames)
     assert torch.equal(flow, made.forward)
 
@@ -146,13 +146,13 @@ def test_in_the_first_phase_every_pair_is_also_reversed():
 def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
     """Of eight steps two in the first phase, with every pair also reversed, then four in which augmentation grows."""
     seen = []
-    whole_error = FlowEstimator.error
+    whole_error = FlowEstimator.compute_error
 
     def error(self, frames, flow):
         seen.append((len(frames), self.curriculum.strength(self.progress())))
         return whole_error(self, frames, flow)
 
-    monkeypatch.setattr(FlowEstimator, "error", error)
+    monkeypatch.setattr(FlowEstimator, "compute_error", error)
     output = small_run(tmp_path / "run", curriculum=Curriculum(0.25, 0.5)).run()
     assert [count for count, _ in seen] == [4, 4, 2, 2, 2, 2, 2, 2]
     assert [strength for _, strength in seen] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
@@ -166,7 +166,7 @@ def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
 def test_the_reversed_flow_of_stored_pairs_is_the_mean_of_what_ends_in_a_pixel(stored):
     pairs = StoredPairs(open_pairs(stored))
     batch = pairs.collate([pairs[SampleIndex(0, 0)], pairs[SampleIndex(1, 0)]])
-    frames, flow = estimator().pairs(batch, reversed=True)
+    frames, flow = estimator().make_pairs(batch, reversed=True)
     assert torch.equal(frames[2:, 0], batch["frames"][:, 1])
     assert flow[:2, 0, 0, 3].isnan().all()
     torch.testing.assert_close(flow[2:], inverse_flow(flow[:2]), equal_nan=True)
@@ -177,8 +177,8 @@ def test_the_loss_is_the_mean_error_of_known_pixels():
     frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
     flow[0, :, :5] = torch.nan
     error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
-    torch.testing.assert_close(module.error(frames, flow), error.nanmean())
-    unknown = module.error(frames, torch.full_like(flow, torch.nan))
+    torch.testing.assert_close(module.compute_error(frames, flow), error.nanmean())
+    unknown = module.compute_error(frames, torch.full_like(flow, torch.nan))
     unknown.backward()
     assert unknown == 0
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters() if parameter.grad is not None)
@@ -188,7 +188,7 @@ def test_some_pixels_are_compared_with_their_own_flow():
     module = estimator(pixels=40)
     frames, flow = torch.rand(2, 2, 3, *SIZE), torch.randn(2, 2, *SIZE)
     torch.manual_seed(5)
-    loss = module.error(frames, flow)
+    loss = module.compute_error(frames, flow)
     torch.manual_seed(5)
     points = torch.randint(SIZE[0] * SIZE[1], (40,))
     error = (module.model({"frames": frames})["flow"] - flow).norm(dim=1)
@@ -200,16 +200,16 @@ def test_some_pixels_drawn_at_random_have_the_same_loss_on_average():
     frames, flow = torch.rand(1, 2, 3, *SIZE), torch.randn(1, 2, *SIZE)
     flow[:, :, 7, 3] = torch.nan
     with torch.no_grad():
-        some = torch.stack([module.error(frames, flow) for _ in range(300)])
+        some = torch.stack([module.compute_error(frames, flow) for _ in range(300)])
     whole = (module.model({"frames": frames})["flow"] - flow).norm(dim=1).nanmean()
     assert float(some.mean()) == pytest.approx(float(whole), rel=0.02)
     assert some.std() > 0.01
 
 
 def test_training_draws_other_scenes_in_every_epoch_and_none_that_is_held_out():
-    pairs, held_out = SeededPairs(10), SeededPairs(10, HELD_OUT)
+    pairs, held_out = SeededPairs(10), SeededPairs(10, VALIDATION_SEED)
     assert pairs[SampleIndex(3, 77)] == 77
-    assert [held_out[SampleIndex(place, 0)] for place in (0, 9)] == [HELD_OUT, HELD_OUT + 9]
+    assert [held_out[SampleIndex(place, 0)] for place in (0, 9)] == [VALIDATION_SEED, VALIDATION_SEED + 9]
 
 
 def test_pairs_of_different_size_are_continued_without_flow():
@@ -246,13 +246,19 @@ def test_stored_pairs_are_evaluated_one_by_one(stored):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model": {"start": "near"}}, "model.start = 'near' is not allowed: it must be 'normal' or 'local'"),
-        ({"model": {"bands": 8, "start": "local"}}, "model.channels = 16 are fewer"),
-        ({"model": {"frames": "separate", "start": "local"}}, "needs frames = concatenated"),
+        (
+            {"model": {"initialization": "near"}},
+            "model.initialization = 'near' is not allowed: it must be 'normal' or 'local'",
+        ),
+        (
+            {"model": {"bands": 8, "initialization": "local"}},
+            r"model.channels of at least 4 \* model.bands = 32, not 16",
+        ),
+        ({"model": {"frames": "separate", "initialization": "local"}}, "needs model.frames = concatenated"),
         ({"model": {"image_size": (24, 24)}}, "16 x 20"),
         ({"pixels": 0}, "pixels = 0 is not allowed: it must be at least 1"),
         ({"pixels": 9, "model": {"downsampling": "conv"}}, "pixels = 9 is not allowed: it must be left out"),
-        ({"data": FlowData(path="nowhere")}, "nowhere is no folder"),
+        ({"data": FlowData(path="nowhere")}, "nowhere is not a folder"),
     ],
 )
 def test_what_cannot_be_trained(tmp_path, changes, expected):
@@ -264,9 +270,12 @@ def test_what_cannot_be_trained(tmp_path, changes, expected):
     ("override", "expected"),
     [
         ("--model.preset=imagenet_conv", "model.preset = imagenet_conv is of image_classification"),
-        ("--model.start=near", "model.start"),
-        ("--curriculum.plain=1.5", "curriculum.plain = 1.5 is not allowed: it must be at least 0 and at most 1"),
-        ("--data.held_out=0", "data.held_out = 0 is not allowed: it must be at least 1"),
+        ("--model.initialization=near", "model.initialization"),
+        (
+            "--curriculum.warmup_fraction=1.5",
+            "curriculum.warmup_fraction = 1.5 is not allowed: it must be at least 0 and at most 1",
+        ),
+        ("--data.validation_pairs=0", "data.validation_pairs = 0 is not allowed: it must be at least 1"),
         ("--data.scenes.motion=-1", "scenes.motion = -1.0 is not allowed: it must be at least 0"),
     ],
 )

@@ -9,8 +9,8 @@ import torch
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import Attention
 from perceivers.model.intermediates import record_attention
-from perceivers.model.local_start import moved
-from perceivers.text.local_start import attend_nearby, frequencies, init_local_attention, sinusoids
+from perceivers.model.local_attention import rotate_phase
+from perceivers.text.local_attention import attend_nearby, frequencies, init_local_attention, sinusoids
 from perceivers.text.model import BertConfig, LanguageConfig
 
 LENGTH, CHANNELS = 64, 32
@@ -38,7 +38,7 @@ def test_waves_go_from_half_of_one_to_one_every_two_places():
 def test_moved_weights_read_the_waves_of_another_place(distance):
     weight, place = torch.randn(8, CHANNELS), torch.arange(LENGTH)
     there = sinusoids(place + distance, LENGTH, CHANNELS) @ weight.T
-    here = sinusoids(place, LENGTH, CHANNELS) @ moved(weight, distance * frequencies(LENGTH, CHANNELS)).T
+    here = sinusoids(place, LENGTH, CHANNELS) @ rotate_phase(weight, distance * frequencies(LENGTH, CHANNELS)).T
     torch.testing.assert_close(here, there, rtol=1e-4, atol=1e-4)
 
 

@@ -12,29 +12,29 @@ from perceivers.errors import PerceiversError
 if TYPE_CHECKING:
     from perceivers.flow.evaluation import FlowScore
 
-Overlap = Annotated[int, "fewest pixels by which tiles overlap"]
+Overlap = Annotated[int, "minimum overlap of tiles in pixels"]
 
 
 def flow(
     files: Annotated[
         list[str],
-        "two image files of the same size, or one video; before them a saved model, in any format: without one, the "
-        "small model that comes with the package is used",
+        "two image files of the same size, or one video; before them a saved model in any format, by default the small "
+        "model of the package",
         Metavar("[MODEL] FRAME"),
     ],
     *,
     out: Annotated[str, ".flo, .png (KITTI), .pfm, .flo5, .npy for two frames; .mp4 for a video"],
     picture: Annotated[str | None, "also draw the flow of two frames in colors, to this file"] = None,
-    largest: Annotated[float | None, "pixels of flow that have full color; the longest, if not given"] = None,
+    max_flow: Annotated[float | None, "length in pixels that has full color; by default the longest"] = None,
     overlap: Overlap = 20,
     batch_size: Annotated[int, "tiles computed at a time"] = 1,
     device: Device = None,
     dtype: Precision = None,
 ) -> None:
     """Estimates the optical flow of two frames, or of a video."""
-    from perceivers.flow.estimate import flow, flow_video
+    from perceivers.flow.estimate import draw_video_flow, estimate_flow
     from perceivers.flow.files import check_flow_path, write_flow
-    from perceivers.flow.pictures import check_largest, check_picture_path, write_picture
+    from perceivers.flow.pictures import check_max_flow, check_picture_path, write_picture
     from perceivers.inference import check_folder
 
     outputs = [path for path in (out, picture) if path is not None]
@@ -44,7 +44,7 @@ def flow(
     if len(frames) == 1:
         if picture is not None:
             raise PerceiversError("--picture is for two frames: the flow of a video is drawn to --out.")
-        pairs = flow_video(model, frames[0], out, overlap, batch_size, largest, device, dtype, progress=True)
+        pairs = draw_video_flow(model, frames[0], out, overlap, batch_size, max_flow, device, dtype, progress=True)
         print(f"{out}: the flow of {pairs} pairs of frames, in colors.")
         return
     if len(frames) != 2:
@@ -52,12 +52,12 @@ def flow(
     check_flow_path(out)
     if picture is not None:
         check_picture_path(picture)
-    check_largest(largest)
-    frame1, frame2 = frames
-    flow_2YX = flow(model, frame1, frame2, None, overlap, batch_size, device, dtype, progress=True)
+    check_max_flow(max_flow)
+    first, second = frames
+    flow_2YX = estimate_flow(model, first, second, None, overlap, batch_size, device, dtype, progress=True)
     write_flow(out, flow_2YX)
     if picture is not None:
-        write_picture(picture, flow_2YX, largest=largest)
+        write_picture(picture, flow_2YX, max_flow=max_flow)
     lengths = flow_2YX.norm(dim=0)
     print(
         f"{' and '.join(outputs)}: flow of {flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels, "
@@ -66,47 +66,46 @@ def flow(
 
 
 def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
-    """Returns the model and the frames, or the video, that `flow` is given; the package's model, if none is named."""
+    """Returns the model, by default the package's, and the frames or the video among the files of `flow`."""
     from perceivers.data.image_files import SUFFIXES
-    from perceivers.flow.estimate import SHIPPED
+    from perceivers.flow.estimate import BUNDLED_MODEL
 
     if len(files) == 1 or (len(files) == 2 and all(Path(file).suffix.lower() in SUFFIXES for file in files)):
-        return SHIPPED, files
+        return BUNDLED_MODEL, files
     return files[0], files[1:]
 
 
 def make_flow_data(
-    out: Annotated[str, "the folder to write, in the layout of FlyingChairs"],
+    out: Annotated[str, "folder to write, in the layout of FlyingChairs"],
     *,
-    pairs: Annotated[Count, "how many; those that are there already are kept"] = 1000,
-    size: Annotated[tuple[int, int], "of the frames, in pixels", Metavar(("HEIGHT", "WIDTH"))] = (368, 496),
-    motion: Annotated[float, "pixels that the background moves on average"] = 10.0,
-    tail: Annotated[float, "above 1: longer motions, and more short ones"] = 1.0,
+    pairs: Annotated[Count, "number of pairs; existing ones are kept"] = 1000,
+    size: Annotated[tuple[int, int], "of the frames in pixels", Metavar(("HEIGHT", "WIDTH"))] = (368, 496),
+    motion: Annotated[float, "mean motion of the background in pixels"] = 10.0,
+    motion_exponent: Annotated[float, "above 1: a heavier tail of motion lengths"] = 1.0,
     textures: Annotated[
-        str | None, "images to paint with; some that come with the package, if not given", Metavar("FOLDER")
+        str | None, "images to paint with; by default photographs in the package", Metavar("FOLDER")
     ] = None,
-    blur: Annotated[float, "part of the pairs with motion blur (0)"] = 0.0,
-    fog: Annotated[float, "part of the pairs with fog (0)"] = 0.0,
-    lighting: Annotated[float, "part of the pairs whose second frame is lit differently (0)"] = 0.0,
+    blur: Annotated[float, "fraction of pairs with motion blur (0)"] = 0.0,
+    fog: Annotated[float, "fraction of pairs with fog (0)"] = 0.0,
+    lighting: Annotated[float, "fraction of pairs whose second frame is lit differently (0)"] = 0.0,
     seed: Annotated[int, "of textures, shapes and pairs (0)"] = 0,
 ) -> None:
     """Generates pairs of frames with exact flow, as files."""
     from perceivers.flow.generator import write_scenes
-    from perceivers.flow.scenes import Scenes
+    from perceivers.flow.scenes import SceneConfig
 
-    height, width = size
-    scenes = Scenes(
-        (height, width), textures, motion=motion, tail=tail, blur=blur, fog=fog, lighting=lighting, seed=seed
+    scenes = SceneConfig(
+        size, textures, motion=motion, motion_exponent=motion_exponent, blur=blur, fog=fog, lighting=lighting, seed=seed
     )
     write_scenes(scenes, out, pairs)
-    print(f"{out}: {pairs} pairs of {width} x {height} pixels with their flow.")
+    print(f"{out}: {pairs} pairs of {size[1]} x {size[0]} pixels with their flow.")
 
 
 def evaluate(
     model: ModelArgument,
     *,
-    data: Annotated[str, "the folder of a data set as it is published, such as Sintel's"],
-    split: Annotated[str, "which part of the data set"] = "training",
+    data: Annotated[str, "folder of a data set as published, such as Sintel's"],
+    split: Annotated[str, "split of the data set"] = "training",
     picture: Annotated[
         Path | None, "also draw the flow of each pair, and its error, to this folder", Metavar("FOLDER")
     ] = None,
@@ -117,15 +116,15 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measures a model of optical flow beside classical methods: end-point error and outliers."""
-    from perceivers.flow.datasets import open_all
+    from perceivers.flow.datasets import open_all_layouts
     from perceivers.flow.evaluation import evaluate
     from perceivers.inference import load_for_inference
 
     if picture is not None and picture.is_file():
-        raise PerceiversError(f"--picture {picture} is a file: give a folder, new or not.")
+        raise PerceiversError(f"--picture {picture} is a file: give a folder, new or existing.")
     loaded = load_for_inference(model, device, dtype)
     results = {}
-    for pairs in open_all(data, split):
+    for pairs in open_all_layouts(data, split):
         scores = evaluate(loaded, pairs, overlap, batch_size, picture, progress=True)
         results[pairs.layout] = {name: asdict(score) for name, score in scores.items()}
         if not json:
@@ -135,29 +134,17 @@ def evaluate(
 
 
 def print_scores(title: str, scores: Mapping[str, "FlowScore"]) -> None:
-    """Prints the errors of flow of each method on a data set, then of each sequence."""
+    """Prints the errors of each method on a data set, then on each sequence."""
     (first, *_) = scores.values()
-    regions = [region for region in ("visible", "occluded") if f"epe_{region}" in first.errors]
-    print_table(
-        [title, "EPE", ">1px", ">3px", ">5px", "Fl-all", *(f"EPE {region}" for region in regions), "seconds a pair"],
-        [
-            [
-                name,
-                f"{score.errors['epe']:.2f}",
-                *(f"{score.errors[part]:.2%}" for part in ("over1px", "over3px", "over5px", "fl_all")),
-                *(f"{score.errors[f'epe_{region}']:.2f}" for region in regions),
-                f"{score.seconds:.3f}",
-            ]
-            for name, score in scores.items()
-        ],
-    )
+    fractions = {">1px": "over1px", ">3px": "over3px", ">5px": "over5px", "Fl-all": "fl_all"}
+    regions = {f"EPE {part}": f"epe_{part}" for part in ("visible", "occluded") if f"epe_{part}" in first.errors}
+    rows = []
+    for name, score in scores.items():
+        row = [f"{score.errors['epe']:.2f}", *(f"{score.errors[key]:.2%}" for key in fractions.values())]
+        rows.append([name, *row, *(f"{score.errors[key]:.2f}" for key in regions.values()), f"{score.seconds:.3f}"])
+    print_table([title, "EPE", *fractions, *regions, "seconds per pair"], rows)
     print()
     if len(first.sequences) > 1:
-        print_table(
-            ["EPE of each sequence", *scores],
-            [
-                [sequence, *(f"{score.sequences[sequence]:.2f}" for score in scores.values())]
-                for sequence in first.sequences
-            ],
-        )
+        rows = [[key, *(f"{score.sequences[key]:.2f}" for score in scores.values())] for key in first.sequences]
+        print_table(["EPE of each sequence", *scores], rows)
         print()

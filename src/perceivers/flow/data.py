@@ -1,4 +1,4 @@
-"""Pairs of optical flow for training and to evaluate on: read from a data set, or named by seeds, to be generated.
+"""Pairs of frames for training and evaluation: read from a data set, or seeds of pairs to be generated.
 
 Shape suffixes: B batch, Y rows, X columns
 """
@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader
 from perceivers.checks import Checked, Count
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.flow.datasets import FlowPair, FlowPairs, open_pairs
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.scenes import SceneConfig
 
-HELD_OUT = 2**31
-"""Seeds of held-out scenes start here, beyond all that training draws."""
+VALIDATION_SEED = 2**31
+"""The first seed of validation scenes, above all that training draws."""
 
 
 @dataclass
@@ -25,14 +25,14 @@ class FlowData(Checked):
     """The pairs of a training run.
 
     Attributes:
-        path: a folder of pairs whose flow is known, in the layout of a published data set; if not given, pairs are
-            generated while training, each once.
+        path: a folder of pairs with known flow, in the layout of a published data set; by default, pairs are generated
+            during training, each once.
         layout, split: of the folder, as in `open_pairs`.
-        validation: a folder of held-out pairs; generated ones, if not given.
+        validation: a folder of validation pairs; by default they are generated.
         validation_layout, validation_split: of that folder.
-        scenes: what generated pairs look like.
-        pairs: generated in one epoch.
-        held_out: generated pairs to evaluate on.
+        scenes: the appearance of generated pairs.
+        pairs: number of pairs generated in one epoch.
+        validation_pairs: number of pairs generated for validation.
     """
 
     section = "data."
@@ -43,36 +43,31 @@ class FlowData(Checked):
     validation: str | None = None
     validation_layout: str | None = None
     validation_split: str = "training"
-    scenes: Scenes = field(default_factory=Scenes)
+    scenes: SceneConfig = field(default_factory=SceneConfig)
     pairs: Count = 10000
-    held_out: Count = 64
-
-    @property
-    def generates(self) -> bool:
-        """Whether any of the pairs are generated."""
-        return self.path is None or self.validation is None
+    validation_pairs: Count = 64
 
     def open(self) -> tuple[Samples, Samples]:
-        """Returns training and held-out pairs.
+        """Returns training and validation pairs.
 
         Raises:
             PerceiversError: as in `open_pairs`.
         """
         training: Samples = SeededPairs(self.pairs)
-        held_out: Samples = SeededPairs(self.held_out, HELD_OUT)
+        validation: Samples = SeededPairs(self.validation_pairs, VALIDATION_SEED)
         if self.path is not None:
             training = StoredPairs(open_pairs(self.path, self.layout, self.split))
         if self.validation is not None:
-            held_out = StoredPairs(open_pairs(self.validation, self.validation_layout, self.validation_split))
-        return training, held_out
+            validation = StoredPairs(open_pairs(self.validation, self.validation_layout, self.validation_split))
+        return training, validation
 
 
 class SeededPairs(Samples):
-    """Seeds of pairs, which are generated where they are needed: on the device.
+    """Seeds of pairs, which are generated on the device.
 
     Args:
         count: number of pairs.
-        first: the first of the seeds; if not given, they are those of the items, others in every epoch.
+        first: the first seed; by default, seeds are those of the sample indices, new in every epoch.
     """
 
     def __init__(self, count: int, first: int | None = None) -> None:
@@ -90,10 +85,7 @@ class SeededPairs(Samples):
 
 
 class StoredPairs(Samples):
-    """Pairs that are read from files.
-
-    They may differ in size: batches to evaluate on hold one each, those to train on are padded, see `collate`.
-    """
+    """Pairs that are read from files. Evaluation batches hold one pair, since pairs may differ in size."""
 
     def __init__(self, pairs: FlowPairs) -> None:
         self.pairs = pairs
@@ -105,9 +97,9 @@ class StoredPairs(Samples):
         return self.pairs[item.sample]
 
     def collate(self, pairs: list[FlowPair]) -> dict[str, Tensor]:
-        """-> "frames" bytes [B, 2, 3, Y, X]; "flow" [B, 2, Y, X] in pixels; and where it is "known", bool [B, Y, X].
+        """-> "frames" bytes [B, 2, 3, Y, X]; "flow" [B, 2, Y, X] in pixels; "known" bool [B, Y, X].
 
-        Smaller pairs are continued to the right and below by their last pixels, whose flow is not known.
+        Smaller pairs are extended to the right and below by their last pixels, whose flow is unknown.
         """
         height, width = (max(pair.frames.shape[side] for pair in pairs) for side in (-2, -1))
         edges = [(0, width - pair.frames.shape[-1], 0, height - pair.frames.shape[-2]) for pair in pairs]

@@ -1,4 +1,4 @@
-"""Data sets of frame pairs whose optical flow is known: opening, reading and writing them.
+"""Data sets of frame pairs with known optical flow: opening, reading and writing them.
 
 Shape suffixes: Y rows, X columns, C colors (3)
 """
@@ -24,8 +24,8 @@ class FlowPair(NamedTuple):
 
     Attributes:
         frames: bytes [2, 3, Y, X].
-        flow: float32 [2, Y, X] in pixels, to the right and downwards; NaN where it is not known.
-        occluded: bool [Y, X], where the content of the first frame cannot be seen in the second; None if not known.
+        flow: float32 [2, Y, X] in pixels, to the right and down; NaN where unknown.
+        occluded: bool [Y, X], where the second frame does not show the content of the first; None if unknown.
     """
 
     frames: Tensor
@@ -34,13 +34,13 @@ class FlowPair(NamedTuple):
 
 
 class FlowPairs:
-    """Pairs of one data set; files are read when a pair is asked for.
+    """The pairs of one data set, read when they are indexed.
 
     Attributes:
         layout: name of the data set, one of `LAYOUTS`.
-        split: the part of it that these are.
+        split: name of its part.
         sequences: name of each pair's scene.
-        names: name of each pair, which no other has; usable as a file name.
+        names: unique name of each pair, usable as a file name.
     """
 
     def __init__(self, layout: str, split: str, files: Iterable[PairFiles]) -> None:
@@ -60,8 +60,8 @@ def open_pairs(path: str | Path, layout: str | None = None, split: str = "traini
     """Finds the pairs of a data set.
 
     Args:
-        path: its folder, as it is published.
-        layout: name of the data set, one of `LAYOUTS`; if not given, its folders say which it is.
+        path: its folder, as published.
+        layout: name of the data set, one of `LAYOUTS`; by default detected from the folder.
         split: "training", or another that the data set has.
 
     Raises:
@@ -70,50 +70,48 @@ def open_pairs(path: str | Path, layout: str | None = None, split: str = "traini
     if layout is not None and layout not in LAYOUTS:
         raise PerceiversError(f"layout = {layout!r} is not allowed: use one of {', '.join(LAYOUTS)}.")
     root = Path(path)
-    names = recognised(root)
+    names = detect_layouts(root)
     if layout is None and len(names) > 1:
-        raise PerceiversError(f"{root} holds {' and '.join(names)}: say which with the layout.")
-    if layout is None:
-        layout = names[0]
-    elif layout not in names:
-        raise PerceiversError(f"{root} is not laid out as {layout}, but as {' and '.join(names)}.")
-    return find(root, layout, split)
+        raise PerceiversError(f"{root} has the layouts {' and '.join(names)}: choose one with layout.")
+    if layout is not None and layout not in names:
+        raise PerceiversError(f"{root} does not have the layout {layout}, but {' and '.join(names)}.")
+    return open_split(root, layout or names[0], split)
 
 
-def open_all(path: str | Path, split: str = "training") -> list[FlowPairs]:
-    """Finds the pairs of all data sets that a folder holds the split of, such as both renderings of Sintel.
+def open_all_layouts(path: str | Path, split: str = "training") -> list[FlowPairs]:
+    """Finds the pairs of all data sets in a folder that have the split, such as both renderings of Sintel.
 
     Raises:
         PerceiversError: as in `open_pairs`.
     """
     root = Path(path)
-    names = recognised(root)
-    having = [name for name in names if split in LAYOUTS[name].present(root)]
-    return [find(root, name, split) for name in having or names]  # if none has it, the first raises
+    names = detect_layouts(root)
+    with_split = [name for name in names if split in LAYOUTS[name].find_splits(root)]
+    return [open_split(root, name, split) for name in with_split or names]  # if none has it, the first raises
 
 
-def recognised(root: Path) -> list[str]:
-    """Names of the layouts that a folder has, one at least."""
+def detect_layouts(root: Path) -> list[str]:
+    """Returns the names of the layouts that a folder has, at least one."""
     if not root.is_dir():
-        raise PerceiversError(f"{root} is no folder: give the folder of a data set of optical flow.")
-    names = [name for name, layout in LAYOUTS.items() if layout.present(root)]
+        raise PerceiversError(f"{root} is not a folder: give the folder of an optical flow data set.")
+    names = [name for name, layout in LAYOUTS.items() if layout.find_splits(root)]
     if not names:
-        raise PerceiversError(f"{root} is no data set of optical flow that is known: looked for {', '.join(LAYOUTS)}.")
+        raise PerceiversError(f"{root} is not a supported optical flow data set: use one of {', '.join(LAYOUTS)}.")
     return names
 
 
-def find(root: Path, layout: str, split: str) -> FlowPairs:
-    """The pairs of a split, whose files are all there."""
-    splits = LAYOUTS[layout].present(root)
+def open_split(root: Path, layout: str, split: str) -> FlowPairs:
+    """Returns the pairs of a split after checking that all files exist."""
+    splits = LAYOUTS[layout].find_splits(root)
     if split not in splits:
-        raise PerceiversError(f"there is no split {split!r} of {layout} in {root}: it has {' and '.join(splits)}.")
-    pairs = FlowPairs(layout, split, LAYOUTS[layout].pairs(root, split))
+        raise PerceiversError(f"{layout} in {root} has no split {split!r}: use {' or '.join(splits)}.")
+    pairs = FlowPairs(layout, split, LAYOUTS[layout].find_pairs(root, split))
     if not len(pairs):
-        raise PerceiversError(f"{root} is laid out as {layout}, but has no pairs of frames of the split {split!r}.")
+        raise PerceiversError(f"{root} has the layout {layout}, but no pairs of frames of the split {split!r}.")
     for files in pairs.files:
-        for path in files.paths():
-            if not path.is_file():
-                raise PerceiversError(f"{path} is missing, which the pair {files.name} of {layout} needs: download it.")
+        for path in files:
+            if isinstance(path, Path) and not path.is_file():
+                raise PerceiversError(f"{path} is missing: the pair {files.name} of {layout} needs it; download it.")
     return pairs
 
 
@@ -138,14 +136,14 @@ def read_pair(files: PairFiles) -> FlowPair:
 
 
 def read_sized_flow(path: Path, first_CYX: Tensor, files: PairFiles) -> Tensor:
-    """-> [2, Y, X], of as many rows and columns as the first frame."""
+    """Reads flow [2, Y, X] with the first frame's rows and columns."""
     flow_2YX, _ = read_flow(path)
     check_size(flow_2YX, path, first_CYX, files, files.flow_scale)
     return flow_2YX[:, :: files.flow_scale, :: files.flow_scale].contiguous()
 
 
 def read_mask(path: Path, first_CYX: Tensor, files: PairFiles) -> Tensor:
-    """-> bool [Y, X], True where it is white."""
+    """Reads a mask, bool [Y, X], True where the picture is white."""
     mask_CYX = read_frame(path)
     check_size(mask_CYX, path, first_CYX, files)
     return mask_CYX[0] > 127
@@ -153,17 +151,14 @@ def read_mask(path: Path, first_CYX: Tensor, files: PairFiles) -> Tensor:
 
 def check_size(image: Tensor, path: Path, first_CYX: Tensor, files: PairFiles, scale: int = 1) -> None:
     """Raises a PerceiversError unless `image`, from the file `path`, has `scale` times the first frame's size."""
-    height, width = image.shape[-2:]
-    rows, columns = scale * first_CYX.shape[-2], scale * first_CYX.shape[-1]
+    (height, width), (rows, columns) = image.shape[-2:], (scale * side for side in first_CYX.shape[-2:])
     if (height, width) != (rows, columns):
-        raise PerceiversError(
-            f"{path} has {width} x {height} pixels, but {files.first} needs {columns} x {rows}: "
-            "one of them belongs to another pair."
-        )
+        size = f"{width} x {height} pixels, but {files.first} needs {columns} x {rows}"
+        raise PerceiversError(f"{path} has {size}: one of them belongs to another pair.")
 
 
 def write_pair(folder: str | Path, number: int, pair: FlowPair) -> None:
-    """Writes a pair as one of FlyingChairs, its frames as PNG, and what is hidden as in FlyingChairsOcc.
+    """Writes a pair in the layout of FlyingChairs, frames as PNG, occlusions as in FlyingChairsOcc.
 
     Raises:
         PerceiversError: the folder cannot be written to.
@@ -172,6 +167,5 @@ def write_pair(folder: str | Path, number: int, pair: FlowPair) -> None:
     if pair.occluded is not None:
         pictures["occ1"] = pair.occluded.byte().mul(255).expand(3, -1, -1)
     for name, picture_CYX in pictures.items():
-        image = to_image(picture_CYX)
-        write(Path(folder) / f"{number:05d}_{name}.png", partial(image.save, format="PNG"))
+        write(Path(folder) / f"{number:05d}_{name}.png", partial(to_image(picture_CYX).save, format="PNG"))
     write_flow(Path(folder) / f"{number:05d}_flow.flo", pair.flow)

@@ -1,7 +1,7 @@
-"""Optical flow between frames of any size: `perceivers flow`.
+"""Estimates optical flow between frames of any size: `perceivers flow`.
 
-The model sees frames of the size that it was trained on. Larger ones are cut into tiles of this size, whose flows are
-averaged where they overlap (section 4.2 and appendix H of the paper).
+The model sees frames of its training size. Larger frames are cut into tiles of this size, whose flows are averaged
+where they overlap (section 4.2 and appendix H of the paper).
 
 Shape suffixes: T tiles, P points, Y rows, X columns
 """
@@ -9,6 +9,7 @@ Shape suffixes: T tiles, P points, Y rows, X columns
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,20 +21,20 @@ from perceivers.data.image_files import read_frame
 from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.pictures import check_largest, flow_picture
+from perceivers.flow.pictures import check_max_flow, draw_flow
 from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 
 OVERLAP = 20
-"""Fewest pixels by which neighbouring tiles overlap, as released."""
+"""Minimum overlap of neighboring tiles in pixels, as released."""
 
-SHIPPED = Path(__file__).parent / "mini"
-"""A small model that comes with the package, trained as configs/flow/mini.yaml says."""
+BUNDLED_MODEL = Path(__file__).parent / "mini"
+"""A small model, trained with configs/flow/mini.yaml."""
 
 log = logging.getLogger(__name__)
 
 
-def flow(
+def estimate_flow(
     model: PerceiverIO | str | Path,
     frame1: Tensor | str | Path,
     frame2: Tensor | str | Path,
@@ -44,66 +45,58 @@ def flow(
     dtype: str | None = None,
     progress: bool = False,
 ) -> Tensor:
-    """How far the content of each pixel of a frame moves until the next.
+    """Estimates the motion of each pixel's content from one frame to the next.
 
     Args:
         model, device, dtype: as in `load_for_inference`.
         frame1, frame2: image files, or tensors [3, Y, X] of bytes in 0 ... 255 or floats in [0, 1].
-        points: [P, 2], column and row of pixels of the first frame: only their flow is decoded, and tiles without any
-            are left out. Any number, in any order; not for models that upsample.
-        overlap: fewest pixels by which neighbouring tiles overlap.
+        points: [P, 2], columns and rows of pixels of the first frame, in any order: only their flow is decoded, and
+            tiles without points are skipped. Not for models that upsample.
+        overlap: minimum overlap of neighboring tiles in pixels.
         batch_size: tiles computed at a time.
         progress: show a bar.
 
     Returns:
-        float32 [2, Y, X], on the CPU: pixels to the right, and down; of points, [P, 2].
+        float32 [2, Y, X] on the CPU: pixels to the right, and down; for points, [P, 2].
 
     Raises:
-        PerceiversError: a file cannot be read, the frames differ in size, a point lies outside of them, or the model is
-            of another kind.
+        PerceiversError: a file cannot be read, the frames differ in size, a point lies outside the frames, or the model
+            is not an optical flow model.
     """
     model = load_for_inference(model, device, dtype)
     _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
-    frames = [read(frame) for frame in (frame1, frame2)]
-    (_, height, width), (_, height2, width2) = (frame.shape for frame in frames)
-    if (height, width) != (height2, width2):
-        raise PerceiversError(
-            f"the frames differ in size: {describe(frame1)} has {width} x {height} pixels, "
-            f"{describe(frame2)} has {width2} x {height2}; flow needs two of the same size."
-        )
-    notice_padding(height, width, adapter.size)
+    frames = [to_floats(frame) for frame in (frame1, frame2)]
+    if frames[0].shape != frames[1].shape:
+        names = ("a tensor" if isinstance(frame, Tensor) else frame for frame in (frame1, frame2))
+        first, second = (f"{name} has {x.shape[2]} x {x.shape[1]}" for name, x in zip(names, frames, strict=True))
+        raise PerceiversError(f"the frames differ in size: {first} pixels, {second}; flow needs two of the same size.")
+    pair = torch.stack(frames)
+    warn_if_padded(pair, adapter.size)
     if points is not None:
-        return tracked(model, torch.stack(frames), torch.as_tensor(points), overlap)
-    return tiled(model, torch.stack(frames), overlap, batch_size, progress)
+        return estimate_at_points(model, pair, torch.as_tensor(points), overlap)
+    return estimate_tiled(model, pair, overlap, batch_size, progress)
 
 
-def read(frame: Tensor | str | Path) -> Tensor:
-    """-> [3, Y, X] in [0, 1]."""
+def to_floats(frame: Tensor | str | Path) -> Tensor:
+    """Returns a frame [3, Y, X] in [0, 1]."""
     frame_CYX = frame if isinstance(frame, Tensor) else read_frame(frame)
     if frame_CYX.dim() != 3 or frame_CYX.shape[0] != 3:
-        raise PerceiversError(
-            f"a frame of shape {tuple(frame_CYX.shape)} was given, but [3 colors, height, width] is expected."
-        )
+        shape = tuple(frame_CYX.shape)
+        raise PerceiversError(f"a frame of shape {shape} was given, but [3 colors, height, width] is expected.")
     return frame_CYX / 255 if frame_CYX.dtype == torch.uint8 else frame_CYX
 
 
-def describe(frame: Tensor | str | Path) -> str:
-    """What to call a frame in an error."""
-    return "a tensor" if isinstance(frame, Tensor) else str(frame)
-
-
-def notice_padding(height: int, width: int, tile: tuple[int, int]) -> None:
-    """Tells the user of frames smaller than a tile."""
+def warn_if_padded(frames: Tensor, tile: tuple[int, int]) -> None:
+    """Logs a warning if frames [..., Y, X] are smaller than a tile."""
+    height, width = frames.shape[-2:]
     if height < tile[0] or width < tile[1]:
-        log.warning(
-            "The frames have %d x %d pixels, fewer than the %d x %d that the model was trained on: they are padded.",
-            width, height, tile[1], tile[0],
-        )  # fmt: skip
+        message = "The frames have %d x %d pixels, fewer than the %d x %d of the model's training: they are padded."
+        log.warning(message, width, height, tile[1], tile[0])
 
 
 @torch.no_grad()
-def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progress: bool) -> Tensor:
-    """The flow [2, Y, X] between two frames [2, 3, Y, X] in [0, 1], which are cut into tiles; see `flow`."""
+def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progress: bool) -> Tensor:
+    """Estimates the flow [2, Y, X] between two frames [2, 3, Y, X] in [0, 1] in tiles; see `estimate_flow`."""
     if batch_size < 1:
         raise PerceiversError(f"batch_size = {batch_size} is not allowed: it must be at least 1.")
     name, adapter = find_adapter(model.inputs, FramePairInput, "flow")
@@ -111,103 +104,98 @@ def tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progr
     rows, columns = pair.shape[-2:]
     pair = pad_to(pair, adapter.size)
     height, width = pair.shape[-2:]
-    corners = tile_corners(height, width, adapter.size, overlap)
-    weight_YX = tile_weights(*adapter.size)
+    tiles = find_tiles(height, width, adapter.size, overlap)
+    weight_YX = make_tile_weights(*adapter.size)
     total_2YX, weights_YX = torch.zeros(2, height, width), torch.zeros(height, width)
-    groups = [corners[start : start + batch_size] for start in range(0, len(corners), batch_size)]
+    groups = [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
     for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
-        places = [(..., slice(y, y + adapter.size[0]), slice(x, x + adapter.size[1])) for y, x in group]
-        tiles = torch.stack([pair[place] for place in places]).to(get_device(model))
-        flow_T2YX = model({name: tiles})[output].float().cpu()
-        for place, flow_2YX in zip(places, flow_T2YX, strict=True):
-            total_2YX[place] += weight_YX * flow_2YX
-            weights_YX[place] += weight_YX
+        frames = torch.stack([pair[..., y, x] for y, x in group]).to(get_device(model))
+        flow_T2YX = model({name: frames})[output].float().cpu()
+        for (y, x), flow_2YX in zip(group, flow_T2YX, strict=True):
+            total_2YX[:, y, x] += weight_YX * flow_2YX
+            weights_YX[y, x] += weight_YX
     return (total_2YX / weights_YX)[:, :rows, :columns]
 
 
 @torch.no_grad()
-def tracked(model: PerceiverIO, pair: Tensor, points_P2: Tensor, overlap: int) -> Tensor:
-    """The flow [P, 2] of some pixels of the first of two frames [2, 3, Y, X] in [0, 1]; see `flow`."""
+def estimate_at_points(model: PerceiverIO, pair: Tensor, points_P2: Tensor, overlap: int) -> Tensor:
+    """Estimates the flow [P, 2] at pixels of the first of two frames [2, 3, Y, X] in [0, 1]; see `estimate_flow`."""
     name, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     output, flow_output = find_adapter(model.outputs, FlowOutput, "flow")
     if flow_output.upsampling is not None:
         raise PerceiversError("points need a model with a query for every pixel; this one upsamples: leave them out.")
     size = torch.tensor([pair.shape[-1], pair.shape[-2]])
     if points_P2.dim() != 2 or points_P2.shape[1] != 2 or points_P2.is_floating_point():
-        raise PerceiversError(
-            f"points of shape {tuple(points_P2.shape)} and {points_P2.dtype} were given, "
-            "but whole numbers [points, 2] are expected: the column and row of each."
-        )
+        found = f"points of shape {tuple(points_P2.shape)} and {points_P2.dtype} were given"
+        raise PerceiversError(f"{found}, but whole numbers [points, 2] are expected: the column and row of each.")
     outside_P = ((points_P2 < 0) | (points_P2 >= size)).any(1)
     if outside_P.any():
         column, row = points_P2[outside_P][0].tolist()
-        raise PerceiversError(f"the point ({column}, {row}) lies outside of frames of {size[0]} x {size[1]} pixels.")
+        raise PerceiversError(f"the point ({column}, {row}) lies outside the frames of {size[0]} x {size[1]} pixels.")
     pair = pad_to(pair, adapter.size)
-    weight_YX = tile_weights(*adapter.size)
-    total_P2, weight_P1 = torch.zeros(len(points_P2), 2), torch.zeros(len(points_P2), 1)
-    for y, x in tile_corners(pair.shape[-2], pair.shape[-1], adapter.size, overlap):
-        column_P, row_P = (points_P2 - torch.tensor([x, y])).unbind(1)
-        inside_P = (column_P >= 0) & (column_P < adapter.size[1]) & (row_P >= 0) & (row_P < adapter.size[0])
+    height, width = adapter.size
+    weight_YX = make_tile_weights(height, width)
+    total_P2, weights_P1 = torch.zeros(len(points_P2), 2), torch.zeros(len(points_P2), 1)
+    for y, x in find_tiles(pair.shape[-2], pair.shape[-1], adapter.size, overlap):
+        column_P, row_P = (points_P2 - torch.tensor([x.start, y.start])).unbind(1)
+        inside_P = (column_P >= 0) & (column_P < width) & (row_P >= 0) & (row_P < height)
         if not inside_P.any():
             continue
-        index_P = (row_P * adapter.size[1] + column_P)[inside_P]
-        tile = pair[None, ..., y : y + adapter.size[0], x : x + adapter.size[1]].to(get_device(model))
+        index_P = (row_P * width + column_P)[inside_P]
+        tile = pair[None, ..., y, x].to(get_device(model))
         flow_P2 = model({name: tile}, {output: index_P.to(tile.device)})[output][0].float().cpu()
-        tile_P1 = weight_YX.flatten()[index_P, None]
-        total_P2[inside_P] += tile_P1 * flow_P2
-        weight_P1[inside_P] += tile_P1
-    return total_P2 / weight_P1
+        weight_P1 = weight_YX.flatten()[index_P, None]
+        total_P2[inside_P] += weight_P1 * flow_P2
+        weights_P1[inside_P] += weight_P1
+    return total_P2 / weights_P1
 
 
-def tile_corners(height: int, width: int, tile: tuple[int, int], overlap: int) -> list[tuple[int, int]]:
-    """Top and left of every tile."""
-    return [(y, x) for y in starts(height, tile[0], overlap) for x in starts(width, tile[1], overlap)]
+def find_tiles(height: int, width: int, tile: tuple[int, int], overlap: int) -> list[tuple[slice, slice]]:
+    """Returns rows and columns of every tile."""
+    tops, lefts = tile_offsets(height, tile[0], overlap), tile_offsets(width, tile[1], overlap)
+    return [(slice(top, top + tile[0]), slice(left, left + tile[1])) for top in tops for left in lefts]
 
 
 def pad_to(pair: Tensor, tile: tuple[int, int]) -> Tensor:
-    """Frames at least as large as a tile: smaller ones are continued to the right and below by their last pixels."""
+    """Extends frames to the right and below by their last pixels, at least to the size of a tile."""
     height, width = pair.shape[-2:]
     below, right = max(tile[0] - height, 0), max(tile[1] - width, 0)
     return F.pad(pair, (0, right, 0, below), mode="replicate") if below or right else pair
 
 
-def starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin so that they are evenly spaced, reach both borders, and overlap by `overlap` at least."""
+def tile_offsets(size: int, tile: int, overlap: int) -> list[int]:
+    """Returns the starts of evenly spaced tiles that reach both borders and overlap by `overlap` or more."""
     if not 0 <= overlap < tile:
-        raise PerceiversError(
-            f"overlap = {overlap} is not allowed: it must be from 0 to less than a tile's {tile} pixels."
-        )
+        raise PerceiversError(f"overlap = {overlap} is not allowed: it must be from 0 to less than the tile's {tile}.")
     count = max(1, math.ceil((size - overlap) / (tile - overlap)))
     return [round(index * (size - tile) / max(count - 1, 1)) for index in range(count)]
 
 
-def tile_weights(height: int, width: int) -> Tensor:
-    """Weights [Y, X] of a tile's pixels where tiles overlap: the distance to the nearest edge, 1 at the edge."""
-    y = torch.arange(height)
-    x = torch.arange(width)
-    near_Y = torch.minimum(y + 1, height - y)
-    near_X = torch.minimum(x + 1, width - x)
+def make_tile_weights(height: int, width: int) -> Tensor:
+    """Returns the weights [Y, X] of a tile's pixels: the distance to the nearest edge, 1 at the edge."""
+    y, x = torch.arange(height), torch.arange(width)
+    near_Y, near_X = torch.minimum(y + 1, height - y), torch.minimum(x + 1, width - x)
     return torch.minimum(near_Y[:, None], near_X[None]).float()
 
 
-def flow_video(
+def draw_video_flow(
     model: PerceiverIO | str | Path,
     video: str | Path,
     out: str | Path,
     overlap: int = OVERLAP,
     batch_size: int = 1,
-    largest: float | None = None,
+    max_flow: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
     progress: bool = False,
 ) -> int:
-    """Draws the flow of a video: from every frame to the next, in colors, as a video.
+    """Draws the flow of a video, from every frame to the next, as a video in colors.
 
     Args:
-        model, overlap, batch_size, device, dtype, progress: as in `flow`.
-        video: any file with video that PyAV reads.
+        model, overlap, batch_size, device, dtype, progress: as in `estimate_flow`.
+        video: any video file that PyAV reads.
         out: the video to write.
-        largest: pixels of flow that have full color; those of the first pair's longest flow, if not given.
+        max_flow: length in pixels that has full color, by default the longest of the first pair.
 
     Returns:
         The number of pairs.
@@ -217,29 +205,25 @@ def flow_video(
     """
     check_video_path(out)
     check_folder(out)
-    check_largest(largest)
+    check_max_flow(max_flow)
     model = load_for_inference(model, device, dtype)
     _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     source = read_frames(video)
     pairs = 0
 
-    def pictures() -> Iterator[Tensor]:
-        nonlocal largest, pairs
-        before = None
+    def draw_pictures() -> Iterator[Tensor]:
+        nonlocal max_flow, pairs
         count = None if source.count is None else source.count - 1
         with tqdm(total=count, desc="frames", disable=None if progress else True) as bar:
-            for frame in map(read, source.frames):
-                if before is None:
-                    notice_padding(frame.shape[1], frame.shape[2], adapter.size)
-                else:
-                    flow_2YX = tiled(model, torch.stack([before, frame]), overlap, batch_size, progress=False)
-                    largest = float(flow_2YX.norm(dim=0).max()) if largest is None else largest
-                    pairs += 1
-                    yield flow_picture(flow_2YX, largest)
-                    bar.update()
-                before = frame
+            for pairs, pair in enumerate(pairwise(map(to_floats, source.frames)), 1):
+                if pairs == 1:
+                    warn_if_padded(pair[0], adapter.size)
+                flow_2YX = estimate_tiled(model, torch.stack(pair), overlap, batch_size, progress=False)
+                max_flow = float(flow_2YX.norm(dim=0).max()) if max_flow is None else max_flow
+                yield draw_flow(flow_2YX, max_flow)
+                bar.update()
         if not pairs:
             raise PerceiversError(f"{video} has fewer than two frames: flow needs two.")
 
-    write_video(out, pictures(), source.rate)
+    write_video(out, draw_pictures(), source.rate)
     return pairs

@@ -1,4 +1,4 @@
-"""Optical flow on pairs whose flow is known, beside classical methods: `perceivers evaluate`.
+"""Evaluates optical flow on pairs with known flow, beside classical methods: `perceivers evaluate`.
 
 Shape suffixes: Y rows, X columns, C colors (3)
 """
@@ -22,102 +22,75 @@ from tqdm import tqdm
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FramePairInput
 from perceivers.flow.datasets import FlowPair, FlowPairs
-from perceivers.flow.estimate import OVERLAP, notice_padding, tiled
+from perceivers.flow.estimate import OVERLAP, estimate_tiled, warn_if_padded
 from perceivers.flow.metrics import FlowErrors, end_point_error
-from perceivers.flow.pictures import MARGIN, flow_picture, full_color, legend, to_image
+from perceivers.flow.pictures import MARGIN, draw_flow, draw_legend, resolve_max_flow, to_image
 from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import write
 
 Method = Callable[[Tensor], Tensor]
-"""From two frames, bytes [2, 3, Y, X], to their flow, float32 [2, Y, X]."""
+"""Estimates the flow, float32 [2, Y, X], of two frames, bytes [2, 3, Y, X]."""
 
-MODEL = "model"
-"""What the model is called among the methods."""
-
-NO_START: Any = None
-"""OpenCV's methods may start from a flow; its type hints say that they must."""
-
-DIS_SMALLEST = 32
-"""Fewest rows and columns: wide frames of fewer rows crash OpenCV."""
-
-ERROR_SCALE = 5
-"""Pixels of end-point error that have full color in pictures; the same in all, so that pictures can be compared."""
-WORST = (200, 0, 0)
+MODEL = "model"  # the model's name among the methods
+NO_INITIAL_FLOW: Any = None  # OpenCV's methods need no initial flow, unlike their type hints
+DIS_MIN_SIZE = 32  # minimum number of rows and columns: OpenCV crashes on wide frames with fewer rows
+ERROR_SCALE = 5  # end-point error in pixels that has full color; the same in all pictures, for comparison
+ERROR_COLOR = (200, 0, 0)
 
 
-def no_flow(frames: Tensor) -> Tensor:
-    """Nothing moves: the error is the length of the true flow."""
+def zero_flow(frames: Tensor) -> Tensor:
+    """Predicts that nothing moves: the error is the length of the true flow."""
     return torch.zeros(2, *frames.shape[-2:])
 
 
 def farneback(frames: Tensor) -> Tensor:
     """Farneback's method (2003), with the parameters of OpenCV's examples."""
-    before_YX, after_YX = gray(frames)
-    flow_YX2 = cv2.calcOpticalFlowFarneback(
-        before_YX,
-        after_YX,
-        NO_START,
-        pyr_scale=0.5,
-        levels=3,
-        winsize=15,
-        iterations=3,
-        poly_n=5,
-        poly_sigma=1.2,
-        flags=0,
+    one, two = to_gray(frames)
+    flow_YX2: Any = cv2.calcOpticalFlowFarneback(
+        one, two, NO_INITIAL_FLOW, pyr_scale=0.5, levels=3, winsize=15, iterations=3, poly_n=5, poly_sigma=1.2, flags=0
     )
-    return from_opencv(flow_YX2)
+    return torch.from_numpy(flow_YX2).permute(2, 0, 1)
 
 
-def dis(preset: int, frames: Tensor) -> Tensor:
+def dis_flow(preset: int, frames: Tensor) -> Tensor:
     """Dense inverse search (Kroeger et al., 2016) with one of OpenCV's presets."""
     height, width = frames.shape[-2:]
-    if min(height, width) < DIS_SMALLEST:
-        raise PerceiversError(
-            f"frames of {width} x {height} pixels are too small for dense inverse search, with which the model is "
-            f"compared: leave out frames of fewer than {DIS_SMALLEST} rows or columns."
-        )
-    before_YX, after_YX = gray(frames)
-    return from_opencv(cv2.DISOpticalFlow.create(preset).calc(before_YX, after_YX, NO_START))
+    if min(height, width) < DIS_MIN_SIZE:
+        least = f"leave out frames with fewer than {DIS_MIN_SIZE} rows or columns"
+        raise PerceiversError(f"{width} x {height} pixels are too few for the comparison with DIS: {least}.")
+    one, two = to_gray(frames)
+    flow_YX2 = cv2.DISOpticalFlow.create(preset).calc(one, two, NO_INITIAL_FLOW)
+    return torch.from_numpy(np.asarray(flow_YX2, np.float32)).permute(2, 0, 1)
 
 
 CLASSICAL: dict[str, Method] = {
-    "zero flow": no_flow,
+    "zero flow": zero_flow,
     "Farneback": farneback,
-    "DIS fast": partial(dis, cv2.DISOPTICAL_FLOW_PRESET_FAST),
-    "DIS medium": partial(dis, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
+    "DIS fast": partial(dis_flow, cv2.DISOPTICAL_FLOW_PRESET_FAST),
+    "DIS medium": partial(dis_flow, cv2.DISOPTICAL_FLOW_PRESET_MEDIUM),
 }
-"""What the model is compared with."""
+"""Methods that the model is compared with."""
 
 
-def gray(frames: Tensor) -> list[Any]:
-    """Bytes [Y, X] of each frame."""
+def to_gray(frames: Tensor) -> list[Any]:
+    """Converts each frame to bytes [Y, X]."""
     return [cv2.cvtColor(frame_CYX.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for frame_CYX in frames]
-
-
-def from_opencv(flow_YX2: Any) -> Tensor:
-    """-> [2, Y, X]."""
-    return torch.from_numpy(np.asarray(flow_YX2, np.float32)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
 class FlowScore:
-    """How a method does on a data set.
+    """The scores of a method on a data set.
 
     Attributes:
         errors: over all pairs, by the names of `FlowErrors.compute`.
-        sequences: end-point error of each sequence of which any flow is known, in pixels.
-        seconds: what a pair takes: the median, which the first pair's preparations do not change.
+        sequences: end-point error of each sequence with known flow, in pixels.
+        seconds: median time per pair, which is not affected by the first pair's preparations.
     """
 
     errors: dict[str, float]
     sequences: dict[str, float]
     seconds: float
-
-
-def convention(layout: str) -> Literal["pixels", "pairs"]:
-    """Over what a data set's end-point error is averaged; see `perceivers.flow.metrics`."""
-    return "pairs" if layout.startswith(("kitti", "middlebury")) else "pixels"
 
 
 def evaluate(
@@ -128,86 +101,83 @@ def evaluate(
     pictures: str | Path | None = None,
     progress: bool = False,
 ) -> dict[str, FlowScore]:
-    """Errors of a model and of the classical methods on the same pairs, by the methods' names, the model first.
+    """Measures the errors of a model, and of the classical methods, on the same pairs.
 
     Args:
         model: an optical flow model.
         pairs: frames and their flow.
-        overlap: fewest pixels by which neighbouring tiles of the model overlap.
+        overlap: minimum overlap of neighboring tiles of the model in pixels.
         batch_size: tiles computed at a time.
-        pictures: a folder to which a picture of each pair is written, as `comparison` draws it, below the layout's
-            name; pictures of these names that are there are replaced.
+        pictures: a folder for the picture of each pair by `draw_comparison`, in a subfolder with the layout's name;
+            existing pictures of these names are replaced.
         progress: show a bar.
 
+    Returns:
+        Scores by the method's name, the model first.
+
     Raises:
-        PerceiversError: the model is of another kind, a file of the pairs or a picture's folder is not usable, no
-            pixel's flow is known, or the model's flow is not finite.
+        PerceiversError: the model is of another kind, a file of the pairs or the folder of pictures is not usable, no
+            pixel has known flow, or the model's flow is not finite.
     """
     _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
-    sizes: set[tuple[int, int]] = set()
+    sizes: set[torch.Size] = set()
 
-    def of_model(frames: Tensor) -> Tensor:
-        return tiled(model, frames / 255, overlap, batch_size, progress=False)
+    def run_model(frames: Tensor) -> Tensor:
+        return estimate_tiled(model, frames / 255, overlap, batch_size, progress=False)
 
-    methods: dict[str, Method] = {MODEL: of_model, **CLASSICAL}
-    average = convention(pairs.layout)
+    methods: dict[str, Method] = {MODEL: run_model, **CLASSICAL}
+    average: Literal["pixels", "pairs"] = "pairs" if pairs.layout.startswith(("kitti", "middlebury")) else "pixels"
     total = {name: FlowErrors(average) for name in methods}
-    parts = {name: defaultdict[str, FlowErrors](lambda: FlowErrors(average)) for name in methods}
+    by_sequence = {name: defaultdict[str, FlowErrors](lambda: FlowErrors(average)) for name in methods}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for index in tqdm(range(len(pairs)), pairs.layout, disable=None if progress else True):
         pair = pairs[index]
-        height, width = pair.frames.shape[-2:]
-        if (height, width) not in sizes:
-            notice_padding(height, width, adapter.size)
-            sizes.add((height, width))
+        if pair.frames.shape not in sizes:
+            warn_if_padded(pair.frames, adapter.size)
+            sizes.add(pair.frames.shape)
         for name, method in methods.items():
             start = time.perf_counter()
             flow_2YX = method(pair.frames)
             seconds[name].append(time.perf_counter() - start)
-            for errors in (total[name], parts[name][pairs.sequences[index]]):
+            for errors in (total[name], by_sequence[name][pairs.sequences[index]]):
                 errors.update(flow_2YX, pair.flow, pair.occluded)
             if name == MODEL and pictures is not None:
-                write_comparison(Path(pictures) / pairs.layout / f"{pairs.names[index]}.png", pair, flow_2YX)
+                page = draw_comparison(pair, flow_2YX)
+                write(Path(pictures) / pairs.layout / f"{pairs.names[index]}.png", partial(page.save, format="PNG"))
     if not total[MODEL].pixels_R[0]:
-        raise PerceiversError(f"the flow of no pixel of {pairs.layout} is known: nothing can be evaluated on it.")
+        raise PerceiversError(f"no pixel of {pairs.layout} has known flow: choose other pairs.")
     return {
         name: FlowScore(
             {key: float(value) for key, value in total[name].compute().items()},
-            {key: float(errors.compute()["epe"]) for key, errors in parts[name].items() if errors.pixels_R[0]},
+            {key: float(errors.compute()["epe"]) for key, errors in by_sequence[name].items() if errors.pixels_R[0]},
             median(seconds[name]),
         )
         for name in methods
     }
 
 
-def write_comparison(path: Path, pair: FlowPair, flow: Tensor) -> None:
-    """Writes what `comparison` draws as PNG."""
-    page = comparison(pair, flow)
-    write(path, lambda file: page.save(file, "PNG"))
-
-
-def comparison(pair: FlowPair, flow: Tensor) -> Image.Image:
-    """The first frame, predicted and true flow in the same colors, and the error, side by side, then the wheel.
+def draw_comparison(pair: FlowPair, flow: Tensor) -> Image.Image:
+    """Draws the first frame, predicted and true flow in the same colors, and the error, side by side, with a legend.
 
     The longest true vector has full color.
 
     Args:
-        pair: the frames, and their flow where it is known.
+        pair: frames and known flow.
         flow: the prediction, [2, Y, X].
     """
-    largest = full_color(pair.flow, None)
+    max_flow = resolve_max_flow(pair.flow, None)
     error_YX = end_point_error(flow, pair.flow)
     panels = {
         "first frame": pair.frames[0],
-        "predicted flow": flow_picture(flow, largest),
-        "true flow": flow_picture(pair.flow, largest),
-        f"end-point error, {error_YX.nanmean():.2f} px on average": error_picture(error_YX),
+        "predicted flow": draw_flow(flow, max_flow),
+        "true flow": draw_flow(pair.flow, max_flow),
+        f"end-point error, {error_YX.nanmean():.2f} px on average": draw_error(error_YX),
     }
     height, width = pair.frames.shape[-2:]
     size = max(11, height // 20)
     font, line, gap = ImageFont.load_default(size), 2 * size, size
     lengths = [max(width, int(font.getlength(label)) + 1) for label in panels]
-    wheel = legend(largest, max(48, min(height, width) // 4))
+    wheel = draw_legend(max_flow, max(48, min(height, width) // 4))
     page = Image.new("RGB", (sum(lengths) + 4 * gap + wheel.width, max(height + 2 * line, wheel.height)), MARGIN)
     draw = ImageDraw.Draw(page)
     x = gap
@@ -216,20 +186,20 @@ def comparison(pair: FlowPair, flow: Tensor) -> Image.Image:
         page.paste(to_image(picture_CYX), (x, line))
         x += length + gap
     page.paste(wheel, (page.width - wheel.width, 0))
-    page.paste(error_legend(lengths[-1], line, font), (page.width - wheel.width - lengths[-1], line + height))
+    page.paste(draw_error_legend(lengths[-1], line, font), (page.width - wheel.width - lengths[-1], line + height))
     return page
 
 
-def error_picture(error_YX: Tensor) -> Tensor:
-    """Bytes [C, Y, X]: from white, no error, to dark red, `ERROR_SCALE` pixels or more; black where not known."""
+def draw_error(error_YX: Tensor) -> Tensor:
+    """Draws errors as bytes [C, Y, X], from white (none) to dark red (`ERROR_SCALE` pixels); black where unknown."""
     part_YX = (error_YX.nan_to_num() / ERROR_SCALE).clamp(0, 1)
-    worst_C11 = torch.tensor(WORST)[:, None, None]
-    return (255 - part_YX * (255 - worst_C11)).round().byte() * ~error_YX.isnan()
+    color_C11 = torch.tensor(ERROR_COLOR)[:, None, None]
+    return (255 - part_YX * (255 - color_C11)).round().byte() * ~error_YX.isnan()
 
 
-def error_legend(width: int, height: int, font: Any) -> Image.Image:
-    """All colors of `error_picture`, and what they mean."""
-    strip = to_image(error_picture(torch.linspace(0, ERROR_SCALE, width).expand(height, width)))
+def draw_error_legend(width: int, height: int, font: Any) -> Image.Image:
+    """Draws all colors of `draw_error` and their errors."""
+    strip = to_image(draw_error(torch.linspace(0, ERROR_SCALE, width).expand(height, width)))
     draw = ImageDraw.Draw(strip)
     draw.text((2, height / 2), "0", "black", font, anchor="lm")
     draw.text((width - 2, height / 2), f"{ERROR_SCALE} px or more", "white", font, anchor="rm")

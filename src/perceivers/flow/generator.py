@@ -1,12 +1,12 @@
-"""Pairs of frames with exact flow, made from nothing: layered scenes in the manner of AutoFlow.
+"""Generates pairs of frames with exact flow: layered scenes in the manner of AutoFlow.
 
 The paper trains on AutoFlow (section 4.2; Sun et al., 2021), whose generator was not released.
 
-A scene is a background and shapes in front of each other, each with a texture and a motion of its own: a perspective
-motion, bent by shears whose size varies as a sine along the sheared direction. Each of these has a closed inverse, so
-that flow is exact in both directions, also where its content cannot be seen.
+A scene is a background and shapes in front of each other, each with its own texture and motion: a perspective motion,
+bent by shears whose length varies as a sine. Both have closed inverses, so flow is exact in both directions, even where
+the content is occluded.
 
-Shape suffixes: B scenes, L layers (0 is the background), S shears, Y rows, X columns, P pixels, C colors
+Shape suffixes: B scenes, Y rows, X columns, P points, C colors
 """
 
 import json
@@ -23,29 +23,29 @@ from tqdm import tqdm
 from perceivers.errors import PerceiversError
 from perceivers.flow.datasets import FlowPair, write_pair
 from perceivers.flow.layouts import CHAIRS_SPLITS
-from perceivers.flow.scenes import Draw, Layers, Scenes, draw_layers
+from perceivers.flow.scenes import Layers, SceneConfig, SceneRandom, draw_layers
 from perceivers.flow.textures import make_shapes, make_textures
 from perceivers.model.saving import write
 
 TEXTURES, SHAPES = 384, 512
-"""How many there are to choose from; every layer shows another part of one, turned, scaled and colored."""
+"""Numbers of textures and shapes; every layer shows another part of one, rotated, scaled and recolored."""
 
 EXPOSURE, MOMENTS = 0.5, 5
-"""Motion blur: part of the time between frames that a frame is exposed, and how many moments it is the mean of."""
+"""Motion blur: exposure as a fraction of the time between frames, and the number of moments that are averaged."""
 
-VALIDATION = 20
-"""One of so many pairs that are written is for validation."""
+VALIDATION_STEP = 20  # every 20th pair that is written is for validation
 
 
 class ScenePairs(NamedTuple):
-    """Two frames of each scene, and how it moves.
+    """Two frames of each scene, and their flow.
 
     Attributes:
         frames: [B, 2, 3, Y, X] in [0, 1].
-        forward: [B, 2, Y, X]: pixels that the content of each pixel of the first frame moves, to the right and down.
+        forward: [B, 2, Y, X]: motion of each pixel's content from the first frame to the second, in pixels, to the
+            right and down.
         backward: the same from the second frame to the first.
-        occluded: bool [B, Y, X]: where the content of the first frame cannot be seen in the second.
-        uncovered: where that of the second cannot be seen in the first.
+        occluded: bool [B, Y, X], where the second frame does not show the content of the first.
+        uncovered: where the first frame does not show the content of the second.
     """
 
     frames: Tensor
@@ -55,152 +55,150 @@ class ScenePairs(NamedTuple):
     uncovered: Tensor
 
 
+class RenderedFrame(NamedTuple):
+    """A frame; the flow from each of its pixels to the first frame; and the index of the foremost layer there."""
+
+    color_BCP: Tensor
+    flow_B2P: Tensor
+    layer_BP: Tensor
+
+
 class FlowGenerator:
-    """Makes pairs; the pair of a seed (from 0 to 2**32 - 1) is always the same.
+    """Generates pairs; a seed (from 0 to 2**32 - 1) always gives the same pair.
 
     Args:
-        scenes: what they look like.
-        device: where they are made.
+        scenes: their appearance.
+        device: where they are generated.
 
     Raises:
-        PerceiversError: there are no textures in the folder.
+        PerceiversError: the folder of textures has no images.
     """
 
-    def __init__(self, scenes: Scenes, device: torch.device | str = "cpu") -> None:
+    def __init__(self, scenes: SceneConfig, device: torch.device | str = "cpu") -> None:
         self.scenes = scenes
         self.device = torch.device(device)
         self.textures = make_textures(scenes.textures, TEXTURES, scenes.seed).to(device)
         self.shapes = make_shapes(SHAPES, scenes.seed).to(device)
         y, x = torch.meshgrid(*(torch.arange(side, device=device) for side in scenes.size), indexing="ij")
-        self.place_2P = torch.stack([x, y]).flatten(1).float()
+        self.point_2P = torch.stack([x, y]).flatten(1).float()
 
     @torch.no_grad()
-    def pairs(self, seeds: Sequence[int]) -> ScenePairs:
-        """The pairs of these seeds, whatever the precision of what is around."""
-        with torch.autocast(self.device.type, enabled=False):  # coordinates of 8 bits are wrong by a part of a pixel
-            made = [self.make(some) for some in torch.tensor(seeds).split(self.group)]
-        return ScenePairs(*(torch.cat(parts) for parts in zip(*made, strict=True)))
+    def generate(self, seeds: Sequence[int]) -> ScenePairs:
+        """Generates the pairs for these seeds in full precision, even under autocast."""
+        pixels = self.point_2P.shape[1]  # on a CPU one scene a thread, or more if they fit in its cache
+        group = 64 if self.device.type != "cpu" else max(torch.get_num_threads(), 2**16 // pixels)
+        with torch.autocast(self.device.type, enabled=False):
+            groups = [self.generate_group(part.tolist()) for part in torch.tensor(seeds).split(group)]
+        return ScenePairs(*(torch.cat(parts) for parts in zip(*groups, strict=True)))
 
-    @property
-    def group(self) -> int:
-        """How many scenes are made together: on a CPU one a thread, or more if they stay in its cache."""
-        pixels = self.place_2P.shape[1]
-        return 64 if self.device.type != "cpu" else max(torch.get_num_threads(), 2**16 // pixels)
-
-    def make(self, seeds: Tensor) -> ScenePairs:
-        """The pairs of a few seeds, made together."""
+    def generate_group(self, seeds: Sequence[int]) -> ScenePairs:
+        """Generates a few pairs at once."""
         size = self.scenes.size
-        draw = Draw(seeds.tolist(), self.device)
-        layers = draw_layers(draw, self.scenes, len(self.textures), len(self.shapes))
-        blurred_B = draw.uniform() < self.scenes.blur
-        first, second = self.render(layers, (0.0, 1.0), blurred_B)
-        frames = torch.stack([first.frame_BCP, second.frame_BCP], 1).unflatten(-1, size)
-        forward = self.forward_flow(layers, first.top_BP)
-        occluded = hidden(first.top_BP, second.top_BP, self.place_2P + forward, size)
-        uncovered = hidden(second.top_BP, first.top_BP, self.place_2P + second.flow_B2P, size)
-        flat = forward, second.flow_B2P, occluded, uncovered
-        return ScenePairs(light(frames, draw, self.scenes), *(field.unflatten(-1, size) for field in flat))
+        random = SceneRandom(seeds, self.device)
+        layers = draw_layers(random, self.scenes, len(self.textures), len(self.shapes))
+        is_blurred_B = random.uniform() < self.scenes.blur
+        first, second = self.render(layers, (0.0, 1.0), is_blurred_B)
+        frames = torch.stack([first.color_BCP, second.color_BCP], 1).unflatten(-1, size)
+        forward = self.compute_forward_flow(layers, first.layer_BP)
+        occluded = find_occluded(first.layer_BP, second.layer_BP, self.point_2P + forward, size)
+        uncovered = find_occluded(second.layer_BP, first.layer_BP, self.point_2P + second.flow_B2P, size)
+        maps = (part.unflatten(-1, size) for part in (forward, second.flow_B2P, occluded, uncovered))
+        return ScenePairs(apply_lighting(frames, random, self.scenes), *maps)
 
-    def render(self, layers: Layers, times: Sequence[float], blurred_B: Tensor) -> "list[Rendered]":
-        """Frames at these times: 0 in the first frame, 1 in the second."""
-        sharp = self.paint(layers, times)
-        if not blurred_B.any():
+    def render(self, layers: Layers, times: Sequence[float], is_blurred_B: Tensor) -> list[RenderedFrame]:
+        """Renders frames at these times, some of them with motion blur."""
+        sharp = self.render_sharp(layers, times)
+        if not is_blurred_B.any():
             return sharp
         moments = torch.linspace(-EXPOSURE / 2, EXPOSURE / 2, MOMENTS)
-        blurred = self.paint(layers, [time + moment for time in times for moment in moments.tolist()])
-        for place, rendered in enumerate(sharp):
-            parts = [part.frame_BCP for part in blurred[place * MOMENTS : (place + 1) * MOMENTS]]
-            rendered.frame_BCP[blurred_B] = torch.stack(parts).mean(0)[blurred_B]
+        exposed = self.render_sharp(layers, [time + moment for time in times for moment in moments.tolist()])
+        for index, frame in enumerate(sharp):
+            colors = [part.color_BCP for part in exposed[index * MOMENTS : (index + 1) * MOMENTS]]
+            frame.color_BCP[is_blurred_B] = torch.stack(colors).mean(0)[is_blurred_B]
         return sharp
 
-    def paint(self, layers: Layers, times: Sequence[float]) -> "list[Rendered]":
-        """Frames of a moment, painted layer over layer."""
-        painted: list[Rendered] = []
-        for layer in range(layers.count):
+    def render_sharp(self, layers: Layers, times: Sequence[float]) -> list[RenderedFrame]:
+        """Renders frames without motion blur, layer over layer."""
+        frames: list[RenderedFrame] = []
+        for layer in range(len(layers)):
             texture_BCYX = self.textures[layers.texture[:, layer]].float()
             shape_B1YX = self.shapes[layers.shape[:, layer], None].float()
-            for place, time in enumerate(times):
-                origin_B2P = layers.undo(layer, time, self.place_2P)
-                color_BCP = layers.color(layer, origin_B2P, texture_BCYX)
-                flow_B2P = origin_B2P - self.place_2P
+            for index, time in enumerate(times):
+                origin_B2P = layers.move_back(layer, time, self.point_2P)
+                color_BCP = layers.get_color(layer, origin_B2P, texture_BCYX)
+                flow_B2P = origin_B2P - self.point_2P
                 if layer == 0:
-                    painted.append(Rendered(color_BCP, flow_B2P, torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)))
+                    background_BP = torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)
+                    frames.append(RenderedFrame(color_BCP, flow_B2P, background_BP))
                     continue
-                opacity_BP = layers.opacity(layer, origin_B2P, shape_B1YX)
-                seen_BP = opacity_BP > 0.5
-                painted[place].frame_BCP.lerp_(color_BCP, opacity_BP[:, None])
-                painted[place].flow_B2P.copy_(torch.where(seen_BP[:, None], flow_B2P, painted[place].flow_B2P))
-                painted[place].top_BP.masked_fill_(seen_BP, layer)
-        return painted
+                opacity_BP = layers.get_opacity(layer, origin_B2P, shape_B1YX)
+                is_seen_BP = opacity_BP > 0.5
+                frame = frames[index]
+                frame.color_BCP.lerp_(color_BCP, opacity_BP[:, None])
+                frame.flow_B2P.copy_(torch.where(is_seen_BP[:, None], flow_B2P, frame.flow_B2P))
+                frame.layer_BP.masked_fill_(is_seen_BP, layer)
+        return frames
 
-    def forward_flow(self, layers: Layers, top_BP: Tensor) -> Tensor:
-        """How far the layer on top of each pixel of the first frame moves; -> [B, 2, P]."""
-        flow_B2P = layers.move(0, 1.0, self.place_2P) - self.place_2P
-        for layer in range(1, layers.count):
-            moved_B2P = layers.move(layer, 1.0, self.place_2P) - self.place_2P
-            flow_B2P = torch.where((top_BP == layer)[:, None], moved_B2P, flow_B2P)
+    def compute_forward_flow(self, layers: Layers, layer_BP: Tensor) -> Tensor:
+        """Returns the motion [B, 2, P] of the foremost layer at each pixel of the first frame."""
+        flow_B2P = layers.move(0, 1.0, self.point_2P) - self.point_2P
+        for layer in range(1, len(layers)):
+            moved_B2P = layers.move(layer, 1.0, self.point_2P) - self.point_2P
+            flow_B2P = torch.where((layer_BP == layer)[:, None], moved_B2P, flow_B2P)
         return flow_B2P
 
 
-def write_scenes(scenes: Scenes, folder: str | Path, count: int) -> None:
-    """Writes pairs in the layout of FlyingChairs, one of `VALIDATION` for validation, and `scenes.json`.
+def write_scenes(scenes: SceneConfig, folder: str | Path, count: int) -> None:
+    """Writes pairs in the layout of FlyingChairs, every 20th for validation, and their config, `scenes.json`.
 
-    Pairs that are there already, from an interrupted call or a smaller count, are kept.
+    Existing pairs, from an interrupted call or a smaller count, are kept.
 
     Raises:
-        PerceiversError: the folder holds something else, or pairs of other scenes, or cannot be written to.
+        PerceiversError: the folder has other files, or pairs of other scenes, or cannot be written to.
     """
     folder = Path(folder)
-    described = json.dumps(asdict(scenes) | {"textures": scenes.textures and str(scenes.textures)}, indent=2) + "\n"
-    note = folder / "scenes.json"
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not note.is_file())):
-        raise PerceiversError(f"{folder} holds something else: choose a new folder.")
-    if note.is_file() and note.read_text() != described:
-        raise PerceiversError(f"{folder} holds pairs of other scenes, see {note}: choose a new folder.")
+    config = json.dumps(asdict(scenes) | {"textures": scenes.textures and str(scenes.textures)}, indent=2) + "\n"
+    config_file = folder / "scenes.json"
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not config_file.is_file())):
+        raise PerceiversError(f"{folder} has other files: choose a new folder.")
+    if config_file.is_file() and config_file.read_text() != config:
+        raise PerceiversError(f"{folder} has pairs of other scenes, see {config_file}: choose a new folder.")
     generator = FlowGenerator(scenes)
-    write(note, lambda file: file.write_text(described))
+    write(config_file, lambda file: file.write_text(config))
     for number in tqdm(range(1, count + 1), "pairs", disable=None):
         if not (folder / f"{number:05d}_flow.flo").exists():  # the last of its files to be written
-            pair = generator.pairs([(scenes.seed * 2**20 + number) % 2**32])
+            pair = generator.generate([(scenes.seed * 2**20 + number) % 2**32])
             frames = (255 * pair.frames[0]).round().byte()
             write_pair(folder, number, FlowPair(frames, pair.forward[0], pair.occluded[0]))
-    lines = "".join("2\n" if number % VALIDATION == 0 else "1\n" for number in range(1, count + 1))
+    lines = "".join("2\n" if number % VALIDATION_STEP == 0 else "1\n" for number in range(1, count + 1))
     write(folder / CHAIRS_SPLITS, lambda file: file.write_text(lines))
 
 
-class Rendered(NamedTuple):
-    """A frame; from each of its pixels the flow to the first frame; and which layer is on top there."""
-
-    frame_BCP: Tensor
-    flow_B2P: Tensor
-    top_BP: Tensor
-
-
-def light(frames_B2CYX: Tensor, draw: Draw, scenes: Scenes) -> Tensor:
-    """Lights the second frame otherwise, in some scenes, and puts fog into both, in others."""
-    lighted_B, foggy_B = draw.uniform() < scenes.lighting, draw.uniform() < scenes.fog
-    gain_B, gain_B1YX = draw.normal(), draw.normal(1, 3, 3)
-    density_B, density_B1YX = draw.uniform(low=0.1, high=0.5), draw.normal(1, 4, 4)
-    grey_B, color_BC = draw.uniform(low=0.5, high=1.0), draw.normal(3)
-    if lighted_B.any():
-        gain_B1YX = (1 + 0.25 * gain_B[:, None, None, None] + 0.15 * smooth(gain_B1YX, scenes.size)).clamp(0.3, 2)
-        frames_B2CYX[lighted_B, 1] *= gain_B1YX[lighted_B]
-    if foggy_B.any():
-        density_B1YX = (density_B[:, None, None, None] + 0.2 * smooth(density_B1YX, scenes.size)).clamp(0, 0.8)
-        fog_B1C11 = (grey_B[:, None] + 0.05 * color_BC)[:, None, :, None, None]
-        frames_B2CYX[foggy_B] = frames_B2CYX[foggy_B].lerp(fog_B1C11[foggy_B], density_B1YX[foggy_B, None])
+def apply_lighting(frames_B2CYX: Tensor, random: SceneRandom, scenes: SceneConfig) -> Tensor:
+    """Changes the lighting of some second frames, and puts fog into both frames of some scenes."""
+    is_lit_B, is_foggy_B = random.uniform() < scenes.lighting, random.uniform() < scenes.fog
+    gain_B, gain_B1YX = random.normal(), random.normal(1, 3, 3)
+    density_B, density_B1YX = random.uniform(low=0.1, high=0.5), random.normal(1, 4, 4)
+    gray_B, color_BC = random.uniform(low=0.5, high=1.0), random.normal(3)
+    if is_lit_B.any():
+        gain_B1YX = (1 + 0.25 * gain_B[:, None, None, None] + 0.15 * resize(gain_B1YX, scenes.size)).clamp(0.3, 2)
+        frames_B2CYX[is_lit_B, 1] *= gain_B1YX[is_lit_B]
+    if is_foggy_B.any():
+        density_B1YX = (density_B[:, None, None, None] + 0.2 * resize(density_B1YX, scenes.size)).clamp(0, 0.8)
+        fog_B1C11 = (gray_B[:, None] + 0.05 * color_BC)[:, None, :, None, None]
+        frames_B2CYX[is_foggy_B] = frames_B2CYX[is_foggy_B].lerp(fog_B1C11[is_foggy_B], density_B1YX[is_foggy_B, None])
     return frames_B2CYX.clamp_(0, 1)
 
 
-def smooth(values_B1YX: Tensor, size: tuple[int, int]) -> Tensor:
-    """A few values, brought to the size of a frame."""
+def resize(values_B1YX: Tensor, size: tuple[int, int]) -> Tensor:
+    """Interpolates a few values smoothly over a frame."""
     return F.interpolate(values_B1YX, size, mode="bicubic", align_corners=True)
 
 
-def hidden(here_BP: Tensor, there_BP: Tensor, end_B2P: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where the pixel nearest to the end of the flow shows another layer than here, or lies outside; -> bool [B, P]."""
+def find_occluded(layer_BP: Tensor, other_layer_BP: Tensor, end_B2P: Tensor, size: tuple[int, int]) -> Tensor:
+    """Returns where the flow ends outside the other frame or on another of its layers; bool [B, P]."""
     height, width = size
     x_BP, y_BP = end_B2P.round().long().unbind(1)
-    inside_BP = (x_BP >= 0) & (x_BP < width) & (y_BP >= 0) & (y_BP < height)
+    is_inside_BP = (x_BP >= 0) & (x_BP < width) & (y_BP >= 0) & (y_BP < height)
     pixel_BP = y_BP.clamp(0, height - 1) * width + x_BP.clamp(0, width - 1)
-    return ~inside_BP | (there_BP.gather(1, pixel_BP) != here_BP)
+    return ~is_inside_BP | (other_layer_BP.gather(1, pixel_BP) != layer_BP)

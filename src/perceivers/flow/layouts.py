@@ -1,4 +1,4 @@
-"""In which files the published data sets of optical flow keep their pairs of frames."""
+"""The file layouts of the published data sets of optical flow."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,15 +14,14 @@ AUTOFLOW = "static_40k_png_*_of_4"
 
 
 class PairFiles(NamedTuple):
-    """Where a pair is.
+    """The files of a pair.
 
     Attributes:
-        sequence: the scene that it belongs to.
-        name: of the pair, unique in its data set.
-        first, second, flow: its files.
-        occluded, invalid: pictures, white where the content is hidden, and where the flow is not to be used.
-        visible: a flow file in which only the flow of content that is not hidden is known.
-        flow_scale: rows, and columns, of the flow file for one of the frames.
+        sequence: name of the scene.
+        name: unique in the data set.
+        occluded, invalid: pictures, white where the content is occluded, and where the flow must not be used.
+        visible: a flow file that has only the flow of visible content.
+        flow_scale: rows (and columns) of the flow file for each of the frames.
     """
 
     sequence: str
@@ -35,54 +34,49 @@ class PairFiles(NamedTuple):
     visible: Path | None = None
     flow_scale: int = 1
 
-    def paths(self) -> list[Path]:
-        """All its files."""
-        return [value for value in self if isinstance(value, Path)]
 
-
-class Numbered(NamedTuple):
+class NumberedFiles(NamedTuple):
     """Files of a folder whose names differ in a number of four digits."""
 
     folder: Path
-    before: str
-    after: str
+    prefix: str
+    suffix: str
 
-    def numbers(self) -> set[int]:
-        """Those of the files that are there."""
-        names = (file.name for file in self.folder.glob(f"{self.before}*{self.after}"))
-        digits = (name[len(self.before) : len(name) - len(self.after)] for name in names)
+    def find_numbers(self) -> set[int]:
+        """Returns the numbers of the existing files."""
+        names = (file.name for file in self.folder.glob(f"{self.prefix}*{self.suffix}"))
+        digits = (name[len(self.prefix) : len(name) - len(self.suffix)] for name in names)
         return {int(number) for number in digits if number.isdecimal()}
 
-    def file(self, number: int) -> Path:
-        return self.folder / f"{self.before}{number:04d}{self.after}"
+    def path(self, number: int) -> Path:
+        return self.folder / f"{self.prefix}{number:04d}{self.suffix}"
 
 
-def neighbours(frames: Numbered, flow: Numbered, sequence: str, scale: int = 1) -> Iterator[PairFiles]:
-    """Pairs of neighbours in a sequence, named after it and the first frame.
+def consecutive_pairs(frames: NumberedFiles, flow: NumberedFiles, sequence: str, scale: int = 1) -> Iterator[PairFiles]:
+    """Yields pairs of consecutive frames, named after their sequence and the first frame.
 
-    Files that are there for a number say that the others must be; only of the last number no flow is needed.
+    If a number has a frame or a flow, it must have both; only the last number needs no flow.
     """
-    numbers = sorted(frames.numbers() | flow.numbers())
+    numbers = sorted(frames.find_numbers() | flow.find_numbers())
     step = min((after - before for before, after in pairwise(numbers)), default=1)
     for number in numbers[:-1]:
-        first, second = frames.file(number), frames.file(number + step)
-        yield PairFiles(sequence, f"{sequence}_{number:04d}", first, second, flow.file(number), flow_scale=scale)
+        first, second = frames.path(number), frames.path(number + step)
+        yield PairFiles(sequence, f"{sequence}_{number:04d}", first, second, flow.path(number), flow_scale=scale)
 
 
-def scenes(pattern: str, *bases: Path) -> list[Path]:
-    """Folders that match the pattern below any of some others, relative to these."""
-    found = {folder.relative_to(base) for base in bases for folder in base.glob(pattern) if folder.is_dir()}
-    return sorted(found)
+def find_scenes(pattern: str, *bases: Path) -> list[Path]:
+    """Returns the folders that match the pattern in any of the base folders, relative to these."""
+    return sorted({folder.relative_to(base) for base in bases for folder in base.glob(pattern) if folder.is_dir()})
 
 
 def sintel(rendering: str, root: Path, split: str) -> Iterator[PairFiles]:
     """MPI Sintel: `training/{clean,final,flow,occlusions,invalid}/alley_1/frame_0001.*`; the last two are optional."""
     base = root / split
     masks = [base / kind if (base / kind).is_dir() else None for kind in ("occlusions", "invalid")]
-    for scene in scenes("*", base / rendering, base / "flow"):
-        frames = Numbered(base / rendering / scene, "frame_", ".png")
-        flow = Numbered(base / "flow" / scene, "frame_", ".flo")
-        for pair in neighbours(frames, flow, scene.name):
+    for scene in find_scenes("*", base / rendering, base / "flow"):
+        frames = NumberedFiles(base / rendering / scene, "frame_", ".png")
+        flow = NumberedFiles(base / "flow" / scene, "frame_", ".flo")
+        for pair in consecutive_pairs(frames, flow, scene.name):
             occluded, invalid = (folder and folder / scene / pair.first.name for folder in masks)
             yield pair._replace(name=f"{scene}_{pair.first.stem}", occluded=occluded, invalid=invalid)
 
@@ -93,20 +87,15 @@ def kitti(images: tuple[str, ...], root: Path, split: str) -> Iterator[PairFiles
     frames = next(base / name for name in images if (base / name).is_dir())
     flow, visible = base / "flow_occ", base / "flow_noc"
     for name in sorted({file.name for folder in (frames, flow) for file in folder.glob("*_10.png")}):
-        yield PairFiles(
-            split,
-            Path(name).stem,
-            frames / name,
-            frames / name.replace("_10.png", "_11.png"),
-            flow / name,
-            visible=visible / name if visible.is_dir() else None,
-        )
+        second = frames / name.replace("_10.png", "_11.png")
+        known_visible = visible / name if visible.is_dir() else None
+        yield PairFiles(split, Path(name).stem, frames / name, second, flow / name, visible=known_visible)
 
 
 def middlebury(root: Path, split: str) -> Iterator[PairFiles]:
     """Middlebury: `other-data/Venus/frame10.png`, `frame11.png` (or `other-color-twoframes`), `other-gt-flow/Venus`."""
     frames = next((root / name for name in MIDDLEBURY_FRAMES if (root / name).is_dir()), root / MIDDLEBURY_FRAMES[0])
-    for scene in scenes("*", root / "other-gt-flow"):  # some other frames are published without
+    for scene in find_scenes("*", root / "other-gt-flow"):  # other frames are published without flow
         first, second = (frames / scene / f"frame{number}.png" for number in (10, 11))
         yield PairFiles(scene.name, scene.name, first, second, root / "other-gt-flow" / scene / "flow10.flo")
 
@@ -114,44 +103,35 @@ def middlebury(root: Path, split: str) -> Iterator[PairFiles]:
 def flying_chairs(root: Path, split: str) -> Iterator[PairFiles]:
     """FlyingChairs: `00001_{img1.ppm,img2.ppm,flow.flo}`, in the folder or in `data`; frames may be PNG.
 
-    `FlyingChairs_train_val.txt` has a line for each pair: 1 is training, 2 validation; without it all are training.
+    `FlyingChairs_train_val.txt` has a line for each pair: 1 is training, 2 validation; without it, all are training.
     `..._occ1.png`, as in FlyingChairsOcc, is optional.
     """
     folder = root / "data" if (root / "data").is_dir() else root
     present = {file.name for file in folder.iterdir()}
     ends = ("_flow.flo", "_img1.ppm", "_img1.png")
-    numbers = sorted(
-        {name.removesuffix(end) for name in present for end in ends if name.endswith(end)},
-        key=lambda number: (len(number), number),  # there may be more than 99,999
-    )
-    parts = ["training"] * len(numbers)
-    if (root / CHAIRS_SPLITS).is_file():
-        parts = read_chairs_splits(root / CHAIRS_SPLITS, len(numbers))
-    for number, part in zip(numbers, parts, strict=True):
-        if part == split:
+    numbers = {name.removesuffix(end) for name in present for end in ends if name.endswith(end)}
+    splits, path = ["1"] * len(numbers), root / CHAIRS_SPLITS
+    if path.is_file():
+        splits = path.read_text(errors="replace").split()
+        if len(splits) != len(numbers) or set(splits) - {"1", "2"}:
+            raise PerceiversError(f"{path} does not fit its {len(numbers)} pairs: it must have a 1 or 2 for each.")
+    by_number = sorted(numbers, key=lambda number: (len(number), number))  # there may be more than 99,999
+    for number, part in zip(by_number, splits, strict=True):
+        if part == ("1" if split == "training" else "2"):
             kind = ".png" if f"{number}_img1.png" in present else ".ppm"
-            first, second, flow, occluded = (
-                folder / f"{number}_{end}" for end in (f"img1{kind}", f"img2{kind}", "flow.flo", "occ1.png")
-            )
+            names = f"img1{kind}", f"img2{kind}", "flow.flo", "occ1.png"
+            first, second, flow, occluded = (folder / f"{number}_{name}" for name in names)
             yield PairFiles(split, number, first, second, flow, occluded if occluded.name in present else None)
-
-
-def read_chairs_splits(path: Path, count: int) -> list[str]:
-    """The split of each of `count` pairs."""
-    words = path.read_text(errors="replace").split()
-    if len(words) != count or set(words) - {"1", "2"}:
-        raise PerceiversError(f"{path} does not fit the {count} pairs beside it: it must have a 1 or 2 for each.")
-    return ["training" if word == "1" else "validation" for word in words]
 
 
 def flying_things(rendering: str, root: Path, split: str) -> Iterator[PairFiles]:
     """FlyingThings3D, the left camera: `frames_cleanpass/TRAIN/A/0000/left`, `optical_flow/.../into_future/left`."""
     part = {"training": "TRAIN", "test": "TEST"}[split]
     frames, flow = (root / kind / part for kind in (f"frames_{rendering}", "optical_flow"))
-    for scene in scenes("*/*", frames, flow):
-        yield from neighbours(
-            Numbered(frames / scene / "left", "", ".png"),
-            Numbered(flow / scene / "into_future" / "left", "OpticalFlowIntoFuture_", "_L.pfm"),
+    for scene in find_scenes("*/*", frames, flow):
+        yield from consecutive_pairs(
+            NumberedFiles(frames / scene / "left", "", ".png"),
+            NumberedFiles(flow / scene / "into_future" / "left", "OpticalFlowIntoFuture_", "_L.pfm"),
             "_".join(scene.parts),
         )
 
@@ -161,10 +141,10 @@ def spring(root: Path, split: str) -> Iterator[PairFiles]:
 
     The flow is in pixels of the frames, but stored for twice their rows and columns.
     """
-    for scene in scenes("*", root / "train"):
-        frames = Numbered(root / "train" / scene / "frame_left", "frame_left_", ".png")
-        flow = Numbered(root / "train" / scene / "flow_FW_left", "flow_FW_left_", ".flo5")
-        yield from neighbours(frames, flow, scene.name, scale=2)
+    for scene in find_scenes("*", root / "train"):
+        frames = NumberedFiles(root / "train" / scene / "frame_left", "frame_left_", ".png")
+        flow = NumberedFiles(root / "train" / scene / "flow_FW_left", "flow_FW_left_", ".flo5")
+        yield from consecutive_pairs(frames, flow, scene.name, scale=2)
 
 
 def hd1k(root: Path, split: str) -> Iterator[PairFiles]:
@@ -172,7 +152,7 @@ def hd1k(root: Path, split: str) -> Iterator[PairFiles]:
     frames, flow = root / "hd1k_input" / "image_2", root / "hd1k_flow_gt" / "flow_occ"
     for sequence in sorted({file.name.split("_")[0] for folder in (frames, flow) for file in folder.glob("*_*.png")}):
         names = f"{sequence}_", ".png"
-        yield from neighbours(Numbered(frames, *names), Numbered(flow, *names), sequence)
+        yield from consecutive_pairs(NumberedFiles(frames, *names), NumberedFiles(flow, *names), sequence)
 
 
 def autoflow(root: Path, split: str) -> Iterator[PairFiles]:
@@ -183,18 +163,18 @@ def autoflow(root: Path, split: str) -> Iterator[PairFiles]:
 
 
 class Layout(NamedTuple):
-    """How a data set is published.
+    """The layout of a published data set.
 
     Attributes:
-        pairs: finds the pairs of a split below a folder.
-        splits: by name, what is there if the split is: one of some patterns of paths.
+        find_pairs: yields the pairs of a split in a folder.
+        splits: patterns of paths by split; one of them exists if the split does.
     """
 
-    pairs: Callable[[Path, str], Iterator[PairFiles]]
+    find_pairs: Callable[[Path, str], Iterator[PairFiles]]
     splits: Mapping[str, tuple[str, ...]]
 
-    def present(self, root: Path) -> list[str]:
-        """Names of the splits that are below a folder."""
+    def find_splits(self, root: Path) -> list[str]:
+        """Returns the names of the splits that a folder has."""
         return [name for name, signs in self.splits.items() if any(any(root.glob(sign)) for sign in signs)]
 
 

@@ -1,10 +1,8 @@
-"""What optical flow is judged by: end-point error and outliers.
+"""Metrics of optical flow: end-point error and outliers.
 
-The parts of pixels are of all known pixels of a data set. For the average end-point error there are two conventions:
-
-- of all known pixels of all pairs, as for Sintel and FlyingChairs;
-- the mean of the pairs' means, as for KITTI in RAFT's evaluation, which the papers since report, and for Middlebury,
-  whose pairs differ in size and in how many pixels are known.
+Outliers are counted among all known pixels of a data set. The average end-point error has two conventions: the mean of
+all known pixels of all pairs, as for Sintel and FlyingChairs; or the mean of the pairs' means, as for KITTI in RAFT's
+evaluation and in later papers, and for Middlebury, whose pairs differ in size and in their number of known pixels.
 
 Shape suffixes: B batch, Y rows, X columns, R regions (all pixels, visible, occluded), K kinds of outliers
 """
@@ -22,16 +20,14 @@ OUTLIERS = ("over1px", "over3px", "over5px", "fl_all")
 
 
 def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:
-    """Distance in pixels between the ends of two flows, float32; [..., 2, Y, X] -> [..., Y, X], NaN where unknown.
+    """Returns the distance in pixels, float32 [..., Y, X], between two flows [..., 2, Y, X]; NaN where unknown.
 
     Raises:
-        PerceiversError: the shapes differ or are others, or the flow is NaN or infinite where the truth is known.
+        PerceiversError: the shapes are wrong, or the flow is NaN or infinite where the truth is known.
     """
     if flow.shape != truth.shape or flow.dim() < 3 or flow.shape[-3] != 2:
-        raise PerceiversError(
-            f"flow of shape {tuple(flow.shape)} is to be compared with a truth of {tuple(truth.shape)}: "
-            "both must be [2, height, width], or batches of these."
-        )
+        shapes = f"flow of shape {tuple(flow.shape)} cannot be compared with a truth of shape {tuple(truth.shape)}"
+        raise PerceiversError(f"{shapes}: both must be [2, height, width], or batches of these.")
     flow, truth = flow.float(), truth.float()
     wrong = ~flow.isfinite() & ~truth.isnan().any(-3, keepdim=True)
     if wrong.any():
@@ -43,10 +39,10 @@ def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:
 
 
 class FlowErrors(Metric):
-    """Errors of flow over a data set: in batches, on any device, in any number of processes.
+    """Errors of flow over a data set, accumulated in batches, on any device and any number of processes.
 
     Args:
-        average: whether the end-point error is the average of all pixels, or of the pairs' averages.
+        average: "pixels": the end-point error is the mean of all pixels; "pairs": it is the mean of the pairs' means.
     """
 
     full_state_update = False
@@ -70,9 +66,9 @@ class FlowErrors(Metric):
         """Adds a pair or a batch.
 
         Args:
-            flow: [2, Y, X] or [B, 2, Y, X] in pixels, to the right and downwards.
-            truth: the same, NaN where it is not known.
-            occluded: bool [Y, X] or [B, Y, X]: where the content cannot be seen in the second frame, if known.
+            flow: [2, Y, X] or [B, 2, Y, X] in pixels, to the right and down.
+            truth: of the same shape, NaN where unknown.
+            occluded: bool [Y, X] or [B, Y, X], True where the second frame does not show the content, if known.
 
         Raises:
             PerceiversError: as in `end_point_error`.
@@ -86,7 +82,7 @@ class FlowErrors(Metric):
         fl_BYX = (error_BYX > 3) & (error_BYX > 0.05 * length_BYX)
         outlier_KBYX = torch.stack([error_BYX > 1, error_BYX > 3, error_BYX > 5, fl_BYX])
         if occluded is None:
-            region_RBYX = known_BYX[None]  # nothing to add to the other regions
+            region_RBYX = known_BYX[None]  # adds nothing to the other regions
         else:
             occluded_BYX = occluded.view_as(known_BYX)
             region_RBYX = torch.stack([known_BYX, known_BYX & ~occluded_BYX, known_BYX & occluded_BYX])
@@ -99,18 +95,18 @@ class FlowErrors(Metric):
         self.pairs_R[:count] += (pixels_RB > 0).sum(1)
 
     def compute(self) -> dict[str, Tensor]:
-        """The results by name, NaN if nothing is known.
+        """Returns the results by name, NaN if no flow is known.
 
-        `epe` is the average end-point error in pixels; `over1px`, `over3px` and `over5px` are the parts of pixels whose
-        error is larger; `fl_all` that of pixels whose error is larger than 3 pixels and than 5% of the true length.
-        If occlusions are known there are the same of visible and occluded pixels: `epe_visible`, `epe_occluded`, ...
+        `epe` is the average end-point error in pixels; `over1px`, `over3px` and `over5px` are the fractions of pixels
+        with larger errors; `fl_all` that of errors above both 3 pixels and 5% of the true length. If occlusions are
+        known, the same names with `_visible` and `_occluded` are the results of these pixels.
         """
-        of_pixels = self.average == "pixels"
-        epe_R = self.errors_R / self.pixels_R if of_pixels else self.means_R / self.pairs_R
-        part_RK = self.outliers_RK / self.pixels_R[:, None]
+        by_pixels = self.average == "pixels"
+        epe_R = self.errors_R / self.pixels_R if by_pixels else self.means_R / self.pairs_R
+        fraction_RK = self.outliers_RK / self.pixels_R[:, None]
         return {
             name + region: value
-            for region, epe, part_K, pixels in zip(REGIONS, epe_R, part_RK, self.pixels_R, strict=True)
+            for region, epe, fraction_K, pixels in zip(REGIONS, epe_R, fraction_RK, self.pixels_R, strict=True)
             if region == "" or pixels > 0
-            for name, value in zip(("epe", *OUTLIERS), (epe, *part_K), strict=True)
+            for name, value in zip(("epe", *OUTLIERS), (epe, *fraction_K), strict=True)
         }

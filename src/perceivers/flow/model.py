@@ -6,7 +6,7 @@ from typing import Any, Literal
 from perceivers.adapters.image import ConvStem, Patches
 from perceivers.checks import Count
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.local_start import start_locally
+from perceivers.flow.local_attention import init_local_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
 from perceivers.model.sizes import ModelConfig, Sizes
@@ -21,15 +21,15 @@ class OpticalFlowConfig(ModelConfig, Sizes):
     and down.
 
     Attributes:
-        image_size: height and width of the frames in training, in pixels.
-        frames: as in `FramePairInput`: one image of six colors, or each frame by itself.
-        downsampling: "none", for the patch around every pixel; or "conv", for a 7x7 convolution and pooling to a
+        image_size: height and width of the training frames in pixels.
+        frames: one image of six colors ("concatenated") or each frame by itself ("separate"), see `FramePairInput`.
+        downsampling: "none": an element for the patch around every pixel; "conv": a 7x7 convolution and pooling to a
             quarter of each side, and flow that is upsampled from there.
-        patch_size: side of the patch around a pixel; the convolution has none.
-        feature_channels: channels to which patches are projected or the convolution gives.
+        patch_size: side of the patch around a pixel, without downsampling.
+        feature_channels: channels of a projected patch, or of the convolution's output.
         bands: frequencies of the Fourier positions in each dimension.
         scale: pixels of flow for a 1 of the last layer.
-        start: how fresh weights begin: "normal", or "local" for small models, see `start_locally`.
+        initialization: of fresh weights: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     latents: Count = 2048
@@ -44,7 +44,7 @@ class OpticalFlowConfig(ModelConfig, Sizes):
     feature_channels: Count = 64
     bands: Count = 64
     scale: float = 0.2
-    start: Literal["normal", "local"] = "normal"
+    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
         separate = self.frames == "separate"
@@ -62,23 +62,23 @@ class OpticalFlowConfig(ModelConfig, Sizes):
             outputs={"flow": FlowOutput("frames", self.scale, upsampling)},
             **self.sizes(),
         )
-        if self.start == "local":
-            start_locally(model)
+        if self.initialization == "local":
+            init_local_attention(model)
         return model
 
 
-def flow(
+def make_preset(
     variant: str, paper_parameters: float | None = None, paper_flops: float | None = None, **settings: Any
 ) -> Preset:
-    """Returns a row of the paper's optical flow table (section 4.2) and of its ablation (appendix)."""
+    """Returns a row of the paper's optical flow table (section 4.2) or of its ablation (appendix)."""
     row, inputs = f"Perceiver IO, {variant}", {"frames": make_example(2, 3, 368, 496)}
     return Preset("optical_flow", row, OpticalFlowConfig(**settings), inputs, paper_parameters, paper_flops)
 
 
-OPTICAL_FLOW = flow("3x3, concatenated", 27.9e6, 987e9)
-OPTICAL_FLOW_SEPARATE = flow("3x3, separate", frames="separate")
-OPTICAL_FLOW_1X1 = flow("1x1, concatenated", patch_size=1)
-OPTICAL_FLOW_1X1_SEPARATE = flow("1x1, separate", patch_size=1, frames="separate")
-OPTICAL_FLOW_CONV = flow("conv, concatenated", downsampling="conv")
-OPTICAL_FLOW_CONV_SEPARATE = flow("conv, separate", downsampling="conv", frames="separate")
-OPTICAL_FLOW_LIGHT = flow("conv, concatenated, 16 layers", downsampling="conv", depth=16, latents=1024)
+OPTICAL_FLOW = make_preset("3x3, concatenated", 27.9e6, 987e9)
+OPTICAL_FLOW_SEPARATE = make_preset("3x3, separate", frames="separate")
+OPTICAL_FLOW_1X1 = make_preset("1x1, concatenated", patch_size=1)
+OPTICAL_FLOW_1X1_SEPARATE = make_preset("1x1, separate", patch_size=1, frames="separate")
+OPTICAL_FLOW_CONV = make_preset("conv, concatenated", downsampling="conv")
+OPTICAL_FLOW_CONV_SEPARATE = make_preset("conv, separate", downsampling="conv", frames="separate")
+OPTICAL_FLOW_LIGHT = make_preset("conv, concatenated, 16 layers", downsampling="conv", depth=16, latents=1024)

@@ -1,4 +1,4 @@
-"""Training of optical flow (section 4.2; appendix H): a first phase without augmentation, then ever more of it.
+"""Training of optical flow (section 4.2; appendix H): a phase without augmentation, then augmentation that grows.
 
 configs/flow/paper.yaml is the paper's recipe.
 
@@ -15,48 +15,48 @@ from torch import Tensor, nn
 from perceivers.checks import Checked, Count, Fraction, check_field
 from perceivers.flow import commands
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.augmentation import FlowAugment, FlowAugmentation
+from perceivers.flow.augmentation import FlowAugmentation, augment_pairs
 from perceivers.flow.data import FlowData
-from perceivers.flow.estimate import OVERLAP, tiled
+from perceivers.flow.estimate import OVERLAP, estimate_tiled
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
 from perceivers.flow.metrics import FlowErrors
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.flow.pictures import flow_picture
-from perceivers.flow.scenes import Scenes
+from perceivers.flow.pictures import draw_flow
+from perceivers.flow.scenes import SceneConfig
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
-SHOWN = 4
-"""So many held-out pairs are shown in the log."""
+LOGGED_PAIRS = 4
+"""Number of validation pairs whose pictures are logged."""
 
 
 @dataclass
 class Curriculum(Checked):
-    """In what order training becomes harder.
+    """The order in which training becomes harder.
 
     Attributes:
-        plain: part of the steps, at the start, in which pairs are not augmented, and each is also given reversed.
-            Without this phase training does not start, says the paper.
-        growing: part of the steps, after that, over which augmentation grows to its full strength.
+        warmup_fraction: fraction of the steps, at the start, in which pairs are not augmented, and each is also given
+            reversed. The paper says that training does not start without this phase.
+        ramp_fraction: fraction of the steps, after that, in which augmentation grows to its full strength.
     """
 
     section = "curriculum."
 
-    plain: Fraction = 0.1
-    growing: Fraction = 0.6
+    warmup_fraction: Fraction = 0.1
+    ramp_fraction: Fraction = 0.6
 
-    def is_plain(self, progress: float) -> bool:
-        """Returns whether training is in its first phase, when this part of its steps is done."""
-        return progress < self.plain
+    def is_warmup(self, progress: float) -> bool:
+        """Returns whether training is in its first phase after this fraction of its steps."""
+        return progress < self.warmup_fraction
 
     def strength(self, progress: float) -> float:
-        """Returns the strength of the augmentation, from 0 to 1."""
-        if self.is_plain(progress):
+        """Returns the strength of the augmentation, from 0 to 1, after this fraction of the steps."""
+        if self.is_warmup(progress):
             return 0.0
-        return min(1.0, (progress - self.plain) / self.growing) if self.growing else 1.0
+        return min(1.0, (progress - self.warmup_fraction) / self.ramp_fraction) if self.ramp_fraction else 1.0
 
 
 @dataclass(kw_only=True)
@@ -64,12 +64,11 @@ class OpticalFlow(Experiment):
     """A training run of optical flow.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others.
+        model: `preset`, one of `perceivers models`, and the fields that differ from it.
         data: the pairs.
-        augmentation: how training pairs are changed, at full strength.
-        curriculum: when.
-        pixels: so many of each pair, drawn at random, are decoded in training, which bounds its memory; all, if not
-            given.
+        augmentation: of training pairs, at full strength.
+        curriculum: of the augmentation.
+        pixels: number of random pixels decoded per pair in training, which bounds its memory; by default all.
     """
 
     evaluate = staticmethod(commands.evaluate)
@@ -82,15 +81,16 @@ class OpticalFlow(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = self.pixels is None or self.model.downsampling == "none"
-        check_field("pixels", self.pixels, whole, "left out for models with convolutional downsampling")
+        is_allowed = self.pixels is None or self.model.downsampling == "none"
+        check_field("pixels", self.pixels, is_allowed, "left out for models with convolutional downsampling")
 
     def prepare(self) -> Setup:
         self.build_on_meta()
         return Setup(self.model.build, *self.data.open())
 
     def learner(self, model: PerceiverIO) -> "FlowEstimator":
-        scenes = self.data.scenes if self.data.generates else None
+        has_generated = self.data.path is None or self.data.validation is None
+        scenes = self.data.scenes if has_generated else None
         return FlowEstimator(model, self.optimization, self.augmentation, self.curriculum, scenes, self.pixels)
 
     @classmethod
@@ -99,13 +99,12 @@ class OpticalFlow(Experiment):
 
 
 class FlowEstimator(Learner):
-    """End-point error of pairs that are augmented as the curriculum says.
+    """Trains with the end-point error of augmented pairs.
 
     Args:
         model, optimization: as in `Learner`.
-        augmentation, curriculum: how training pairs are changed, and when.
-        scenes: what pairs look like that are generated; None if all are stored.
-        pixels: so many of each pair are decoded in training; all, if not given.
+        augmentation, curriculum, pixels: as in `OpticalFlow`.
+        scenes: the appearance of generated pairs; None if all are stored.
     """
 
     monitor = ("test_epe", "min")
@@ -117,19 +116,19 @@ class FlowEstimator(Learner):
         optimization: Optimization | None = None,
         augmentation: FlowAugmentation | None = None,
         curriculum: Curriculum | None = None,
-        scenes: Scenes | None = None,
+        scenes: SceneConfig | None = None,
         pixels: int | None = None,
     ) -> None:
         super().__init__(model, optimization)
         frames = model.inputs["frames"]
         assert isinstance(frames, FramePairInput)
         self.size = frames.size
-        self.augment = FlowAugment(augmentation or FlowAugmentation(), self.size)
+        self.augmentation = augmentation or FlowAugmentation()
         self.curriculum = curriculum or Curriculum()
         self.scenes = scenes
         self.generator: FlowGenerator | None = None
         self.pixels = pixels
-        self.metrics = Errors()
+        self.metrics = ErrorsBesideZero()
         self.pictures: list[Tensor] = []
 
     def on_fit_start(self) -> None:
@@ -138,23 +137,23 @@ class FlowEstimator(Learner):
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         progress = self.progress()
-        frames, flow = self.pairs(batch, self.curriculum.is_plain(progress))
+        frames, flow = self.make_pairs(batch, self.curriculum.is_warmup(progress))
         strength = self.curriculum.strength(progress)
         if strength or frames.shape[-2:] != self.size:
-            frames, flow = self.augment(frames, flow, strength)
+            frames, flow = augment_pairs(self.augmentation, self.size, frames, flow, strength)
         self.log("augmentation", strength)
-        return self.error(frames, flow)
+        return self.compute_error(frames, flow)
 
     def progress(self) -> float:
-        """Returns which part of the run's steps is done."""
+        """Returns the finished fraction of the run's steps."""
         batches = self.trainer.num_training_batches
         return (self.trainer.current_epoch + self.trainer.fit_loop.batch_idx / batches) / (self.trainer.max_epochs or 1)
 
-    def pairs(self, batch: dict[str, Any], reversed: bool) -> tuple[Tensor, Tensor]:
-        """Returns frames and their flow, NaN where it is not known; if asked for, followed by the same reversed."""
+    def make_pairs(self, batch: dict[str, Any], reversed: bool) -> tuple[Tensor, Tensor]:
+        """Returns frames and flow, NaN where unknown, followed by the reversed pairs if `reversed`."""
         if "seed" in batch:
             assert self.generator is not None
-            made = self.generator.pairs(batch["seed"].tolist())
+            made = self.generator.generate(batch["seed"].tolist())
             frames, flow, backward = made.frames, made.forward, made.backward
         else:
             frames = batch["frames"]
@@ -164,12 +163,12 @@ class FlowEstimator(Learner):
             frames, flow = torch.cat([frames, frames.flip(1)]), torch.cat([flow, backward])
         return frames, flow
 
-    def error(self, frames: Tensor, flow_B2YX: Tensor) -> Tensor:
-        """Returns the mean end-point error in pixels, over all pixels whose flow is known, or some drawn at random."""
+    def compute_error(self, frames: Tensor, flow_B2YX: Tensor) -> Tensor:
+        """Returns the mean end-point error in pixels, of all pixels with known flow or of random ones."""
         outputs = None
         if self.pixels is not None:
-            points_P = torch.randint(flow_B2YX[0, 0].numel(), (self.pixels,), device=flow_B2YX.device)
-            outputs, flow_B2YX = {"flow": points_P}, flow_B2YX.flatten(2)[..., points_P]
+            index_P = torch.randint(flow_B2YX[0, 0].numel(), (self.pixels,), device=flow_B2YX.device)
+            outputs, flow_B2YX = {"flow": index_P}, flow_B2YX.flatten(2)[..., index_P]
         predicted = self.model({"frames": frames}, outputs)["flow"].float()
         if outputs is not None:
             predicted = predicted.mT
@@ -177,55 +176,51 @@ class FlowEstimator(Learner):
         return ((predicted - flow_B2YX.nan_to_num()).norm(dim=1) * known).sum() / known.sum().clamp_min(1)
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
-        frames, flow_B2YX = self.pairs(batch, reversed=False)
+        frames, flow_B2YX = self.make_pairs(batch, reversed=False)
         predicted = self.predict(frames)
         self.metrics.update(predicted, flow_B2YX)
-        if len(self.pictures) < SHOWN:
-            pictures = zip(frames, flow_B2YX.cpu(), predicted.cpu(), strict=True)
-            self.pictures += [show(*pair) for pair in pictures][: SHOWN - len(self.pictures)]
+        missing = LOGGED_PAIRS - len(self.pictures)
+        self.pictures += list(map(draw_pair, frames[:missing], flow_B2YX[:missing].cpu(), predicted[:missing].cpu()))
 
     def predict(self, frames: Tensor) -> Tensor:
         """Returns the flow [B, 2, Y, X] of frames of any size."""
         if frames.shape[-2:] == self.size:
             return self.model({"frames": frames})["flow"].float()
         frames = frames / 255 if frames.dtype == torch.uint8 else frames
-        flows = [tiled(self.model, pair, OVERLAP, 1, progress=False) for pair in frames.cpu()]
+        flows = [estimate_tiled(self.model, pair, OVERLAP, 1, progress=False) for pair in frames.cpu()]
         return torch.stack(flows).to(frames.device)
 
     def on_validation_epoch_end(self) -> None:
         super().on_validation_epoch_end()
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger) and self.trainer.is_global_zero:
-                for place, picture in enumerate(self.pictures):
-                    logger.experiment.add_image(f"held_out_{place}", picture, self.global_step)
+                for index, picture in enumerate(self.pictures):
+                    logger.experiment.add_image(f"validation_{index}", picture, self.global_step)
         self.pictures = []
 
 
-class Errors(nn.Module):
-    """Errors of flow over held-out pairs, and that of the answer that nothing moves."""
+class ErrorsBesideZero(nn.Module):
+    """Errors of flow, and "zero", the end-point error of the prediction that nothing moves."""
 
     def __init__(self) -> None:
         super().__init__()
         self.flow, self.zero = FlowErrors("pairs"), FlowErrors("pairs")
 
     def update(self, predicted_B2YX: Tensor, flow_B2YX: Tensor) -> None:
-        """Adds a batch."""
         self.flow.update(predicted_B2YX, flow_B2YX)
         self.zero.update(torch.zeros_like(predicted_B2YX), flow_B2YX)
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns the figures of `FlowErrors`, and "zero", the end-point error if nothing moves."""
         return self.flow.compute() | {"zero": self.zero.compute()["epe"]}
 
     def reset(self) -> None:
-        """Starts anew."""
         self.flow.reset()
         self.zero.reset()
 
 
-def show(frames: Tensor, flow: Tensor, predicted: Tensor) -> Tensor:
-    """Returns the first frame, its flow and the prediction side by side, in the same colors; bytes [3, Y, 3 * X]."""
-    largest = float(flow.norm(dim=0).nan_to_num().max()) or 1.0
+def draw_pair(frames: Tensor, flow: Tensor, predicted: Tensor) -> Tensor:
+    """Draws the first frame, its flow and the prediction side by side, in the same colors; bytes [3, Y, 3 * X]."""
+    max_flow = float(flow.norm(dim=0).nan_to_num().max()) or 1.0
     frame = frames[0].cpu()
     frame = frame if frame.dtype == torch.uint8 else (255 * frame).round().byte()
-    return torch.cat([frame, flow_picture(flow, largest), flow_picture(predicted, largest)], -1)
+    return torch.cat([frame, draw_flow(flow, max_flow), draw_flow(predicted, max_flow)], -1)

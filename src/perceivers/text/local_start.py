@@ -1,4 +1,4 @@
-"""Local initialization of small language models, see `perceivers.model.local_start`.
+"""Local initialization of small language models, see `perceivers.model.local_attention`.
 
 Shape suffixes: S positions, C channels, F frequencies, H heads
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import Attention
-from perceivers.model.local_start import LATENT_STD, add_less, align, attentions
+from perceivers.model.local_attention import LATENT_STD, find_attentions, shrink_residual, tie_query_key
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.bert import BERT
 
@@ -36,7 +36,7 @@ def init_local_attention(model: PerceiverIO | BERT) -> None:
     text.embedding.weight.normal_(std=TOKEN_STD)
     text.positions.table_SF.copy_(POSITION_STD * sinusoids(torch.arange(length), length, channels))
     if isinstance(model, BERT):
-        for attention in attentions(model):
+        for attention in find_attentions(model):
             attend_nearby(attention, length, channels, reach=attention.heads)
         return
     output, encoder = model.outputs["text"], model.encoder
@@ -50,10 +50,10 @@ def init_local_attention(model: PerceiverIO | BERT) -> None:
     stride = length / count
     output.positions.table_SF.copy_(text.positions.table_SF)
     encoder.latents[:, :channels] = LATENT_STD * sinusoids((torch.arange(count) + 0.5) * stride - 0.5, length, channels)
-    add_less(encoder)
-    for attention in attentions(encoder.cross_attentions):  # a latent's heads share its stretch of the text
+    shrink_residual(encoder)
+    for attention in find_attentions(encoder.cross_attentions):  # a latent's heads share its stretch of the text
         attend_nearby(attention, length, channels, reach=stride)
-    for attention in attentions(model.decoder):  # each of a query's heads reads another latent
+    for attention in find_attentions(model.decoder):  # each of a query's heads reads another latent
         attend_nearby(attention, length, channels, reach=stride * attention.heads)
 
 
@@ -71,4 +71,4 @@ def frequencies(length: int, channels: int) -> Tensor:
 def attend_nearby(attention: Attention, length: int, channels: int, reach: float) -> None:
     """Makes heads attend to positions spread evenly over `reach` tokens around the query's position."""
     distance_H1 = (torch.arange(attention.heads)[:, None] + 0.5) / attention.heads * reach - reach / 2
-    align(attention, slice(channels), slice(channels), distance_H1 * frequencies(length, channels))
+    tie_query_key(attention, slice(channels), slice(channels), distance_H1 * frequencies(length, channels))

@@ -16,7 +16,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.sizes import Gelu, ModelConfig, Sizes
 from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
-from perceivers.text.local_start import init_local_attention
+from perceivers.text.local_attention import init_local_attention
 from perceivers.text.task_output import TaskOutput
 from perceivers.text.tokenizers import Tokenizer, find_tokenizer
 

@@ -156,7 +156,8 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
     annotations = get_type_hints(config) | ({} if model is None else {"model": model})
     for key, value in values.items():
         if key not in known:
-            if (new := FIELDS.get(parents + key)) is not None:
+            new_names = FIELDS.get(parents + key, "").split()  # experiments may have different new names for an old one
+            if (new := next((name for name in new_names if name.removeprefix(parents) in known), None)) is not None:
                 raise PerceiversError(f"{path}: the field {parents + key!r} is now called {new!r}: rename it.")
             raise PerceiversError(f"{path}: there is no field {parents + key!r}: {did_you_mean(key, known)}")
         if is_dataclass(annotations[key]):

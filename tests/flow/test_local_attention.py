@@ -2,7 +2,7 @@
 
 import torch
 
-from perceivers.flow.local_start import layout
+from perceivers.flow.local_attention import choose_layout
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.model.intermediates import record_attention
 
@@ -13,10 +13,10 @@ FLOW = {
 
 
 def test_places_are_laid_out_in_the_proportions_of_the_grid():
-    assert layout(48, (12, 16)) == (6, 8)
-    assert layout(144, (24, 24)) == (12, 12)
-    assert layout(7, (3, 9)) == (1, 7)
-    assert layout(8, (1, 1)) == (2, 4)
+    assert choose_layout(48, (12, 16)) == (6, 8)
+    assert choose_layout(144, (24, 24)) == (12, 12)
+    assert choose_layout(7, (3, 9)) == (1, 7)
+    assert choose_layout(8, (1, 1)) == (2, 4)
 
 
 def test_latents_of_flow_read_around_their_place_and_pixels_the_nearest_latent():
@@ -24,15 +24,15 @@ def test_latents_of_flow_read_around_their_place_and_pixels_the_nearest_latent()
     latent = torch.cartesian_prod((torch.arange(6) + 0.5) / 6 * 48, (torch.arange(8) + 0.5) / 8 * 64)
     inner = (latent > 8).all(1) & (latent < torch.tensor([40, 56])).all(1)
     near = {}
-    for start in ("normal", "local"):
+    for initialization in ("normal", "local"):
         torch.manual_seed(0)
-        model = OpticalFlowConfig(**FLOW, start=start).build()
+        model = OpticalFlowConfig(**FLOW, initialization=initialization).build()
         with record_attention(model) as maps:
             model({"frames": torch.rand(1, 2, 3, 48, 64)})
         read_HN2 = element[maps["encoder.cross_attentions.0.attention"][0][0].argmax(2)]
         offset_H2 = (read_HN2 - latent)[:, inner].median(1).values
         away_O = (latent[maps["decoder.attention"][0][0, 0].argmax(1)] - element).abs().amax(1)
-        near[start] = float((away_O <= 4).float().mean())  # a latent stands for 8 x 8 pixels
+        near[initialization] = float((away_O <= 4).float().mean())  # a latent stands for 8 x 8 pixels
     expected = 3.0 * torch.tensor([[-1.0, -1], [-1, 1], [1, -1], [1, 1]])
     torch.testing.assert_close(offset_H2, expected, atol=1.1, rtol=0)
     assert near["local"] > 0.5 > 5 * near["normal"]
