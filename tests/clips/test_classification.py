@@ -151,7 +151,7 @@ def test_a_window_is_what_the_model_was_built_for():
     [
         ("preset=optical_flow", "model.preset = optical_flow is of optical_flow: ClipClassification trains a model of"),
         ("classes=7", "model.classes = 7 is not allowed: it must be 2, as in the data"),
-        ("several=true", "model.several = True is not allowed: it must be False, as in the data"),
+        ("multilabel=true", "model.multilabel = True is not allowed: it must be False, as in the data"),
         ("samples=801", "samples_per_patch"),
         ("pictures=null", "pictures"),
     ],
@@ -228,9 +228,9 @@ def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
         capsys, *listed, "--classes", str(tmp_path / "classes")
     )
     multilabel = build(SOUND, classes=2, class_names=["high", "low"])
-    multilabel.save(tmp_path / "several")
+    multilabel.save(tmp_path / "multilabel")
     (tmp_path / "list.csv").write_text('file,labels\n0.wav,"high,low"\n1.wav,low\n2.wav,\n')
-    main(["evaluate", str(tmp_path / "several"), *listed[2:]])
+    main(["evaluate", str(tmp_path / "multilabel"), *listed[2:]])
     assert re.fullmatch(
         r"3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n", capsys.readouterr().out
     )

@@ -29,7 +29,7 @@ def logits(model, clip, place):
     return model({"video": video, "audio": InputArray(seen.audio[None], seen.heard[None])})["label"][0]
 
 
-@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("multilabel", [False, True])
 def test_probabilities_are_the_mean_over_windows(clip, multilabel):
     model = hearer(class_names=NAMES, multilabel=multilabel)
     (answer,) = classify_clip(model, [clip], windows=3)

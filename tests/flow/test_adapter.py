@@ -9,7 +9,7 @@ import perceivers
 from perceivers import FourierPositions, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ConvStem, Patches
 from perceivers.flow.adapter import FlowOutput, FramePairInput, upsample
-from perceivers.flow.estimate import flow
+from perceivers.flow.estimate import estimate_flow
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.released.export import to_transformers
 from tests.support.models import TILE, TRUNK, optical
@@ -276,7 +276,7 @@ def test_a_saved_model_answers_the_same(model, tmp_path):
 @each(PIXELS | QUARTERS)
 def test_larger_frames_are_computed_in_tiles(model):
     frames = torch.rand(2, 3, TILE[0], 50)
-    whole = flow(model, *frames, overlap=6)
+    whole = estimate_flow(model, *frames, overlap=6)
     left, right = (model({"frames": frames[None, ..., x : x + TILE[1]]})["flow"][0] for x in (0, 22))
     torch.testing.assert_close(whole[..., :22], left[..., :22], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(whole[..., 28:], right[..., 6:], atol=1e-5, rtol=1e-4)

@@ -38,7 +38,7 @@ class ClipClassification(Experiment):
         label_smoothing: part of a label's probability that is spread over all classes, where a clip has one.
     """
 
-    decided_by_data = ("classes", "class_names", "several")
+    decided_by_data = ("classes", "class_names", "multilabel")
     evaluate = staticmethod(commands.evaluate_classifier)
 
     model: ClipClassifierConfig

@@ -112,7 +112,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         sample_rate: samples a second.
         classes: number of classes.
         class_names: what they are called.
-        several: whether several classes can apply at once.
+        multilabel: whether several classes can apply at once.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
         query_channels: channels of the label's query.
     """
