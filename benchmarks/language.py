@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.errors import PerceiversError
-from perceivers.presets import create_model, make_example, measure
+from perceivers.presets import create_model, make_example, measure_cost
 from perceivers.text.glue import format_table
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import train_tokenizer
@@ -107,7 +107,7 @@ def size_of(name: str) -> tuple[float, float]:
     length = settings["length"]
     places = torch.empty(-(-length // 5), dtype=torch.long, device="meta")
     build = partial(create_model, settings.pop("preset"), **settings)
-    size = measure(build, {"text": make_example(length, dtype=torch.long)}, {"text": places})
+    size = measure_cost(build, {"text": make_example(length, dtype=torch.long)}, {"text": places})
     return size.parameters, size.flops
 
 

@@ -149,7 +149,7 @@ def test_help_teaches_every_field(capsys):
         ("--optimization.beta2=7", "optimization.beta2 = 7"),
         ("--training.precision=foo", "training.precision"),
         ("--training.accelerator=tpu", "training.accelerator"),
-        ("--training.devices=0", "cannot be had here"),
+        ("--training.devices=0", "is not available on this machine"),
         ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for gray images"),
         ("--experiment=images", "there is no experiment 'images'"),
         ("--data.path=/nonexistent/data", "neither a folder nor a data set of the hub"),

@@ -11,7 +11,7 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.presets import find_preset, list_models, make_example, measure
+from perceivers.presets import find_preset, list_models, make_example, measure_cost
 
 PRESETS = {name: find_preset(name) for name in list_models()}
 
@@ -49,7 +49,7 @@ UNMEASURED = [name for name, preset in PRESETS.items() if preset.paper_parameter
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in UNMEASURED])
 def test_sizes_are_the_papers(name):
     preset = PRESETS[name]
-    size = measure(partial(perceivers.create_model, name), preset.inputs, preset.outputs)
+    size = measure_cost(partial(perceivers.create_model, name), preset.inputs, preset.outputs)
     assert size.parameters / preset.paper_parameters == pytest.approx(
         KNOWN_PARAMETERS.get(name, 1), rel=0.0001 if name in KNOWN_PARAMETERS else 0.005
     )
@@ -101,16 +101,18 @@ def test_why_the_figures_of_configuration_b_differ():
     """The paper's FLOPs are those of 12 layers on 261 input channels, its parameters those of 16 layers."""
     for name, flops in (("imagenet_fourier_b", 213e9), ("imagenet_conv_b", 176e9)):
         channels = {} if "conv" in name else {"feature_channels": None}
-        size = measure(partial(perceivers.create_model, name, depth=12, **channels), PRESETS[name].inputs)
+        size = measure_cost(partial(perceivers.create_model, name, depth=12, **channels), PRESETS[name].inputs)
         assert size.flops == pytest.approx(flops, rel=0.005)
-    plain = measure(lambda: perceivers.create_model("imagenet_fourier_b", feature_channels=None), PRESETS[name].inputs)
+    plain = measure_cost(
+        lambda: perceivers.create_model("imagenet_fourier_b", feature_channels=None), PRESETS[name].inputs
+    )
     assert plain.parameters == pytest.approx(212e6, rel=0.001)
 
 
 def test_the_papers_figures_of_optical_flow_are_those_of_fewer_layers_and_latents():
     """Of the sizes of the ablation's light model, but at full resolution."""
     light = {key: getattr(PRESETS["optical_flow_light"].config, key) for key in ("depth", "latents")}
-    size = measure(partial(perceivers.create_model, "optical_flow", **light), PRESETS["optical_flow"].inputs)
+    size = measure_cost(partial(perceivers.create_model, "optical_flow", **light), PRESETS["optical_flow"].inputs)
     assert size.parameters == pytest.approx(27.9e6, rel=0.001)
     assert size.flops == pytest.approx(987e9, rel=0.002)
 
@@ -133,7 +135,9 @@ def test_flops_by_hand():
         "query_channels": 8,
         "classes": 5,
     }
-    size = measure(lambda: perceivers.create_model("imagenet_fourier", **settings), {"image": make_example(3, 4, 4)})
+    size = measure_cost(
+        lambda: perceivers.create_model("imagenet_fourier", **settings), {"image": make_example(3, 4, 4)}
+    )
     m, c, n, d = 16, 3 + 2 * 3, 3, 8
     encode = n * d * c + 2 * m * c * c + 2 * n * m * c + n * c * d + 2 * n * d * d
     process = 4 * n * d * d + 2 * n * n * d + 2 * n * d * d

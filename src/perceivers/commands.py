@@ -8,12 +8,12 @@ from perceivers.command import Json, print_json, print_table
 
 def models(*, json: Json = False) -> None:
     """Lists the models by name, with their size and FLOPs beside the paper's figures."""
-    from perceivers.presets import create_model, find_preset, list_models, measure
+    from perceivers.presets import create_model, find_preset, list_models, measure_cost
 
     found: list[dict[str, Any]] = []
     for name in list_models():
         preset = find_preset(name)
-        cost = measure(partial(create_model, name), preset.inputs, preset.outputs)
+        cost = measure_cost(partial(create_model, name), preset.inputs, preset.outputs)
         found.append(
             {
                 "name": name,

@@ -1,4 +1,4 @@
-"""What a package of your own extends: bases of model configs, data sets and experiments (docs/extending.md)."""
+"""The base classes and helpers for your own models, data sets and experiments (docs/extending.md)."""
 
 from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check_field
 from perceivers.data.loader import SampleIndex, Samples

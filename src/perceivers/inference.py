@@ -1,4 +1,4 @@
-"""What using a trained model has in common: loading it to a device, finding the adapter that a task needs, classes.
+"""Functions shared by all inference: loading to a device, finding the adapter for a task, ranking classes.
 
 Shape suffixes: K classes
 """
@@ -25,20 +25,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load_for_inference(
     model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None
 ) -> PerceiverIO:
-    """A model ready to answer, in evaluation mode. A model that is given as an object is itself moved and changed.
+    """Returns a model in evaluation mode. A model that is given as an object is changed in place.
 
     Args:
         model: a model, or anything that `perceivers.load` takes.
-        device: where it is to run, such as "cpu" or "cuda:1"; if not given, a model that has to be loaded runs on the
-            accelerator if there is one, and any other where it is.
-        dtype: "float32", "bfloat16" or "float16"; as it is, if not given.
+        device: device, such as "cpu" or "cuda:1". By default, a loaded model goes to the accelerator if there is one,
+            and a model that is given as an object stays where it is.
+        dtype: "float32", "bfloat16" or "float16"; unchanged by default.
 
     Raises:
         PerceiversError: the model cannot be loaded, or there is no such device or dtype.
     """
     if isinstance(model, PerceiverIO):
         return move_model(model, device, dtype)
-    check_dtype(dtype)  # before the time it takes to load
+    check_dtype(dtype)  # before loading, which takes time
     return move_model(load(model), device or choose_device(), dtype)
 
 
@@ -54,7 +54,7 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def move_model(model: T, device: str | None, dtype: str | None = None) -> T:
-    """Moves a model to a device and a precision, those it has if None, and puts it in evaluation mode.
+    """Moves a model to a device and a precision, if given, and puts it in evaluation mode.
 
     Raises:
         PerceiversError: there is no such device or dtype.
@@ -69,12 +69,12 @@ def move_model(model: T, device: str | None, dtype: str | None = None) -> T:
 
 
 def get_device(model: PerceiverIO) -> torch.device:
-    """Where a model is."""
+    """Returns the device of a model."""
     return model.encoder.latents.device
 
 
 def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T]:
-    """Name and adapter of the one input or output of a kind.
+    """Returns name and adapter of the only input or output of a kind.
 
     Raises:
         PerceiversError: there is not exactly one, so that the model cannot do the task.
@@ -87,19 +87,19 @@ def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T
 
 
 def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
-    """Returns what the classes of a model's label, the output of that name, are called."""
+    """Returns the class names of the label output of that name."""
     output = model.outputs[name]
     assert isinstance(output, LabelOutput)
     return output.class_names
 
 
 def rank_classes(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Probabilities of the classes, as `sort` names and sorts them."""
+    """Returns the probabilities of the classes by name, most probable first, see `sort_classes`."""
     return sort_classes(logits_K.float().softmax(-1), names)
 
 
 def sort_classes(probability_K: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Classes, most probable first; names that several share are told apart by number."""
+    """Sorts classes, most probable first; the index of the class is added to a name that several share."""
     count = Counter(names)
     unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
     probability_K, class_K = probability_K.sort(descending=True)
@@ -107,7 +107,7 @@ def sort_classes(probability_K: Tensor, names: Sequence[str]) -> dict[str, float
 
 
 def check_folder(path: str | Path) -> None:
-    """Raises a PerceiversError, before any work is done, if a file to be written has no folder or is one itself."""
+    """Raises a PerceiversError, before any work is done, if an output file has no parent folder or is a folder."""
     folder = Path(path).absolute().parent
     if not folder.is_dir():
         raise PerceiversError(f"cannot write {path}: there is no folder {folder}; make it, or choose another path.")

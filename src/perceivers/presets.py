@@ -1,8 +1,4 @@
-"""Configurations of models by name, with the paper's figures; their parameters and FLOPs can be asked for.
-
-perceivers.list_models()
-perceivers.create_model("imagenet_fourier", classes=10)
-"""
+"""Model configs by name, such as `perceivers.create_model("imagenet_fourier", classes=10)`, and the paper's figures."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,11 +20,11 @@ class Preset:
 
     Attributes:
         experiment: the paper's experiment.
-        paper_row: what the paper calls it.
+        paper_row: its name in the paper's tables.
         config: the model's config.
-        inputs: what one forward pass is measured on, by input name: one example, on the meta device.
-        paper_parameters, paper_flops: the paper's figures, FLOPs of one example; None where it gives none.
-        outputs: what the forward pass decodes, as in `PerceiverIO.decode`.
+        inputs: one example, by input name, on the meta device; a forward pass is measured on it.
+        paper_parameters, paper_flops: the paper's figures, FLOPs per example; None where it gives none.
+        outputs: outputs that the forward pass decodes, as in `PerceiverIO.decode`.
     """
 
     experiment: str
@@ -46,12 +42,12 @@ def make_example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def list_models() -> list[str]:
-    """Returns the names that `create_model` takes: those of the paper, and of other installed packages."""
+    """Returns the names that `create_model` takes: the paper's models, and those of other installed packages."""
     return list(plugins.find_entry_points("models"))
 
 
 def find_preset(name: str) -> Preset:
-    """Returns the preset of that name, or of an import path "package.module:NAME".
+    """Returns the preset of a name, or of an import path "package.module:NAME".
 
     Raises:
         PerceiversError: there is none.
@@ -60,10 +56,10 @@ def find_preset(name: str) -> Preset:
 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
-    """Returns the config of a preset with other values for some of its fields.
+    """Returns the config of a preset, with some fields overridden.
 
     Raises:
-        PerceiversError: there is no such preset or field, or the field cannot have that value.
+        PerceiversError: there is no such preset or field, or a value is not allowed.
     """
     config = find_preset(name).config
     return construct(type(config), vars(config) | overrides)
@@ -77,32 +73,30 @@ def create_model(name: str, **overrides: Any) -> Any:
         overrides: fields of its config to change, such as `classes=10`.
 
     Raises:
-        PerceiversError: there is no such model or field, or the field cannot have that value.
+        PerceiversError: there is no such model or field, or a value is not allowed.
     """
     return model_config(name, **overrides).build()
 
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What a model costs: number of parameters, and FLOPs of a forward pass (a multiply and an add are two)."""
+    """Number of parameters, and FLOPs of a forward pass (a multiply-add counts as two)."""
 
     parameters: int
     flops: int
 
 
-def measure(
-    build: Callable[[], nn.Module],
-    inputs: Mapping[str, Tensor],
-    outputs: Mapping[str, Tensor | None] | None = None,
+def measure_cost(
+    build: Callable[[], nn.Module], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
 ) -> ModelCost:
-    """Counts parameters, and FLOPs of a forward pass of one example, without computing either (on the meta device).
+    """Counts the parameters of a model, and the FLOPs of a forward pass, on the meta device.
 
-    FLOPs are those of the formulas as written, as the paper counts them, not what rearranging saves.
+    FLOPs are counted as in the paper: those of the formulas as written, without the savings of the optimized kernels.
 
     Args:
         build: builds the model.
-        inputs: what is encoded, by input name, on the meta device.
-        outputs: what is decoded, as in `PerceiverIO.decode`.
+        inputs: one example, by input name, on the meta device.
+        outputs: outputs to decode, as in `PerceiverIO.decode`.
     """
     with torch.device("meta"):
         model = build().eval().requires_grad_(False)

@@ -20,7 +20,7 @@ from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
-from perceivers.model.config import to_tree
+from perceivers.model.config import to_config
 from perceivers.released import haiku
 from perceivers.released import transformers as port
 from perceivers.text.model import LanguageConfig
@@ -93,7 +93,7 @@ def test_a_file_of_the_original_is_known_by_its_content(original, tmp_path):
     model, tree, settings = original
     loaded = perceivers.load(dump(tree, tmp_path / "model.safetensors"), **settings)
     assert not loaded.training
-    assert to_tree(loaded) == to_tree(model)
+    assert to_config(loaded) == to_config(model)
     for key, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], tensor), key
 
@@ -262,7 +262,7 @@ def test_a_folder_of_ours_is_known_by_its_config(folder):
     model = perceivers.load(folder)
     model.save(folder)
     assert json.loads((folder / "config.json").read_text())["format"] == "perceivers"
-    assert to_tree(perceivers.load(str(folder))) == to_tree(model)
+    assert to_config(perceivers.load(str(folder))) == to_config(model)
 
 
 def test_pickled_weights_of_transformers_are_the_same_model(folder, their_arrays):

@@ -48,7 +48,7 @@ def test_shared_parts_are_refused(tmp_path):
     positions = LearnedPositions((3,), 4)
     inputs, outputs = {"x": ArrayInput(2, positions)}, {"y": ArrayOutput(2, positions)}
     model = perceivers.PerceiverIO(inputs, outputs, latents=2, channels=8, depth=1)
-    with pytest.raises(PerceiversError, match=r"outputs.y.positions.table_SF and inputs.x.positions.table_SF are one"):
+    with pytest.raises(PerceiversError, match=r"outputs.y.positions.table_SF and inputs.x.positions.table_SF share"):
         model.save(tmp_path)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.data.loader import EpochSampler, ResumableLoader, Samples
+from perceivers.data.loader import ResumableLoader, Samples
 
 
 class Echo(Samples):
@@ -60,8 +60,9 @@ def test_processes_share_an_epoch_without_overlap():
 
 
 def test_evaluation_is_in_order_and_complete():
-    assert [item.sample for item in EpochSampler(7, None, 0, 1, 4)] == list(range(7))
-    assert sorted(item.sample for rank in range(2) for item in EpochSampler(7, None, rank, 2, 4)) == list(range(7))
+    assert [item.sample for item in loader(7, seed=None).order] == list(range(7))
+    orders = [loader(7, seed=None, rank=rank, world_size=2).order for rank in range(2)]
+    assert sorted(item.sample for order in orders for item in order) == list(range(7))
     assert [len(batch) for batch in loader(7, seed=None)] == [4, 3]
 
 

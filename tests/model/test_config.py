@@ -10,7 +10,7 @@ from torch import nn
 import perceivers
 from perceivers import InputAdapter, InputArray, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, LabelOutput
-from perceivers.model.config import Configured, construct, from_tree, import_path, to_tree
+from perceivers.model.config import Configurable, construct, from_config, import_path, to_config
 from tests.model import other_readings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Readings(InputAdapter):
         return InputArray(self.linear(data))
 
 
-class Plain(Configured):
+class Plain(Configurable):
     def __init__(self, value: Any = None, *rest: Any, size: tuple[int, int] = (1, 2), **more: Any) -> None:
         self.arguments = (value, rest, size, more)
 
@@ -48,19 +48,19 @@ class Renamed(Plain):
         super().__init__(number + 1, 7)
 
 
-class Unresolved(Configured):
+class Unresolved(Configurable):
     def __init__(self, value: "Unknown") -> None:
         self.value = value
 
 
-class Empty(Configured):
+class Empty(Configurable):
     pass
 
 
 def again(value, *classes):
     """What is built of the record, which has been JSON in between."""
     known = {import_path(kind): kind for kind in (type(value), *classes)}
-    return from_tree(json.loads(json.dumps(to_tree(value))), lambda name: known[name])
+    return from_config(json.loads(json.dumps(to_config(value))), lambda name: known[name])
 
 
 def test_an_adapter_with_arguments_without_annotations_is_loaded(tmp_path):
@@ -94,7 +94,7 @@ def test_defaults_are_recorded():
 
 def test_without_a_constructor_nothing_is_recorded():
     assert Empty().config == {}
-    assert to_tree(Empty()) == {"class": "tests.model.test_config:Empty"}
+    assert to_config(Empty()) == {"class": "tests.model.test_config:Empty"}
 
 
 def test_what_changes_after_construction_does_not_change_the_record():
@@ -113,7 +113,7 @@ def test_a_dict_with_a_key_class_stays_a_dict():
 
 def test_two_classes_of_one_name_are_told_apart():
     ours, theirs = Readings(3), other_readings.Readings(4)
-    tree = to_tree(Plain([ours, theirs]))
+    tree = to_config(Plain([ours, theirs]))
     assert [each["class"] for each in tree["value"]] == [
         "tests.model.test_config:Readings",
         "tests.model.other_readings:Readings",
@@ -128,7 +128,7 @@ def test_an_annotation_that_cannot_be_resolved_is_no_error():
 
 def test_what_json_cannot_hold_is_refused():
     with pytest.raises(PerceiversError, match="cannot save an argument of type Linear"):
-        to_tree(Plain(nn.Linear(1, 1)))
+        to_config(Plain(nn.Linear(1, 1)))
 
 
 def typed(

@@ -15,7 +15,7 @@ from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
-from perceivers.model.config import to_tree
+from perceivers.model.config import to_config
 from perceivers.released import transformers as port
 from perceivers.released.export import to_transformers
 from perceivers.text.model import LanguageConfig
@@ -167,7 +167,7 @@ def classifier(**changes):
 def assert_reads_back(model, folder):
     """What was written describes the same model with the same weights."""
     back = perceivers.load(folder)
-    assert to_tree(back) == to_tree(model)
+    assert to_config(back) == to_config(model)
     for name, tensor in model.state_dict().items():
         assert torch.equal(back.state_dict()[name], tensor), name
 

@@ -6,8 +6,8 @@ import torch
 import perceivers
 from perceivers import InputArray, PerceiversError
 from perceivers.checkpoints.load import load_model
-from perceivers.model.config import to_tree
-from perceivers.presets import find_preset, make_example, measure
+from perceivers.model.config import to_config
+from perceivers.presets import find_preset, make_example, measure_cost
 from perceivers.text.bert import BERT
 from perceivers.text.model import LanguageConfig
 
@@ -151,7 +151,7 @@ def test_saved_and_loaded_it_is_the_same(tokens, tmp_path, tasks):
     loaded = load_model(tmp_path)
     assert isinstance(loaded, BERT)
     assert not loaded.training
-    assert to_tree(loaded) == to_tree(model)
+    assert to_config(loaded) == to_config(model)
     assert loaded.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     want, got = model({"text": tokens}), loaded({"text": tokens})
@@ -169,7 +169,7 @@ def test_what_loads_a_perceiver_loads_any(tmp_path):
     sizes = {"latents": 4, "channels": 16, "depth": 1, "v_channels": 16, "decoder_v_channels": 16}
     model = LanguageConfig(**sizes, embedding_channels=16).build()
     model.save(tmp_path)
-    assert to_tree(load_model(tmp_path)) == to_tree(perceivers.load(tmp_path)) == to_tree(model)
+    assert to_config(load_model(tmp_path)) == to_config(perceivers.load(tmp_path)) == to_config(model)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_what_loads_a_perceiver_loads_any(tmp_path):
 )
 def test_sizes_of_the_presets(name, parameters, flops):
     chosen = find_preset(name)
-    size = measure(lambda: perceivers.create_model(name), chosen.inputs)
+    size = measure_cost(lambda: perceivers.create_model(name), chosen.inputs)
     assert size.parameters == pytest.approx(parameters, rel=0.0025)
     assert size.flops == pytest.approx(flops, rel=0.005)
 
 
 def test_flops_and_parameters_by_hand():
     v, m, c, w = 30, 9, 16, 3 * 16
-    size = measure(lambda: BERT(**SMALL), {"text": make_example(m, dtype=torch.long)})
+    size = measure_cost(lambda: BERT(**SMALL), {"text": make_example(m, dtype=torch.long)})
     layer = 4 * m * c * c + 2 * m * m * c + 2 * m * c * w
     assert size.flops == 2 * (2 * layer + m * c * c + m * c * v)
     layer = 4 * (c * c + c) + (c * w + w) + (w * c + c) + 4 * c

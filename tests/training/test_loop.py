@@ -211,9 +211,9 @@ def test_a_diverged_loss_is_an_error(tmp_path):
 
 def test_schedules():
     flat = Optimization(schedule="flat_cosine", flat_fraction=0.5)
-    assert [flat.rate(step, 100) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.5, 0])
+    assert [flat.lr_factor(step, 100) for step in (0, 49, 50, 75, 100)] == pytest.approx([1, 1, 1, 0.5, 0])
     warm = Optimization(schedule="warmup_cosine", warmup_steps=9)
-    assert [warm.rate(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
+    assert [warm.lr_factor(step, 109) for step in (0, 4, 9, 59, 109)] == pytest.approx([0.1, 0.5, 1, 0.5, 0])
 
 
 def test_what_decays():

@@ -1,6 +1,6 @@
-"""Sound in and out: patches of raw samples, filtered or not, or of a mel-spectrogram (sections 4.3, 4.6; tables 5, 6).
+"""Audio in and out: patches of raw samples, learned filters or a mel spectrogram (sections 4.3, 4.6; tables 5, 6).
 
-Shape suffixes: B batch, S samples, T moments, F frequencies, L mel bands; others as in `perceivers.model.adapter`
+Shape suffixes: B batch, S samples, T time steps, F frequencies, L mel bands; others as in `perceivers.model.adapter`
 """
 
 import math
@@ -21,9 +21,9 @@ class AudioInput(InputAdapter):
     """A mono recording cut into patches of samples, each with its position.
 
     Args:
-        patch: samples of a patch.
-        positions: encodes the places of the patches in time.
-        sample_rate: samples a second that the model was trained on.
+        patch: samples per patch.
+        positions: position encoding of the patches in time.
+        sample_rate: samples per second of the training data.
     """
 
     def __init__(self, patch: int, positions: Positions, sample_rate: int = 48000) -> None:
@@ -43,21 +43,21 @@ class AudioInput(InputAdapter):
 
 
 class ConvAudioInput(InputAdapter):
-    """A mono recording through filters that are learned, each element with its position.
+    """A mono recording as the output of learned filters per patch, each with its position.
 
-    A convolution, batch normalization, ReLU and max pooling over each patch of samples, as the paper does with images
-    (section 6): how strong a filter's tone is in a patch, wherever in it. No part of the paper for sound.
+    Applies a convolution, batch normalization, ReLU and max pooling over each patch of samples, like the paper's
+    preprocessing of images (section 6); the paper has none of audio. Pooling makes it independent of the phase.
 
     Args:
-        patch: samples of a patch.
-        positions: encodes the places of the patches in time.
-        sample_rate: samples a second that the model was trained on.
-        filters: how many.
-        kernel: samples that a filter spans.
-        stride: samples from one value of a filter to the next; it divides the patch.
+        patch: samples per patch.
+        positions: position encoding of the patches in time.
+        sample_rate: samples per second of the training data.
+        filters: number of filters.
+        kernel: samples per filter.
+        stride: step of the convolution, in samples; it divides the patch.
 
     Raises:
-        PerceiversError: it does not, or is more than the kernel.
+        PerceiversError: the stride does not divide the patch, or is larger than the kernel.
     """
 
     def __init__(
@@ -93,10 +93,10 @@ class ConvAudioInput(InputAdapter):
 
 
 def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tensor | None]:
-    """Samples [B, S] and which of them are real, [B, S].
+    """Returns samples [B, S] and their mask [B, S].
 
     Raises:
-        PerceiversError: they have other dimensions, or do not fill patches of `step` samples.
+        PerceiversError: the samples have other dimensions, or do not fill patches of `step` samples.
     """
     sound_BS, mask_BS, _ = data if isinstance(data, InputArray) else InputArray(data)
     if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % step:
@@ -108,21 +108,21 @@ def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tens
 
 
 class MelInput(InputAdapter):
-    """A mono recording as a log-mel-spectrogram, cut into patches of time and frequency, each with its position.
+    """A mono recording as a log-mel spectrogram, cut into patches of time and frequency, each with its position.
 
-    Spectra are those of librosa: of Hann windows, centered, with silence around the recording; mel bands are Slaney's,
-    of equal area. Powers are taken as (log10 + 4) / 4, at least 1e-10, which brings most of them to -1.5 ... 1.
+    The spectrogram equals librosa's, with centered Hann windows, zero padding, and Slaney's mel bands of equal area.
+    Powers, at least 1e-10, are scaled to (log10 + 4) / 4, which is mostly in the range -1.5 ... 1.
 
     Args:
-        patch: spectra and bands of a patch.
-        positions: encodes the places of the patches in time and frequency.
-        bands: number of mel bands, from 0 to half the sample rate; `patch` divides it.
-        hop: samples from one spectrum to the next.
-        window: samples that a spectrum is of.
-        sample_rate: samples a second.
+        patch: size of a patch in spectra and bands.
+        positions: position encoding of the patches in time and frequency.
+        bands: number of mel bands from 0 to half the sample rate, a multiple of `patch[1]`.
+        hop: samples between spectra.
+        window: samples per spectrum.
+        sample_rate: samples per second.
 
     Raises:
-        PerceiversError: `patch` does not divide the bands.
+        PerceiversError: `bands` is not a multiple of `patch[1]`.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class MelInput(InputAdapter):
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`.
 
-        A patch is real if any sample is that lies between the middles of its first and of the next patch's spectrum.
+        A patch is real if any sample from the center of its first spectrum to that of the next patch is real.
         """
         step = self.hop * self.patch[0]
         sound_BS, mask_BS = samples_and_mask(data, step)
@@ -158,22 +158,22 @@ class MelInput(InputAdapter):
         return InputArray(with_positions(patches.flatten(3).flatten(1, 2), self.positions, grid), mask_BM, grid)
 
     def spectrogram(self, sound_BS: Tensor) -> Tensor:
-        """Scaled logarithms of the power in each mel band, a spectrum every `hop` samples; -> [B, T, L]."""
+        """Returns the scaled log-mel spectrogram, [B, T, L]."""
         hann_S = torch.hann_window(self.window, device=sound_BS.device)
         spectrum_BFT = torch.stft(
             sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True
         )
         power_BTF = spectrum_BFT[..., : sound_BS.shape[1] // self.hop].abs().square().mT
         filters_LF = mel_filters(self.bands, self.window, self.sample_rate, sound_BS.device)
-        power_BTL = (power_BTF @ filters_LF.mT).float()  # of lower precision under autocast; its logarithm is not
+        power_BTL = (power_BTF @ filters_LF.mT).float()  # autocast lowers only the precision of the product
         return (power_BTL.clamp_min(1e-10).log10() + 4) / 4
 
 
 def mel_filters(bands: int, window: int, sample_rate: int, device: torch.device | None = None) -> Tensor:
-    """Weights of the frequencies 0 ... sample_rate / 2 of a spectrum in mel bands; -> [L, window / 2 + 1].
+    """Returns the weights of the frequencies 0 ... sample_rate / 2 in each mel band, [L, window / 2 + 1].
 
-    Bands are triangles that reach to the middles of their neighbours, evenly spaced on Slaney's scale: linear to
-    1,000 Hz, which is 15 mel, and logarithmic above, 27 mel for a factor of 6.4. Each has the area 1 (in Hz).
+    Bands are triangles that extend to the centers of their neighbors, evenly spaced on Slaney's scale, which is linear
+    up to 1,000 Hz (15 mel) and logarithmic above (27 mel per factor of 6.4). Each has area 1 (in Hz).
     """
     above = 27 / math.log(6.4)
     highest = 3 * sample_rate / 2 / 200 if sample_rate <= 2000 else 15 + above * math.log(sample_rate / 2000)
@@ -186,11 +186,11 @@ def mel_filters(bands: int, window: int, sample_rate: int, device: torch.device 
 
 
 class AudioOutput(ArrayOutput):
-    """The samples of every patch, asked for with its position.
+    """The samples of each patch, queried by its position.
 
     Args:
-        patch: samples of a patch.
-        positions: the queries, and by their grid the number of patches.
+        patch: samples per patch.
+        positions: position encoding of the patches, which is the query; its grid gives their number.
     """
 
     def __init__(self, patch: int, positions: Positions) -> None:
@@ -198,5 +198,5 @@ class AudioOutput(ArrayOutput):
         self.patch = patch
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """-> samples [B, S], or [B, P, patch] of some patches."""
+        """Returns samples [B, S], or [B, P, patch] of some patches."""
         return y_BOE if indices is not None else y_BOE.flatten(1)

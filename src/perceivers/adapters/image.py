@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceivers.adapters.array import with_positions
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
-from perceivers.model.config import Configured
+from perceivers.model.config import Configurable
 from perceivers.model.linear import Linear, lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -21,7 +21,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class Patches(Configured, nn.Module):
+class Patches(Configurable, nn.Module):
     """Cuts an image into square patches and, if `channels` are given, projects each linearly.
 
     Patches of size 1 are pixels, and their projection is a 1x1 convolution.
@@ -69,7 +69,7 @@ class Patches(Configured, nn.Module):
         return (height, width) if self.overlapping else (height // self.size, width // self.size)
 
 
-class ConvStem(Configured, nn.Module):
+class ConvStem(Configurable, nn.Module):
     """A 7x7 convolution of stride 2, batch normalization, ReLU, and 3x3 max pooling of stride 2: a quarter each side.
 
     Args:

@@ -10,12 +10,12 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.model.config import Configured, import_path
+from perceivers.model.config import Configurable, import_path
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read, read_config
+from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read_config, read_model
 
 
-def load(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> PerceiverIO:
+def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> PerceiverIO:
     """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
 
     Args:
@@ -35,13 +35,13 @@ def load(source: str | Path, classes: Sequence[type[Configured]] = (), **setting
     return model
 
 
-def load_model(source: str | Path, classes: Sequence[type[Configured]] = (), **settings: Any) -> Model:
+def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
     """Loads any model: like `load`, but also baselines, encoders of sets, and models of other packages."""
     path = locate(source)
     if path.is_dir() and read_config(path).get("format") == FORMAT:
         if settings:
             raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
-        return read(path, lambda name: find_class(name, classes, path))
+        return read_model(path, lambda name: find_class(name, classes, path))
     for name in plugins.find_entry_points("formats"):
         other = find_format(name)
         if other.recognizes(path):
@@ -53,7 +53,7 @@ def load_model(source: str | Path, classes: Sequence[type[Configured]] = (), **s
     )
 
 
-def find_class(name: str, classes: Sequence[type[Configured]], source: Path) -> type[Configured]:
+def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -> type[Configurable]:
     """Returns the class that a saved model names, if it may be imported.
 
     Args:
@@ -83,7 +83,7 @@ def find_class(name: str, classes: Sequence[type[Configured]], source: Path) -> 
             f"its code, pass load(..., classes=[{qualified}]), or --trust {package} on the command line."
         )
     kind = plugins.import_object(name, "class")
-    if not isinstance(kind, type) or not issubclass(kind, Configured):
+    if not isinstance(kind, type) or not issubclass(kind, Configurable):
         raise PerceiversError(f"{source} names {name!r}, which is nothing that a model can consist of.")
     return kind
 

@@ -1,4 +1,4 @@
-"""Batches in an order that depends on seed and epoch alone, so that training goes on exactly where it stopped."""
+"""Batches in an order that depends only on seed and epoch, so that training resumes exactly where it stopped."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -12,17 +12,17 @@ from perceivers.errors import PerceiversError
 
 
 class SampleIndex(NamedTuple):
-    """Which sample to make, and the seed of whatever is random in making it."""
+    """The index of a sample, and the seed of its random augmentation."""
 
     sample: int
     seed: int
 
 
 class Samples(Dataset[Any], ABC):
-    """The samples of a data set, and how they become batches: what an experiment trains and is evaluated on.
+    """The samples of a data set, and how they are collated into batches.
 
     Attributes:
-        lengths: of the samples, if batches are to hold samples of similar length.
+        lengths: lengths of the samples, if a batch should hold samples of similar length.
     """
 
     lengths: Sequence[int] | None = None
@@ -33,12 +33,12 @@ class Samples(Dataset[Any], ABC):
 
     @abstractmethod
     def __getitem__(self, item: SampleIndex) -> Any:
-        """Makes a sample; whatever is random in it comes from the seed of `item`."""
+        """Makes a sample, with random numbers from the seed of `item` alone."""
 
     def collate(self, samples: list[Any]) -> dict[str, Any]:
-        """Makes a batch of samples: tensors by name. By default, samples are dicts of tensors or numbers.
+        """Collates samples, by default dicts of tensors or numbers, into tensors by name.
 
-        "problems", if there, says which samples could not be read; a batch of which nothing could be read has no more.
+        An optional "problems" lists the samples that could not be read. If none could be, the batch has no other key.
         """
         batch: dict[str, Any] = default_collate(samples)
         return batch
@@ -54,39 +54,25 @@ class EpochSampler(Sampler[SampleIndex]):
     """The samples of one process in one epoch.
 
     Args:
-        count: number of samples of the data set.
-        seed: of the order, which is another in each epoch; None for the data set's own order.
-        rank, world: this process among those that train together; each takes every `world`-th sample.
-        multiple: in training, samples are left out at the end until each process has a multiple of this many.
-        lengths: of the samples, if batches are to hold samples of similar length.
+        samples: the data set.
+        batch_size: samples per batch of one process; training drops the last samples that fill no batch.
+        seed: seed of the order, which differs between epochs; None for the order of the data set, or of its lengths.
+        rank, world_size: index and number of the processes; each takes every `world_size`-th sample.
     """
 
-    def __init__(
-        self,
-        count: int,
-        seed: int | None,
-        rank: int,
-        world_size: int,
-        multiple: int,
-        lengths: Sequence[int] | None = None,
-    ) -> None:
-        self.count, self.seed, self.rank, self.world_size = count, seed, rank, world_size
-        self.batch = world_size * multiple
-        self.lengths = None if lengths is None else torch.tensor(lengths)
-        self.per_process = (
-            len(range(rank, count, world_size)) if seed is None else count // (world_size * multiple) * multiple
-        )
+    def __init__(self, samples: Samples, batch_size: int, seed: int | None, rank: int, world_size: int) -> None:
+        self.count, self.seed, self.rank, self.world_size = len(samples), seed, rank, world_size
+        self.lengths = None if samples.lengths is None else torch.tensor(samples.lengths)
+        self.batch_size = world_size * batch_size  # of all processes
+        training, evaluation = self.count // self.batch_size * batch_size, len(range(rank, self.count, world_size))
+        self.per_process = evaluation if seed is None else training
         self.epoch = 0
-        self.samples_to_skip = 0
+        self.samples_to_skip = 0  # of this epoch, because they were trained on before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         if epoch != self.epoch:
             self.epoch, self.samples_to_skip = epoch, 0
-
-    def skip(self, samples: int) -> None:
-        """Leaves out the first samples of this epoch: they were trained on before an interruption."""
-        self.samples_to_skip = samples
 
     def __len__(self) -> int:
         return self.per_process
@@ -99,36 +85,35 @@ class EpochSampler(Sampler[SampleIndex]):
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
         order = torch.randperm(self.count, generator=generator)
         if self.lengths is not None:
-            order = bucket_by_length(order[: self.per_process * self.world_size], self.lengths, self.batch, generator)
+            order = order[: self.per_process * self.world_size]
+            order = bucket_by_length(order, self.lengths, self.batch_size, generator)
         seeds = torch.randint(2**31, (self.count,), generator=generator)
-        mine = slice(self.rank, self.per_process * self.world_size, self.world_size)
-        pairs = zip(order[mine].tolist(), seeds[mine].tolist(), strict=True)
-        for place, (sample, seed) in enumerate(pairs):
-            if place >= self.samples_to_skip:
-                yield SampleIndex(sample, seed)
+        first = self.rank + self.samples_to_skip * self.world_size
+        mine = slice(first, self.per_process * self.world_size, self.world_size)
+        yield from map(SampleIndex, order[mine].tolist(), seeds[mine].tolist())
 
 
-def bucket_by_length(order: Tensor, lengths: Tensor, batch: int, generator: torch.Generator) -> Tensor:
-    """Changes an order so that a batch has samples of similar length; which batch comes when remains random.
+def bucket_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Reorders samples so that a batch holds samples of similar length; the order of the batches remains random.
 
-    Samples are sorted only among those of 50 batches, so that batches differ from epoch to epoch.
+    Samples are sorted only within pools of 50 batches, so that batches differ from epoch to epoch.
     """
-    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(50 * batch)]
-    batches = torch.cat(pools).view(-1, batch)
+    pools = [pool[lengths[pool].argsort(stable=True)] for pool in order.split(50 * batch_size)]
+    batches = torch.cat(pools).view(-1, batch_size)
     return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose place in the epoch is part of a checkpoint (Lightning saves and loads its state).
+    """A DataLoader whose position in the epoch is saved in checkpoints and restored from them, by Lightning.
 
-    Training batches are all full; the evaluation's last one holds what is left.
+    Training batches are all full; the last batch of an evaluation may be smaller.
 
     Args:
         samples: the data set.
-        batch_size: samples of a batch of one process.
-        seed: as in `EpochSampler`; None for evaluation.
-        workers: processes that make samples.
-        rank, world: as in `EpochSampler`.
+        batch_size: samples per batch of one process.
+        seed: seed of the order, see `EpochSampler`; None for evaluation.
+        workers: data-loading processes.
+        rank, world_size: index and number of the training processes.
 
     Raises:
         PerceiversError: there are fewer samples than one batch of all processes takes.
@@ -143,7 +128,7 @@ class ResumableLoader(DataLoader[Any]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.order = EpochSampler(len(samples), seed, rank, world_size, batch_size, samples.lengths)
+        self.order = EpochSampler(samples, batch_size, seed, rank, world_size)
         if seed is not None and not len(self.order):
             raise PerceiversError(
                 f"training.batch_size is larger than the training set of {len(samples)} samples: choose a smaller one."
@@ -159,7 +144,7 @@ class ResumableLoader(DataLoader[Any]):
             persistent_workers=workers > 0,
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class promises a private class
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class returns a private class
         assert self.batch_size is not None
         self.batches_done = self.order.samples_to_skip // self.batch_size
         for batch in super().__iter__():
@@ -172,4 +157,4 @@ class ResumableLoader(DataLoader[Any]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         assert self.batch_size is not None
         self.order.set_epoch(state["epoch"])
-        self.order.skip(state["batches"] * self.batch_size)
+        self.order.samples_to_skip = state["batches"] * self.batch_size

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 """Suffixes of files that can be written, and what av calls them."""
@@ -200,7 +200,7 @@ def write_video(
         except av.FFmpegError as error:
             raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another path or rate.") from error
 
-    write(path, fill)
+    atomic_write(path, fill)
 
 
 @contextmanager

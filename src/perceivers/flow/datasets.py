@@ -16,7 +16,7 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.files import read_flow, write_flow
 from perceivers.flow.layouts import LAYOUTS, PairFiles
 from perceivers.flow.pictures import to_image
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 
 class FlowPair(NamedTuple):
@@ -167,5 +167,5 @@ def write_pair(folder: str | Path, number: int, pair: FlowPair) -> None:
     if pair.occluded is not None:
         pictures["occ1"] = pair.occluded.byte().mul(255).expand(3, -1, -1)
     for name, picture_CYX in pictures.items():
-        write(Path(folder) / f"{number:05d}_{name}.png", partial(to_image(picture_CYX).save, format="PNG"))
+        atomic_write(Path(folder) / f"{number:05d}_{name}.png", partial(to_image(picture_CYX).save, format="PNG"))
     write_flow(Path(folder) / f"{number:05d}_flow.flo", pair.flow)

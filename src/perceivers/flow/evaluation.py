@@ -27,7 +27,7 @@ from perceivers.flow.metrics import FlowErrors, end_point_error
 from perceivers.flow.pictures import MARGIN, draw_flow, draw_legend, resolve_max_flow, to_image
 from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 Method = Callable[[Tensor], Tensor]
 """Estimates the flow, float32 [2, Y, X], of two frames, bytes [2, 3, Y, X]."""
@@ -143,7 +143,8 @@ def evaluate(
                 errors.update(flow_2YX, pair.flow, pair.occluded)
             if name == MODEL and pictures is not None:
                 page = draw_comparison(pair, flow_2YX)
-                write(Path(pictures) / pairs.layout / f"{pairs.names[index]}.png", partial(page.save, format="PNG"))
+                file = Path(pictures) / pairs.layout / f"{pairs.names[index]}.png"
+                atomic_write(file, partial(page.save, format="PNG"))
     if not total[MODEL].pixels_R[0]:
         raise PerceiversError(f"no pixel of {pairs.layout} has known flow: choose other pairs.")
     return {

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from perceivers.data.image_files import existing
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 Array = np.ndarray[Any, Any]
 
@@ -115,7 +115,7 @@ def write_flo(path: Path, flow_YX2: Array) -> None:
     """Writes flow [Y, X, 2], NaN where unknown, in Middlebury's format."""
     height, width, _ = flow_YX2.shape
     content = np.nan_to_num(flow_YX2, nan=UNKNOWN).astype("<f4").tobytes()
-    write(path, lambda file: file.write_bytes(FLO_MAGIC + struct.pack("<ii", width, height) + content))
+    atomic_write(path, lambda file: file.write_bytes(FLO_MAGIC + struct.pack("<ii", width, height) + content))
 
 
 def read_kitti(path: Path) -> Array:
@@ -140,7 +140,7 @@ def write_kitti(path: Path, flow_YX2: Array) -> None:
         reach = f"its flow reaches {np.nanmax(np.abs(flow_YX2)):g} pixels"
         raise PerceiversError(f"cannot write {path}: {reach}, but KITTI's format -512 to 511.98: use .flo or .npy.")
     levels_YXC = np.dstack([levels_YX2 * known_YX[..., None], known_YX]).astype(np.uint16)
-    write(path, lambda file: kornia_rs.io.write_image_png_u16(str(file), levels_YXC, "rgb"))
+    atomic_write(path, lambda file: kornia_rs.io.write_image_png_u16(str(file), levels_YXC, "rgb"))
 
 
 def read_array(path: Path) -> Array:
@@ -158,7 +158,7 @@ def write_array(path: Path, flow_YX2: Array) -> None:
     """Writes NumPy's format."""
     content = io.BytesIO()
     np.save(content, flow_YX2)
-    write(path, lambda file: file.write_bytes(content.getvalue()))
+    atomic_write(path, lambda file: file.write_bytes(content.getvalue()))
 
 
 def read_pfm(path: Path) -> Array:
@@ -178,7 +178,7 @@ def write_pfm(path: Path, flow_YX2: Array) -> None:
     height, width, _ = flow_YX2.shape
     levels_YXC = np.dstack([flow_YX2, np.zeros((height, width))])[::-1].astype("<f4")
     header = f"PF\n{width} {height}\n-1.0\n".encode()
-    write(path, lambda file: file.write_bytes(header + levels_YXC.tobytes()))
+    atomic_write(path, lambda file: file.write_bytes(header + levels_YXC.tobytes()))
 
 
 def read_flo5(path: Path) -> Array:
@@ -199,7 +199,7 @@ def write_flo5(path: Path, flow_YX2: Array) -> None:
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.create_dataset("flow", data=flow_YX2, compression="gzip")
-    write(path, lambda file: file.write_bytes(content.getvalue()))
+    atomic_write(path, lambda file: file.write_bytes(content.getvalue()))
 
 
 def check_array(array: Any, path: Path) -> None:

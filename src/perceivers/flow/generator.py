@@ -25,7 +25,7 @@ from perceivers.flow.datasets import FlowPair, write_pair
 from perceivers.flow.layouts import CHAIRS_SPLITS
 from perceivers.flow.scenes import Layers, SceneConfig, SceneRandom, draw_layers
 from perceivers.flow.textures import make_shapes, make_textures
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 TEXTURES, SHAPES = 384, 512
 """Numbers of textures and shapes; every layer shows another part of one, rotated, scaled and recolored."""
@@ -164,14 +164,14 @@ def write_scenes(scenes: SceneConfig, folder: str | Path, count: int) -> None:
     if config_file.is_file() and config_file.read_text() != config:
         raise PerceiversError(f"{folder} has pairs of other scenes, see {config_file}: choose a new folder.")
     generator = FlowGenerator(scenes)
-    write(config_file, lambda file: file.write_text(config))
+    atomic_write(config_file, lambda file: file.write_text(config))
     for number in tqdm(range(1, count + 1), "pairs", disable=None):
         if not (folder / f"{number:05d}_flow.flo").exists():  # the last of its files to be written
             pair = generator.generate([(scenes.seed * 2**20 + number) % 2**32])
             frames = (255 * pair.frames[0]).round().byte()
             write_pair(folder, number, FlowPair(frames, pair.forward[0], pair.occluded[0]))
     lines = "".join("2\n" if number % VALIDATION_STEP == 0 else "1\n" for number in range(1, count + 1))
-    write(folder / CHAIRS_SPLITS, lambda file: file.write_text(lines))
+    atomic_write(folder / CHAIRS_SPLITS, lambda file: file.write_text(lines))
 
 
 def apply_lighting(frames_B2CYX: Tensor, random: SceneRandom, scenes: SceneConfig) -> Tensor:

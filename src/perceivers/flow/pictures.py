@@ -14,7 +14,7 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.flow.files import invalidate
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 
 MARGIN = (235, 235, 235)  # not white, the color of zero flow
 
@@ -77,7 +77,7 @@ def write_picture(path: str | Path, flow: Tensor, valid: Tensor | None = None, m
         page.save(content, Image.registered_extensions()[Path(path).suffix.lower()])
     except Exception as error:  # encoders raise errors of many classes
         raise PerceiversError(f"{path} cannot hold this picture ({error}): use .png.") from error
-    write(Path(path), lambda file: file.write_bytes(content.getvalue()))
+    atomic_write(Path(path), lambda file: file.write_bytes(content.getvalue()))
 
 
 def draw_legend(max_flow: float, diameter: int) -> Image.Image:

@@ -108,7 +108,7 @@ class FlowEstimator(Learner):
     """
 
     monitor = ("test_epe", "min")
-    shown = ("epe",)
+    progress_metrics = ("epe",)
 
     def __init__(
         self,

@@ -21,9 +21,9 @@ from perceivers.images.training import ImageClassification
 from perceivers.inference import class_names
 from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 from perceivers.training.config import read_yaml
-from perceivers.training.loop import Training, program
+from perceivers.training.loop import Training, program_name
 from perceivers.training.optimization import Optimization
 
 SHOWN, EXPLAINED, LATENTS = 40, 8, 4
@@ -83,9 +83,9 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
         "parameters": metrics["parameters"],
         "seed": metrics["seed"],
     }
-    write(output / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=2) + "\n"))
+    atomic_write(output / "metrics.json", lambda file: file.write_text(json.dumps(metrics, indent=2) + "\n"))
     picture = draw(model, images_BCYX, labels_B, predicted_B)
-    write(output / "predictions.png", lambda file: picture.savefig(file, format="png", dpi=110))
+    atomic_write(output / "predictions.png", lambda file: picture.savefig(file, format="png", dpi=110))
     print(report(metrics, confusion(labels_B, predicted_B, len(class_names(model))), output))
     return metrics
 
@@ -126,9 +126,9 @@ def report(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
             *rows,
             f"\nPicture of predictions and attention: {output / 'predictions.png'}",
             "\nTry next:",
-            f"  {program()} classify-image {output / 'model'} YOUR_DIGIT.png    # white on black",
-            f"  {program()} models",
-            f"  {program()} fit configs/image_classification/cifar10.yaml --data.path=FOLDER",
+            f"  {program_name()} classify-image {output / 'model'} YOUR_DIGIT.png    # white on black",
+            f"  {program_name()} models",
+            f"  {program_name()} fit configs/image_classification/cifar10.yaml --data.path=FOLDER",
         ]
     )
 

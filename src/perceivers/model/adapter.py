@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured
+from perceivers.model.config import Configurable
 
 
 class InputArray(NamedTuple):
@@ -42,7 +42,7 @@ class Encoded(NamedTuple):
     context: Any = None
 
 
-class InputAdapter(Configured, nn.Module):
+class InputAdapter(Configurable, nn.Module):
     """Turns data of a domain into an input array.
 
     Attributes:
@@ -56,7 +56,7 @@ class InputAdapter(Configured, nn.Module):
         """Takes the data of one modality."""
 
 
-class OutputAdapter(Configured, nn.Module):
+class OutputAdapter(Configurable, nn.Module):
     """Queries a domain's outputs, and turns what was decoded into predictions.
 
     Attributes:

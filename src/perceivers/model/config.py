@@ -11,23 +11,20 @@ from perceivers.errors import PerceiversError, did_you_mean
 T = TypeVar("T")
 
 CLASS = "class"
-"""The key under which the description of an object names its class."""
+"""The key that holds an object's class in its description."""
 
 DICT = "dict"
-"""The class name of a dict that JSON could not tell from an object, or whose keys JSON does not have."""
-
+"""The class name of a dict that JSON would mistake for an object, or whose keys are not strings."""
 
 RECORDS = "records_arguments"
-"""The mark of a constructor that `record_arguments` has wrapped."""
+"""The attribute that marks a constructor wrapped by `record_arguments`."""
 
 
-class Configured:
-    """Records the arguments of the constructor, defaults included, in `self.config`.
+class Configurable:
+    """Base of all that a saved model consists of: records the constructor's arguments, with defaults, in `config`.
 
-    Base of everything a saved model consists of: `PerceiverIO`, adapters, position encodings. Arguments may be
-    numbers, strings, booleans, None, lists, tuples, dicts of these, and other `Configured` objects. They are copied
-    as they are when the constructor is called: what happens to a list afterwards does not change the record. `*args`
-    and `**kwargs` are recorded too.
+    Arguments may be numbers, strings, booleans, None, lists, tuples, dicts of these, and other `Configurable` objects.
+    Lists and dicts are copied: changing them later does not change the record. `*args` and `**kwargs` are recorded too.
     """
 
     config: dict[str, Any]
@@ -39,12 +36,12 @@ class Configured:
 
 
 def record_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
-    """Wraps a constructor so that the outermost one of an object's class records its arguments."""
+    """Wraps a constructor to record its arguments, unless a subclass's constructor, which calls it, has done so."""
     signature = inspect.signature(constructor)
 
     @wraps(constructor)
-    def wrapper(self: Configured, *args: Any, **kwargs: Any) -> None:
-        if "config" not in self.__dict__:  # else a subclass's constructor calls this one
+    def wrapper(self: Configurable, *args: Any, **kwargs: Any) -> None:
+        if "config" not in self.__dict__:
             bound = signature.bind_partial(self, *args, **kwargs)
             bound.apply_defaults()
             config: dict[str, Any] = {}
@@ -54,7 +51,7 @@ def record_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
                     config |= value
                 elif kind is not inspect.Parameter.VAR_POSITIONAL or value:
                     config[name] = value
-            # torch.nn.Module takes no attributes before its own __init__
+            # torch.nn.Module rejects attributes before its own __init__
             object.__setattr__(self, "config", copy_argument(config))
         constructor(self, *args, **kwargs)
 
@@ -63,99 +60,94 @@ def record_arguments(constructor: Callable[..., None]) -> Callable[..., None]:
 
 
 def copy_argument(value: Any) -> Any:
-    """Copies lists, tuples and dicts, with what is in them; everything else is kept as it is."""
+    """Copies lists, tuples and dicts with their content; returns everything else as it is."""
     if isinstance(value, Mapping):
         return {key: copy_argument(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        items = (copy_argument(item) for item in value)
+        items = map(copy_argument, value)
         return list(items) if isinstance(value, list) else tuple(items)
     return value
 
 
 def import_path(kind: type) -> str:
-    """Returns what a class is called in a saved model, "package.module:Class"."""
+    """Returns the name of a class in a saved model, "package.module:Class"."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def to_tree(value: Any) -> Any:
-    """Describes a `Configured` object and all it is built of as plain JSON values.
+def to_config(value: Any) -> Any:
+    """Describes a `Configurable` object and everything it is built from as plain JSON values.
 
     Raises:
-        PerceiversError: an argument is of a type that a config cannot hold.
+        PerceiversError: an argument has a type that a config cannot hold.
     """
-    if isinstance(value, Configured):
-        return {CLASS: import_path(type(value)), **{name: to_tree(item) for name, item in value.config.items()}}
+    if isinstance(value, Configurable):
+        return {CLASS: import_path(type(value)), **{name: to_config(item) for name, item in value.config.items()}}
     if isinstance(value, Mapping):
         if CLASS not in value and all(isinstance(key, str) for key in value):
-            return {key: to_tree(item) for key, item in value.items()}
-        return {CLASS: DICT, "items": [[to_tree(key), to_tree(item)] for key, item in value.items()]}
+            return {key: to_config(item) for key, item in value.items()}
+        return {CLASS: DICT, "items": [[to_config(key), to_config(item)] for key, item in value.items()]}
     if isinstance(value, list | tuple):
-        return [to_tree(item) for item in value]
+        return [to_config(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise PerceiversError(
-        f"cannot save an argument of type {type(value).__name__}: build modules that are to be saved "
-        f"from numbers, strings, lists, dicts and other configured modules only."
+        f"cannot save an argument of type {type(value).__name__}: a saved module must be built from numbers, strings, "
+        f"lists, dicts and other configurable modules only."
     )
 
 
-def from_tree(tree: Any, find_class: Callable[[str], type[Configured]]) -> Any:
-    """Builds what `to_tree` described.
+def from_config(config: Any, find_class: Callable[[str], type[Configurable]]) -> Any:
+    """Builds what `to_config` described.
 
     Args:
-        tree: the description.
+        config: the description.
         find_class: returns the class of a name, or raises a PerceiversError.
 
     Raises:
-        PerceiversError: the tree names a class that is not found, or an argument its class does not take.
+        PerceiversError: a class is not found, or does not take an argument.
     """
-    if isinstance(tree, list):
-        return [from_tree(item, find_class) for item in tree]
-    if not isinstance(tree, dict):
-        return tree
-    if CLASS not in tree:
-        return {name: from_tree(item, find_class) for name, item in tree.items()}
-    if tree[CLASS] == DICT:
-        return {from_tree(key, find_class): from_tree(item, find_class) for key, item in tree["items"]}
-    kind = find_class(tree[CLASS])
-    return construct(kind, {name: from_tree(item, find_class) for name, item in tree.items() if name != CLASS})
+    if isinstance(config, list):
+        return [from_config(item, find_class) for item in config]
+    if not isinstance(config, dict):
+        return config
+    if CLASS not in config:
+        return {name: from_config(item, find_class) for name, item in config.items()}
+    if config[CLASS] == DICT:
+        return {from_config(key, find_class): from_config(item, find_class) for key, item in config["items"]}
+    kind = find_class(config[CLASS])
+    return construct(kind, {name: from_config(item, find_class) for name, item in config.items() if name != CLASS})
 
 
 def construct(function: Callable[..., T], arguments: Mapping[str, Any]) -> T:
-    """Calls `function` with arguments by name; an unknown, missing or wrong one is the user's mistake, not a bug.
-
-    Those of `*args` are a list under its name, those of `**kwargs` stand among the others.
+    """Calls `function` with arguments by name; `*args` are a list under their name, `**kwargs` are among the others.
 
     Raises:
-        PerceiversError: an argument is unknown or missing, or is not what its annotation says.
+        PerceiversError: an argument is unknown, missing, or does not match its annotation.
     """
-    named = dict(inspect.signature(function).parameters)
-    by_kind = {parameter.kind: name for name, parameter in named.items()}
-    variable = by_kind.get(inspect.Parameter.VAR_POSITIONAL)
-    extra = named.pop(by_kind.get(inspect.Parameter.VAR_KEYWORD, ""), None)
+    signature = inspect.signature(function)
+    names = {parameter.kind: name for name, parameter in signature.parameters.items()}
+    args, kwargs = names.get(inspect.Parameter.VAR_POSITIONAL), names.get(inspect.Parameter.VAR_KEYWORD)
+    named = {name: parameter for name, parameter in signature.parameters.items() if name != kwargs}
     annotations = read_annotations(function)
     for name, value in arguments.items():
-        if name not in named and extra is None:
+        if name not in named and kwargs is None:
             raise PerceiversError(f"{function.__name__} has no argument {name!r}: {did_you_mean(name, named)}")
-        annotation = annotations.get(name, Any) if name in named and name != variable else Any
+        annotation = annotations.get(name, Any) if name in named and name != args else Any
         expected = describe_expected(value, annotation)
         check_field(f"{function.__name__}: {name}", value, matches(value, annotation), expected)
     for name, parameter in named.items():
-        if name not in arguments and name != variable and parameter.default is inspect.Parameter.empty:
+        if name not in arguments and name != args and parameter.default is inspect.Parameter.empty:
             raise PerceiversError(f"{function.__name__} needs the argument {name!r}.")
-    keywords = dict(arguments)
-    rest = keywords.pop(variable, []) if variable is not None else []
-    before = list(named)[: list(named).index(variable)] if rest and variable is not None else []
-    positional = [keywords.pop(name, named[name].default) for name in before]
-    return function(*positional, *rest, **keywords)
+    bound = signature.bind_partial(**{name: value for name, value in arguments.items() if name != args})
+    if args is not None and args in arguments:
+        bound.arguments[args] = arguments[args]
+    bound.apply_defaults()
+    return function(*bound.args, **bound.kwargs)
 
 
 def read_annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """Returns the annotations of a function's, or a class's constructor's, arguments; none that cannot be resolved."""
+    """Returns the annotations of a function's or constructor's arguments, or none if one cannot be resolved."""
     try:
-        return get_type_hints(
-            function if inspect.isfunction(function) else function.__init__,
-            include_extras=True,
-        )
-    except (NameError, TypeError):  # such as names that are imported for type checkers alone
+        return get_type_hints(function if inspect.isfunction(function) else function.__init__, include_extras=True)
+    except (NameError, TypeError):  # such as names that are imported only for type checkers
         return {}

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured
+from perceivers.model.config import Configurable
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
-class Positions(Configured, nn.Module):
+class Positions(Configurable, nn.Module):
     """A position encoding of the elements of a grid, of time, of an image, of a volume.
 
     Attributes:

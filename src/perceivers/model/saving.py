@@ -1,4 +1,4 @@
-"""Our own format: a folder with `config.json` (what the model is built of) and `model.safetensors` (its weights)."""
+"""The library's format of saved models: a folder with `config.json`, to build the model, and `model.safetensors`."""
 
 import json
 import os
@@ -12,39 +12,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.config import Configured, from_tree, to_tree
+from perceivers.model.config import Configurable, from_config, to_config
 from perceivers.renames import update_saved
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words
+TOKENIZER = "tokenizer.model"  # beside these, if the model reads SentencePiece tokens
 FORMAT = "perceivers"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 names classes without their modules."""
 
 
-class Model(Configured, nn.Module):
+class Model(Configurable, nn.Module):
     """Base of whole models, which are saved to a folder and loaded from it by `perceivers.load`."""
 
     def save(self, path: str | Path, experiment: str | None = None) -> None:
-        """Writes config and weights to a folder; an earlier model there is replaced.
+        """Saves config and weights to a folder, overwriting an earlier model.
 
         Args:
             path: the folder.
-            experiment: the name of the experiment that trained the model, by which `perceivers evaluate` finds it.
+            experiment: name of the experiment that trained the model, by which `perceivers evaluate` finds it.
 
         Raises:
-            PerceiversError: the folder cannot be written to, or the model cannot be built again from its arguments.
+            PerceiversError: the folder cannot be written to, or the model cannot be rebuilt from its arguments.
         """
         path = Path(path)
-        config = describe(self) | ({} if experiment is None else {"experiment": experiment})
+        config = describe_model(self) | ({} if experiment is None else {"experiment": experiment})
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        write(path / WEIGHTS, lambda file: save_file(tensors, file))
-        write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
+        atomic_write(path / WEIGHTS, lambda file: save_file(tensors, file))
+        atomic_write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
 
 
-def write(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Writes a file whole or not at all: `fill` writes to a temporary name, which is then renamed.
+def atomic_write(path: Path, write_to: Callable[[Path], Any]) -> None:
+    """Writes a file completely or not at all: `write_to` writes to a temporary file, which is then renamed.
 
     Raises:
         PerceiversError: the path cannot be written to.
@@ -56,32 +56,32 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
     except OSError as error:
         raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another output path.") from error
     try:
-        fill(Path(temporary))
+        write_to(Path(temporary))
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
-def describe(model: nn.Module) -> dict[str, Any]:
-    """The config that is saved with a model.
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """Returns the config that is saved with a model.
 
     Raises:
-        PerceiversError: the model cannot be built again from its arguments, or two of its parts share weights.
+        PerceiversError: the model cannot be rebuilt from its arguments, or two of its modules share a parameter.
     """
     owners: dict[int, str] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         first = owners.setdefault(id(parameter), name)
         if first != name:
-            raise PerceiversError(f"{name} and {first} are one array: build a module of its own for each place.")
-    return {"format": FORMAT, "version": VERSION, "model": to_tree(model)}
+            raise PerceiversError(f"{name} and {first} share one parameter: build a separate module for each.")
+    return {"format": FORMAT, "version": VERSION, "model": to_config(model)}
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
-    """The config in the folder of a saved model, a JSON object.
+    """Reads the config in the folder of a saved model.
 
     Raises:
-        PerceiversError: there is none, or it is not a JSON object.
+        PerceiversError: the file is missing, or is not a JSON object.
     """
     file = folder / name
     if not file.is_file():
@@ -96,33 +96,31 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The arrays of a safetensors file, by name.
+    """Reads the tensors of a safetensors file, by name.
 
     Raises:
-        PerceiversError: there is no such file, or it cannot be read.
+        PerceiversError: the file is missing, or cannot be read.
     """
     if not file.is_file():
         raise PerceiversError(f"{file.parent} is not a saved model: it has no {file.name}.")
     try:
-        return {name: align(tensor) for name, tensor in load_file(file).items()}
+        # On unaligned memory, unlike that of fresh tensors, some matrix products differ in their last digits.
+        return {
+            name: tensor if tensor.data_ptr() % 64 == 0 else tensor.clone() for name, tensor in load_file(file).items()
+        }
     except (safetensors.SafetensorError, OSError) as error:
         raise PerceiversError(f"{file} cannot be read ({error}): it is truncated or damaged.") from error
 
 
-def align(tensor: Tensor) -> Tensor:
-    """Returns a tensor whose memory begins where fresh ones begin: some products of others have other last digits."""
-    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
-
-
-def read(path: str | Path, find_class: Callable[[str], type[Configured]]) -> Model:
-    """Builds the model that a folder holds, with its weights, on the CPU and in evaluation mode.
+def read_model(path: str | Path, find_class: Callable[[str], type[Configurable]]) -> Model:
+    """Builds the model of a folder, with its weights, on the CPU and in evaluation mode.
 
     Args:
         path: a folder that `Model.save` wrote.
         find_class: returns the class of a name in the config, or raises a PerceiversError.
 
     Raises:
-        PerceiversError: a file is missing, truncated, not ours, or of another model.
+        PerceiversError: a file is missing, truncated, in another format, or belongs to another model.
     """
     path = Path(path)
     config = read_config(path)
@@ -135,18 +133,17 @@ def read(path: str | Path, find_class: Callable[[str], type[Configured]]) -> Mod
         )
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
-    tree = update_saved(config["model"]) if config["version"] == 1 else config["model"]
-    model = from_tree(tree, find_class)
+    model = from_config(update_saved(config["model"]) if config["version"] == 1 else config["model"], find_class)
     if not isinstance(model, Model):
         raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
     tensors = read_tensors(path / WEIGHTS)
     check_tensors(tensors, model, path / WEIGHTS)
-    model.load_state_dict(tensors, assign=True)  # keeps the precision it was saved in
+    model.load_state_dict(tensors, assign=True)  # keeps the saved precision
     return model.eval()
 
 
 def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
-    """Raises a PerceiversError unless `tensors`, from the file `source`, are those of the model, by name and shape."""
+    """Raises a PerceiversError unless the tensors of the file `source` have the names and shapes of the model's."""
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         have = tuple(tensors[name].shape) if name in tensors else "missing"

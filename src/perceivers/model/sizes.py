@@ -1,4 +1,4 @@
-"""The sizes of a Perceiver IO, listed once: every model's config extends them."""
+"""The sizes of a Perceiver IO, which the configs of all models extend."""
 
 import inspect
 from abc import ABC, abstractmethod
@@ -12,7 +12,7 @@ from perceivers.checks import Checked, Count, Range
 from perceivers.errors import PerceiversError
 
 Gelu = Literal["tanh", "exact"]
-"""How GELU is computed: by the tanh approximation (the original code) or exactly (the `transformers` port)."""
+"""GELU by the tanh approximation (the original code), or exact (the `transformers` port)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,28 +22,28 @@ class Sizes(Checked):
     Attributes:
         latents: N, number of latents.
         channels: D, channels of each latent.
-        depth: self-attention layers of one block.
-        num_blocks: number of times the block is applied, always with the same weights.
+        depth: self-attention layers per block.
+        num_blocks: number of times the block is applied, each time with the same weights.
         heads: heads of the self-attention layers.
-        widening_factor: width of their MLPs, in channels.
+        widening_factor: hidden channels of their MLPs, as a multiple of D.
         qk_channels: channels of queries and keys in encoder and processor; by default those of the keys' input
             (section 1 of the appendix: C in the encoder, D in the processor).
-        v_channels: channels of values in encoder and processor; by default as many as `qk_channels`.
+        v_channels: channels of values in encoder and processor; by default equal to `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
-        cross_widening_factor: width of its MLP, in channels.
-        num_cross_attends: before how many of the blocks the inputs are attended to.
-        share_cross_attention: whether all of those use the same weights.
+        cross_widening_factor: hidden channels of its MLP, as a multiple of D.
+        num_cross_attends: number of blocks that are preceded by a cross-attention to the inputs.
+        share_cross_attention: whether these cross-attentions share their weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening_factor: width of its MLP, in channels.
+        decoder_widening_factor: hidden channels of its MLP, as a multiple of the query channels.
         decoder_qk_channels: channels of its queries and keys; by default D.
-        decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
-        query_residual: whether the decoder adds the queries to what they read.
+        decoder_v_channels: channels of its values; by default equal to `decoder_qk_channels`.
+        query_residual: whether the decoder adds the queries to the output of its attention.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
-        checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
+        checkpointing: recompute activations of the encoder in the backward pass instead of storing them.
 
     Raises:
-        PerceiversError: a size that cannot be, naming the field.
+        PerceiversError: a size is not allowed; the message names the field.
     """
 
     latents: Count
@@ -71,8 +71,7 @@ class Sizes(Checked):
         super().__post_init__()
         if self.qk_channels is None and self.channels % self.heads:
             raise PerceiversError(
-                f"{self.section}channels = {self.channels} cannot be split over heads = {self.heads}: "
-                f"choose heads that divide them."
+                f"{self.section}channels = {self.channels} cannot be split over heads = {self.heads}: choose a divisor."
             )
         if self.num_cross_attends > self.num_blocks:
             raise PerceiversError(
@@ -81,15 +80,12 @@ class Sizes(Checked):
             )
 
     def sizes(self) -> dict[str, Any]:
-        """Returns the sizes alone, without what a subclass adds, as keyword arguments of `PerceiverIO`."""
+        """Returns the sizes as keyword arguments of `PerceiverIO`, without the fields of a subclass."""
         return {item.name: getattr(self, item.name) for item in fields(Sizes)}
 
 
 class ModelConfig(Checked, ABC):
-    """Base of a model's config, a frozen dataclass: its fields are what can be set, and it builds the model.
-
-    A config of a Perceiver IO extends `Sizes` as well.
-    """
+    """Base of model configs: a frozen dataclass that builds its model. That of a Perceiver IO extends `Sizes`, too."""
 
     section = "model."
 

@@ -19,10 +19,10 @@ from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.model.config import construct, to_tree
+from perceivers.model.config import construct, to_config
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import LearnedPositions
-from perceivers.model.saving import CONFIG, WEIGHTS, write
+from perceivers.model.saving import CONFIG, WEIGHTS, atomic_write
 from perceivers.released.conversion import FLOW_PROJECTION, frames_first
 from perceivers.released.transformers import (
     AUTOENCODER,
@@ -52,7 +52,7 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
     """
     folder = Path(folder)
     architecture = find_architecture(model)
-    ours, tensors = to_tree(model), model.state_dict()
+    ours, tensors = to_config(model), model.state_dict()
     if architecture in (FOURIER, LEARNED, CONV) and not ours["query_residual"]:
         # Theirs always adds the query. It is one constant vector, which the bias in front of the sum can take away.
         tensors = tensors | {BIAS: tensors[BIAS] - tensors[QUERY].flatten()}
@@ -61,17 +61,17 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
     companion = make_companion(model)
     with torch.device("meta"):
         settings = read_settings(architecture, config, folder) | read_preprocessing(companion, folder)
-        theirs = to_tree(construct(CONFIGS[architecture], settings).build())
+        theirs = to_config(construct(CONFIGS[architecture], settings).build())
     if difference := first_difference(ours, theirs):
         raise PerceiversError(f"transformers has no such model: {difference} in its {architecture}.")
     if FLOW_PROJECTION in tensors:
         tensors = tensors | {FLOW_PROJECTION: frames_first(tensors[FLOW_PROJECTION])}
     arrays = {rename(name, architecture): their_shape(name, array) for name, array in tensors.items()}
-    write(folder / WEIGHTS, lambda file: save_file(arrays, file, metadata={"format": "pt"}))
+    atomic_write(folder / WEIGHTS, lambda file: save_file(arrays, file, metadata={"format": "pt"}))
     name = TOKENIZER if architecture == LANGUAGE else PREPROCESSOR
     for file, contents in ((name, companion), (CONFIG, config)):
         if contents:
-            write(folder / file, partial(Path.write_text, data=json.dumps(contents, indent=2) + "\n"))
+            atomic_write(folder / file, partial(Path.write_text, data=json.dumps(contents, indent=2) + "\n"))
 
 
 def find_architecture(model: PerceiverIO) -> str:

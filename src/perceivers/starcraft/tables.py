@@ -12,7 +12,7 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 from perceivers.starcraft.replays import (
     ALLY,
     BUILDING,
@@ -128,7 +128,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
             rows.append(to_row(cut(decision), vocabulary))
         table = pyarrow.Table.from_pylist(rows, SCHEMA)
         out.mkdir(parents=True, exist_ok=True)
-        write(out / f"{name}.parquet", partial(parquet.write_table, table, compression="zstd"))
+        atomic_write(out / f"{name}.parquet", partial(parquet.write_table, table, compression="zstd"))
         statistics["replays"][name] = figures | {"version": replay.release_string, "map": replay.map_name}
         statistics["refused"].pop(name, None)
         write_json(out / VOCABULARY, {name: getattr(vocabulary, name) for name in (*NAMES, "scalars")})
@@ -140,7 +140,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
 
 def write_json(file: Path, content: Any) -> None:
     """Writes a file, whole or not at all."""
-    write(file, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
+    atomic_write(file, lambda path: path.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def cut(decision: Decision, most: int = MOST) -> Decision:

@@ -80,7 +80,7 @@ class PolicyLearner(Learner):
     """Likelihood of what players selected, commanded and aimed at."""
 
     monitor = ("test_f1", "max")
-    shown = ("f1", "exact")
+    progress_metrics = ("f1", "exact")
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ from perceivers.errors import PerceiversError
 from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 from perceivers.text.classify import find_task, task_heads, text_encoding
 from perceivers.text.fill_mask import mask_tokens
 from perceivers.text.task_output import TaskOutput
@@ -160,7 +160,7 @@ def attention_page(
         count=len(tokens),
         rows="\n".join(rows),
     )
-    write(Path(out), lambda file: file.write_text(page, encoding="utf-8"))
+    atomic_write(Path(out), lambda file: file.write_text(page, encoding="utf-8"))
     return shown
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import write
+from perceivers.model.saving import atomic_write
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
 from perceivers.text.classify import is_text_classifier, task_heads
@@ -95,7 +95,7 @@ class Glue(FineTuning):
         if missing := self.data.missing():
             print(f"Not in {self.data.path}, and left out: {', '.join(missing)}.")
         together = {"all": tasks} if self.method != "single_task" else {name: {name: tasks[name]} for name in tasks}
-        write(output / CONFIG, lambda file: file.write_text(json.dumps(self.to_config(), indent=2) + "\n"))
+        atomic_write(output / CONFIG, lambda file: file.write_text(json.dumps(self.to_config(), indent=2) + "\n"))
         runs = list(itertools.product(together, self.sweep.batch_sizes, self.sweep.lrs, self.sweep.seeds))
         for number, (name, batch_size, lr, seed) in enumerate(runs, 1):
             folder = output / name / f"batch{batch_size}_lr{lr:g}_seed{seed}"
@@ -117,7 +117,7 @@ class Glue(FineTuning):
         for name, settings in results.items():
             delete_other_models(output / name, settings)
         scores = {name: score for settings in results.values() for name, score in best_scores(settings).items()}
-        write(output / "metrics.json", lambda file: file.write_text(json.dumps(scores, indent=2) + "\n"))
+        atomic_write(output / "metrics.json", lambda file: file.write_text(json.dumps(scores, indent=2) + "\n"))
         print("\n" + format_table({f"this ({self.method})": scores}))
         return output
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
-from perceivers.model.saving import TOKENIZER, Model, write
+from perceivers.model.saving import TOKENIZER, Model, atomic_write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 """The special tokens of the byte vocabulary."""
@@ -173,7 +173,7 @@ class SentencePiece(Tokenizer):
         return count_words(self.special_V[token_BM], self.begins_V[token_BM])
 
     def save(self, folder: Path) -> None:
-        write(folder / TOKENIZER, lambda file: file.write_bytes(self.content))
+        atomic_write(folder / TOKENIZER, lambda file: file.write_bytes(self.content))
 
 
 def count_words(outside_BM: NDArray[np.bool_], begins_BM: NDArray[np.bool_] | None = None) -> NDArray[np.int32]:
@@ -286,7 +286,7 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
         if failures:
             raise failures[0] from None
         raise PerceiversError(explain_failure(str(error), vocabulary)) from error
-    write(file, lambda path: path.write_bytes(content.getvalue()))
+    atomic_write(file, lambda path: path.write_bytes(content.getvalue()))
 
 
 def split_lines(text: str) -> Iterator[str]:

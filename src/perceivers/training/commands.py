@@ -7,13 +7,13 @@ from perceivers.command import run
 from perceivers.errors import PerceiversError
 
 
-def fit(config: Annotated[str | None, "a YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
-    """Runs the training described by a config file; `fit CONFIG --help` describes its fields."""
+def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
+    """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     others = [override for override in overrides if override not in ("-h", "--help")]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field=value ...]\n\n"
-            "CONFIG is a file such as those in configs/; with --help, every field of its experiment is described."
+            "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed."
         )
         if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
@@ -26,8 +26,8 @@ def fit(config: Annotated[str | None, "a YAML or JSON file, see configs/"] = Non
     train_config(Path(config), overrides)
 
 
-def evaluate(model: Annotated[str | None, "a saved model, in any format"] = None, *options: str) -> None:
-    """Measures a saved model on data; `evaluate MODEL --help` describes the options."""
+def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:
+    """Evaluates a saved model on data; `evaluate MODEL --help` lists the options."""
     if model is None:
         if not options:
             raise PerceiversError("evaluate needs a model, such as runs/demo/model.")

@@ -1,4 +1,4 @@
-"""Which experiment a saved model comes from, and so how it is measured."""
+"""Finds the experiment of a saved model, which defines its evaluation."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,11 +12,10 @@ from perceivers.training.experiment import Experiment
 
 
 def find_evaluation(source: str | Path) -> Callable[..., None]:
-    """Returns the function that measures a saved model: `evaluate` of its experiment.
+    """Returns the function that evaluates a saved model: `evaluate` of its experiment.
 
     Raises:
-        PerceiversError: there is no such model, its experiment is not known or may not be imported, or the experiment
-            measures no models.
+        PerceiversError: there is no such model, its experiment is unknown, may not be imported, or has no evaluation.
     """
     experiment = find_experiment(source)
     if experiment.evaluate is None:
@@ -25,9 +24,9 @@ def find_evaluation(source: str | Path) -> Callable[..., None]:
 
 
 def find_experiment(source: str | Path) -> type[Experiment]:
-    """Returns the experiment that a saved model comes from: the one that its folder names, or the one that says so.
+    """Returns the experiment that a saved model names, or else the first that evaluates such models.
 
-    Models of other formats, and those that were not saved by a training run, name none.
+    Models of other formats, and those that were not saved by a training run, name no experiment.
     """
     path = locate(source)
     name = read_config(path).get("experiment") if (path / CONFIG).is_file() else None
@@ -41,7 +40,7 @@ def find_experiment(source: str | Path) -> type[Experiment]:
         return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
     model = load_model(source)
     for name in plugins.find_entry_points("experiments"):
-        with suppress(PerceiversError):  # one that cannot be imported here must not hide the others
+        with suppress(PerceiversError):  # an experiment that cannot be imported must not hide the others
             experiment = plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
             if experiment.evaluates(model):
                 return experiment

@@ -1,4 +1,4 @@
-"""An experiment: what a config file describes and `perceivers fit` runs."""
+"""The base of experiments, which config files describe and `perceivers fit` runs."""
 
 import json
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ from perceivers.training.optimization import Optimization
 
 
 class Setup(NamedTuple):
-    """What an experiment has opened: how to build its model, and its samples for training and validation."""
+    """A function that builds the model of an experiment, and its samples for training and validation."""
 
     build: Callable[[], Model]
     training: Samples
@@ -30,23 +30,23 @@ class Setup(NamedTuple):
 
 @dataclass(kw_only=True)
 class Experiment(Checked, ABC):
-    """Base of experiments, dataclasses whose fields are those of a config file.
+    """Base of experiments: dataclasses whose fields are those of a config file.
 
-    A subclass annotates `model` with its model's config, adds `data` and what its loss needs, and defines `prepare` and
-    `learner`. If its models can be measured by `perceivers evaluate`, it defines `evaluate` and `evaluates`.
+    A subclass annotates `model` with its model's config, adds `data` and the settings of its loss, and defines
+    `prepare` and `learner`. To support `perceivers evaluate`, it defines `evaluate` and `evaluates`.
 
     Attributes:
-        model: the model's config: `preset`, one of `perceivers models`, and whichever of its fields are to be others.
-        optimization: how weights are updated.
-        training: how the run is done.
+        model: config of the model: `preset`, one of `perceivers models`, and fields that override the preset's.
+        optimization: settings of the optimizer.
+        training: settings of the training run.
     """
 
     decided_by_data: ClassVar[tuple[str, ...]] = ()
-    """Fields of the model's config that the data decides; a config may give them, as a check."""
+    """Fields of the model's config that the data decides; if a config gives them, they are checked."""
 
     evaluate: ClassVar[Callable[..., None] | None] = None
-    """The command `perceivers evaluate` for models of this experiment: a function whose first argument is the model, a
-    path, and whose others are the command's; see `perceivers.command`."""
+    """The command `perceivers evaluate` for models of this experiment: a function whose first argument is the path of
+    the model, and whose other arguments are options of the command; see `perceivers.command`."""
 
     model: Any
     optimization: Optimization = field(default_factory=Optimization)
@@ -61,7 +61,7 @@ class Experiment(Checked, ABC):
 
     @abstractmethod
     def prepare(self) -> Setup:
-        """Opens the data. Builds the model on the meta device before, so that a wrong setting shows early."""
+        """Opens the data; builds the model on the meta device before that, so that a wrong setting is found early."""
 
     @abstractmethod
     def learner(self, model: Any) -> Learner:
@@ -69,30 +69,26 @@ class Experiment(Checked, ABC):
 
     @classmethod
     def evaluates(cls, model: nn.Module) -> bool:
-        """Returns whether a model that does not say where it was trained is of the kind that is trained here."""
+        """Returns whether `evaluate` takes a model that was saved without the name of its experiment."""
         return False
 
     def finish(self, folder: Path) -> None:
-        """Adds to the folder of the trained model what it needs beside its weights, such as a tokenizer."""
+        """Adds files to the folder of the trained model, such as a tokenizer."""
 
     def run(self) -> Path:
-        """Trains; -> the run's folder, see `train`."""
+        """Trains and returns the folder of the run, see `train`."""
         L.seed_everything(self.training.seed, verbose=False)
-        prepared = self.prepare()
-        learner = self.learner(prepared.build())
-        return train(learner, prepared.training, prepared.validation, self.training, self.to_config(), self.finish)
+        setup = self.prepare()
+        learner = self.learner(setup.build())
+        return train(learner, setup.training, setup.validation, self.training, self.to_config(), self.finish)
 
     def build_on_meta(self) -> Any:
-        """Returns the model as the config has it, without weights."""
+        """Builds the model of the config on the meta device, without weights."""
         with torch.device("meta"):
             return self.model.build()
 
     def settle(self, **values: Any) -> dict[str, Any]:
-        """Returns the fields of the model's config that the data decides.
-
-        Raises:
-            PerceiversError: the config gives another value for one.
-        """
+        """Returns the fields that the data decides; raises a PerceiversError if the config gives another value."""
         for name, value in values.items():
             given = self.given.get(name, value)
             check_field(f"model.{name}", given, given == value, f"{value}, as in the data, or left out")
@@ -105,10 +101,9 @@ class Experiment(Checked, ABC):
         return plugins.find_name("experiments", cls)
 
     def to_config(self) -> dict[str, Any]:
-        """Returns the config as a file holds it, such that the run can be resumed from it."""
+        """Returns the config as in a file, from which the run can be resumed."""
         config: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        config["model"] = {
-            name: value for name, value in config["model"].items() if name not in self.settled
-        } | self.given
+        model = {name: value for name, value in config["model"].items() if name not in self.settled}
+        config["model"] = model | self.given
         folder = plugins.find_import_folder(type(self))
         return {"experiment": self.name(), **({} if folder is None else {"import_from": str(folder)}), **config}

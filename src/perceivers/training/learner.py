@@ -1,4 +1,4 @@
-"""A model being trained: its loss and its metrics, the same in training, validation and `perceivers evaluate`."""
+"""A model with its loss and metrics, for training, validation and `perceivers evaluate`."""
 
 import math
 from collections.abc import Mapping
@@ -19,32 +19,31 @@ from perceivers.training.optimization import Optimization
 
 
 class Metrics(Protocol):
-    """Figures over a data set: a `torchmetrics.MetricCollection`, or any module with these methods."""
+    """Metrics over a data set: a `torchmetrics.MetricCollection`, or any module with these methods."""
 
     def compute(self) -> Mapping[str, Tensor]:
-        """Returns the figures, by name."""
+        """Returns the values, by name."""
 
     def reset(self) -> None:
-        """Starts anew."""
+        """Discards all batches."""
 
 
 class Learner(L.LightningModule):
-    """Base of what an experiment trains: subclasses define `loss`, and `evaluate_batch` if they measure anything else.
+    """Base of the learners of experiments: subclasses define `loss`, and `evaluate_batch` if they have other metrics.
 
     Args:
         model: the model.
-        optimization: how weights are updated; the defaults, if not given, as for evaluation alone.
+        optimization: settings of the optimizer; evaluation needs none.
 
     Attributes:
-        metrics: what `evaluate_batch` updates, a submodule; its figures are logged as "test_NAME". By default "loss".
-        monitor: the logged figure that says which weights are the best, and whether its smallest value ("min") or its
-            largest ("max") is the best.
-        shown: figures that the progress bar shows; all, if None.
+        metrics: a submodule that `evaluate_batch` updates; its values are logged as "test_NAME". By default "loss".
+        monitor: the logged metric that selects the best weights, and whether "min" or "max" is best.
+        progress_metrics: names of the metrics in the progress bar; None for all.
     """
 
     metrics: Any
     monitor: tuple[str, Literal["min", "max"]] = ("test_loss", "min")
-    shown: ClassVar[tuple[str, ...] | None] = None
+    progress_metrics: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:
         super().__init__()
@@ -53,7 +52,7 @@ class Learner(L.LightningModule):
         self.metrics = MetricCollection({"loss": MeanMetric()})
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Returns the loss of a training batch; may log what it consists of."""
+        """Returns the loss of a training batch; may log its terms."""
         raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
@@ -63,7 +62,7 @@ class Learner(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         if set(batch) == {"problems"}:
-            return None  # nothing of it could be read
+            return None  # none of its samples could be read
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss
@@ -74,7 +73,8 @@ class Learner(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():
-            self.log(f"test_{name}", value, prog_bar=self.shown is None or name in self.shown, sync_dist=True)
+            on_bar = self.progress_metrics is None or name in self.progress_metrics
+            self.log(f"test_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -83,25 +83,25 @@ class Learner(L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        epochs, accumulate_grad_batches = self.trainer.max_epochs or 1, self.trainer.accumulate_grad_batches
-        return self.optimization.build(self.model, epochs * math.ceil(batches / accumulate_grad_batches))
+        steps = (self.trainer.max_epochs or 1) * math.ceil(batches / self.trainer.accumulate_grad_batches)
+        return self.optimization.build(self.model, steps)
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:
-    """Raises a PerceiversError if a sample of an evaluation batch could not be read."""
+    """Raises a PerceiversError if a sample of a batch could not be read."""
     for problem in batch.get("problems", ()):
         raise PerceiversError(problem)
 
 
 @torch.inference_mode()
 def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool = False) -> dict[str, float]:
-    """Returns the figures of a model on samples, where the model is, as validation computes them.
+    """Returns the metrics of a model on samples, computed as in validation, on the device of the model.
 
     Args:
-        learner: the model, its loss and metrics.
-        samples: what it is evaluated on.
-        batch_size: samples of a batch.
-        progress: show a bar.
+        learner: the model with its metrics.
+        samples: samples to evaluate on.
+        batch_size: samples per batch.
+        progress: show a progress bar.
 
     Raises:
         PerceiversError: a sample cannot be read.
