@@ -11,7 +11,7 @@ from benchmarks.starcraft_pictures import draw_attention, draw_selections, selec
 from perceivers.starcraft.metrics import own
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.training.config import read_config
-from tests.starcraft.support import small_policy, small_run, write_tables
+from tests.support.starcraft import small_policy, small_run, write_tables
 
 
 @pytest.fixture

@@ -24,45 +24,16 @@ from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
 from perceivers.clips.model import AutoencoderConfig, ClipClassifierConfig
 from perceivers.clips.reconstruct import autoencode, compression, psnr
-from perceivers.data.video import read_frames, write_video
+from perceivers.data.video import read_frames
 from perceivers.presets import create_model, model_config
 from perceivers.training.config import read_config
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
-from tests.clips.test_windows import wav
 from tests.support.cli import fails
-from tests.support.runs import interrupt_at, state
+from tests.support.clips import AUTOENCODER as SIZES
+from tests.support.clips import autoencoding_run as small_run
+from tests.support.clips import wav
+from tests.support.clips import write_clips as clips
 
 ROOT = Path(__file__).parents[2]
-
-SIZES = {
-    "frames": 4, "image_size": [8, 8], "patch_size": 4, "video_bands": 3, "samples_per_frame": 320, "audio_bands": 4,
-    "latents": 8, "channels": 32, "depth": 1, "heads": 2, "label_query_channels": 16, "output_channels": 24,
-}  # fmt: skip
-
-
-def clips(root):
-    """Bright clips with a high tone and dark ones with a low."""
-    time = np.arange(3200) / 8000
-    for number, (name, gray, frequency) in enumerate((("bright", 200, 900), ("dark", 60, 200))):
-        (root / name).mkdir(parents=True)
-        for index in range(5):
-            video = [torch.full((3, 8, 8), gray + 5 * index + k, dtype=torch.uint8) for k in range(10)]
-            sound = torch.from_numpy(0.5 * np.sin(2 * np.pi * frequency * time + number)).float()
-            write_video(root / name / f"{index}.mkv", video, 25, sound, 8000)
-    return root
-
-
-def small_run(output, data, model=None, fields=None, **training):
-    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
-    return Autoencoding(
-        model=model_config("autoencoder_88x", **(SIZES | (model or {}))),
-        data=ClipData(str(data), held_out=0.2, memory=0.1),
-        weights=Weights(1.0, 1.0, 0.1),
-        optimization=Optimization(lr=3e-3),
-        training=Training(**training),
-        **({"points": 32} | (fields or {})),
-    )
 
 
 def test_clips_are_learned_and_the_model_works_in_the_command(tmp_path):
@@ -97,19 +68,6 @@ def test_windows_of_one_clip_are_learned(tmp_path):
     run = small_run(tmp_path / "run", clip, {"classes": None})
     run.data.draws = 8
     assert "test_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
-
-
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    data = clips(tmp_path / "clips")
-    small_run(tmp_path / "whole", data).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(3, patch)
-        with pytest.raises(SystemExit):
-            small_run(tmp_path / "parts", data).run()
-    small_run(tmp_path / "parts", data, resume=True).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
 
 
 def module(**changes):

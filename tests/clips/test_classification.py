@@ -10,53 +10,23 @@ from perceivers.checkpoints.load import load_model
 
 pytest.importorskip("av")
 from perceivers.cli import main
-from perceivers.clips.classification import ClipClassification, ClipClassifier, evaluate
+from perceivers.clips.classification import ClipClassifier, evaluate
 from perceivers.clips.classify import classify_clip
 from perceivers.clips.data import ClipData, ClipDataset, evenly, listed_clips
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.clips.model_window import window_of
 from perceivers.clips.windows import Window
 from perceivers.data.loader import SampleIndex
-from perceivers.presets import model_config
 from perceivers.training.config import read_config
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
-from tests.clips.test_windows import wav
 from tests.data.test_video import make, ramp, tone
 from tests.support.cli import fails
-from tests.support.runs import interrupt_at, state
-
-SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
-SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
-MEL = SOUND | {"sound": "mel", "hop": 80, "window": 160, "mel_bands": 10, "mel_patch": (1, 10)}
-CONV = SOUND | {"sound": "conv", "filters": 8}
-BOTH = SIZES | {
-    "frames": 4, "image_size": (8, 8), "video_patch": (2, 4, 4), "video_bands": 2, "samples": 7680,
-    "samples_per_patch": 64,
-}  # fmt: skip
+from tests.support.clips import BOTH, CONV, MEL, SOUND, wav, write_tones
+from tests.support.clips import classification_run as small_run
 
 
 @pytest.fixture
 def tones(tmp_path):
-    """High and low tones of random phase, some shorter than a window."""
-    random = np.random.default_rng(0)
-    for label, frequency in (("high", 1500), ("low", 300)):
-        (tmp_path / "tones" / label).mkdir(parents=True)
-        for number in range(30):
-            count = random.integers(600, 1600)
-            samples = 0.8 * np.sin(2 * np.pi * (frequency * np.arange(count) / 8000 + random.random()))
-            (tmp_path / "tones" / label / f"{number}.wav").write_bytes(wav(samples))
-    return tmp_path / "tones"
-
-
-def small_run(output, data, model, **training):
-    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
-    return ClipClassification(
-        model=model_config("audioset_raw", **model),
-        data=ClipData(str(data), held_out=0.2),
-        optimization=Optimization(lr=3e-3),
-        training=Training(**training),
-    )
+    return write_tones(tmp_path / "tones")
 
 
 def build(settings, **own):
@@ -74,18 +44,6 @@ def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     dataset = ClipDataset(held_out, window_of(model), evenly(1))
     batch = dataset.collate([dataset[SampleIndex(place, 0)] for place in range(len(held_out))])
     assert model({"audio": batch["audio"]})["label"].argmax(1).tolist() == batch["label"].tolist()
-
-
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, tones, monkeypatch):
-    small_run(tmp_path / "whole", tones, SOUND).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(3, patch)
-        with pytest.raises(SystemExit):
-            small_run(tmp_path / "parts", tones, SOUND).run()
-    small_run(tmp_path / "parts", tones, SOUND, resume=True).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
 
 
 def test_video_and_sound_train_together_and_what_cannot_be_read_is_left_out(tmp_path, capsys):

@@ -1,5 +1,3 @@
-import io
-import wave
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,20 +12,10 @@ pytest.importorskip("av")
 from perceivers.clips.windows import Window, read_whole, read_window
 from perceivers.data.video import Content, read_clip
 from tests.data.test_video import flash_and_click, make, numbers, ramp, tone
+from tests.support.clips import wav
 
 SOUND = Window(samples=800, sample_rate=8000)  # 0.1 s
 BOTH = Window(frames=5, size=(16, 16), samples=9600)  # 0.2 s
-
-
-def wav(samples, sample_rate=8000):
-    """The bytes of a recording of 16 bits."""
-    content = io.BytesIO()
-    with wave.open(content, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes((np.asarray(samples) * 32767).round().astype("<i2").tobytes())
-    return content.getvalue()
 
 
 def stairs(count):

@@ -8,31 +8,20 @@ import torch
 from perceivers import PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.data.loader import SampleIndex
-from perceivers.flow import generator as flow_generator
 from perceivers.flow.data import VALIDATION_SEED, FlowData, SeededPairs, StoredPairs
 from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
-from perceivers.flow.model import OpticalFlowConfig
 from perceivers.flow.scenes import SceneConfig
-from perceivers.flow.training import Curriculum, FlowEstimator, OpticalFlow
+from perceivers.flow.training import Curriculum, FlowEstimator
 from perceivers.training.config import read_config
 from perceivers.training.learner import evaluate
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
-from tests.support.runs import interrupt_at, state
-
-SIZE = (16, 20)
-SCENES = SceneConfig(SIZE, shapes=(1, 2), motion=2.0)
-TINY = {
-    "image_size": SIZE, "feature_channels": 4, "bands": 2, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
-}  # fmt: skip
+from tests.support.flow import SCENES, SIZE, small_run, use_few_textures
 
 
 @pytest.fixture(autouse=True)
 def few_textures(monkeypatch):
-    monkeypatch.setattr(flow_generator, "TEXTURES", 4)
-    monkeypatch.setattr(flow_generator, "SHAPES", 4)
+    use_few_textures(monkeypatch)
 
 
 @pytest.fixture
@@ -44,19 +33,6 @@ def stored(tmp_path):
         flow[:, : number + 1, 3] = torch.nan
         write_pair(tmp_path / "chairs", number, FlowPair((255 * frames).round().byte(), flow, None))
     return tmp_path / "chairs"
-
-
-def small_run(output, data=None, model=None, curriculum=None, pixels=None, **training):
-    """Two epochs of four updates."""
-    training = {"epochs": 2, "batch_size": 2, "accelerator": "cpu", "output": str(output)} | training
-    return OpticalFlow(
-        model=OpticalFlowConfig(**(TINY | (model or {}))),
-        data=FlowData(scenes=SCENES, pairs=8, validation_pairs=3) if data is None else data,
-        curriculum=curriculum or Curriculum(0.5, 0.25),
-        optimization=Optimization(lr=1e-3),
-        training=Training(**training),
-        pixels=pixels,
-    )
 
 
 def estimator(**settings):
@@ -73,23 +49,6 @@ def test_the_curriculum_grows_from_none_to_all():
     strengths = [curriculum.strength(part) for part in (0.0, 0.19, 0.2, 0.3, 0.6, 0.99)]
     assert strengths == pytest.approx([0, 0, 0, 0.25, 1, 1])
     assert Curriculum(0.0, 0.0).strength(0.0) == 1
-
-
-@pytest.mark.parametrize("step", [2, 5])
-@pytest.mark.parametrize("ema", [None, 0.9])
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, ema):
-    """Stopped in the phase without augmentation, and in the one with it."""
-    small_run(tmp_path / "whole", ema=ema).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(step, patch)
-        with pytest.raises(SystemExit):
-            small_run(tmp_path / "parts", ema=ema).run()
-    small_run(tmp_path / "parts", ema=ema, resume=True).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
-    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
-    assert a["test_epe"] == b["test_epe"]
 
 
 def test_a_run_writes_model_figures_and_pictures(tmp_path):

@@ -17,7 +17,7 @@ from perceivers.starcraft.data import DecisionData, PolicyDecisions, read_split
 from perceivers.starcraft.policy import PolicyConfig
 from perceivers.starcraft.replays import UNKNOWN
 from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
-from tests.starcraft.support import row
+from tests.support.starcraft import row
 
 
 @pytest.fixture

@@ -17,9 +17,8 @@ from perceivers.starcraft.metrics import PolicyScores
 from perceivers.starcraft.policy import PolicyConfig, load_policy
 from perceivers.starcraft.training import BehavioralCloning, evaluate, losses_of, references
 from perceivers.training.config import read_config
-from tests.starcraft.support import SIZES, small_policy, small_run, write_tables
 from tests.support.cli import fails
-from tests.support.runs import interrupt_at, state
+from tests.support.starcraft import SIZES, small_policy, small_run, write_tables
 
 
 @pytest.fixture
@@ -44,18 +43,6 @@ def test_decisions_are_learned(tmp_path, tables, model):
     simple = references(test)
     assert simple["as before"]["f1"] == 0  # nothing is selected before in these
     assert all(0 < simple[name]["f1"] < 0.8 for name in ("most frequent type", "one at random"))
-
-
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, tables, monkeypatch):
-    small_run(tmp_path / "whole", tables).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(30, patch)
-        with pytest.raises(SystemExit):
-            small_run(tmp_path / "parts", tables).run()
-    small_run(tmp_path / "parts", tables, resume=True).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
 
 
 def sample_batch(decisions, count):

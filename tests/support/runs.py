@@ -1,12 +1,11 @@
+"""Interrupting training runs, and what they leave."""
+
+import json
 import signal
 
 import torch
 
 from perceivers.training.learner import Learner
-
-
-def state(folder):
-    return torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
 def interrupt_at(step, monkeypatch):
@@ -19,3 +18,30 @@ def interrupt_at(step, monkeypatch):
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Learner, "on_train_batch_start", hook)
+
+
+def record_steps(monkeypatch):
+    """Returns a list to which each training step from now on adds the number of updates before it."""
+    steps = []
+    monkeypatch.setattr(Learner, "on_train_batch_start", lambda self, *batch: steps.append(self.trainer.global_step))
+    return steps
+
+
+def without_times(figures):
+    return {name: value for name, value in figures.items() if name != "seconds"}
+
+
+def read_results(folder):
+    """Reads figures, models and checkpoints of all runs below a folder, by file and name; times are left out."""
+    results = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name == "metrics.json":
+            values = json.loads(path.read_text(), object_hook=without_times)
+        elif path.name == "model.safetensors":
+            values = {"bytes": path.read_bytes()}
+        elif path.name == "last.ckpt":
+            values = torch.load(path, weights_only=True)["state_dict"]
+        else:
+            continue
+        results |= {f"{path.relative_to(folder)}: {name}": value for name, value in values.items()}
+    return results

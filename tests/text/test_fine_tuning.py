@@ -1,5 +1,4 @@
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,12 +9,10 @@ import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
 from perceivers.checkpoints.load import load_model
 from perceivers.cli import main
-from perceivers.presets import create_model, model_config
+from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text.bert import BERT
 from perceivers.text.fine_tuning import (
-    FineTuning,
-    Method,
     Pretrained,
     TextClassification,
     TextTasks,
@@ -23,24 +20,24 @@ from perceivers.text.fine_tuning import (
     make_metric,
 )
 from perceivers.text.labelled import LabelledTextData, LabelledTexts, TextTask
-from perceivers.text.model import BertConfig, LanguageConfig, text_tasks
+from perceivers.text.model import text_tasks
 from perceivers.text.tokenizers import Bytes
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from tests.support.cli import fails
+from tests.support.fine_tuning import (
+    PERCEIVER,
+    SMALL_BERT,
+    Several,
+    config,
+    labelled,
+    scored,
+    settings,
+    several_tasks,
+    write_csv,
+)
 from tests.support.models import classifier, labels
-from tests.support.runs import interrupt_at, state
-
-PERCEIVER = {"length": 40, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
-             "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
-             "decoder_v_channels": 16}  # fmt: skip
-SMALL_BERT = {"length": 40, "channels": 16, "depth": 1, "heads": 2}
-
-
-def config(kind="language_bytes"):
-    return model_config(kind, **(SMALL_BERT if "bert" in kind else PERCEIVER))
 
 
 def language():
@@ -52,49 +49,6 @@ def folder(tmp_path):
     """A language model as a run would save it."""
     language().save(tmp_path / "language")
     return tmp_path / "language"
-
-
-def labelled(count, seed, classes=("no", "yes")):
-    """Whether "good" stands in the text."""
-    choose = np.random.default_rng(seed)
-    labels = choose.integers(len(classes), size=count).tolist()
-    words = ("bad", "good", "fair")
-    texts = [(f"a {words[label]} thing {number}", "and other")[: 1 + number % 2] for number, label in enumerate(labels)]
-    return LabelledTexts(texts, labels, list(classes))
-
-
-def scored(count, seed):
-    numbers = np.random.default_rng(seed).random(count) * 5
-    return LabelledTexts([("x" * int(number * 4), "y") for number in numbers], numbers.tolist(), None)
-
-
-def several_tasks():
-    three = ("no", "yes", "maybe")
-    return {
-        "CoLA": TextTask(labelled(30, 0), {"CoLA": labelled(21, 1)}, "matthews"),
-        "MNLI": TextTask(
-            labelled(20, 2, three),
-            {"MNLI_matched": labelled(11, 3, three), "MNLI_mismatched": labelled(6, 4, three)},
-            "accuracy",
-        ),
-        "STS-B": TextTask(scored(14, 5), {"STS-B": scored(13, 6)}, "pearson"),
-    }
-
-
-def settings(output, **training):
-    training = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
-    return {"optimization": Optimization(lr=3e-3), "training": Training(**training)}
-
-
-@dataclass(kw_only=True)
-class Several(FineTuning):
-    """Several tasks at once, from a fresh language model."""
-
-    model: LanguageConfig | BertConfig
-    method: Method
-
-    def prepare(self):
-        return self.prepare_tasks(self.model.build, Bytes(), several_tasks(), self.method)
 
 
 def predict(model, tokenizer, first, texts, task):
@@ -174,34 +128,6 @@ def test_the_loss_is_the_mean_over_the_examples_of_all_tasks():
         for row, (task, label) in enumerate(zip(batch["task"], batch["label"], strict=True))
     ]
     torch.testing.assert_close(module.training_step(batch, 0), sum(losses) / 6)
-
-
-@pytest.mark.parametrize(("step", "training"), [(2, {}), (7, {"workers": 1})])
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, step, training):
-    """Two epochs of eight updates."""
-
-    def run(name, **more):
-        arguments = settings(tmp_path / name, epochs=2, **training, **more)
-        Several(model=config(), method="multitask_query", **arguments).run()
-
-    run("whole")
-    with monkeypatch.context() as patch:
-        interrupt_at(step, patch)
-        with pytest.raises(SystemExit):
-            run("parts")
-    run("parts", resume=True)
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
-    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
-    assert a["test_mean"] == b["test_mean"]
-
-
-def write_csv(path, texts):
-    lines = [
-        f'"{" ".join(parts)}",{texts.classes[label]}' for parts, label in zip(texts.texts, texts.labels, strict=True)
-    ]
-    path.write_text("\n".join(["review,sentiment", *lines]) + "\n")
-    return path
 
 
 def test_training_from_csv_learns_the_classes(tmp_path, folder):

@@ -20,16 +20,12 @@ from perceivers.text.glue import (
     limit_training,
     read_results,
 )
-from perceivers.text.glue_data import GlueData
 from perceivers.text.labelled import LabelledTexts, TextTask
 from perceivers.training import experiment
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
 from tests.support.cli import fails
-from tests.support.runs import interrupt_at
-from tests.text.test_glue_data import header, write
+from tests.support.glue import small_sweep, write_glue
 
 METHODS = ["shared_token", "task_tokens", "multitask_query"]
 
@@ -43,36 +39,7 @@ def language(tmp_path):
 
 @pytest.fixture
 def data(tmp_path):
-    """CoLA, MNLI, RTE and STS-B, of 16 examples to train on and 8 or more to evaluate on."""
-    folder = tmp_path / "glue"
-    rows = [f"{'ab' * (row % 5)}{row}|{row}" for row in range(24)]
-    cola = [f"x|{row % 2}||{text.split('|')[0]}" for row, text in enumerate(rows)]
-    write(folder / "CoLA" / "train.tsv", *cola[:16])
-    write(folder / "CoLA" / "dev.tsv", *cola[16:])
-    rte = [f"{text}|{'not_' * (row % 2)}entailment" for row, text in enumerate(rows)]
-    columns = header("sentence1 sentence2 {}")
-    write(folder / "RTE" / "train.tsv", columns.format("label"), *rte[:16])
-    write(folder / "RTE" / "dev.tsv", columns.format("label"), *rte[16:])
-    mnli = [f"{text}|{('neutral', 'entailment', 'contradiction')[row % 3]}" for row, text in enumerate(rows)]
-    write(folder / "MNLI" / "train.tsv", columns.format("gold_label"), *mnli[:16])
-    write(folder / "MNLI" / "dev_matched.tsv", columns.format("gold_label"), *mnli[16:21])
-    write(folder / "MNLI" / "dev_mismatched.tsv", columns.format("gold_label"), *mnli[21:])
-    scores = [f"{text}|{row % 6 * 0.9}" for row, text in enumerate(rows)]
-    write(folder / "STS-B" / "train.tsv", columns.format("score"), *scores[:16])
-    write(folder / "STS-B" / "dev.tsv", columns.format("score"), *scores[16:])
-    return folder
-
-
-def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
-    return Glue(
-        model=Pretrained(str(language)),
-        data=GlueData(str(data), tasks),
-        method=method,
-        examples=examples,
-        sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
-        optimization=Optimization(schedule="flat_cosine"),
-        training=Training(epochs=2, accelerator="cpu", output=str(output), **training),
-    )
+    return write_glue(tmp_path / "glue")
 
 
 def content(folder):
@@ -145,26 +112,6 @@ def test_a_run_killed_before_its_result_is_done_again(tmp_path, monkeypatch, lan
     monkeypatch.undo()
     small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
     assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
-
-
-def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys, language, data):
-    settings = {"lrs": [1e-2, 1e-3]}
-    small_sweep(language, data, tmp_path / "whole", ["RTE"], sweep=settings).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(2, patch)
-        with pytest.raises(SystemExit):
-            small_sweep(language, data, tmp_path / "parts", ["RTE"], sweep=settings).run()
-    assert content(tmp_path / "parts") == {}
-    assert not (tmp_path / "parts" / "metrics.json").exists()
-    updates = []
-
-    def count(self, batch, batch_idx):
-        updates.append(self.trainer.global_step)
-
-    monkeypatch.setattr("perceivers.training.learner.Learner.on_train_batch_start", count)
-    small_sweep(language, data, tmp_path / "parts", ["RTE"], sweep=settings).run()
-    assert updates == [3, 0, 1, 2, 3], "the first run's last update, and the second run"
-    assert content(tmp_path / "parts") == content(tmp_path / "whole")
 
 
 def test_a_folder_of_another_sweep_is_refused(tmp_path, language, data):

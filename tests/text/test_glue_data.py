@@ -5,6 +5,7 @@ import pytest
 from perceivers import PerceiversError
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import LabelledTexts
+from tests.support.glue import header, write_rows
 
 MNLI = (
     "index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse sentence2_parse "
@@ -12,20 +13,11 @@ MNLI = (
 )
 
 
-def write(path, *rows):
-    """Rows as a file with tabs, given with | between their cells."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(row.replace("|", "\t") + "\n" for row in rows))
-
-
-def header(names):
-    """A row of names, given with spaces between them."""
-    return names.replace(" ", "|")
-
-
 def make_rte(folder, *dev):
-    write(folder / "train.tsv", header("index sentence1 sentence2 label"), "0|a|b|entailment", "1|c|d|not_entailment")
-    write(folder / "dev.tsv", header("index sentence1 sentence2 label"), *dev)
+    write_rows(
+        folder / "train.tsv", header("index sentence1 sentence2 label"), "0|a|b|entailment", "1|c|d|not_entailment"
+    )
+    write_rows(folder / "dev.tsv", header("index sentence1 sentence2 label"), *dev)
 
 
 def make_parquet(path, labels, names=None, **texts):
@@ -75,16 +67,18 @@ def test_names_and_metrics_of_the_tasks():
 
 def test_tsv_of_mnli_qnli_and_qqp(tmp_path, capsys):
     cells = "0|1|1e|fiction|( a )|( b )|(a|b)|"
-    write(tmp_path / "MNLI" / "train.tsv", header(MNLI.format("label1 ")), cells + 'say "x|y|neutral|contradiction')
+    write_rows(
+        tmp_path / "MNLI" / "train.tsv", header(MNLI.format("label1 ")), cells + 'say "x|y|neutral|contradiction'
+    )
     for kind, label in (("matched", "neutral"), ("mismatched", "entailment")):
         columns = header(MNLI.format("label1 label2 "))
-        write(tmp_path / "MNLI" / f"dev_{kind}.tsv", columns, cells + f"{kind}|z|entailment|neutral|{label}")
+        write_rows(tmp_path / "MNLI" / f"dev_{kind}.tsv", columns, cells + f"{kind}|z|entailment|neutral|{label}")
     columns = header("index question sentence label")
-    write(tmp_path / "qnli" / "train.tsv", columns, "0|why?|so|not_entailment", '1|"who|me"|entailment')
-    write(tmp_path / "qnli" / "dev.tsv", columns, "0|where?|here|entailment")
+    write_rows(tmp_path / "qnli" / "train.tsv", columns, "0|why?|so|not_entailment", '1|"who|me"|entailment')
+    write_rows(tmp_path / "qnli" / "dev.tsv", columns, "0|where?|here|entailment")
     columns = header("id qid1 qid2 question1 question2 is_duplicate")
-    write(tmp_path / "QQP" / "train.tsv", columns, "1|2|3|what?|which?|1", "4|5|6|broken", "7", "8|9|10||no?|0")
-    write(tmp_path / "QQP" / "dev.tsv", columns, "1|2|3|a|b|0")
+    write_rows(tmp_path / "QQP" / "train.tsv", columns, "1|2|3|what?|which?|1", "4|5|6|broken", "7", "8|9|10||no?|0")
+    write_rows(tmp_path / "QQP" / "dev.tsv", columns, "1|2|3|a|b|0")
     tasks = GlueData(str(tmp_path)).open()
     assert list(tasks) == ["MNLI", "QNLI", "QQP"]
     classes = ["entailment", "neutral", "contradiction"]
@@ -150,8 +144,8 @@ def test_the_hub(monkeypatch):
 
 @pytest.mark.parametrize("folder", ["STS-B", "STSB", "stsb", "sts_b"])
 def test_folders_are_found_however_they_are_written(tmp_path, folder):
-    write(tmp_path / folder / "train.tsv", header("sentence1 sentence2 score"), "a|b|1.25")
-    write(tmp_path / folder / "dev.tsv", header("score sentence2 sentence1"), "5.000|b|a")
+    write_rows(tmp_path / folder / "train.tsv", header("sentence1 sentence2 score"), "a|b|1.25")
+    write_rows(tmp_path / folder / "dev.tsv", header("score sentence2 sentence1"), "5.000|b|a")
     (tmp_path / "WNLI").mkdir()
     splits = GlueData(str(tmp_path)).open()["STS-B"]
     assert splits.training == LabelledTexts([("a", "b")], [1.25], None)
@@ -192,7 +186,7 @@ def test_wrong_rows_are_named(tmp_path, row, message):
 @pytest.mark.parametrize("score", ["5.01", "-0.1", "nan", "", "high"])
 def test_wrong_scores_are_named(tmp_path, score):
     columns = header("sentence1 sentence2 score")
-    write(tmp_path / "STS-B" / "train.tsv", columns, "a|b|0", "a|b|5", f"a|b|{score}")
+    write_rows(tmp_path / "STS-B" / "train.tsv", columns, "a|b|0", "a|b|5", f"a|b|{score}")
     with pytest.raises(
         PerceiversError, match=rf"line 4 of .*train.tsv has the score '{score}', where STS-B has a numb"
     ):
@@ -201,7 +195,7 @@ def test_wrong_scores_are_named(tmp_path, score):
 
 def test_missing_files_and_columns_are_named(tmp_path):
     make_rte(tmp_path / "RTE", "0|e|f|entailment")
-    write(tmp_path / "RTE" / "dev.tsv", header("index sentence1 label"), "0|e|entailment")
+    write_rows(tmp_path / "RTE" / "dev.tsv", header("index sentence1 label"), "0|e|entailment")
     with pytest.raises(
         PerceiversError, match=r"dev.tsv has no column 'sentence2' of RTE; it has 'index', 'sentence1', 'label'"
     ):

@@ -3,7 +3,8 @@ import pytest
 
 from perceivers.text.masking import IGNORE_INDEX, mask_words
 from perceivers.text.tokenizers import Bytes, SentencePiece, train_tokenizer
-from tests.text.test_tokenizers import crop, sample
+from tests.support.pretraining import sample
+from tests.text.test_tokenizers import crop
 
 SPACES = [" ", "\n", "\u3000", "\xa0", "\u2003", "\r\n"]
 WORDS = ["a", "plain", "œuvre", "русский", "日本語の", "文", "हिन्दी", "🙂🙃", "été,"]

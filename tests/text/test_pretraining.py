@@ -17,66 +17,15 @@ from perceivers.text.stream import HeldOutText, TextData
 from perceivers.text.tokenizers import Bytes, SentencePiece, find_tokenizer, train_tokenizer
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
-from perceivers.training.loop import Training
-from perceivers.training.optimization import Optimization
 from tests.support.cli import fails
 from tests.support.models import classifier, labels
-from tests.support.runs import interrupt_at, state
-from tests.text.test_tokenizers import sample
-
-PERCEIVER = {"length": 32, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
-             "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
-             "decoder_v_channels": 16, "dropout": 0.1}  # fmt: skip
-BERT = {"length": 32, "channels": 16, "depth": 1, "heads": 2, "dropout": 0.1}
+from tests.support.pretraining import BERT, PERCEIVER, sample, small_run, write_text
+from tests.support.runs import interrupt_at
 
 
 @pytest.fixture
 def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("\n\n".join(" ".join(sample(6, seed)) for seed in range(60)), encoding="utf-8")
-    return path
-
-
-def small_run(output, text, model=None, **training):
-    """Two epochs of six updates."""
-    data = TextData(str(text), steps_per_epoch=6, eval_windows=40, validation_fraction=0.1, documents_per_pack=2)
-    training = {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
-    return MaskedLanguage(
-        model=model_config("language_bytes", **PERCEIVER) if model is None else model,
-        data=data,
-        optimization=Optimization(lr=1e-2),
-        training=Training(**training),
-    )
-
-
-@pytest.mark.parametrize(
-    ("step", "settings"),
-    [
-        (2, {}),
-        (5, {}),
-        (11, {}),
-        (8, {"workers": 2}),
-        (5, {"workers": 1, "accumulate_grad_batches": 2, "ema": 0.9}),
-        (5, {"model": model_config("bert_bytes", **BERT)}),
-    ],
-)
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, text, step, settings):
-    """Stopped in an epoch, at the end of the first, and at the very end."""
-    small_run(tmp_path / "whole", text, **settings).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(step, patch)
-        with pytest.raises(SystemExit):
-            small_run(tmp_path / "parts", text, **settings).run()
-    assert f"Stopped after step {step + 1};" in capsys.readouterr().err
-    small_run(tmp_path / "parts", text, resume=True, **settings).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
-    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
-    for name in ("test_bits_per_byte", "test_loss", "test_accuracy"):
-        assert a[name] == b[name]
-    models = [load_model(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    return write_text(tmp_path / "text.txt")
 
 
 def test_other_workers_on_resuming_are_refused(tmp_path, monkeypatch, text):

@@ -1,7 +1,6 @@
 import hashlib
 import io
 import pickle
-import random
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from perceivers.text.tokenizers import (
     train_tokenizer,
 )
 from tests.support.cli import fails
+from tests.support.pretraining import sample
 
 SPACES = " \t\n\v\f\r\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2000\u2005\u200a\u2028\u2029\u202f\u205f\u3000"
 LETTERS = (
@@ -70,14 +70,6 @@ def crop(text, start, end):
         count += not spaces[place] and (place == start or spaces[place - 1])
         words.append(-1 if spaces[place] else count - 1)
     return words
-
-
-def sample(lines=300, seed=0):
-    """Lines of made-up words in several scripts."""
-    choose = random.Random(seed)
-    alphabets = ["abcdefghijklmnop", "абвгдежзик", "日本語文章中国人"]
-    words = ["".join(choose.choices(alphabet, k=choose.randint(1, 7))) for alphabet in alphabets for _ in range(80)]
-    return [" ".join(choose.choices(words, k=12)) for _ in range(lines)]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from perceivers.clips.autoencoding import ClipAutoencoder
 from perceivers.clips.classification import ClipClassifier
 from perceivers.data.loader import Samples
 from perceivers.flow.training import FlowEstimator
-from perceivers.images.demo import digits_run
 from perceivers.images.training import ImageClassifier
 from perceivers.model.positions import LearnedPositions
 from perceivers.starcraft.policy import PolicyConfig
@@ -26,47 +25,8 @@ from perceivers.text.pretraining import MaskedLanguageModel
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization, parameter_groups
+from tests.support.images import small_run
 from tests.support.models import classifier, coder, hearer, labels, language, optical
-from tests.support.runs import interrupt_at, state
-
-
-def small_run(output, **training):
-    run = digits_run(str(output))
-    sizes = {"latents": 4, "channels": 8, "depth": 1, "heads": 1, "query_channels": 8, "bands": 2, "dropout": 0.1}
-    run.model = replace(run.model, **sizes)
-    run.training = Training(epochs=2, batch_size=128, output=str(output), **training)
-    return run
-
-
-@pytest.mark.parametrize(
-    ("step", "settings"),
-    [
-        (3, {}),
-        (8, {}),
-        (17, {}),
-        (9, {"ema": 0.9}),
-        (17, {"ema": 0.9}),
-        (3, {"ema": 0.9, "workers": 1, "accumulate_grad_batches": 2}),
-    ],
-)
-def test_an_interrupted_run_resumes_to_the_same_weights(tmp_path, monkeypatch, capsys, step, settings):
-    """Two epochs of nine updates: stopped in an epoch, at the end of the first, and at the very end."""
-    small_run(tmp_path / "whole", **settings).run()
-    with monkeypatch.context() as patch:
-        interrupt_at(step, patch)
-        with pytest.raises(SystemExit) as stop:
-            small_run(tmp_path / "parts", **settings).run()
-    assert stop.value.code != 0
-    assert f"perceivers fit {tmp_path / 'parts' / 'config.json'} --training.resume=true" in capsys.readouterr().err
-    assert not (tmp_path / "parts" / "model").exists()
-    small_run(tmp_path / "parts", resume=True, **settings).run()
-    whole, parts = state(tmp_path / "whole"), state(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
-    a, b = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "parts"))
-    assert a["test_top1"] == b["test_top1"]
-    models = [perceivers.load(tmp_path / name / "model").state_dict() for name in ("whole", "parts")]
-    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
 def test_a_run_ends_with_everything(tmp_path):

@@ -40,10 +40,11 @@ def decision(generator):
     return made
 
 
-def write_tables(folder, monkeypatch):
+def write_tables(folder, monkeypatch, training=400):
+    """Writes tables of decisions, 80 of them for validation and for test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
     generator = random.Random(0)
-    for name, count in (("a", 400), ("b", 80), ("c", 80)):
+    for name, count in (("a", training), ("b", 80), ("c", 80)):
         table = pyarrow.Table.from_pylist([decision(generator) for _ in range(count)], SCHEMA)
         parquet.write_table(table, folder / f"{name}.parquet")
     names = {"kinds": KINDS, "abilities": ABILITIES, "scalars": ["minerals", "vespene"]}

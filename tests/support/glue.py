@@ -1,0 +1,50 @@
+"""A small sweep over GLUE, and its data."""
+
+from perceivers.text.fine_tuning import Pretrained
+from perceivers.text.glue import Glue, Sweep
+from perceivers.text.glue_data import GlueData
+from perceivers.training.loop import Training
+from perceivers.training.optimization import Optimization
+
+
+def write_rows(path, *rows):
+    """Rows as a file with tabs, given with | between their cells."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(row.replace("|", "\t") + "\n" for row in rows))
+
+
+def header(names):
+    """A row of names, given with spaces between them."""
+    return names.replace(" ", "|")
+
+
+def write_glue(folder):
+    """CoLA, MNLI, RTE and STS-B, of 16 examples to train on and 8 or more to evaluate on."""
+    rows = [f"{'ab' * (row % 5)}{row}|{row}" for row in range(24)]
+    cola = [f"x|{row % 2}||{text.split('|')[0]}" for row, text in enumerate(rows)]
+    write_rows(folder / "CoLA" / "train.tsv", *cola[:16])
+    write_rows(folder / "CoLA" / "dev.tsv", *cola[16:])
+    rte = [f"{text}|{'not_' * (row % 2)}entailment" for row, text in enumerate(rows)]
+    columns = header("sentence1 sentence2 {}")
+    write_rows(folder / "RTE" / "train.tsv", columns.format("label"), *rte[:16])
+    write_rows(folder / "RTE" / "dev.tsv", columns.format("label"), *rte[16:])
+    mnli = [f"{text}|{('neutral', 'entailment', 'contradiction')[row % 3]}" for row, text in enumerate(rows)]
+    write_rows(folder / "MNLI" / "train.tsv", columns.format("gold_label"), *mnli[:16])
+    write_rows(folder / "MNLI" / "dev_matched.tsv", columns.format("gold_label"), *mnli[16:21])
+    write_rows(folder / "MNLI" / "dev_mismatched.tsv", columns.format("gold_label"), *mnli[21:])
+    scores = [f"{text}|{row % 6 * 0.9}" for row, text in enumerate(rows)]
+    write_rows(folder / "STS-B" / "train.tsv", columns.format("score"), *scores[:16])
+    write_rows(folder / "STS-B" / "dev.tsv", columns.format("score"), *scores[16:])
+    return folder
+
+
+def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
+    return Glue(
+        model=Pretrained(str(language)),
+        data=GlueData(str(data), tasks),
+        method=method,
+        examples=examples,
+        sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
+        optimization=Optimization(schedule="flat_cosine"),
+        training=Training(epochs=2, accelerator="cpu", output=str(output), **training),
+    )

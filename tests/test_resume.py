@@ -1,0 +1,177 @@
+"""Of every experiment: a run that is interrupted and resumed ends like one that was not, bit for bit."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("av")
+pytest.importorskip("sc2reader")
+from perceivers import plugins
+from perceivers.presets import create_model, model_config
+from perceivers.starcraft.data import DecisionData
+from perceivers.text.fine_tuning import Pretrained, TextClassification
+from perceivers.text.labelled import LabelledTextData
+from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
+from tests.support.fine_tuning import Several
+from tests.support.runs import interrupt_at, read_results, record_steps
+
+pytestmark = pytest.mark.usefixtures("small_caches")
+
+
+@pytest.fixture(scope="module")
+def small_caches():
+    with pytest.MonkeyPatch.context() as patch:
+        flow.use_few_textures(patch)
+        yield
+
+
+def write_language_model(folder):
+    sizes = {"latents": 4, "channels": 16, "depth": 1, "v_channels": 16}
+    create_model("language_bytes", length=24, **sizes).save(folder / "language")
+
+
+def write_reviews(folder):
+    write_language_model(folder)
+    fine_tuning.write_csv(folder / "reviews.csv", fine_tuning.labelled(40, 0))
+
+
+def write_glue(folder):
+    write_language_model(folder)
+    glue.write_glue(folder)
+
+
+def write_tables(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        starcraft.write_tables(folder, patch, training=160)
+
+
+DATA = {
+    "masked_language": lambda folder: pretraining.write_text(folder / "text.txt"),
+    "text_classification": write_reviews,
+    "glue": write_glue,
+    "clip_classification": clips.write_tones,
+    "autoencoding": clips.write_clips,
+    "behavioral_cloning": write_tables,
+}
+"""Writes the data of an experiment to a folder."""
+
+
+def text_classification(folder, **training):
+    data = LabelledTextData(str(folder / "reviews.csv"))
+    model = Pretrained(str(folder / "language"))
+    return TextClassification(model=model, data=data, **fine_tuning.settings(epochs=2, **training))
+
+
+def several_tasks(folder, **training):
+    settings = fine_tuning.settings(epochs=2, **training)
+    return Several(model=fine_tuning.config(), method="multitask_query", **settings)
+
+
+def glue_sweep(folder, **training):
+    return glue.small_sweep(folder / "language", folder, tasks=["RTE"], sweep={"lrs": [1e-2, 1e-3]}, **training)
+
+
+def behavioral_cloning(folder, **training):
+    return starcraft.small_run(tables=DecisionData(str(folder), str(folder / "split.json")), **training)
+
+
+RUNS = {
+    "image_classification": lambda folder, **training: images.small_run(**training),
+    "masked_language": lambda folder, **training: pretraining.small_run(text=folder / "text.txt", **training),
+    "text_classification": text_classification,
+    "several tasks": several_tasks,
+    "glue": glue_sweep,
+    "optical_flow": lambda folder, **training: flow.small_run(**training),
+    "clip_classification": lambda folder, **training: clips.classification_run(
+        data=folder, model=clips.SOUND, **training
+    ),
+    "autoencoding": lambda folder, **training: clips.autoencoding_run(data=folder, **training),
+    "behavioral_cloning": behavioral_cloning,
+}
+"""Makes a small run of an experiment, on the data of a folder."""
+
+BERT = model_config("bert_bytes", **pretraining.BERT)
+LOADED_BY_OTHERS = {"workers": 1, "accumulate_grad_batches": 2, "ema": 0.9}
+
+CASES = [
+    ("image_classification", 3, {}),  # of nine updates an epoch, two epochs: in an epoch,
+    ("image_classification", 8, {}),  # at the end of the first,
+    ("image_classification", 17, {}),  # and at the very end
+    ("image_classification", 9, {"ema": 0.9}),
+    ("image_classification", 17, {"ema": 0.9}),
+    ("image_classification", 3, LOADED_BY_OTHERS),
+    ("masked_language", 2, {}),  # of six updates an epoch
+    ("masked_language", 5, {}),
+    ("masked_language", 11, {}),
+    ("masked_language", 8, {"workers": 2}),
+    ("masked_language", 5, LOADED_BY_OTHERS),
+    ("masked_language", 5, {"model": BERT}),
+    ("text_classification", 3, {}),
+    ("several tasks", 2, {}),  # of eight updates an epoch
+    ("several tasks", 7, {"workers": 1}),
+    ("glue", 2, {}),  # of four updates, in the first of two runs
+    ("optical_flow", 2, {}),  # of four updates an epoch: without augmentation,
+    ("optical_flow", 5, {}),  # and with it
+    ("optical_flow", 2, {"ema": 0.9}),
+    ("optical_flow", 5, {"ema": 0.9}),
+    ("clip_classification", 3, {}),
+    ("autoencoding", 2, {}),  # of two updates an epoch
+    ("autoencoding", 3, {}),
+    ("behavioral_cloning", 12, {}),  # of ten updates an epoch
+]
+LAST_STEPS = {("image_classification", 17), ("masked_language", 11), ("autoencoding", 3)}
+"""Updates after which there is nothing left but to evaluate and to save."""
+
+
+def test_every_experiment_is_resumed_below():
+    assert {experiment for experiment, *_ in CASES} >= set(plugins.find_entry_points("experiments"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """Returns a function from an experiment and settings to the folder of its data and the results of a whole run."""
+
+    @cache
+    def write_data(experiment):
+        folder = tmp_path_factory.mktemp("data")
+        DATA.get(experiment, Path.exists)(folder)
+        return folder
+
+    @cache
+    def run(experiment, settings):
+        folder, output = write_data(experiment), tmp_path_factory.mktemp("whole")
+        RUNS[experiment](folder, output=output, **dict(settings)).run()
+        return folder, read_results(output)
+
+    return lambda experiment, settings: run(experiment, tuple(settings.items()))
+
+
+@pytest.mark.parametrize(
+    ("experiment", "step", "settings"),
+    [pytest.param(*case, id="-".join([case[0], str(case[1]), *case[2]])) for case in CASES],
+)
+def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
+    tmp_path, monkeypatch, capsys, whole_run, experiment, step, settings
+):
+    folder, expected = whole_run(experiment, settings)
+    assert len(expected) > 5
+    with monkeypatch.context() as patch:
+        interrupt_at(step, patch)
+        with pytest.raises(SystemExit) as stop:
+            RUNS[experiment](folder, output=tmp_path, **settings).run()
+    assert stop.value.code != 0
+    err = capsys.readouterr().err
+    assert f"Stopped after step {step + 1};" in err
+    (config,) = re.findall(r"^  perceivers fit (.*) --training.resume=true$", err, re.M)
+    assert (tmp_path / config).is_file()
+    assert not [*tmp_path.rglob("model"), *tmp_path.rglob("metrics.json")]
+    steps = record_steps(monkeypatch)
+    RUNS[experiment](folder, output=tmp_path, resume=True, **settings).run()
+    assert steps[:1] == ([] if (experiment, step) in LAST_STEPS else [step + 1])
+    results = read_results(tmp_path)
+    assert results.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(results[name], value) if isinstance(value, torch.Tensor) else results[name] == value, name
