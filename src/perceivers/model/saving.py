@@ -16,7 +16,7 @@ from perceivers.model.config import Configured, from_tree, to_tree
 from perceivers.renames import update_saved
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-TOKENIZER = "tokenizer.model"  # beside these, of a model that reads no bytes but pieces of words
+TOKENIZER = "tokenizer.model"  # beside these, for a model with a subword tokenizer
 FORMAT = "perceivers"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -110,7 +110,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def align(tensor: Tensor) -> Tensor:
-    """Returns a tensor whose memory begins where fresh ones begin: some products of others have other last digits."""
+    """Copies a tensor whose memory is not 64-byte aligned: products of such tensors can round differently."""
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 

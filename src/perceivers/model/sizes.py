@@ -25,25 +25,25 @@ class Sizes(Checked):
         depth: self-attention layers of one block.
         num_blocks: number of times the block is applied, always with the same weights.
         heads: heads of the self-attention layers.
-        widening_factor: width of their MLPs, in channels.
+        widening_factor: hidden width of their MLPs, as a multiple of the channels.
         qk_channels: channels of queries and keys in encoder and processor; by default those of the keys' input
             (section 1 of the appendix: C in the encoder, D in the processor).
         v_channels: channels of values in encoder and processor; by default as many as `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
-        cross_widening_factor: width of its MLP, in channels.
-        num_cross_attends: before how many of the blocks the inputs are attended to.
-        share_cross_attention: whether all of those use the same weights.
+        cross_widening_factor: hidden width of its MLP, as a multiple of the channels.
+        num_cross_attends: number of blocks that are preceded by cross-attention to the inputs.
+        share_cross_attention: whether these cross-attentions share their weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening_factor: width of its MLP, in channels.
+        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels.
         decoder_qk_channels: channels of its queries and keys; by default D.
         decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
-        query_residual: whether the decoder adds the queries to what they read.
+        query_residual: whether the decoder adds the queries to the result of its attention.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
-        checkpointing: compute activations of the encoder again in the backward pass instead of keeping them.
+        checkpointing: recompute the encoder's activations in the backward pass instead of storing them.
 
     Raises:
-        PerceiversError: a size that cannot be, naming the field.
+        PerceiversError: a size is out of range.
     """
 
     latents: Count
