@@ -117,6 +117,14 @@ class Adapters(nn.Module, Generic[A]):
     def __getitem__(self, name: str) -> A:
         return self._modules[self.keys_by_name[name]]  # type: ignore[return-value]
 
+    def get_as(self, kind: type[T], name: str) -> T:
+        """Returns the adapter of a name; raises a PerceiversError if it is not of that class."""
+        adapter = self._modules.get(self.keys_by_name.get(name, ""))
+        if not isinstance(adapter, kind):
+            have = ", ".join(f"{key!r} ({type(part).__name__})" for key, part in self.items())
+            raise PerceiversError(f"the model needs a {kind.__name__} of the name {name!r}: it has {have}.")
+        return adapter
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_by_name)
 
