@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from perceivers import plugins
+from perceivers.cli import main
+from tests.support.runs import assert_equal_results, read_results
 
 ROOT = Path(__file__).parents[1]
-PERCEIVERS = [sys.executable, "-m", "perceivers"]
 SHORT = ["--training.epochs=3", "--training.accelerator=cpu"]
 
 
@@ -38,26 +40,31 @@ def run(command, cwd, path=None):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False, timeout=300)
 
 
-def perceivers(*arguments, cwd, path=None):
-    """What a command prints; it must succeed."""
-    done = run([*PERCEIVERS, *map(str, arguments)], cwd, path)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def perceivers(folder, monkeypatch, capsys):
+    """Runs a command in the folder as a new process would: nothing of the folder is imported or trusted yet."""
 
+    def call(*arguments):
+        with monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setattr(sys, "path", [*sys.path])
+            patch.setattr(plugins, "trusted_packages", {"perceivers"})
+            patch.delitem(sys.modules, "weather", raising=False)
+            main(arguments)
+        return capsys.readouterr().out
 
-def state(output):
-    return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    return call
 
 
 def test_the_package_is_short():
     assert len(files()["weather.py"].splitlines()) < 100
 
 
-def test_a_file_beside_the_config(folder):
+def test_a_file_beside_the_config(folder, perceivers, capsys):
     """Fit, interrupt, resume from another folder's config, evaluate, load."""
     whole, parts = folder / "runs/whole", folder / "runs/weather"
-    perceivers("fit", "weather.yaml", *SHORT, f"--training.output={whole}", cwd=folder)
-    command = [*PERCEIVERS, "fit", "weather.yaml", *SHORT, "--training.output=runs/weather"]
+    perceivers("fit", "weather.yaml", *SHORT, f"--training.output={whole}")
+    command = [sys.executable, "-m", "perceivers", "fit", "weather.yaml", *SHORT, "--training.output=runs/weather"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=folder, env=environment, **pipes) as process:
@@ -67,18 +74,19 @@ def test_a_file_beside_the_config(folder):
     assert process.returncode != 0
     assert not (parts / "model").exists()
     assert "perceivers fit runs/weather/config.json --training.resume=true" in err
-    perceivers("fit", "runs/weather/config.json", "--training.resume=true", cwd=folder)
-    for name, tensor in state(whole).items():
-        assert torch.equal(state(parts)[name], tensor), name
+    perceivers("fit", "runs/weather/config.json", "--training.resume=true")
+    assert_equal_results(read_results(parts), read_results(whole))
 
     measured = ["evaluate", "runs/weather/model", "--data", "readings.csv"]
-    refused = run([*PERCEIVERS, *measured], folder)
-    assert refused.returncode == 2
-    assert "was trained by 'weather:Forecast', and 'weather' declares no entry point of perceivers" in refused.stderr
-    assert refused.stderr.count("\n") == 1
-    out = perceivers(*measured, "--trust", "weather", cwd=folder)
+    with pytest.raises(SystemExit) as stop:
+        perceivers(*measured)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert "was trained by 'weather:Forecast', and 'weather' declares no entry point of perceivers" in err
+    assert err.count("\n") == 1
+    out = perceivers(*measured, "--trust", "weather")
     assert re.fullmatch(r"mean squared error 0\.\d{4}\n", out)
-    assert perceivers("--trust", "weather", *measured, cwd=folder) == out
+    assert perceivers("--trust", "weather", *measured) == out
     done = run([sys.executable, "use.py"], folder)
     assert done.returncode == 0, done.stderr
 
@@ -94,18 +102,17 @@ def test_a_file_beside_the_config(folder):
         ("--experiment=weather:Readings", "is the class Readings, but a subclass of Experiment is expected"),
     ],
 )
-def test_wrong_values_end_in_one_sentence(folder, capsys, monkeypatch, override, message):
-    from perceivers import plugins
-    from tests.support.cli import fails
+def test_wrong_values_end_in_one_sentence(perceivers, capsys, override, message):
+    with pytest.raises(SystemExit) as stop:
+        perceivers("fit", "weather.yaml", override)
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
 
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(plugins, "trusted_packages", set(plugins.trusted_packages))
-    monkeypatch.delitem(sys.modules, "weather", raising=False)
-    assert message in fails(capsys, "fit", str(folder / "weather.yaml"), override)
 
-
-def test_help_shows_the_fields_of_the_model(folder):
-    out = " ".join(perceivers("fit", "weather.yaml", "--help", cwd=folder).split())
+def test_help_shows_the_fields_of_the_model(perceivers):
+    out = " ".join(perceivers("fit", "weather.yaml", "--help").split())
     assert "--model.sensors SENSORS number of sensors. (type: Annotated[int, at least 1], default: 5)" in out
     assert "--model.latents LATENTS N, number of latents." in out
     assert (
@@ -119,15 +126,20 @@ def test_an_installed_package(folder, tmp_path):
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--target", str(site)]
     done = run([sys.executable, "-m", "pip", "install", *options, str(folder)], tmp_path)
     assert done.returncode == 0, done.stderr
-    readings = folder / "readings.csv"
-    use = {"cwd": elsewhere, "path": site}
-    config = ["fit", folder / "weather.yaml", "--experiment=forecast", f"--readings={readings}", *SHORT]
-    perceivers(*config, **use)
+    readings = str(folder / "readings.csv")
+    commands = [
+        ["fit", str(folder / "weather.yaml"), "--experiment=forecast", f"--readings={readings}", *SHORT],
+        ["evaluate", "runs/weather/model", "--data", readings],
+        ["forecast", "runs/weather/model", readings, "--digits", "3"],
+        ["--help"],
+    ]
+    code = f"from perceivers.cli import main\nfor command in {commands}:\n    main(command)\n    print('end')"
+    done = run([sys.executable, "-c", code], elsewhere, site)
+    assert done.returncode == 0, done.stderr
     assert '"experiment": "forecast"' in (elsewhere / "runs/weather/config.json").read_text()
     assert '"class": "weather:Readings"' in (elsewhere / "runs/weather/model/config.json").read_text()
-    assert "mean squared error 0." in perceivers("evaluate", "runs/weather/model", "--data", readings, **use)
-    out = perceivers("forecast", "runs/weather/model", readings, "--digits", "3", **use)
-    assert re.fullmatch(r"(-?\d\.\d{3}[ \n]){24}", out)
-    out = perceivers("--help", **use)
-    assert "  forecast          Prints the temperature at each hour of the first day in a file.\n" in out
-    assert "  flow              " in out
+    _, error, temperatures, commands = done.stdout.split("end\n")
+    assert "mean squared error 0." in error
+    assert re.fullmatch(r"(-?\d\.\d{3}[ \n]){24}", temperatures)
+    assert "  forecast          Prints the temperature at each hour of the first day in a file.\n" in commands
+    assert "  flow              " in commands

@@ -11,7 +11,7 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.presets import find_preset, list_models, make_example, measure_cost
+from perceivers.presets import ModelCost, find_preset, list_models, make_example, measure_cost
 
 PRESETS = {name: find_preset(name) for name in list_models()}
 
@@ -318,17 +318,31 @@ def test_every_preset_answers_in_the_shape_of_its_domain(name):
     assert shapes == answers[experiment]
 
 
-def test_the_command_lists_models(capsys, monkeypatch):
+def test_the_command_lists_every_model(capsys, monkeypatch):
+    monkeypatch.setattr("perceivers.presets.measure_cost", lambda *arguments: ModelCost(1, 2))  # tested above
     main(["models", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == perceivers.list_models()
-    first = rows[perceivers.list_models().index("imagenet_fourier")]
-    assert first["parameters"] == 48440627
-    assert first["paper_flops"] == 407_000_000_000
-    assert rows[perceivers.list_models().index("optical_flow_light")]["paper_parameters"] is None
-    assert rows[perceivers.list_models().index("optical_flow_light")]["paper_flops"] is None
-    monkeypatch.setattr("perceivers.presets.list_models", lambda: ["imagenet_fourier", "optical_flow_light"])
+    main(["models"])
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:28]] == perceivers.list_models()
+
+
+def test_the_command_gives_the_figures_of_models(capsys, monkeypatch):
+    few = ["imagenet_fourier", "language_bytes", "optical_flow_light"]
+    monkeypatch.setattr("perceivers.presets.list_models", lambda: few)
+    main(["models", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == few
+    assert rows[0]["parameters"] == 48440627
+    assert rows[0]["paper_flops"] == 407_000_000_000
+    assert rows[2]["paper_parameters"] is rows[2]["paper_flops"] is None
     main(["models"])
     table = capsys.readouterr().out
     assert re.search(r"Fourier +48\.4M +48\.4M +406B +407B\n", table)
     assert re.search(r"16 layers +28\.0M +- +147B +-\n", table)
+    lines = table.splitlines()
+    assert lines[0].split() == ["name", "experiment", "in", "the", "paper", "parameters", "paper", "FLOPs", "paper"]
+    for row, line in zip(rows[:2], lines[1:3], strict=True):
+        figures = [f"{row['parameters'] / 1e6:.1f}M", f"{row['paper_parameters'] / 1e6:.1f}M"]
+        figures += [f"{row['flops'] / 1e9:.0f}B", f"{row['paper_flops'] / 1e9:.0f}B"]
+        assert line.split() == [row["name"], row["experiment"], *row["paper_row"].split(), *figures]

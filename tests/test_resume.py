@@ -5,7 +5,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
 
 pytest.importorskip("av")
 pytest.importorskip("sc2reader")
@@ -16,7 +15,7 @@ from perceivers.text.fine_tuning import Pretrained, TextClassification
 from perceivers.text.labelled import LabelledTextData
 from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
 from tests.support.fine_tuning import Several
-from tests.support.runs import interrupt_at, read_results, record_steps
+from tests.support.runs import assert_equal_results, interrupt_at, read_results, record_steps
 
 pytestmark = pytest.mark.usefixtures("small_caches")
 
@@ -171,7 +170,4 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(
     steps = record_steps(monkeypatch)
     RUNS[experiment](folder, output=tmp_path, resume=True, **settings).run()
     assert steps[:1] == ([] if (experiment, step) in LAST_STEPS else [step + 1])
-    results = read_results(tmp_path)
-    assert results.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(results[name], value) if isinstance(value, torch.Tensor) else results[name] == value, name
+    assert_equal_results(read_results(tmp_path), expected)

@@ -269,6 +269,23 @@ def test_whatever_is_attached_behind_the_decoders_attention_acts(what, place):
     torch.testing.assert_close(got, head[1](head[0](decoder(q_BOQ, x_BMC))), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "other", [nn.LayerNorm(32), nn.Dropout(0.0), nn.Tanh()], ids=lambda layer: type(layer).__name__
+)
+def test_other_layers_after_the_decoder_are_called(other):
+    decoder, head, q_BOQ, x_BMC = decoder_and_head()
+    head.insert(1, other)
+    got = decode(decoder, head, q_BOQ, decoder.project_keys_values(x_BMC), None)
+    torch.testing.assert_close(got, head[2](other(head[0](decoder(q_BOQ, x_BMC)))), atol=1e-5, rtol=1e-5)
+
+
+def test_a_replaced_mlp_is_called():
+    decoder, head, q_BOQ, x_BMC = decoder_and_head()
+    decoder.mlp = nn.Tanh()
+    got = decode(decoder, head, q_BOQ, decoder.project_keys_values(x_BMC), None)
+    torch.testing.assert_close(got, head[1](head[0](decoder(q_BOQ, x_BMC))), atol=1e-5, rtol=1e-5)
+
+
 def test_a_hook_of_the_decoder_sees_its_own_output():
     decoder, head, q_BOQ, x_BMC = decoder_and_head()
     shapes = []

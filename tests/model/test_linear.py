@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.model import kernels
 from perceivers.model.kernels import onednn as module
-from perceivers.model.kernels.onednn import linear, onednn_is_faster
+from perceivers.model.kernels.onednn import linear, onednn_is_preferred
 from perceivers.model.linear import Linear, lecun_normal_, trunc_normal_, trunc_normal_parameter
 
 
@@ -97,7 +97,7 @@ def test_only_gradients_that_are_asked_for_are_computed():
 
 
 def test_onednn_multiplies_float32_and_nothing_else(monkeypatch):
-    if not onednn_is_faster():
+    if not onednn_is_preferred():
         pytest.skip("this processor has no AVX-512, or torch no oneDNN")
     calls = []
     real = module.onednn_linear

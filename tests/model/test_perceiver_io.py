@@ -278,6 +278,30 @@ def test_names_that_become_the_same_are_refused():
         PerceiverIO({"values": ArrayInput(2), "values_": ArrayInput(2)}, {"y": LabelOutput(2)}, 1, 8, 1)
 
 
+def test_a_hook_of_the_identity_after_the_decoder_is_called(data):
+    model, shapes = two_modalities(), []
+    model.projection.register_forward_hook(lambda _layer, _inputs, output: shapes.append(output.shape[-1]))
+    model(data)
+    assert shapes == [model.query_padding.channels] * len(model.outputs)
+
+
+def test_no_indices_give_no_elements(data):
+    model = two_modalities().bfloat16()  # in chunks, not by the fused kernel
+    assert model({k: v.bfloat16() for k, v in data.items()}, {"picture": torch.tensor([], dtype=torch.long)})[
+        "picture"
+    ].shape[:2] == (2, 0)
+
+
+def test_an_adapter_that_returns_a_tensor_is_refused(data):
+    class Bare(ArrayInput):
+        def forward(self, data):
+            return super().forward(data).x_BMC
+
+    model = PerceiverIO({"points": Bare(5)}, {"y": LabelOutput(2)}, latents=2, channels=8, depth=1, heads=1)
+    with pytest.raises(PerceiversError, match="the adapter of input 'points' must return an InputArray"):
+        model({"points": data["points"]})
+
+
 def test_what_is_encoded_keeps_only_what_outputs_need(data):
     model = two_modalities()
     encoded = model.encode(data)

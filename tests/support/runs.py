@@ -4,6 +4,7 @@ import json
 import signal
 
 import torch
+from safetensors.torch import load_file
 
 from perceivers.training.learner import Learner
 
@@ -38,10 +39,17 @@ def read_results(folder):
         if path.name == "metrics.json":
             values = json.loads(path.read_text(), object_hook=without_times)
         elif path.name == "model.safetensors":
-            values = {"bytes": path.read_bytes()}
+            values = load_file(path)
         elif path.name == "last.ckpt":
             values = torch.load(path, weights_only=True)["state_dict"]
         else:
             continue
         results |= {f"{path.relative_to(folder)}: {name}": value for name, value in values.items()}
     return results
+
+
+def assert_equal_results(found, expected):
+    """Asserts that the results of two folders are the same bit for bit."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name

@@ -24,8 +24,7 @@ def init_local_attention(model: PerceiverIO) -> None:
     Raises:
         PerceiversError: the frames are not concatenated, or latents have too few channels.
     """
-    frames = model.inputs["frames"]
-    assert isinstance(frames, FramePairInput)
+    frames = model.inputs.get_as(FramePairInput, "frames")
     positions = frames.image.positions
     if not isinstance(positions, FourierPositions) or len(positions.grid) != 2:
         raise PerceiversError("model.initialization = local needs model.frames = concatenated.")

@@ -120,9 +120,7 @@ class FlowEstimator(Learner):
         pixels: int | None = None,
     ) -> None:
         super().__init__(model, optimization)
-        frames = model.inputs["frames"]
-        assert isinstance(frames, FramePairInput)
-        self.size = frames.size
+        self.size = model.inputs.get_as(FramePairInput, "frames").size
         self.augmentation = augmentation or FlowAugmentation()
         self.curriculum = curriculum or Curriculum()
         self.scenes = scenes

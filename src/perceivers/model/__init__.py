@@ -1,1 +1,1 @@
-"""The architecture: attention, positions, and PerceiverIO. Arrays only; imports nothing else of the package."""
+"""The architecture: attention, positions, and PerceiverIO, on arrays; it depends on no domain."""

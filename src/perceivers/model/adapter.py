@@ -5,7 +5,6 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
-from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -20,7 +19,7 @@ class InputArray(NamedTuple):
 
     Attributes:
         x_BMC: the elements.
-        mask_BM: True for real elements, False for padding, which gets no weight; None if all are real.
+        mask_BM: True for real elements, False for padding, which has weight 0; None if all are real.
         grid: size of each dimension, if the elements lie on a grid; an output can take the shape of an input from it.
     """
 
@@ -51,9 +50,9 @@ class InputAdapter(Configurable, nn.Module):
 
     channels: int
 
-    @abstractmethod
     def forward(self, data: Any) -> InputArray:
         """Takes the data of one modality."""
+        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
 
 class OutputAdapter(Configurable, nn.Module):
@@ -70,10 +69,10 @@ class OutputAdapter(Configurable, nn.Module):
     channels: int | None
 
     def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
-        """Takes what the output needs of input adapters: their channels, their weights. Called by the model once."""
+        """Called once by the model with its input adapters, whose channels and weights the output may use."""
 
     def context(self, inputs: Mapping[str, InputArray]) -> Any:
-        """Returns what the output needs of the encoded inputs: the other methods find it in `encoded.context`."""
+        """Returns what the output needs from the encoded inputs: the other methods find it in `encoded.context`."""
         return None
 
     def num_queries(self, encoded: Encoded) -> int:
@@ -100,12 +99,12 @@ RESERVED = {*dir(nn.Module()), *dir(nn.ModuleDict()), *dir(nn.ParameterDict())}
 
 
 def module_key(name: str) -> str:
-    """Returns the name of a submodule or parameter for an input or output: another one if torch cannot use the name."""
+    """Returns the submodule's name of an input or output: with a suffix if it clashes with an attribute of torch's."""
     return f"{name.replace('.', '_')}_" if not name or "." in name or name in RESERVED else name
 
 
 class Adapters(nn.Module, Generic[A]):
-    """Adapters by name. Other than in `torch.nn.ModuleDict`, any name is possible, such as "values" or "type"."""
+    """Adapters by name. Unlike `torch.nn.ModuleDict`, it allows any name, such as "values" or "type"."""
 
     def __init__(self, adapters: Mapping[str, A]) -> None:
         super().__init__()
@@ -117,6 +116,14 @@ class Adapters(nn.Module, Generic[A]):
 
     def __getitem__(self, name: str) -> A:
         return self._modules[self.keys_by_name[name]]  # type: ignore[return-value]
+
+    def get_as(self, kind: type[T], name: str) -> T:
+        """Returns the adapter of a name; raises a PerceiversError if it is not of that class."""
+        adapter = self._modules.get(self.keys_by_name.get(name, ""))
+        if not isinstance(adapter, kind):
+            have = ", ".join(f"{key!r} ({type(part).__name__})" for key, part in self.items())
+            raise PerceiversError(f"the model needs a {kind.__name__} of the name {name!r}: it has {have}.")
+        return adapter
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys_by_name)

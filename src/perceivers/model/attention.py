@@ -1,6 +1,6 @@
 """Attention, and the two blocks made of it: cross-attention and self-attention (Perceiver IO, section 3.1, appendix E).
 
-These are the paper's formulas. `perceivers.model.kernels` computes the same in less time and memory.
+These are the paper's formulas. Models compute them by the faster implementations in `perceivers.model.kernels`.
 
 Shape suffixes:
     B batch, O queries, M inputs, H heads, K channels of a head of queries and keys, V of values,
@@ -48,7 +48,7 @@ class Attention(nn.Module):
         qk_channels: channels of queries and keys over all heads; `input_channels` by default.
         v_channels: channels of values over all heads; `qk_channels` by default.
         dropout: probability of dropping an attention weight in training.
-        longer: the array that is expected to be the longer one, if one is: a hint for kernels.
+        longer: which array is expected to be longer; `kernels.optimize` chooses an implementation by it.
 
     Attributes:
         kernel: computes the result in place of the formula; None for the formula.
@@ -96,7 +96,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attends from queries to inputs, or to their keys and values; [B, O, Q], [B, M, C] -> [B, O, Q].
 
-        Inputs where `mask_BM` is False get no weight. A query whose inputs are all masked reads zeros (before the
+        Inputs where `mask_BM` is False have weight 0. A query whose inputs are all masked reads zeros (before the
         output projection, which has a bias), and so does a query where `query_mask_BO` is False.
         """
         key_values = self.project_keys_values(x_BMC, mask_BM) if isinstance(x_BMC, Tensor) else x_BMC
@@ -104,12 +104,12 @@ class Attention(nn.Module):
             return self.active_kernel.attend(self, q_BOQ, key_values, query_mask_BO)
         k_BHMK, v_BHMV, mask_BM = key_values
         q_BHOK = self.split_heads(self.query(q_BOQ))
-        score_BHOM = self.scale * q_BHOK @ k_BHMK.mT
+        score_BHOM = (self.scale * q_BHOK) @ k_BHMK.mT
         if mask_BM is not None:
-            score_BHOM = score_BHOM.masked_fill(~mask_BM[:, None, None], -math.inf)
+            score_BHOM = score_BHOM.masked_fill(~mask_BM[:, None, None], torch.finfo(score_BHOM.dtype).min)
         weight_BHOM = score_BHOM.softmax(-1, dtype=torch.promote_types(score_BHOM.dtype, torch.float32))
-        if mask_BM is not None:
-            weight_BHOM = weight_BHOM.nan_to_num()  # no input is real
+        if mask_BM is not None:  # where no input is real, all weights are 0
+            weight_BHOM = weight_BHOM * mask_BM[:, None, None]
         if query_mask_BO is not None:
             weight_BHOM = weight_BHOM * query_mask_BO[:, None, :, None]
         r_BHOV = self.dropout(weight_BHOM).to(v_BHMV.dtype) @ v_BHMV

@@ -1,4 +1,4 @@
-"""Values that a model computes on the way: latents after each block, attention maps.
+"""Intermediate values of a model: latents after each layer, attention maps.
 
 Shape suffixes: B batch, H heads, O queries, M inputs, N latents, D latent channels
 """
@@ -29,8 +29,8 @@ class Intermediates(NamedTuple):
 def record_latents(encoder: nn.Module) -> Iterator[list[Tensor]]:
     """Collects, while open, the latents after each cross-attention and self-attention layer of an encoder."""
     latents: list[Tensor] = []
-    blocks = [block for block in encoder.modules() if isinstance(block, CrossAttention | SelfAttention)]
-    hooks = [block.register_forward_hook(lambda _block, _inputs, output: latents.append(output)) for block in blocks]
+    layers = [layer for layer in encoder.modules() if isinstance(layer, CrossAttention | SelfAttention)]
+    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: latents.append(output)) for layer in layers]
     try:
         yield latents
     finally:
@@ -47,11 +47,12 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         maps["cross_attentions.0.attention"][0]  # [B, H, N, M]
 
     Layers compute the formula meanwhile: memory is that of all score matrices. Record a submodule to have only its own.
-    A compiled module runs without its hooks: record it before it is compiled.
+    Hooks that are added after torch.compile are ignored: record a module before it is compiled.
 
     Yields:
-        For each `Attention`, by its name inside `module`, one float32 [B, H, O, M] a call (a shared layer is called
-        often). Rows sum to 1, or are 0 where all inputs, or the query, are masked.
+        For each `Attention`, by its name inside `module`, a list with one [B, H, O, M] per call: a shared layer is
+        called more than once, and decoding in chunks calls once per chunk. Rows sum to 1, or are 0 where all inputs,
+        or the query, are masked.
     """
     maps: dict[str, list[Tensor]] = {}
 

@@ -51,7 +51,7 @@ def trunc_normal_parameter(*shape: int) -> nn.Parameter:
 def trunc_normal_(array: Tensor, std: float) -> Tensor:
     """Fills `array` from a normal distribution truncated at two standard deviations, by the inverse of its CDF.
 
-    It is 18 times as fast as `torch.nn.init.trunc_normal_`, which draws again what falls outside.
+    It is much faster than `torch.nn.init.trunc_normal_`, which uses rejection sampling.
     """
     if array.is_meta:
         return array  # the meta device has no values, but takes time to compute them

@@ -72,7 +72,7 @@ class Encoder(nn.Module):
 
 
 def call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls a module or function, keeping its activations for the backward pass."""
+    """Calls a module or function."""
     return function(*arguments)
 
 
@@ -181,8 +181,11 @@ class PerceiverIO(Model):
                 the modality replaces them; [B, M], or a shape that expands to it.
         """
         check_names("input", data, self.inputs, all_needed=True)
-        inputs = {name: InputArray(*adapter(data[name])) for name, adapter in self.inputs.items()}
-        for name, (x_BMC, mask_BM, _) in inputs.items():
+        inputs = {name: adapter(data[name]) for name, adapter in self.inputs.items()}
+        for name, array in inputs.items():
+            if not isinstance(array, InputArray):
+                raise PerceiversError(f"the adapter of input {name!r} must return an InputArray, not {type(array)}.")
+            x_BMC, mask_BM, _ = array
             if mask_BM is not None and mask_BM.shape != x_BMC.shape[:2]:
                 raise PerceiversError(
                     f"the mask of input {name!r} has shape {tuple(mask_BM.shape)}, "
@@ -210,17 +213,17 @@ class PerceiverIO(Model):
         outputs: Mapping[str, Tensor | None] | None = None,
         max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
-        """Decodes outputs from the latents: all of them, or some outputs, or some elements of each.
+        """Decodes all outputs, selected outputs, or selected elements of outputs.
 
-        Every output depends on its own query and the latents alone (section 3.2), so that any subset, in any
-        order, gives the entries that the full decode has there.
+        Every output depends on its own query and the latents alone (section 3.2), so any subset, in any order,
+        equals the corresponding entries of the full decode.
 
         Args:
             encoded: the result of `encode`; it can be decoded as often as wanted.
             outputs: the outputs to decode, by name: integer indices [P] or [B, P] of elements, or None for all of them.
-            max_memory: bound in bytes on what decoding needs at a time beside its results: queries are decoded in
-                chunks that keep within it. While gradients are recorded, chunks are recomputed in the backward pass, so
-                that a loss of all outputs keeps within it, too. None decodes all at once.
+            max_memory: approximate bound in bytes on temporary memory: queries are decoded in chunks that keep within
+                it. While gradients are recorded, chunks are recomputed in the backward pass, so that a loss of all
+                outputs keeps within it, too. None decodes all at once.
 
         Returns:
             The predictions of each output: all in the domain's own shape, those at indices as [B, P, ...].
@@ -240,11 +243,11 @@ class PerceiverIO(Model):
         """Decodes one output from the latents' keys and values, in chunks if memory asks for it."""
         adapter, latents = self.outputs[name], encoded.latents
         encoded = Encoded(latents, encoded.context[name])
-        if adapter.query_channels is None or key_values is None:
-            return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
         total = adapter.num_queries(encoded)
         if indices is not None:
             check_indices(name, indices, total)
+        if adapter.query_channels is None or key_values is None:
+            return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
         count = total if indices is None else indices.shape[-1]
         chunk = count if max_memory is None else max(1, max_memory // self.peak_bytes_per_query(latents))
         if count <= chunk:
@@ -261,7 +264,7 @@ class PerceiverIO(Model):
         adapter, latents = self.outputs[name], encoded.latents
         q_BPQ = adapter.queries(encoded, indices).to(latents.dtype)
         q_BPQ = self.query_padding(name, q_BPQ).expand(latents.shape[0], -1, -1)
-        head = [layer for layer in (self.projection, self.output_layer(name)) if not isinstance(layer, nn.Identity)]
+        head = (self.projection, self.output_layer(name))
         return decode(self.decoder, head, q_BPQ, key_values, drop_trivial_mask(adapter.query_mask(encoded, indices)))
 
     def output_layer(self, name: str) -> nn.Module:

@@ -101,9 +101,9 @@ class FourierPositions(Positions):
 def axis_features(
     size: int, resolution: int, bands: int, endpoint: bool, index: Tensor | None, device: torch.device | None
 ) -> Tensor:
-    """Fourier features of the places along one dimension, or of some of them; -> [..., 2 * bands + 1].
+    """Returns the Fourier features along one dimension, or of some of its indices; -> [..., 2 * bands + 1].
 
-    Many elements share the few indices of a dimension: every sine is computed once.
+    They are computed once per distinct index.
     """
     last = 1 if endpoint else 1 - 2 / size
     position_S1 = torch.linspace(-1, last, size, device=device, dtype=torch.float32)[:, None]

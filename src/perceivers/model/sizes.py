@@ -25,25 +25,25 @@ class Sizes(Checked):
         depth: self-attention layers per block.
         num_blocks: number of times the block is applied, each time with the same weights.
         heads: heads of the self-attention layers.
-        widening_factor: hidden channels of their MLPs, as a multiple of D.
+        widening_factor: hidden width of their MLPs, as a multiple of the channels.
         qk_channels: channels of queries and keys in encoder and processor; by default those of the keys' input
             (section 1 of the appendix: C in the encoder, D in the processor).
         v_channels: channels of values in encoder and processor; by default equal to `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
-        cross_widening_factor: hidden channels of its MLP, as a multiple of D.
-        num_cross_attends: number of blocks that are preceded by a cross-attention to the inputs.
+        cross_widening_factor: hidden width of its MLP, as a multiple of the channels.
+        num_cross_attends: number of blocks that are preceded by cross-attention to the inputs.
         share_cross_attention: whether these cross-attentions share their weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening_factor: hidden channels of its MLP, as a multiple of the query channels.
+        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels.
         decoder_qk_channels: channels of its queries and keys; by default D.
-        decoder_v_channels: channels of its values; by default equal to `decoder_qk_channels`.
-        query_residual: whether the decoder adds the queries to the output of its attention.
+        decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
+        query_residual: whether the decoder adds the queries to the result of its attention.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
-        checkpointing: recompute activations of the encoder in the backward pass instead of storing them.
+        checkpointing: recompute the encoder's activations in the backward pass instead of storing them.
 
     Raises:
-        PerceiversError: a size is not allowed; the message names the field.
+        PerceiversError: a size is out of range.
     """
 
     latents: Count

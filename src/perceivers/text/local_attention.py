@@ -26,8 +26,7 @@ def init_local_attention(model: PerceiverIO | BERT) -> None:
     Raises:
         PerceiversError: the model's sizes do not allow it.
     """
-    text = model.inputs["text"]
-    assert isinstance(text, TextInput)
+    text = model.inputs.get_as(TextInput, "text")
     length, channels = text.length, text.channels
     if channels % 2:
         raise PerceiversError(
@@ -39,8 +38,7 @@ def init_local_attention(model: PerceiverIO | BERT) -> None:
         for attention in find_attentions(model):
             attend_nearby(attention, length, channels, reach=attention.heads)
         return
-    output, encoder = model.outputs["text"], model.encoder
-    assert isinstance(output, TextOutput)
+    output, encoder = model.outputs.get_as(TextOutput, "text"), model.encoder
     count, width = encoder.latents.shape
     if width < channels:
         raise PerceiversError(

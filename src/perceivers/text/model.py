@@ -145,8 +145,7 @@ def text_tasks(
         num_task_tokens: as in `TextInput`.
         shared_query: as in `TaskOutput`; BERT has no queries.
     """
-    text = language.inputs["text"]
-    assert isinstance(text, TextInput)
+    text = language.inputs.get_as(TextInput, "text")
     model: PerceiverIO | BERT
     if isinstance(language, BERT):
         model = BERT(**(language.config | {"tasks": tasks, "names": names, "num_task_tokens": num_task_tokens}))

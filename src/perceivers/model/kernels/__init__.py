@@ -11,7 +11,7 @@ from perceivers.model.kernels.onednn import linear
 
 
 def optimize(model: nn.Module) -> None:
-    """Chooses a kernel for each attention and linear layer of a model, those of subclasses excepted."""
+    """Chooses a kernel for each `Attention` and `Linear` of a model."""
     for layer in model.modules():
         if type(layer) is Attention:
             layer.kernel = choose_kernel(layer)
@@ -30,7 +30,7 @@ def choose_kernel(attention: Attention) -> Kernel:
 
 
 def reset(model: nn.Module) -> None:
-    """Lets all layers of a model compute the formulas as written, which stores all scores: to compare with."""
+    """Restores the formulas in all layers of a model; attention then stores all scores."""
     for layer in model.modules():
         for name in ("kernel", "linear_kernel"):
             vars(layer).pop(name, None)

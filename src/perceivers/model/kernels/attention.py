@@ -18,7 +18,7 @@ from perceivers.model.kernels.eager import is_concrete, is_eager
 from perceivers.model.kernels.onednn import linear
 
 CPU_CHUNK_BYTES = 2**23
-"""Bytes of scores computed at a time on a processor: they stay in its cache."""
+"""Bytes of scores computed at a time on CPU: they stay in its cache."""
 
 GPU_CHUNK_BYTES = 2**28
 """The same on an accelerator, whose kernels should be large."""
@@ -95,9 +95,9 @@ def attend_without_padding(
 
 
 def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, dropout: float) -> bool:
-    """Returns whether torch's fused kernel is to be used: it is faster than `ChunkedAttention`, or the only choice.
+    """Returns whether to use `F.scaled_dot_product_attention` instead of `ChunkedAttention`.
 
-    On processors, it takes keys and values of equal size in float32, and gives no gradient to a bias. On accelerators,
+    On CPU, it takes keys and values of equal size in float32, and gives no gradient to a bias. On accelerators,
     it takes heads of up to 256 channels, in multiples of 8.
     """
     sizes = q_BHOK.shape[-1], v_BHMV.shape[-1]
@@ -112,7 +112,7 @@ def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, dro
 
 
 class ChunkedAttention(torch.autograd.Function):
-    """The formula in chunks of heads and queries whose scores take at most `budget` bytes.
+    """The formula in chunks of heads and queries whose scores take about `budget` bytes.
 
     Scores are recomputed in the backward pass.
     """
@@ -169,11 +169,11 @@ class ChunkedAttention(torch.autograd.Function):
 def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
     """Yields slices of heads, and for each the slices of its queries."""
     heads, queries, _ = q.shape
-    bytes_per_query = k.shape[1] * q.element_size()
-    fewest = min(queries, MIN_CHUNK_QUERIES)
+    bytes_per_query = max(1, k.shape[1]) * q.element_size()
+    fewest = max(1, min(queries, MIN_CHUNK_QUERIES))
     heads_per_chunk = min(heads, max(1, budget // (fewest * bytes_per_query)))
     queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
-    query_slices = [slice(query, query + queries_per_chunk) for query in range(0, queries, queries_per_chunk)]
+    query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
     for head in range(0, heads, heads_per_chunk):
         yield slice(head, head + heads_per_chunk), query_slices
 

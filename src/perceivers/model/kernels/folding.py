@@ -25,7 +25,7 @@ MAX_FOLDED_OUTPUT_RATIO = 1 / 8
 
 
 class FoldedKeyValues(NamedTuple):
-    """Keys and values to which weights of queries and output, or none at all, were applied."""
+    """What a folded layer attends to in place of keys and values."""
 
     k_B1MK: Tensor
     v_B1MV: Tensor
@@ -37,7 +37,7 @@ class FusedAttention:
     """Attention that stores no scores and skips padding."""
 
     def applies_to(self, attention: Attention) -> bool:
-        return is_unmodified(attention.dropout)  # its input would be the attention weights
+        return is_unmodified(attention.dropout, nn.Dropout)  # a hook there would see the attention weights
 
     def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
         k_BMK, v_BMV = (skip_padding(layer, x_BMC, mask_BM) for layer in (attention.key, attention.value))
@@ -107,7 +107,11 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
     It is evaluated on the real elements and on one padding element, whose result stands for all others: they are
     identical, or nobody reads them.
     """
-    if mask_BM is None or not is_concrete(mask_BM) or (isinstance(function, nn.Module) and not is_unmodified(function)):
+    if (
+        mask_BM is None
+        or not is_concrete(mask_BM)
+        or (isinstance(function, nn.Module) and not is_unmodified(function, Linear))
+    ):
         return function(x_BMC)
     mask_BM = mask_BM.expand(x_BMC.shape[:2])
     padding_index = mask_BM.flatten().int().argmin()
@@ -118,17 +122,30 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
 def can_fold(attention: Attention) -> bool:
     """Returns whether weights may be applied elsewhere: no weight is dropped, and all layers are as they were built."""
     drops = attention.dropout.training and attention.dropout.p > 0
-    return not drops and is_unmodified(attention.query, attention.key, attention.value, attention.output)
+    layers = (attention.query, attention.key, attention.value, attention.output)
+    return not drops and all(is_unmodified(layer, Linear) for layer in layers)
 
 
-def is_unmodified(*layers: nn.Module) -> bool:
-    """Returns whether layers are of the library's own classes, with their own parameters and nothing attached."""
-    return all(
-        type(layer) in (Linear, nn.LayerNorm, nn.Dropout, MLP, CrossAttention)
+def is_unmodified(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Returns whether a layer is of a class, not of a subclass, with its own parameters and nothing attached to it."""
+    return (
+        type(layer) is kind
         and not (layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks)
         and "forward" not in vars(layer)
-        and (not isinstance(layer, Linear) or layer._parameters.keys() == {"weight", "bias"})
-        for layer in layers
+        and (kind is not Linear or layer._parameters.keys() == {"weight", "bias"})
+    )
+
+
+def is_foldable(decoder: CrossAttention, head: Sequence[nn.Module]) -> bool:
+    """Returns whether all layers after the decoder's attention are as they were built."""
+    return (
+        decoder.attention.kernel is not None
+        and is_unmodified(decoder, CrossAttention)
+        and is_unmodified(decoder.norm_h, nn.LayerNorm)
+        and is_unmodified(decoder.mlp, MLP)
+        and is_unmodified(decoder.mlp.hidden, Linear)
+        and is_unmodified(decoder.mlp.output, Linear)
+        and all(is_unmodified(layer, Linear) or is_unmodified(layer, nn.Identity) for layer in head)
     )
 
 
@@ -136,8 +153,7 @@ def decode(
     decoder: CrossAttention, head: Sequence[nn.Module], q_BOQ: Tensor, key_values: Any, query_mask_BO: Tensor | None
 ) -> Tensor:
     """Applies the decoder and the layers after it; -> [B, O, E]."""
-    parts = (decoder, decoder.norm_h, decoder.mlp, decoder.mlp.hidden, decoder.mlp.output, *head)
-    if decoder.attention.kernel is None or not is_unmodified(*parts):
+    if not is_foldable(decoder, head):
         y_BOE: Tensor = decoder(q_BOQ, key_values, None, query_mask_BO)
         for layer in head:
             y_BOE = layer(y_BOE)
@@ -155,7 +171,7 @@ def apply_mlp_and_head(decoder: CrossAttention, head: Sequence[nn.Module], h_BOQ
     multiplying the weights with each other first takes a fraction of the work.
     """
     hidden_BOW, output = gelu(decoder.mlp.hidden(decoder.norm_h(h_BOQ)), decoder.mlp.gelu), decoder.mlp.output
-    layers = [layer for layer in head if isinstance(layer, Linear)]  # all are, see `is_unmodified`
+    layers = [layer for layer in head if isinstance(layer, Linear)]  # the others are identities, see `is_foldable`
     if not layers or layers[-1].out_features > MAX_FOLDED_OUTPUT_RATIO * h_BOQ.shape[-1]:
         y_BOE: Tensor = h_BOQ + output(hidden_BOW)
         for layer in layers:

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN on processors where it is faster than MKL.
+"""Matrix products by oneDNN on CPUs where it is faster than MKL.
 
 Shape suffixes: C input channels, E output channels
 """
@@ -18,7 +18,7 @@ from perceivers.model.kernels.eager import is_eager
 def linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """Computes x W^T + b, as `torch.nn.functional.linear` does; [..., C] -> [..., E].
 
-    Of the two libraries that torch has for float32 products on processors with AVX-512, it uses the faster one: oneDNN.
+    On CPUs with AVX-512, float32 products are computed by oneDNN, which is faster there than MKL.
     """
     if not use_onednn(x, weight_EC):
         return F.linear(x, weight_EC, bias_E)
@@ -28,9 +28,9 @@ def linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor
 
 
 def use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
-    """Returns whether oneDNN multiplies these: plain float32 arrays on a processor where it is faster.
+    """Returns whether oneDNN multiplies these: plain float32 arrays on a CPU where it is preferred.
 
-    Both must be contiguous: the operator has hung on non-contiguous transposed weights.
+    `x` must be contiguous, and the weight, or its transpose: the operator has hung on others.
     """
     return (
         x.dtype == weight_EC.dtype == torch.float32
@@ -44,13 +44,13 @@ def use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
         and is_eager()
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and onednn_is_faster()
+        and onednn_is_preferred()
     )
 
 
 @cache
-def onednn_is_faster() -> bool:
-    """Returns whether this processor and this torch have a oneDNN that is faster than MKL."""
+def onednn_is_preferred() -> bool:
+    """Returns whether this CPU has AVX-512, where oneDNN is faster than MKL, and this torch has the operator."""
     return (
         torch.backends.mkldnn.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
