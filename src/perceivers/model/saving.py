@@ -16,11 +16,7 @@ from perceivers.model.config import Configurable, from_config, to_config
 from perceivers.renames import update_saved
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-<<<<<<< HEAD
-TOKENIZER = "tokenizer.model"  # beside these, if the model reads SentencePiece tokens
-=======
 TOKENIZER = "tokenizer.model"  # beside these, for a model with a subword tokenizer
->>>>>>> main
 FORMAT = "perceivers"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -108,7 +104,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise PerceiversError(f"{file.parent} is not a saved model: it has no {file.name}.")
     try:
-        # On unaligned memory, unlike that of fresh tensors, some matrix products differ in their last digits.
+        # Tensors whose memory is not 64-byte aligned are copied: products of them can round differently.
         return {
             name: tensor if tensor.data_ptr() % 64 == 0 else tensor.clone() for name, tensor in load_file(file).items()
         }
@@ -116,18 +112,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise PerceiversError(f"{file} cannot be read ({error}): it is truncated or damaged.") from error
 
 
-<<<<<<< HEAD
 def read_model(path: str | Path, find_class: Callable[[str], type[Configurable]]) -> Model:
     """Builds the model of a folder, with its weights, on the CPU and in evaluation mode.
-=======
-def align(tensor: Tensor) -> Tensor:
-    """Copies a tensor whose memory is not 64-byte aligned: products of such tensors can round differently."""
-    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
-
-
-def read(path: str | Path, find_class: Callable[[str], type[Configured]]) -> Model:
-    """Builds the model that a folder holds, with its weights, on the CPU and in evaluation mode.
->>>>>>> main
 
     Args:
         path: a folder that `Model.save` wrote.
