@@ -131,7 +131,7 @@ def test_rows_of_some_values_are_held_out(tmp_path, monkeypatch):
     assert rows_of(both.evaluation) == [3, 7]
     for where, message in (
         ({"speeker": "b"}, "has no column 'speeker': did you mean 'speaker'"),
-        ({"speaker": "c"}, "matches no row"),
+        ({"speaker": "c"}, "holds for no row"),
     ):
         with pytest.raises(PerceiversError, match=message):
             ClipData(str(tmp_path / "data"), validation_filter=where).open()

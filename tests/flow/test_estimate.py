@@ -323,7 +323,7 @@ def test_the_command_refuses_before_it_computes(files, tmp_path, capsys, monkeyp
     ("model", "frames", "options", "message"),
     [
         ("model", ["1.png", "clip.mp4"], [], "clip.mp4 cannot be decoded as an image"),
-        ("model", ["1.png", "none.png"], [], "none.png is no file that can be read"),
+        ("model", ["1.png", "none.png"], [], "none.png is not a readable file"),
         ("model", ["1.png", "2.png"], ["--overlap", "22"], "overlap = 22 is not allowed"),
         ("model", ["1.png", "2.png"], ["--batch-size", "0"], "batch_size = 0 is not allowed"),
         ("classifier", ["1.png", "2.png"], [], "this model cannot do flow, which needs one FramePairInput"),

@@ -75,15 +75,9 @@ class ClipAugmentation(Checked):
 
     def build(self, size: tuple[int, int]) -> nn.Module:
         """Returns the augmentation of videos [B, T, C, Y, X] in [0, 1] of this height and width."""
-        layers: list[nn.Module] = []
-        if self.area is not None:
-            layers.append(K.RandomResizedCrop(size, scale=self.area))
-        if self.flip:
-            layers.append(K.RandomHorizontalFlip())
-        if not layers:
-            return nn.Identity()
-        video_layers: nn.Module = K.VideoSequential(*layers, data_format="BTCHW", same_on_frame=True)
-        return video_layers
+        layers = [K.RandomResizedCrop(size, scale=self.area)] if self.area is not None else []
+        layers += [K.RandomHorizontalFlip()] if self.flip else []
+        return K.VideoSequential(*layers, data_format="BTCHW", same_on_frame=True) if layers else nn.Identity()
 
 
 @dataclass(kw_only=True)

@@ -75,9 +75,7 @@ def evaluate(
         "without a label, all clips of a folder, or a single clip",
     ],
     list: Annotated[str | None, "clips of --data and their classes (see docs/clips.md)", Metavar("CSV")] = None,
-    classes: Annotated[
-        str | None, "classes of --list: the file of AudioSet, or one class per line", Metavar("FILE")
-    ] = None,
+    classes: Annotated[str | None, "classes of --list: file of AudioSet, or one per line", Metavar("FILE")] = None,
     windows: Annotated[Count, "evenly spaced windows of each clip; results are averaged"] = 1,
     batch_size: Annotated[Count | None, "windows computed at a time; by default 16, for autoencoders 1"] = None,
     device: Device = None,

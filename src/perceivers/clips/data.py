@@ -89,7 +89,7 @@ class ClipData(Checked):
             raise PerceiversError("data.training_list is not given: the other lists need it.")
         if self.training_list is not None and self.validation_filter:
             raise PerceiversError(
-                "data.validation_filter is for data sets with columns, but data.training_list is given."
+                "data.validation_filter is for data sets with columns, but data.training_list is set."
             )
 
     def open(self, labelled: bool = True) -> Splits[LabelledClips]:
@@ -161,21 +161,19 @@ def evenly_spaced(windows: int) -> list[float]:
     return [0.5] if windows == 1 else [number / (windows - 1) for number in range(windows)]
 
 
-def hold_out_windows(
-    path: str, window: Window, validation_fraction: float
-) -> tuple[list[tuple[float, float]], list[float]]:
+def hold_out_windows(path: str, window: Window, fraction: float) -> tuple[list[tuple[float, float]], list[float]]:
     """Divides a clip into adjacent windows and holds out every n-th, or raises a PerceiversError if it is too short.
 
     Returns the ranges of positions of windows that do not overlap those held out, and the positions of the latter.
     """
     count = int(measure(path, window.frames is not None, window.samples is not None).duration // window.seconds)
-    step = max(2, round(1 / validation_fraction))
+    step = max(2, round(1 / fraction))
     held_out = list(range(step // 2, count, step))
     between = [(before + 1, after - 1) for before, after in pairwise([-1, *held_out, count])]
     if count < 3 or not held_out:
         raise PerceiversError(
             f"{path} has {count} windows of {float(window.seconds):.2f} s, too few to hold out a fraction of "
-            f"{validation_fraction}: give a longer clip, or another data.validation_fraction."
+            f"{fraction}: give a longer clip, or another data.validation_fraction."
         )
     spans = [(low / (count - 1), high / (count - 1)) for low, high in between if low <= high]
     return spans, [index / (count - 1) for index in held_out]

@@ -86,9 +86,7 @@ class ReconstructionErrors(nn.Module):
         for output in self.outputs:
             results[names[output]] = value = getattr(self, output).compute()
             if value.isnan():
-                raise PerceiversError(
-                    f"no clip of the evaluation has {output}: use others, or a model without {output}."
-                )
+                raise PerceiversError(f"no clip of the evaluation has {output}: use others, or a model without.")
         return results
 
     def reset(self) -> None:

@@ -80,10 +80,8 @@ def autoencode(
     video_out, pixels = find_adapter(model.outputs, VideoOutput, "autoencode")
     window = get_window(model)
     frames, height, width = pixels.positions.grid
-    audio_in, audio_out = (
-        find_adapter(parts, kind, "autoencode")[0] if window.samples else None
-        for parts, kind in ((model.inputs, AudioInput), (model.outputs, AudioOutput))
-    )
+    audio_in = find_adapter(model.inputs, AudioInput, "autoencode")[0] if window.samples else None
+    audio_out = find_adapter(model.outputs, AudioOutput, "autoencode")[0] if window.samples else None
     labels = [name for name, part in model.inputs.items() if isinstance(part, LabelInput)]
     label_out = find_adapter(model.outputs, LabelOutput, "autoencode")[0] if labels else None
 

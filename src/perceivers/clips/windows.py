@@ -47,11 +47,8 @@ class ClipWindow:
 def read_window(media: Media, window: Window, position: float) -> ClipWindow:
     """Reads a window of a clip.
 
-    Args:
-        media: the clip.
-        window: the part to read.
-        position: from 0, at the beginning of the clip, to 1, at its end. A clip that is shorter than the window lies
-            at the beginning of the window for 0, and at its end for 1.
+    `position` goes from 0, at the beginning of the clip, to 1, at its end. A clip shorter than the window lies at
+    the beginning of the window for 0, and at its end for 1.
 
     Raises:
         PerceiversError: the clip cannot be read, or has neither the video nor the sound of the window.

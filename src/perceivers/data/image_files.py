@@ -15,12 +15,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", 
 
 
 def read_frame(path: str | Path) -> Tensor:
-    """Reads an image as bytes [3, Y, X], RGB on white, turned upright by its EXIF data.
+    """Reads an image as bytes [3, Y, X], RGB on white, turned upright by its EXIF data, or raises a PerceiversError.
 
     Images of 16 bits, and floating point images from 0 to 1, are scaled to 8 bits.
-
-    Raises:
-        PerceiversError: there is no such file, it cannot be decoded, or its values are out of range.
     """
     path = require_file(path)
     try:

@@ -152,9 +152,7 @@ def open_splits(
         else:
             splits = choose_splits(tables, next(iter(tables.values())), read, validation_fraction)
     if len(splits.training.classes) < 2:
-        raise PerceiversError(
-            f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs at least two."
-        )
+        raise PerceiversError(f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs two.")
     return splits
 
 
@@ -223,17 +221,12 @@ def filter_rows(examples: L, validation_filter: Mapping[str, Any], path: str) ->
     assert isinstance(examples.source, Rows)
     table = examples.source.table
     for column in validation_filter:
-        if column not in table.features:
-            raise PerceiversError(
-                f"data.validation_filter: {path} has no column {column!r}: {did_you_mean(column, table.features)}"
-            )
+        check_column(table, column, "validation_filter", path)
     columns = [[found == value for found in table[column]] for column, value in validation_filter.items()]
     is_held_out = [all(row) for row in zip(*columns, strict=True)]
     if all(is_held_out) or not any(is_held_out):
         which = "every row" if any(is_held_out) else "no row"
-        raise PerceiversError(
-            f"data.validation_filter = {dict(validation_filter)} matches {which} of {path}: choose other values."
-        )
+        raise PerceiversError(f"data.validation_filter = {dict(validation_filter)} holds for {which} of {path}.")
     training, evaluation = ([i for i, held in enumerate(is_held_out) if held == part] for part in (False, True))
     return Splits(examples.subset(training), examples.subset(evaluation))
 
@@ -248,11 +241,8 @@ def labelled_rows(
     types = tuple(getattr(datasets, feature) for feature in kind.features)
     content = column or find_column(table, types, kind.noun, name)
     label = label_column or find_column(table, (datasets.ClassLabel,), "label", name)
-    for field, value in ((f"{kind.noun}_column", content), ("label_column", label)):
-        if value not in table.features:
-            raise PerceiversError(
-                f"data.{field}: {name} has no column {value!r}: {did_you_mean(value, table.features)}"
-            )
+    check_column(table, content, f"{kind.noun}_column", name)
+    check_column(table, label, "label_column", name)
     feature = table.features[label]
     if isinstance(feature, datasets.ClassLabel):
         names, labels = list(feature.names), list(table[label])
@@ -261,6 +251,12 @@ def labelled_rows(
     encoding = table.features[content] if isinstance(table.features[content], types) else types[0]()
     encoded = table.cast_column(content, type(encoding)(decode=False))
     return kind(names, labels, Rows(encoded, content, name), range(len(labels)))
+
+
+def check_column(table: Any, column: str, field: str, name: str) -> None:
+    """Raises a PerceiversError if a data set lacks the column that a field names."""
+    if column not in table.features:
+        raise PerceiversError(f"data.{field}: {name} has no column {column!r}: {did_you_mean(column, table.features)}")
 
 
 def find_column(table: Any, types: tuple[type, ...], usual: str, name: str) -> str:

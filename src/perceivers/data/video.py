@@ -111,10 +111,8 @@ def measure(media: Media, read_video: bool, read_audio: bool) -> ClipTimeline:
         if first is None:
             raise PerceiversError(f"{media} has no decodable frames with timestamps: leave it out, or repair it.")
         origin = timestamp(first)
-        if container.duration:
-            duration = Fraction(container.duration, av.time_base)
-        else:
-            duration = max(timestamp(frame) for frame in [first, *frames]) - origin
+        duration = Fraction(container.duration or 0, av.time_base)
+        duration = duration or max(timestamp(frame) for frame in [first, *frames]) - origin
         frame_duration = 1 / frame_rate(videos[0]) if videos else Fraction(0)
         rounding = min((streams[0].time_base or 0) / Fraction(2), MILLISECOND / 2)
         return ClipTimeline(origin, duration, frame_duration, rounding, bool(videos), bool(sounds))
@@ -164,11 +162,9 @@ def read_clip(
 
 
 def read_frames(path: str | Path) -> Frames:
-    """Reads all frames of a video in their original size, one at a time.
+    """Reads all frames of a video in their original size, one at a time, or raises a PerceiversError.
 
-    Raises:
-        PerceiversError: the file does not exist, cannot be read or has no video; damage in a later part is reported
-            when the iteration reaches it.
+    Damage in a later part of the file is reported when the iteration reaches it.
     """
 
     def decode_all() -> Iterator[Tensor]:
@@ -285,15 +281,13 @@ def decode_from(media: Media, kind: Literal["video", "audio"], begin: Fraction, 
                 return
 
 
-def frame_intervals(
-    frames: Iterator[av.VideoFrame], frame_duration: Fraction
-) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-    """Yields each frame with the time until which it is shown; `frame_duration` is for a last frame without its own."""
+def frame_intervals(frames: Iterator[av.VideoFrame], duration: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+    """Yields each frame with the time until which it is shown; `duration` is for a last frame without its own."""
     frame = next(frames)
     for following in frames:
         yield frame, timestamp(following)
         frame = following
-    yield frame, timestamp(frame) + (frame.duration * (frame.time_base or 0) or frame_duration)
+    yield frame, timestamp(frame) + (frame.duration * (frame.time_base or 0) or duration)
 
 
 def to_rgb(frame: av.VideoFrame) -> np.ndarray[Any, Any]:

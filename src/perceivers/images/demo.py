@@ -85,14 +85,14 @@ def is_demo(output: Path, run: ImageClassification) -> bool:
 def describe_results(metrics: dict[str, Any], confusion_KK: Tensor, output: Path) -> str:
     """Returns the text that the demo prints at the end."""
     rows = enumerate(confusion_KK.tolist())
-    matrix = [f"    {true}  " + "".join(f"{count or '.':>5}" for count in row) for true, row in rows]
+    matrix = "\n".join(f"    {true}  " + "".join(f"{count or '.':>5}" for count in row) for true, row in rows)
     return f"""
 Test accuracy {metrics["test_accuracy"]:.1%} on {int(confusion_KK.sum())} held-out digits, after \
 {metrics["seconds"]:.0f} seconds; {metrics["parameters"]:,} parameters.
 
 Confusion matrix (rows: true digit, columns: predicted):
-       {"".join(f"{k:>5}" for k in range(len(matrix)))}
-{chr(10).join(matrix)}
+       {"".join(f"{k:>5}" for k in range(len(confusion_KK)))}
+{matrix}
 
 Picture of predictions and attention: {output / "predictions.png"}
 
