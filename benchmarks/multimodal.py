@@ -28,16 +28,15 @@ from benchmarks.side_by_side import curve, side_by_side
 from perceivers.clips.autoencoding import Autoencoding
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips
 from perceivers.clips.metrics import ReconstructionErrors
-from perceivers.clips.model import FRAME_RATE
-from perceivers.clips.model_window import window_of
+from perceivers.clips.model import FRAME_RATE, Window, get_window
 from perceivers.clips.reconstruct import autoencode, compression
-from perceivers.clips.windows import Window, measure, read_window
+from perceivers.clips.windows import read_window
 from perceivers.data.image_files import to_tensor
 from perceivers.data.loader import SampleIndex
-from perceivers.data.video import read_clip, write_video
+from perceivers.data.video import measure, read_clip, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.pictures import to_image
-from perceivers.images.data import digits
+from perceivers.images.data import load_digit_images
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 
@@ -63,7 +62,7 @@ RUNS = {
     "digits, raw": Run("clips/spoken_digits_raw.yaml"),
     **{
         f"digits, mel, without {name}": Run(
-            "clips/spoken_digits_mel.yaml", (f"--data.held_out_where={{speaker: {name}}}",)
+            "clips/spoken_digits_mel.yaml", (f"--data.validation_filter={{speaker: {name}}}",)
         )
         for name in SPEAKERS
     },
@@ -98,7 +97,7 @@ def write_digits(spoken: Path, out: Path) -> None:
     pictures that are evaluated on are not among those of training.
     """
     generator = torch.Generator().manual_seed(0)
-    sounds, images = ClipData(str(spoken)).open(), digits()
+    sounds, images = ClipData(str(spoken)).open(), load_digit_images()
     for split, clips, pictures in (
         ("train", sounds.training, images.training),
         ("val", sounds.evaluation, images.evaluation),
@@ -125,8 +124,8 @@ def recordings(clips: LabelledClips) -> Iterator[tuple[int, Tensor]]:
     for index in range(len(clips)):
         seen = read_window(clips.media(index), Window(samples=round(SECONDS * RATE), sample_rate=RATE), 0.0)
         assert seen.audio is not None
-        assert seen.heard is not None
-        yield clips.labels[index], seen.audio[seen.heard]
+        assert seen.audio_mask is not None
+        yield clips.labels[index], seen.audio[seen.audio_mask]
 
 
 def accuracy(runs: Path, names: list[str]) -> str:
@@ -169,7 +168,7 @@ def windows(clip: Path, *changes: str) -> tuple[ClipDataset, ClipDataset]:
     """Those of the clip that are trained on and those that are held out; `changes` are of the config."""
     config = read_config(CONFIGS / "autoencoding/mini.yaml", [f"--data.path={clip}", *changes])
     assert isinstance(config, Autoencoding)
-    return config.data.datasets(config.data.open(labelled=False), window_of(config.build_on_meta()))
+    return config.data.datasets(config.data.open(labelled=False), get_window(config.build_on_meta()))
 
 
 def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:
@@ -185,7 +184,7 @@ def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:
 def keeps_up(runs: Path, names: list[str], clip: Path) -> str:
     """Windows that are read in a second, and those that training takes, as a table."""
     rows = ["| windows of 16 frames with sound | a second |", "| --- | --- |"]
-    rows.append(f"| read from the file, by one process | {drawn_per_second(clip, '--data.memory=0'):.1f} |")
+    rows.append(f"| read from the file, by one process | {drawn_per_second(clip, '--data.cache_gb=0'):.1f} |")
     rows.append(f"| read with the decoded clip in memory, as in mini.yaml | {drawn_per_second(clip):.0f} |")
     for name in names:
         speed = statistics.median(value for _, value in curve(folder(runs, name), "examples_per_second"))
@@ -198,7 +197,7 @@ def without_model(clip: Path) -> tuple[float, float]:
     training, held_out = windows(clip)
     drawn = training.collate([training[SampleIndex(0, seed)] for seed in range(200)])
     batch = held_out.collate([held_out[SampleIndex(number, 0)] for number in range(len(held_out))])
-    mean_CYX = drawn["video"][drawn["shown"]].float().mean(0) / 255
+    mean_CYX = drawn["video"][drawn["video_mask"]].float().mean(0) / 255
     errors = ReconstructionErrors(["video", "audio"])
     errors.update({"video": mean_CYX.expand(batch["video"].shape), "audio": torch.zeros_like(batch["audio"])}, batch)
     found = errors.compute()
@@ -222,9 +221,9 @@ def draw(points: list[tuple[float, float, float]], none: tuple[float, float], fi
 def reconstruct(runs: Path, names: list[str], clip: Path) -> None:
     """A held-out window and what models of each compression make of it: a video, and some of its frames."""
     _, held_out = windows(clip)
-    assert held_out.places is not None
-    length = measure(clip, held_out.window).length - held_out.window.seconds
-    start = float(length) * held_out.places[len(held_out.places) // 2]
+    assert held_out.positions is not None
+    length = measure(clip, read_video=True, read_audio=True).duration - held_out.window.seconds
+    start = float(length) * held_out.positions[len(held_out.positions) // 2]
     decoded: list[Tensor] = []
     for name in reversed(names):  # so that the video that stays is the first model's
         result = autoencode(folder(runs, name) / "model", clip, ROOT / "docs/autoencoding_mini.mp4", start)

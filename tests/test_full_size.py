@@ -205,8 +205,11 @@ torch.manual_seed(0)
 module = ClipAutoencoder(create_model("autoencoder_88x"))
 module.log = lambda *arguments, **options: None
 batch = {{
-    "video": torch.randint(256, (1, 16, 3, 224, 224), dtype=torch.uint8), "shown": torch.ones(1, 16, dtype=torch.bool),
-    "audio": torch.rand(1, 30720) - 0.5, "heard": torch.ones(1, 30720, dtype=torch.bool), "label": torch.tensor([7]),
+    "video": torch.randint(256, (1, 16, 3, 224, 224), dtype=torch.uint8),
+    "video_mask": torch.ones(1, 16, dtype=torch.bool),
+    "audio": torch.rand(1, 30720) - 0.5,
+    "audio_mask": torch.ones(1, 30720, dtype=torch.bool),
+    "label": torch.tensor([7]),
 }}
 {step}
 print(peak("cpu") / 2**30)

@@ -7,9 +7,10 @@ import torch
 from benchmarks import multimodal
 from benchmarks.multimodal import CONFIGS, RUNS, accuracy, folder, keeps_up, windows, without_model, write_digits
 from perceivers.clips.data import ClipData
-from perceivers.clips.windows import Window, read_window
+from perceivers.clips.model import Window
+from perceivers.clips.windows import read_window
 from perceivers.data.video import write_video
-from perceivers.images.data import digits
+from perceivers.images.data import load_digit_images
 from perceivers.training.config import read_config
 from tests.clips.test_windows import wav
 
@@ -36,7 +37,7 @@ def written(tmp_path):
 
 def test_a_digit_is_seen_and_heard_or_one_of_both(written):
     assert (len(written.training), len(written.evaluation)) == (24, 12)
-    images = digits()
+    images = load_digit_images()
     known = {0: [], 1: []}
     for place in range(len(images.training)):
         if images.training.labels[place] in known:
@@ -44,8 +45,8 @@ def test_a_digit_is_seen_and_heard_or_one_of_both(written):
     kinds = []
     for index in range(24):
         seen = read_window(written.training.media(index), SEEN, 0.0)
-        assert seen.shown.all()
-        assert seen.heard.all()
+        assert seen.video_mask.all()
+        assert seen.audio_mask.all()
         picture = seen.video[0].float().mean(0).unflatten(0, (8, 2)).unflatten(2, (8, 2)).mean((1, 3)).numpy()
         label = written.training.labels[index]
         near = min(np.abs(picture - other).mean() for other in known[label])
@@ -72,8 +73,8 @@ def test_what_no_model_would_be_right_about(tmp_path):
     """Frames that are black and white in turn, and a constant sound."""
     video = [torch.full((3, 64, 64), 255 * (number % 2), dtype=torch.uint8) for number in range(200)]
     write_video(tmp_path / "a.mkv", video, 25, torch.full((8 * 16000,), 0.1), 16000)
-    training, held_out = windows(tmp_path / "a.mkv")
-    assert len(training) > len(held_out) == 2
+    training, evaluation = windows(tmp_path / "a.mkv")
+    assert len(training) > len(evaluation) == 2
     found, sound = without_model(tmp_path / "a.mkv")
     assert found == pytest.approx(-10 * np.log10(0.25), abs=0.5)
     assert sound == pytest.approx(20, abs=1)

@@ -18,7 +18,7 @@ from perceivers.clips.autoencoding import (
     ClipAutoencoder,
     Weights,
     evaluate,
-    pixels_at,
+    gather_pixels,
 )
 from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
@@ -66,7 +66,7 @@ def test_a_modality_is_left_out_by_a_line(tmp_path, without):
 def test_windows_of_one_clip_are_learned(tmp_path):
     clip = clips(tmp_path / "clips") / "dark" / "0.mkv"
     run = small_run(tmp_path / "run", clip, {"classes": None})
-    run.data.draws = 8
+    run.data.windows_per_epoch = 8
     assert "test_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
 
 
@@ -78,16 +78,16 @@ def batch(clips=3):
     generator = torch.Generator().manual_seed(0)
     return {
         "video": torch.randint(256, (clips, 4, 3, 8, 8), dtype=torch.uint8, generator=generator),
-        "shown": torch.tensor([[True] * 4, [True, False, False, True], [True] * 4])[:clips],
+        "video_mask": torch.tensor([[True] * 4, [True, False, False, True], [True] * 4])[:clips],
         "audio": torch.rand(clips, 1280, generator=generator) - 0.5,
-        "heard": torch.stack([torch.ones(1280), torch.arange(1280) < 100, torch.zeros(1280)])[:clips].bool(),
+        "audio_mask": torch.stack([torch.ones(1280), torch.arange(1280) < 100, torch.zeros(1280)])[:clips].bool(),
         "label": torch.tensor([0, 4, 2])[:clips],
     }
 
 
 def full_losses(chosen, data, hidden):
     answers = chosen.model.decode(chosen.encode(data, hidden))
-    return chosen.losses(data, answers, dict.fromkeys(answers)), answers
+    return chosen.compute_losses(data, answers, dict.fromkeys(answers)), answers
 
 
 @torch.no_grad()
@@ -95,9 +95,9 @@ def test_losses_by_their_definitions():
     chosen, data = module(), batch()
     found, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
     video = (answers["video"] - data["video"] / 255).abs()
-    assert float(found["video"]) == pytest.approx(float(video[data["shown"]].mean()), rel=1e-5)
+    assert float(found["video"]) == pytest.approx(float(video[data["video_mask"]].mean()), rel=1e-5)
     audio = (answers["audio"] - data["audio"]).abs()
-    assert float(found["audio"]) == pytest.approx(float(audio[data["heard"]].mean()), rel=1e-5)
+    assert float(found["audio"]) == pytest.approx(float(audio[data["audio_mask"]].mean()), rel=1e-5)
     assert float(found["label"]) == pytest.approx(float(F.cross_entropy(answers["label"], data["label"])), rel=1e-5)
 
 
@@ -106,7 +106,7 @@ def test_pixels_of_frames_that_are_not_square():
     video = torch.rand(2, 5, 3, 4, 7)
     points = torch.randint(5 * 4 * 7, (2, 30))
     flat = video.movedim(2, -1).flatten(1, 3)
-    assert pixels_at(video, points).equal(flat.take_along_dim(points[..., None], 1))
+    assert gather_pixels(video, points).equal(flat.take_along_dim(points[..., None], 1))
 
 
 def test_losses_of_some_outputs_are_those_of_the_same_entries_of_all():
@@ -114,12 +114,14 @@ def test_losses_of_some_outputs_are_those_of_the_same_entries_of_all():
     encoded = chosen.encode(data, torch.ones(3, 1, dtype=torch.bool))
     whole = chosen.model.decode(encoded)
     points = {"video": torch.randint(256, (3, 20)), "audio": torch.randint(80, (3, 20)), "label": None}
-    found = chosen.losses(data, chosen.model.decode(encoded, points), points)
-    errors, known = (whole["video"] - data["video"] / 255).abs().movedim(2, -1).flatten(1, 3), data["shown"]
+    found = chosen.compute_losses(data, chosen.model.decode(encoded, points), points)
+    errors, known = (whole["video"] - data["video"] / 255).abs().movedim(2, -1).flatten(1, 3), data["video_mask"]
     total = [errors[b, p].sum() for b in range(3) for p in points["video"][b] if known[b, p // 64]]
     assert float(found["video"]) == pytest.approx(float(sum(total)) / (3 * len(total)), rel=1e-4)
-    errors, heard = ((each.unflatten(1, (80, 16))) for each in ((whole["audio"] - data["audio"]).abs(), data["heard"]))
-    total = [errors[b, p][heard[b, p]] for b in range(3) for p in points["audio"][b]]
+    errors, audio_mask = (
+        (each.unflatten(1, (80, 16))) for each in ((whole["audio"] - data["audio"]).abs(), data["audio_mask"])
+    )
+    total = [errors[b, p][audio_mask[b, p]] for b in range(3) for p in points["audio"][b]]
     assert float(found["audio"]) == pytest.approx(float(torch.cat(total).mean()), rel=1e-4)
 
 
@@ -131,10 +133,10 @@ def test_losses_of_random_subsets_are_those_of_everything_on_average():
     encoded, draws = chosen.encode(data, hidden), []
     for seed in range(200):
         torch.manual_seed(seed)
-        points = chosen.draw(data)
+        points = chosen.draw_indices(data)
         assert points["video"].shape == points["audio"].shape == (1, 64)
         assert points["label"] is None
-        draws.append(chosen.losses(data, chosen.model.decode(encoded, points), points))
+        draws.append(chosen.compute_losses(data, chosen.model.decode(encoded, points), points))
     for name, spread in (("video", 0.15), ("audio", 0.1)):
         each = torch.stack([draw[name] for draw in draws])
         assert each.std() < spread
@@ -160,7 +162,7 @@ def test_the_label_is_hidden_from_some_in_training_and_from_all_in_evaluation(mo
 def test_the_weights_of_the_modalities(monkeypatch):
     chosen = module(weights=Weights(0.5, 2.0, 0.25))
     losses = {"video": torch.tensor(3.0), "audio": torch.tensor(5.0), "label": torch.tensor(7.0)}
-    monkeypatch.setattr(chosen, "losses", lambda *arguments: losses)
+    monkeypatch.setattr(chosen, "compute_losses", lambda *arguments: losses)
     monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
     assert float(chosen.training_step(batch(), 0)) == 0.5 * 3 + 2 * 5 + 0.25 * 7
     assert chosen.training_step({"problems": ["broken"]}, 0) is None
@@ -172,10 +174,10 @@ def test_psnr_is_that_of_the_command_averaged_over_clips():
     chosen.validation_step(data | {"problems": []}, 0)
     _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
     video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
-    each = [psnr(video[b][data["shown"][b]], data["video"][b][data["shown"][b]] / 255) for b in range(3)]
+    each = [psnr(video[b][data["video_mask"][b]], data["video"][b][data["video_mask"][b]] / 255) for b in range(3)]
     assert float(chosen.metrics.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
-    heard = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
-    assert float(chosen.metrics.audio.compute()) == pytest.approx(sum(heard) / 2, rel=1e-4)
+    sound = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
+    assert float(chosen.metrics.audio.compute()) == pytest.approx(sum(sound) / 2, rel=1e-4)
     right = (answers["label"].argmax(1) == data["label"]).float().mean()
     assert float(chosen.metrics.label.compute()) == pytest.approx(float(right))
 
@@ -216,7 +218,7 @@ def test_clips_that_cannot_be_autoencoded(tmp_path):
     (tmp_path / "list.csv").write_text('file,labels\nbright/0.mkv,"a,b"\ndark/0.mkv,a\n')
     run = small_run(tmp_path / "run", data)
     run.data.training_list = str(tmp_path / "list.csv")
-    with pytest.raises(PerceiversError, match=r"data\.training_list = .* must be a list with one class a clip"):
+    with pytest.raises(PerceiversError, match=r"data\.training_list = .* must be a list with one class per clip"):
         run.run()
     (tmp_path / "sound" / "a").mkdir(parents=True)
     for name in ("a", "b"):
@@ -230,8 +232,8 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     data = clips(tmp_path / "clips")
     output = small_run(tmp_path / "run", data).run()
     figures = json.loads((output / "metrics.json").read_text())
-    held_out = ClipData(str(data), held_out=0.2).open().evaluation
-    found = evaluate(load_model(output / "model"), held_out)
+    evaluation = ClipData(str(data), validation_fraction=0.2).open().evaluation
+    found = evaluate(load_model(output / "model"), evaluation)
     assert found == {name: pytest.approx(figures[f"test_{name}"], rel=1e-4) for name in found}
     assert set(found) == {"video_psnr", "audio_psnr", "top1"}
     capsys.readouterr()
@@ -245,7 +247,9 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     command = ["evaluate", str(tmp_path / "other"), "--data", str(data / "dark" / "0.mkv")]
     main([*command, "--windows", "3", "--json"])
     assert json.loads(capsys.readouterr().out)["windows"] == 3
-    assert "--list says the classes of clips, but this model has no label" in fails(capsys, *command, "--list", "a.csv")
+    assert "--list gives the classes of clips, but this model has no label" in fails(
+        capsys, *command, "--list", "a.csv"
+    )
 
 
 def test_a_run_says_its_compression_and_its_config_keeps_that_there_is_no_label(tmp_path, capsys):
@@ -291,8 +295,10 @@ def test_all_frames_of_a_clip_are_changed_alike():
 def test_training_clips_are_augmented_and_evaluation_is_not(monkeypatch):
     chosen, data = module(augmentation=ClipAugmentation((0.2, 0.3))), batch()
     monkeypatch.setattr(chosen, "log", lambda *arguments, **options: None)
-    seen, losses = [], chosen.losses
-    monkeypatch.setattr(chosen, "losses", lambda batch, *rest: (seen.append(batch["video"]), losses(batch, *rest))[1])
+    seen, losses = [], chosen.compute_losses
+    monkeypatch.setattr(
+        chosen, "compute_losses", lambda batch, *rest: (seen.append(batch["video"]), losses(batch, *rest))[1]
+    )
     chosen.training_step(data, 0)
     assert seen[0].shape == data["video"].shape
     assert 0 <= seen[0].min() < seen[0].max() <= 1

@@ -12,10 +12,8 @@ pytest.importorskip("av")
 from perceivers.cli import main
 from perceivers.clips.classification import ClipClassifier, evaluate
 from perceivers.clips.classify import classify_clip
-from perceivers.clips.data import ClipData, ClipDataset, evenly, listed_clips
-from perceivers.clips.model import ClipClassifierConfig
-from perceivers.clips.model_window import window_of
-from perceivers.clips.windows import Window
+from perceivers.clips.data import ClipData, ClipDataset, evenly_spaced, listed_clips
+from perceivers.clips.model import ClipClassifierConfig, Window, get_window
 from perceivers.data.loader import SampleIndex
 from perceivers.training.config import read_config
 from tests.data.test_video import make, ramp, tone
@@ -40,9 +38,9 @@ def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
     assert figures["test_top1"] == 1
     model = load_model(output / "model")
     assert model.outputs["label"].names == ["high", "low"]
-    held_out = ClipData(str(tones), held_out=0.2).open().evaluation
-    dataset = ClipDataset(held_out, window_of(model), evenly(1))
-    batch = dataset.collate([dataset[SampleIndex(place, 0)] for place in range(len(held_out))])
+    evaluation = ClipData(str(tones), validation_fraction=0.2).open().evaluation
+    dataset = ClipDataset(evaluation, get_window(model), evenly_spaced(1))
+    batch = dataset.collate([dataset[SampleIndex(place, 0)] for place in range(len(evaluation))])
     assert model({"audio": batch["audio"]})["label"].argmax(1).tolist() == batch["label"].tolist()
 
 
@@ -68,13 +66,13 @@ def module(settings=SOUND, clips=3, **own):
 
 def test_what_is_masked_changes_nothing():
     chosen = module(BOTH, classes=4)
-    batch = {"video": torch.rand(2, 4, 3, 8, 8), "shown": torch.ones(2, 4, dtype=torch.bool),
-             "audio": torch.rand(2, 7680), "heard": torch.ones(2, 7680, dtype=torch.bool)}  # fmt: skip
-    batch["shown"][0, 2:] = False
-    batch["heard"][0, 64:] = False
-    batch["heard"][1] = False
+    batch = {"video": torch.rand(2, 4, 3, 8, 8), "video_mask": torch.ones(2, 4, dtype=torch.bool),
+             "audio": torch.rand(2, 7680), "audio_mask": torch.ones(2, 7680, dtype=torch.bool)}  # fmt: skip
+    batch["video_mask"][0, 2:] = False
+    batch["audio_mask"][0, 64:] = False
+    batch["audio_mask"][1] = False
     answer = chosen.predict(batch)
-    for name, there in (("video", "shown"), ("audio", "heard")):
+    for name, there in (("video", "video_mask"), ("audio", "audio_mask")):
         noise = torch.rand_like(batch[name])
         seen = batch[there].view(*batch[there].shape, *[1] * (noise.dim() - 2))
         torch.testing.assert_close(chosen.predict(batch | {name: torch.where(seen, batch[name], noise)}), answer)
@@ -97,11 +95,11 @@ def test_answers_of_a_clips_windows_are_averaged(monkeypatch):
 
 
 def test_a_window_is_what_the_model_was_built_for():
-    assert window_of(build(SOUND)) == Window(None, (0, 0), 25.0, 800, 8000)
-    assert window_of(build(CONV)) == Window(None, (0, 0), 25.0, 800, 8000)
-    assert window_of(build(MEL)) == Window(None, (0, 0), 25.0, 800, 8000)
-    assert window_of(build(BOTH)) == Window(4, (8, 8), 25.0, 7680, 48000)
-    assert window_of(build(BOTH, sound=None)).samples is None
+    assert get_window(build(SOUND)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert get_window(build(CONV)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert get_window(build(MEL)) == Window(None, (0, 0), 25.0, 800, 8000)
+    assert get_window(build(BOTH)) == Window(4, (8, 8), 25.0, 7680, 48000)
+    assert get_window(build(BOTH, sound=None)).samples is None
 
 
 @pytest.mark.parametrize(
@@ -160,13 +158,13 @@ def test_several_classes_of_a_clip_are_told(tmp_path):
 
 def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
     output = small_run(tmp_path / "run", tones, SOUND).run()
-    model, clips = load_model(output / "model"), ClipData(str(tones), held_out=0.2).open().evaluation
+    model, clips = load_model(output / "model"), ClipData(str(tones), validation_fraction=0.2).open().evaluation
     figures = json.loads((output / "metrics.json").read_text())
     assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
     assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]
     with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 5"):
         evaluate(build(SOUND, classes=5, multilabel=False), clips)
-    with pytest.raises(PerceiversError, match="one class a clip, but the model knows several"):
+    with pytest.raises(PerceiversError, match="one class per clip, but the model several"):
         evaluate(build(SOUND, classes=2), clips)
 
 
@@ -192,7 +190,7 @@ def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
     assert re.fullmatch(
         r"3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n", capsys.readouterr().out
     )
-    message = "--classes says what the classes of a --list are: give both"
+    message = "--classes gives the classes of a --list: give both"
     assert message in fails(capsys, *listed[:4], "--classes", "names")
     with pytest.raises(SystemExit, match="2"):
         main([*listed, "--split", "training"])

@@ -6,8 +6,9 @@ import torch
 from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.classify import classify_clip
-from perceivers.clips.data import evenly
-from perceivers.clips.windows import Window, read_window
+from perceivers.clips.data import evenly_spaced
+from perceivers.clips.model import Window
+from perceivers.clips.windows import read_window
 from perceivers.model.adapter import InputArray
 from tests.clips.test_reconstruct import make_clip
 from tests.support.cli import fails
@@ -25,15 +26,15 @@ def clip(tmp_path):
 @torch.no_grad()
 def logits(model, clip, place):
     seen = read_window(clip, WINDOW, place)
-    video = InputArray(seen.video[None], seen.shown[None])
-    return model({"video": video, "audio": InputArray(seen.audio[None], seen.heard[None])})["label"][0]
+    video = InputArray(seen.video[None], seen.video_mask[None])
+    return model({"video": video, "audio": InputArray(seen.audio[None], seen.audio_mask[None])})["label"][0]
 
 
 @pytest.mark.parametrize("multilabel", [False, True])
 def test_probabilities_are_the_mean_over_windows(clip, multilabel):
     model = hearer(class_names=NAMES, multilabel=multilabel)
     (answer,) = classify_clip(model, [clip], windows=3)
-    each = torch.stack([logits(model, clip, place) for place in evenly(3)])
+    each = torch.stack([logits(model, clip, place) for place in evenly_spaced(3)])
     expected = (each.sigmoid() if multilabel else each.softmax(1)).mean(0)
     assert answer == pytest.approx(dict(zip(NAMES, expected.tolist(), strict=True)), rel=1e-4)
     assert list(answer.values()) == sorted(answer.values(), reverse=True)

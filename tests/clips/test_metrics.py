@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from perceivers.clips.metrics import ClipScores, several_figures
+from perceivers.clips.metrics import ClipScores, compute_multilabel_metrics
 
 
 def test_figures_of_several_classes_are_those_of_scikit_learn():
@@ -15,7 +15,7 @@ def test_figures_of_several_classes_are_those_of_scikit_learn():
     target[:, 2], target[:, 5] = False, True  # no figure can be had of these
     score = (random.random((50, 7)) + 0.4 * target).round(1)  # with ties
     known = [0, 1, 3, 4, 6]
-    figures = several_figures(torch.from_numpy(score), torch.from_numpy(target))
+    figures = compute_multilabel_metrics(torch.from_numpy(score), torch.from_numpy(target))
     precision = np.mean([average_precision_score(target[:, k], score[:, k]) for k in known])
     area = np.mean([roc_auc_score(target[:, k], score[:, k]) for k in known])
     assert float(figures["map"]) == pytest.approx(precision, abs=1e-6)
@@ -45,4 +45,4 @@ def test_top1_of_the_mean_over_windows():
 
 
 def test_where_nothing_can_be_told():
-    assert several_figures(torch.rand(4, 2), torch.ones(4, 2, dtype=torch.bool))["map"].isnan()
+    assert compute_multilabel_metrics(torch.rand(4, 2), torch.ones(4, 2, dtype=torch.bool))["map"].isnan()

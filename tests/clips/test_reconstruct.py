@@ -128,7 +128,7 @@ def test_without_sound_silence_is_heard_with_a_notice(tmp_path, caplog):
     model, silent = coder(), make_clip(tmp_path / "silent.mp4", sound=False)
     result = autoencode(model, silent, tmp_path / "out.mp4")
     assert result.audio_psnr is None
-    assert caplog.messages == [f"{silent} has no sound: silence takes its place."]
+    assert caplog.messages == [f"{silent} has no sound: silence is used instead."]
     expected = all_at_once(model, silent, 0)
     torch.testing.assert_close(result.audio, expected["audio"].clamp(-1, 1), rtol=1e-4, atol=1e-5)
     assert math.isfinite(result.video_psnr)
@@ -151,7 +151,7 @@ def test_a_given_model_can_be_trained_afterwards(clip):
     ("out", "message"),
     [
         ("none/out.mp4", "there is no folder .*none; make it"),
-        ("out.gif", "out.gif is no name for a video"),
+        ("out.gif", "out.gif cannot be written as a video"),
         ("folder.mp4", "folder.mp4: it is a folder"),
     ],
 )
@@ -200,13 +200,13 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, clip, tmp_path,
     out = ["--out", str(tmp_path / "out.mp4")]
     for arguments, message in [
         ([folder, str(make_clip(tmp_path / "short.mp4", frames=3)), *out], "short.mp4 lasts 0.12 s, but the clip is"),
-        ([folder, str(clip), *out, "--start", "0.4"], "clip.mp4 lasts 0.48 s, but the clip is to go from 0.40 s"),
+        ([folder, str(clip), *out, "--start", "0.4"], "clip.mp4 lasts 0.48 s, but the clip is from 0.40 s"),
         ([folder, str(clip), *out, "--start=-1"], "start = -1.0 is not allowed"),
         ([folder, str(tmp_path / "none.mp4"), *out], "none.mp4 is not a file"),
         ([folder, f"{folder}/config.json", *out], "config.json cannot be read as a video"),
         ([str(tmp_path / "classifier"), str(clip), *out], "cannot do autoencode, which needs one VideoInput"),
         ([folder, str(clip), "--out", str(tmp_path / "none" / "out.mp4")], "there is no folder"),
-        ([folder, str(clip), "--out", str(tmp_path / "out.avi")], "out.avi is no name for a video"),
+        ([folder, str(clip), "--out", str(tmp_path / "out.avi")], "out.avi cannot be written as a video"),
     ]:
         assert message in fails(capsys, "autoencode", *arguments)
         assert not list(tmp_path.glob("*out*"))

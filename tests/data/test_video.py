@@ -114,9 +114,11 @@ def test_flash_and_click_stay_together(tmp_path, suffix, gap):
 
 
 def test_a_late_clip_is_not_decoded_from_the_beginning(tmp_path, monkeypatch):
-    spans, decoded = video.spans, []
+    frame_intervals, decoded = video.frame_intervals, []
     monkeypatch.setattr(
-        video, "spans", lambda frames, usual: spans((decoded.append(frame) or frame for frame in frames), usual)
+        video,
+        "frame_intervals",
+        lambda frames, duration: frame_intervals((decoded.append(frame) or frame for frame in frames), duration),
     )
     path = make(tmp_path / "a.mp4", ramp(30) * 5, gap=10)
     assert numbers(read_clip(path, 5.4, 5, 25, 8).video) == [15, 16, 17, 18, 19]
@@ -274,7 +276,7 @@ def test_nothing_is_left_of_a_video_that_fails(tmp_path):
         write_video(tmp_path / "a.mp4", [torch.zeros(3, 16, width, dtype=torch.uint8) for width in (16, 18)], 25)
     with pytest.raises(PerceiversError, match=r"rate = 0 is not allowed for .*a.mp4"):
         write_video(tmp_path / "a.mp4", frames(1), 0)
-    with pytest.raises(PerceiversError, match=r"a.webm .* has to end in .mp4, .mkv, .mov"):
+    with pytest.raises(PerceiversError, match=r"a.webm .* must end in .mp4, .mkv, .mov"):
         write_video(tmp_path / "a.webm", frames(1), 25)
     with pytest.raises(PerceiversError, match=r"cannot write .*a.mp4: "):
         write_video(tmp_path / "a.mp4", [torch.zeros(3, 16, 16, dtype=torch.uint8)], 25, torch.zeros(9), 16001)
@@ -286,8 +288,8 @@ def test_nothing_is_left_of_a_video_that_fails(tmp_path):
     [
         ({"start": -1.0}, r"start = -1.0 is not allowed for .*a.mkv"),
         ({"start": float("nan")}, r"start = nan is not allowed"),
-        ({"frames": 0}, r"0 frames at 25 a second of .*a.mkv"),
-        ({"rate": 0}, r"10 frames at 0 a second of .*a.mkv"),
+        ({"frames": 0}, r"0 frames at 25 per second of .*a.mkv"),
+        ({"rate": 0}, r"10 frames at 0 per second of .*a.mkv"),
         ({"start": 0.9}, r"a.mkv lasts 1.00 s, but .* from 0.90 s to 1.30 s: start at 0.60 s or before"),
         ({"start": 3600.0}, r"a.mkv lasts 1.00 s, but .* from 3600.00 s to 3600.40 s: start at 0.60 s or before"),
         ({"frames": 26}, r"a.mkv lasts 1.00 s, but .* from 0.00 s to 1.04 s: ask for fewer frames"),

@@ -303,7 +303,7 @@ def test_the_command_draws_the_flow_of_a_video(files, tmp_path, capsys):
         ),
         (["1.png", "2.png"], ["--out", "out.flo", "--max-flow", "0"], "max_flow = 0.0 is not allowed"),
         (["clip.mp4"], ["--out", "out.mp4", "--max-flow", "-1"], "max_flow = -1.0 is not allowed"),
-        (["clip.mp4"], ["--out", "out.flo"], "out.flo is no name for a video: it has to end in .mp4, .mkv, .mov"),
+        (["clip.mp4"], ["--out", "out.flo"], "out.flo cannot be written as a video: it must end in .mp4, .mkv, .mov"),
         (["clip.mp4"], ["--out", "out.mp4", "--picture", "out.png"], "--picture is for two frames"),
         (["1.png", "2.png", "1.png"], ["--out", "out.flo"], "two frames or one video, but 3 files were given"),
     ],
@@ -323,7 +323,7 @@ def test_the_command_refuses_before_it_computes(files, tmp_path, capsys, monkeyp
     ("model", "frames", "options", "message"),
     [
         ("model", ["1.png", "clip.mp4"], [], "clip.mp4 cannot be decoded as an image"),
-        ("model", ["1.png", "none.png"], [], "none.png is no file that can be read"),
+        ("model", ["1.png", "none.png"], [], "none.png is not a readable file"),
         ("model", ["1.png", "2.png"], ["--overlap", "22"], "overlap = 22 is not allowed"),
         ("model", ["1.png", "2.png"], ["--batch-size", "0"], "batch_size = 0 is not allowed"),
         ("classifier", ["1.png", "2.png"], [], "this model cannot do flow, which needs one FramePairInput"),

@@ -224,7 +224,7 @@ MIDDLE = len(HDF5) // 2  # of the compressed numbers
         ("a.npy", npy(np.zeros((4, 2))), r"has float64 \[4, 2\]"),
         ("a.npy", npy(np.zeros((4, 5, 2), dtype=np.uint16)), r"has uint16 \[4, 5, 2\]: floating point"),
         ("a.npy", npy(np.zeros((0, 5, 2))), "has no pixels"),
-        ("a.npy", None, "is no file that can be read"),
+        ("a.npy", None, "is not a readable file"),
         ("a.pfm", b"", "is not a PFM file of three colors: it does not begin with PF"),
         ("a.pfm", b"Pf" + PFM[2:], "is not a PFM file of three colors"),
         ("a.pfm", PFM[:6], "is not a PFM file of three colors"),
@@ -382,7 +382,7 @@ def test_real_frames(shared_data):
 
 def test_undecodable_frames_are_refused(tmp_path):
     path = tmp_path / "a.png"
-    with pytest.raises(PerceiversError, match=f"^{path} is no file that can be read"):
+    with pytest.raises(PerceiversError, match=f"^{path} is not a readable file"):
         read_frame(path)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(path)
     whole = path.read_bytes()

@@ -38,7 +38,7 @@ def test_digits_have_a_fixed_third_held_out():
     splits = ImageData("digits").open()
     assert (len(splits.training), len(splits.evaluation)) == (1198, 599)
     assert splits.training.classes == list("0123456789")
-    again = ImageData("digits", held_out=0.9).open()
+    again = ImageData("digits", validation_fraction=0.9).open()
     assert again.evaluation.labels == splits.evaluation.labels
     names = {splits.training.describe(i) for i in range(1198)} | {splits.evaluation.describe(i) for i in range(599)}
     assert len(names) == 1797
@@ -48,7 +48,7 @@ def test_digits_have_a_fixed_third_held_out():
 
 
 def test_image_folder_with_and_without_splits(tmp_path):
-    plain = ImageData(str(make_folder(tmp_path / "plain", count=5)), held_out=0.2).open()
+    plain = ImageData(str(make_folder(tmp_path / "plain", count=5)), validation_fraction=0.2).open()
     assert (len(plain.training), len(plain.evaluation)) == (8, 2)
     make_folder(tmp_path / "split" / "train")
     make_folder(tmp_path / "split" / "val", classes=("dog",), count=1)
@@ -61,7 +61,7 @@ def test_image_folder_with_and_without_splits(tmp_path):
 def test_a_class_that_training_does_not_have_is_refused(tmp_path):
     make_folder(tmp_path / "train")
     make_folder(tmp_path / "val", classes=("cat", "cow"))
-    with pytest.raises(PerceiversError, match="val/cow is a class that the training images do not have"):
+    with pytest.raises(PerceiversError, match="val has the class 'cow', which the training split does not have"):
         ImageData(str(tmp_path)).open()
 
 
@@ -127,7 +127,7 @@ def test_real_images(shared_data):
         (lambda path: (make_folder(path, classes=("cat",)) / "empty").mkdir(), "has only the class 'cat'"),
         (broken_parquet, "cannot be read as a data set"),
         (lambda path: path.write_text(""), "is a file: give the folder"),
-        (lambda path: None, "neither a folder nor a data set of the hub"),
+        (lambda path: None, "neither a folder nor a data set on the Hub"),
     ],
 )
 def test_unusable_data_is_refused(tmp_path, prepare, message):

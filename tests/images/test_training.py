@@ -32,7 +32,7 @@ def test_accuracy_counts():
 
 def test_evaluate_equals_the_plain_loop():
     model, images = small_classifier(), ImageData("digits").open().evaluation
-    result = evaluate(model, images.part(range(50)), batch_size=16)
+    result = evaluate(model, images.subset(range(50)), batch_size=16)
     right = 0
     for index in range(50):
         pixels = torch.from_numpy(np.array(images.read(index, in_channels=1)))
@@ -48,7 +48,7 @@ def test_evaluation_needs_the_models_classes_and_images_that_can_be_read(tmp_pat
     (tmp_path / "data" / "a" / "1.png").write_bytes(b"")
     with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 10"):
         evaluate(small_classifier(), ImageData(str(tmp_path / "data")).open().training)
-    folder = ImageData(str(tmp_path / "data"), held_out=0.5).open()
+    folder = ImageData(str(tmp_path / "data"), validation_fraction=0.5).open()
     two = perceivers.create_model("imagenet_fourier", **SMALL, classes=2)
     broken = folder.training if "/a/" in folder.training.describe(0) else folder.evaluation
     with pytest.raises(PerceiversError, match=r"a/1.png cannot be decoded"):

@@ -68,7 +68,7 @@ def classification_run(output, data, model, **training):
     training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
     return ClipClassification(
         model=model_config("audioset_raw", **model),
-        data=ClipData(str(data), held_out=0.2),
+        data=ClipData(str(data), validation_fraction=0.2),
         optimization=Optimization(lr=3e-3),
         training=Training(**training),
     )
@@ -78,7 +78,7 @@ def autoencoding_run(output, data, model=None, fields=None, **training):
     training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
     return Autoencoding(
         model=model_config("autoencoder_88x", **(AUTOENCODER | (model or {}))),
-        data=ClipData(str(data), held_out=0.2, memory=0.1),
+        data=ClipData(str(data), validation_fraction=0.2, cache_gb=0.1),
         weights=Weights(1.0, 1.0, 0.1),
         optimization=Optimization(lr=3e-3),
         training=Training(**training),

@@ -1,8 +1,8 @@
-"""Autoencoding of clips: video, sound and label through a few hundred latents (section 4.3; section 5 of the appendix).
+"""Training of autoencoders of clips: video, sound and label (section 4.3; section 5 of the appendix).
 
-configs/autoencoding/paper_*.yaml are the paper's recipes.
+configs/autoencoding/paper_*.yaml are the recipes of the paper.
 
-Shape suffixes: B batch, P points, S samples, T frames, C colors, Y rows, X columns
+Shape suffixes: B batch, P output indices, S samples, T frames, C colors, Y rows, X columns
 """
 
 import math
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from perceivers.checks import Checked, Count, Fraction, Range, check_field
 from perceivers.clips import commands
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ReconstructionErrors
-from perceivers.clips.model import FRAME_RATE, AutoencoderConfig
-from perceivers.clips.model_window import masked_inputs, window_of
-from perceivers.clips.reconstruct import compression, is_autoencoder, side_by_side
+from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
+from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
 from perceivers.data.labelled_files import check_classes
 from perceivers.data.video import write_video
 from perceivers.inference import class_names
@@ -33,16 +32,17 @@ from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
-SHOWN = 4
-"""So many held-out windows are reconstructed in the log."""
+LOGGED_CLIPS = 4
+"""Number of held-out windows whose reconstructions are logged."""
 
 
 @dataclass
 class Weights(Checked):
-    """What each modality counts in the loss (section 5). A label of 1 makes a better classifier, of worse pictures.
+    """Weights of the modalities in the loss (section 5). A label weight of 1 improves classes, at the cost of video.
 
     Attributes:
-        video, audio: of the mean absolute error of colors in [0, 1] and of samples in [-1, 1].
+        video: of the mean absolute error of colors in [0, 1].
+        audio: of the mean absolute error of samples in [-1, 1].
         label: of the cross-entropy.
     """
 
@@ -55,10 +55,10 @@ class Weights(Checked):
 
 @dataclass
 class ClipAugmentation(Checked):
-    """How training clips are changed, all frames of one alike. The sound stays as it is.
+    """Augmentation of the video of training clips, the same for all frames of a clip.
 
     Attributes:
-        area: bounds of the part of a frame's area that is cut out at random and resized; all of it, if not given.
+        area: range of the fraction of the area of a frame that is cropped at random and resized; by default all of it.
         flip: mirror half of the clips.
     """
 
@@ -70,40 +70,32 @@ class ClipAugmentation(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         low, high = self.area or (1.0, 1.0)
-        check_field(
-            "augmentation.area", self.area, 0 < low <= high <= 1, "two parts, each above 0 and at most 1, in order"
-        )
+        is_allowed = 0 < low <= high <= 1
+        check_field("augmentation.area", self.area, is_allowed, "two fractions above 0 and at most 1, in order")
 
     def build(self, size: tuple[int, int]) -> nn.Module:
-        """What changes videos [B, T, C, Y, X] in [0, 1], with height and width `size`."""
-        layers: list[nn.Module] = []
-        if self.area is not None:
-            layers.append(K.RandomResizedCrop(size, scale=self.area))
-        if self.flip:
-            layers.append(K.RandomHorizontalFlip())
-        if not layers:
-            return nn.Identity()
-        changed: nn.Module = K.VideoSequential(*layers, data_format="BTCHW", same_on_frame=True)
-        return changed
+        """Returns the augmentation of videos [B, T, C, Y, X] in [0, 1] of this height and width."""
+        layers = [K.RandomResizedCrop(size, scale=self.area)] if self.area is not None else []
+        layers += [K.RandomHorizontalFlip()] if self.flip else []
+        return K.VideoSequential(*layers, data_format="BTCHW", same_on_frame=True) if layers else nn.Identity()
 
 
 @dataclass(kw_only=True)
 class Autoencoding(Experiment):
-    """A training run of autoencoding.
+    """A training run of an autoencoder of clips.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others:
-            `samples_per_frame: null` leaves the sound out, `classes: null` the label; number and names of the classes
-            come from the data otherwise.
+        model: `preset`, one of `perceivers models`, and the fields that differ from it; `samples_per_frame: null`
+            leaves out the sound, `classes: null` the label. The data decides the number and names of the classes.
         data: the clips.
-        weights: what each modality counts.
-        augmentation: how training clips are changed.
-        points: so many pixels, and patches of sound, of each clip are decoded in training, drawn at random.
-        label_masking: part of the training clips whose label the model does not see; in evaluation it never does.
+        weights: of the modalities in the loss.
+        augmentation: of training clips.
+        points: number of random pixels, and of random audio patches, decoded per clip in training.
+        label_masking: fraction of the training clips whose label is hidden; in evaluation it always is.
     """
 
     decided_by_data = ("classes", "class_names")
-    evaluate = staticmethod(commands.evaluate_autoencoder)
+    evaluate = staticmethod(commands.evaluate)
 
     model: AutoencoderConfig
     data: ClipData = field(default_factory=ClipData)
@@ -113,12 +105,12 @@ class Autoencoding(Experiment):
     label_masking: Fraction = 0.5
 
     def prepare(self) -> Setup:
-        window = window_of(self.build_on_meta())
-        config, labelled = self.model, self.model.classes is not None
-        splits = self.data.open(labelled)
-        if labelled:
+        window = get_window(self.build_on_meta())
+        config, has_label = self.model, self.model.classes is not None
+        splits = self.data.open(has_label)
+        if has_label:
             names, multilabel = splits.training.classes, splits.training.multilabel
-            check_field("data.training_list", self.data.training_list, not multilabel, "a list with one class a clip")
+            check_field("data.training_list", self.data.training_list, not multilabel, "a list with one class per clip")
             config = replace(config, **self.settle(classes=len(names), class_names=names))
         return Setup(config.build, *self.data.datasets(splits, window))
 
@@ -133,14 +125,12 @@ class Autoencoding(Experiment):
 
 
 class ClipAutoencoder(Learner):
-    """Absolute errors of some pixels and patches of sound, and cross-entropy of the label.
+    """Trains with the absolute errors of random pixels and audio patches, and the cross-entropy of the label.
 
     Args:
-        model: the model.
-        optimization: how weights are updated.
+        model, optimization: as in `Learner`.
         weights, augmentation, points, label_masking: as in `Autoencoding`.
-        reconstructions: folder to which some held-out windows are written, beside what the model makes of them; none
-            are, if not given.
+        reconstructions: folder to write some held-out windows to, beside their reconstructions; by default none.
     """
 
     monitor = ("test_video_psnr", "max")
@@ -157,10 +147,10 @@ class ClipAutoencoder(Learner):
     ) -> None:
         super().__init__(model, optimization)
         self.weights = weights or Weights()
-        self.augment = (augmentation or ClipAugmentation()).build(window_of(model).size)
+        self.augment = (augmentation or ClipAugmentation()).build(get_window(model).size)
         self.points, self.label_masking, self.reconstructions = points, label_masking, reconstructions
         self.metrics = ReconstructionErrors(model.outputs)
-        self.reconstructed = 0
+        self.logged_clips = 0
 
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
@@ -169,115 +159,99 @@ class ClipAutoencoder(Learner):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         batch = batch | {"video": self.augment(batch["video"].float() / 255)}
         hidden_B1 = torch.rand(len(batch["label"]), 1, device=self.device) < self.label_masking
-        points = self.draw(batch)
-        answers = self.model.decode(self.encode(batch, hidden_B1), points)
+        indices = self.draw_indices(batch)
+        predicted = self.model.decode(self.encode(batch, hidden_B1), indices)
         total = torch.zeros((), device=self.device)
-        for name, loss in self.losses(batch, answers, points).items():
+        for name, loss in self.compute_losses(batch, predicted, indices).items():
             self.log(f"train_{name}", loss, prog_bar=name == "video")
             total = total + getattr(self.weights, name) * loss
         return total
 
     def encode(self, batch: Mapping[str, Tensor], hidden_B1: Tensor) -> Any:
-        """Latents of clips, some of whose labels are hidden."""
-        data: dict[str, Any] = dict(masked_inputs(self.model, batch))
+        """Encodes clips with the labels of some hidden."""
+        data: dict[str, Any] = dict(get_inputs(self.model, batch))
         if "label" not in self.model.inputs:
             return self.model.encode(data)
         return self.model.encode(data | {"label": batch["label"]}, {"label": hidden_B1})
 
-    def draw(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-        """Which outputs of each clip are decoded: pixels and patches of sound at random, [B, P]; the label."""
-        points: dict[str, Tensor | None] = {}
+    def draw_indices(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+        """Draws the pixels and audio patches to decode, [B, P]; None for the label."""
+        indices: dict[str, Tensor | None] = {}
         size = (len(batch["label"]), self.points)
         for name, output in self.model.outputs.items():
             positions = getattr(output, "positions", None)
-            points[name] = positions and torch.randint(math.prod(positions.grid), size, device=self.device)
-        return points
+            indices[name] = positions and torch.randint(math.prod(positions.grid), size, device=self.device)
+        return indices
 
-    def losses(
-        self, batch: Mapping[str, Tensor], answers: Mapping[str, Tensor], points: Mapping[str, Tensor | None]
+    def compute_losses(
+        self, batch: Mapping[str, Tensor], predicted: Mapping[str, Tensor], indices: Mapping[str, Tensor | None]
     ) -> dict[str, Tensor]:
-        """The loss of each output, over what the clips have of it.
-
-        Args:
-            batch: as it comes; video may be bytes, or in [0, 1].
-            answers: what was decoded.
-            points: where, as in `PerceiverIO.decode`.
-        """
-        found = {}
-        for name, answer in answers.items():
-            asked = points[name]
+        """Returns the loss of each output, decoded at `indices`, over the real parts of clips, bytes or in [0, 1]."""
+        losses = {}
+        for name, output in predicted.items():
+            index_BP = indices[name]
             if name == "label":
-                found[name] = F.cross_entropy(answer.float(), batch["label"])
-            elif name == "video":
-                wanted = batch["video"] if asked is None else pixels_at(batch["video"], asked)
-                shown = batch["shown"] if asked is None else batch["shown"].gather(1, frame_of(batch["video"], asked))
-                wanted = wanted / 255 if wanted.dtype == torch.uint8 else wanted
-                found[name] = mean_error(answer, wanted, shown)
-            else:
-                wanted, heard = batch["audio"], batch["heard"]
-                if asked is not None:
-                    wanted, heard = (patches_at(each, answer.shape[-1], asked) for each in (wanted, heard))
-                found[name] = mean_error(answer, wanted, heard)
-        return found
+                losses[name] = F.cross_entropy(output.float(), batch["label"])
+                continue
+            target, mask = batch[name], batch[f"{name}_mask"]
+            if index_BP is not None and name == "video":
+                mask = mask.gather(1, index_BP // target[0, 0, 0].numel())
+                target = gather_pixels(target, index_BP)
+            elif index_BP is not None:
+                target, mask = (gather_patches(each, output.shape[-1], index_BP) for each in (target, mask))
+            target = target / 255 if target.dtype == torch.uint8 else target
+            losses[name] = masked_error(output, target, mask)
+        return losses
 
     def on_validation_epoch_start(self) -> None:
-        self.reconstructed = 0
+        self.logged_clips = 0
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
         encoded = self.encode(batch, torch.ones(len(batch["label"]), 1, dtype=torch.bool, device=self.device))
-        answers = {name: answer.float() for name, answer in self.model.decode(encoded).items()}
-        self.metrics.update(answers, batch)
+        predicted = {name: output.float() for name, output in self.model.decode(encoded).items()}
+        self.metrics.update(predicted, batch)
         if self.reconstructions is not None:
-            self.show(self.reconstructions, batch["video"], answers["video"], answers.get("audio"))
+            self.log_clips(self.reconstructions, batch["video"], predicted["video"], predicted.get("audio"))
 
-    def show(self, folder: Path, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
-        """Writes some clips beside their reconstructions, with the reconstructed sound, and shows frames in the log."""
+    def log_clips(self, folder: Path, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
+        """Writes clips beside their reconstructions, with the reconstructed sound, and logs some of their frames."""
         for clip in range(len(original_BTCYX)):
-            if self.reconstructed == SHOWN or not self.trainer.is_global_zero:
+            if self.logged_clips == LOGGED_CLIPS or not self.trainer.is_global_zero:
                 return
-            both_TCYX = side_by_side(original_BTCYX[clip].cpu() / 255, decoded_BTCYX[clip].cpu().clamp(0, 1))
+            both_TCYX = hstack_frames(original_BTCYX[clip].cpu() / 255, decoded_BTCYX[clip].cpu().clamp(0, 1))
             audio_S = None if audio_BS is None else audio_BS[clip].cpu()
             folder.mkdir(exist_ok=True)
-            rate = window_of(self.model).sample_rate
-            write_video(folder / f"{self.reconstructed}.mp4", both_TCYX, FRAME_RATE, audio_S, rate)
+            rate = get_window(self.model).sample_rate
+            write_video(folder / f"{self.logged_clips}.mp4", both_TCYX, FRAME_RATE, audio_S, rate)
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     frames_CYX = both_TCYX[:: max(1, len(both_TCYX) // 4)].transpose(0, 1).flatten(1, 2)
-                    logger.experiment.add_image(f"held_out_{self.reconstructed}", frames_CYX, self.global_step)
-            self.reconstructed += 1
+                    logger.experiment.add_image(f"held_out_{self.logged_clips}", frames_CYX, self.global_step)
+            self.logged_clips += 1
 
 
-def frame_of(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
-    """Which frame each pixel is in, [B, P]."""
-    return points_BP // (video_BTCYX.shape[-2] * video_BTCYX.shape[-1])
-
-
-def pixels_at(video_BTCYX: Tensor, points_BP: Tensor) -> Tensor:
-    """The colors of some pixels, [B, P, C]."""
+def gather_pixels(video_BTCYX: Tensor, index_BP: Tensor) -> Tensor:
+    """Returns the colors of some pixels, [B, P, C]."""
     _, frames, _, height, width = video_BTCYX.shape
-    place = torch.unravel_index(points_BP, (frames, height, width))
-    clip_B1 = torch.arange(len(points_BP), device=points_BP.device)[:, None]
-    return video_BTCYX[clip_B1, place[0], :, place[1], place[2]]
+    frame_BP, row_BP, column_BP = torch.unravel_index(index_BP, (frames, height, width))
+    clip_B1 = torch.arange(len(index_BP), device=index_BP.device)[:, None]
+    return video_BTCYX[clip_B1, frame_BP, :, row_BP, column_BP]
 
 
-def patches_at(sound_BS: Tensor, patch: int, points_BP: Tensor) -> Tensor:
-    """The samples of some patches, [B, P, patch]."""
-    return sound_BS.unflatten(1, (-1, patch)).gather(1, points_BP[..., None].expand(-1, -1, patch))
+def gather_patches(sound_BS: Tensor, patch: int, index_BP: Tensor) -> Tensor:
+    """Returns the samples of some patches, [B, P, patch]."""
+    return sound_BS.unflatten(1, (-1, patch)).gather(1, index_BP[..., None].expand(-1, -1, patch))
 
 
-def mean_error(answer: Tensor, wanted: Tensor, known: Tensor) -> Tensor:
-    """Mean absolute error where something is known; `known` lacks the last dimensions."""
-    known = known.view(*known.shape, *[1] * (answer.dim() - known.dim())).expand_as(answer)
-    return ((answer.float() - wanted).abs() * known).sum() / known.sum().clamp_min(1)
+def masked_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Returns the mean absolute error where a mask, which may lack the last dimensions, is True."""
+    mask = mask.view(*mask.shape, *[1] * (predicted.dim() - mask.dim())).expand_as(predicted)
+    return ((predicted.float() - target).abs() * mask).sum() / mask.sum().clamp_min(1)
 
 
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
-    """Returns PSNR of reconstructed windows, evenly spaced in each clip, and top-1 accuracy if the model has a label.
-
-    Raises:
-        PerceiversError: the classes are others than the model's, a clip cannot be read, or none has video, or sound.
-    """
+    """Returns `ReconstructionErrors` on evenly spaced windows of clips; other classes than the model's are an error."""
     if "label" in model.outputs:
         check_classes(clips, class_names(model))
-    samples = ClipDataset(clips, window_of(model), evenly(windows))
+    samples = ClipDataset(clips, get_window(model), evenly_spaced(windows))
     return learner.evaluate(ClipAutoencoder(model), samples, batch_size)

@@ -1,4 +1,4 @@
-"""Classes of clips from their sound, their pictures or both (AudioSet, section 4.6).
+"""Training of classifiers of clips from their sound, their video or both (AudioSet, section 4.6).
 
 Shape suffixes: B batch, K classes
 """
@@ -11,14 +11,12 @@ from torch import Tensor, nn
 
 from perceivers.checks import Range, check_field
 from perceivers.clips import commands
-from perceivers.clips.classify import is_clip_classifier, label_of
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly
+from perceivers.clips.classify import get_label, is_clip_classifier
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
-from perceivers.clips.model import ClipClassifierConfig
-from perceivers.clips.model_window import masked_inputs, window_of
+from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
 from perceivers.data.labelled_files import check_classes
 from perceivers.errors import PerceiversError
-from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
@@ -28,30 +26,26 @@ from perceivers.training.optimization import Optimization
 
 @dataclass(kw_only=True)
 class ClipClassification(Experiment):
-    """A training run that learns the classes of clips.
+    """A training run of a classifier of clips.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others: `frames: null` leaves
-            the video out, `sound: null` the sound. Number and names of the classes come from the data, and whether
-            several can apply at once.
+        model: `preset`, one of `perceivers models`, and the fields that differ from it; `frames: null` leaves out the
+            video, `sound: null` the sound. The data decides the number and names of the classes, and whether several
+            can apply at once.
         data: the clips.
-        label_smoothing: part of a label's probability that is spread over all classes, where a clip has one.
+        label_smoothing: fraction of the probability of a label that is spread over all classes, where a clip has one.
     """
 
     decided_by_data = ("classes", "class_names", "multilabel")
-    evaluate = staticmethod(commands.evaluate_classifier)
+    evaluate = staticmethod(commands.evaluate)
+    evaluation_clips = 0  # their number, once the data is open
 
     model: ClipClassifierConfig
     data: ClipData = field(default_factory=ClipData)
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.evaluation_clips = 0
-        """Number of clips to evaluate on, once the data is open."""
-
     def prepare(self) -> Setup:
-        window = window_of(self.build_on_meta())
+        window = get_window(self.build_on_meta())
         splits = self.data.open()
         names, multilabel = splits.training.classes, splits.training.multilabel
         config = replace(self.model, **self.settle(classes=len(names), class_names=names, multilabel=multilabel))
@@ -69,31 +63,26 @@ class ClipClassification(Experiment):
 
 
 class ClipClassifier(Learner):
-    """Cross-entropy of the class, or of each class by itself where several can apply.
+    """Trains with the cross-entropy of the class, or of each class separately where several can apply.
 
     Args:
-        model: the model.
+        model, optimization: as in `Learner`.
         clips: number of clips to evaluate on.
-        optimization: how weights are updated.
         label_smoothing: as in `ClipClassification`.
     """
 
     def __init__(
-        self,
-        model: PerceiverIO,
-        clips: int,
-        optimization: Optimization | None = None,
-        label_smoothing: float = 0.0,
+        self, model: PerceiverIO, clips: int, optimization: Optimization | None = None, label_smoothing: float = 0.0
     ) -> None:
         super().__init__(model, optimization)
-        output = label_of(model)
+        output = get_label(model)
         self.label_smoothing = label_smoothing
         self.metrics = ClipScores(clips, output.classes, output.multilabel)
         self.monitor = ("test_map" if output.multilabel else "test_top1", "max")
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Returns logits [B, K]."""
-        logits_BK: Tensor = self.model(masked_inputs(self.model, batch))["label"].float()
+        logits_BK: Tensor = self.model(get_inputs(self.model, batch))["label"].float()
         return logits_BK
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
@@ -107,17 +96,11 @@ class ClipClassifier(Learner):
 
 
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 16) -> dict[str, float]:
-    """Returns the figures of a classifier on labelled clips, see `ClipScores`; windows are evenly spaced in each.
-
-    Raises:
-        PerceiversError: the classes are others than the model's, or a clip cannot be read.
-    """
-    output = label_of(model)
-    check_classes(clips, class_names(model))
+    """Returns `ClipScores` on evenly spaced windows of clips; other classes than those of the model are an error."""
+    output = get_label(model)
+    check_classes(clips, output.class_names)
     if clips.multilabel != output.multilabel:
-        kinds = ("one class a clip", "several classes a clip")
-        raise PerceiversError(
-            f"the data has {kinds[clips.multilabel]}, but the model knows {kinds[output.multilabel]}."
-        )
-    samples = ClipDataset(clips, window_of(model), evenly(windows))
+        kinds = ("one class per clip", "several classes per clip")
+        raise PerceiversError(f"the data has {kinds[clips.multilabel]}, but the model {kinds[output.multilabel]}.")
+    samples = ClipDataset(clips, get_window(model), evenly_spaced(windows))
     return learner.evaluate(ClipClassifier(model, len(clips)), samples, batch_size)

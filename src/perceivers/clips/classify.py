@@ -1,4 +1,4 @@
-"""What is seen and heard in clips: `perceivers classify-clip`."""
+"""Classification of clips by their video and sound: `perceivers classify-clip`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,27 +6,22 @@ from pathlib import Path
 import torch
 
 from perceivers.adapters.label import LabelOutput
-from perceivers.clips.data import ClipDataset, LabelledClips, evenly
-from perceivers.clips.model_window import masked_inputs, window_of
-from perceivers.data.labelled_files import Files
+from perceivers.clips.data import ClipDataset, LabelledClips, evenly_spaced
+from perceivers.clips.model import get_inputs, get_window
 from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
-from perceivers.inference import class_names, get_device, load_for_inference, sort_classes
+from perceivers.inference import get_device, load_for_inference, sort_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 
 def is_clip_classifier(model: PerceiverIO) -> bool:
-    """Returns whether a model reads video, sound or both, and predicts a label alone."""
+    """Returns whether a model reads video, sound or both, and predicts only a label."""
     predicts_label = list(model.outputs) == ["label"] and isinstance(model.outputs["label"], LabelOutput)
     return predicts_label and set(model.inputs) <= {"video", "audio"}
 
 
-def label_of(model: PerceiverIO) -> LabelOutput:
-    """The label of a classifier of clips.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
+def get_label(model: PerceiverIO) -> LabelOutput:
+    """Returns the output adapter of a classifier of clips, or raises a PerceiversError for any other model."""
     output = model.outputs["label"] if is_clip_classifier(model) else None
     if not isinstance(output, LabelOutput):
         raise PerceiversError(
@@ -44,13 +39,13 @@ def classify_clip(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[dict[str, float]]:
-    """Probabilities of the classes for each file, most probable first.
+    """Returns the probabilities of the classes of each file, most probable first.
 
     Args:
         model, device, dtype: as in `load_for_inference`.
-        files: with sound or video, whichever the model reads; what a clip does not have, or is shorter than the model
-            sees, is masked.
-        windows: evenly spaced in each clip, over which probabilities are averaged (16 for AudioSet, section 8).
+        files: with the sound or video that the model reads; what a clip lacks is masked.
+        windows: number of evenly spaced windows of each clip, whose probabilities are averaged (16 for AudioSet,
+            section 8).
 
     Raises:
         PerceiversError: the model is no classifier of clips, or a file cannot be read.
@@ -58,16 +53,15 @@ def classify_clip(
     if windows < 1:
         raise PerceiversError(f"windows = {windows} is not allowed: it must be at least 1.")
     model = load_for_inference(model, device, dtype)
-    output, names = label_of(model), class_names(model)
-    clips = LabelledClips(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
-    seen = ClipDataset(clips, window_of(model), evenly(windows))
-    answers = []
+    output = get_label(model)
+    samples = ClipDataset(LabelledClips.from_files(files), get_window(model), evenly_spaced(windows))
+    predictions = []
     for clip in range(len(files)):
-        batch = seen.collate([seen[SampleIndex(clip * windows + number, 0)] for number in range(windows)])
-        if batch["problems"]:
-            raise PerceiversError(batch["problems"][0])
-        there = {name: value.to(get_device(model)) for name, value in batch.items() if name != "problems"}
-        logits = model(masked_inputs(model, there))["label"].float()
-        probability_K = (logits.sigmoid() if output.multilabel else logits.softmax(1)).mean(0)
-        answers.append(sort_classes(probability_K, names))
-    return answers
+        batch = samples.collate([samples[SampleIndex(clip * windows + index, 0)] for index in range(windows)])
+        if problems := batch.pop("problems"):
+            raise PerceiversError(problems[0])
+        batch = {name: value.to(get_device(model)) for name, value in batch.items()}
+        logits_BK = model(get_inputs(model, batch))["label"].float()
+        probability_K = (logits_BK.sigmoid() if output.multilabel else logits_BK.softmax(1)).mean(0)
+        predictions.append(sort_classes(probability_K, output.class_names))
+    return predictions

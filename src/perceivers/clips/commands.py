@@ -1,8 +1,7 @@
 """The commands of clips: `classify-clip`, `autoencode`, and `evaluate` for models of clips."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from perceivers.checks import Count
 from perceivers.command import (
@@ -17,37 +16,27 @@ from perceivers.command import (
 )
 from perceivers.errors import PerceiversError
 
-if TYPE_CHECKING:
-    from perceivers.clips.data import LabelledClips
-    from perceivers.model.perceiver_io import PerceiverIO
-
-Windows = Annotated[Count, "windows of each clip, evenly spaced, whose answers are averaged"]
-ListOfClips = Annotated[str | None, "which clips below --data, and their classes (see docs/clips.md)", Metavar("CSV")]
-ListOfClasses = Annotated[
-    str | None, "what the classes of --list are: AudioSet's file, or one class a line", Metavar("FILE")
-]
-
-FIGURES = {
+FORMATS = {
     "video_psnr": "PSNR of the video {:.2f} dB",
     "audio_psnr": "of the sound {:.2f} dB",
     "top1": "top-1 {:.2%}",
     "map": "mean average precision {:.2%}",
     "d_prime": "d-prime {:.3f}",
 }
-"""How each figure of an evaluation is printed."""
+"""The printed form of each metric."""
 
 
 def classify_clip(
     model: ModelArgument,
-    files: Annotated[list[str], "with sound or video, whichever the model reads", Metavar("FILE")],
+    files: Annotated[list[str], "with the sound or video that the model reads", Metavar("FILE")],
     *,
-    windows: Windows = 1,
-    top: Annotated[Count, "how many classes to print for each file"] = 5,
+    windows: Annotated[Count, "evenly spaced windows of each clip, whose predictions are averaged"] = 1,
+    top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Says what is seen and heard in clips."""
+    """Classifies clips by their video and sound."""
     from perceivers.clips.classify import classify_clip
 
     print_files_classes(files, classify_clip(model, files, windows, device, dtype), top, json)
@@ -57,9 +46,9 @@ def autoencode(
     model: ModelArgument,
     clip: Annotated[str, "a video file"],
     *,
-    out: Annotated[str, "the video to write, the original beside its reconstruction", Metavar("FILE")],
+    out: Annotated[str, "video to write: the original beside its reconstruction", Metavar("FILE")],
     start: Annotated[float, "seconds into the file (0)"] = 0.0,
-    top: Annotated[Count, "how many classes to print"] = 5,
+    top: Annotated[Count, "number of classes to print"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
@@ -70,89 +59,58 @@ def autoencode(
     result = autoencode(model, clip, out, start, device, dtype, progress=True)
     classes = dict(list(result.classes.items())[:top])
     if json:
-        figures = {"video_psnr": result.video_psnr, "audio_psnr": result.audio_psnr, "classes": classes}
-        print_json({"out": out} | figures)
+        print_json({"out": out, "video_psnr": result.video_psnr, "audio_psnr": result.audio_psnr, "classes": classes})
         return
     sound = "no sound" if result.audio_psnr is None else f"sound {result.audio_psnr:.2f} dB"
     print(f"{out}: PSNR of the video {result.video_psnr:.2f} dB, {sound}.")
     print_classes(classes)
 
 
-def evaluate_classifier(
-    model: ModelArgument,
-    *,
-    data: Annotated[str, "a folder of clips, or a data set of the hub: its evaluation split, or the held-out part"],
-    list: ListOfClips = None,
-    classes: ListOfClasses = None,
-    windows: Windows = 1,
-    batch_size: Annotated[Count, "windows computed at a time"] = 16,
-    device: Device = None,
-    dtype: Precision = None,
-    json: Json = False,
-) -> None:
-    """Measures a classifier of clips: top-1 accuracy, or mean average precision and d-prime."""
-    from perceivers.clips.classification import evaluate
-    from perceivers.inference import load_for_inference
-
-    loaded = load_for_inference(model, device, dtype)
-    clips = find_clips(loaded, data, list, classes)
-    print_figures(evaluate(loaded, clips, windows, batch_size), len(clips), windows, json)
-
-
-def evaluate_autoencoder(
+def evaluate(
     model: ModelArgument,
     *,
     data: Annotated[
         str,
-        "a folder of clips, or a data set of the hub: its evaluation split, or the held-out part; all clips of a "
-        "folder, or a single one, if the model has no label",
+        "folder of clips, or a data set on the Hub; its evaluation split is used, or else a held-out part; for a model "
+        "without a label, all clips of a folder, or a single clip",
     ],
-    list: ListOfClips = None,
-    classes: ListOfClasses = None,
-    windows: Annotated[Count, "windows of each clip, evenly spaced, over which figures are averaged"] = 1,
-    batch_size: Annotated[Count, "windows computed at a time"] = 1,
+    list: Annotated[str | None, "clips of --data and their classes (see docs/clips.md)", Metavar("CSV")] = None,
+    classes: Annotated[str | None, "classes of --list: file of AudioSet, or one per line", Metavar("FILE")] = None,
+    windows: Annotated[Count, "evenly spaced windows of each clip; results are averaged"] = 1,
+    batch_size: Annotated[Count | None, "windows computed at a time; by default 16, for autoencoders 1"] = None,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures an autoencoder of clips: PSNR of video and sound, and top-1 accuracy."""
-    from perceivers.clips.autoencoding import evaluate
-    from perceivers.inference import load_for_inference
-
-    loaded = load_for_inference(model, device, dtype)
-    clips = find_clips(loaded, data, list, classes)
-    print_figures(evaluate(loaded, clips, windows, batch_size), len(clips), windows, json)
-
-
-def find_clips(model: "PerceiverIO", data: str, clip_list: str | None, class_list: str | None) -> "LabelledClips":
-    """Returns the clips that a model is measured on, with their classes if it has a label.
-
-    Raises:
-        PerceiversError: there are none, or a list is wrong or not needed.
-    """
-    from perceivers.clips.data import ClipData, clips_below, listed_clips
+    """Measures a model of clips: top-1 accuracy or mean average precision of classes, PSNR of reconstructions."""
+    from perceivers.clips.data import ClipData, find_clips, listed_clips
     from perceivers.clips.lists import read_classes
-    from perceivers.inference import class_names
+    from perceivers.clips.reconstruct import is_autoencoder
+    from perceivers.inference import class_names, load_for_inference
 
-    if class_list is not None and clip_list is None:
-        raise PerceiversError("--classes says what the classes of a --list are: give both, or neither.")
-    if "label" not in model.outputs:
-        if clip_list is not None:
-            raise PerceiversError("--list says the classes of clips, but this model has no label: leave it out.")
-        return clips_below(Path(data))
-    if clip_list is None:
-        return ClipData(data).open().evaluation
-    own = {name: name for name in class_names(model)}
-    classes = own if class_list is None else read_classes(Path(class_list))
-    return listed_clips(Path(clip_list), Path(data), classes, skip_missing=False)
+    if classes is not None and list is None:
+        raise PerceiversError("--classes gives the classes of a --list: give both, or neither.")
+    loaded = load_for_inference(model, device, dtype)
+    if "label" not in loaded.outputs:
+        if list is not None:
+            raise PerceiversError("--list gives the classes of clips, but this model has no label: omit it.")
+        clips = find_clips(Path(data))
+    elif list is None:
+        clips = ClipData(data).open().evaluation
+    else:
+        own = {name: name for name in class_names(loaded)}
+        known = own if classes is None else read_classes(Path(classes))
+        clips = listed_clips(Path(list), Path(data), known, skip_missing=False)
+    if is_autoencoder(loaded):
+        from perceivers.clips import autoencoding
 
+        results = autoencoding.evaluate(loaded, clips, windows, batch_size or 1)
+    else:
+        from perceivers.clips import classification
 
-def print_figures(figures: Mapping[str, float], clips: int, windows: int, json: bool) -> None:
-    """Prints what was measured on some windows of each of some clips."""
+        results = classification.evaluate(loaded, clips, windows, batch_size or 16)
     if json:
-        print_json(dict(figures) | {"clips": clips, "windows": windows})
+        print_json(results | {"clips": len(clips), "windows": windows})
         return
-    described = ", ".join(FIGURES[name].format(value) for name, value in figures.items())
-    print(
-        f"{clips} clip{'' if clips == 1 else 's'}, {windows} window{'' if windows == 1 else 's'} of each: {described}"
-    )
+    counts = f"{len(clips)} clip{'s'[: len(clips) > 1]}, {windows} window{'s'[: windows > 1]} of each"
+    print(f"{counts}: {', '.join(FORMATS[name].format(value) for name, value in results.items())}")

@@ -1,7 +1,7 @@
-"""Lists of clips and their classes, as CSV: those of Kinetics and of AudioSet, and one's own."""
+"""Lists of clips and their classes, as CSV files: those of Kinetics and AudioSet, and custom ones."""
 
 import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,7 @@ from perceivers.errors import PerceiversError, did_you_mean
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a list.
-
-    Attributes:
-        line: its number, from 1.
-        names: what its file may be called, without suffix, or with it.
-        labels: its classes, as the list names them.
-    """
+    """A line of a list: its number, the possible names of its file, and its classes as named in the list."""
 
     line: int
     names: tuple[str, ...]
@@ -25,64 +19,59 @@ class Entry:
 
 @dataclass(frozen=True)
 class ClipList:
-    """What a list says.
-
-    Attributes:
-        path: its file.
-        several: whether a clip can be of several classes.
-        entries: its clips.
-    """
+    """The contents of a list; `multilabel`: a clip can have several classes."""
 
     path: Path
     multilabel: bool
     entries: list[Entry]
 
-    def indices(self, classes: Mapping[str, str]) -> list[tuple[int, ...]]:
-        """Class indices of each clip; `classes` is what the list's names stand for, as in `read_classes`.
-
-        Raises:
-            PerceiversError: a class is unknown; says in which line.
-        """
-        place = {name: index for index, name in enumerate(classes)}
-        found = []
+    def class_indices(self, classes: Iterable[str]) -> list[tuple[int, ...]]:
+        """Returns the class indices of each clip; raises a PerceiversError for an unknown class."""
+        index = {name: index for index, name in enumerate(classes)}
         for entry in self.entries:
             for label in entry.labels:
-                if label not in place:
+                if label not in index:
                     raise PerceiversError(
-                        f"{self.path}, line {entry.line}: the class {label!r} is unknown: {did_you_mean(label, place)}"
+                        f"{self.path}, line {entry.line}: the class {label!r} is unknown: {did_you_mean(label, index)}"
                     )
-            found.append(tuple(place[label] for label in entry.labels))
-        return found
+        return [tuple(index[label] for label in entry.labels) for entry in self.entries]
 
-    def files(self, root: Path, suffixes: Iterable[str]) -> list[Path | None]:
-        """The file of each clip, anywhere below a folder; None where there is none."""
+    def find_files(self, root: Path, suffixes: Iterable[str], skip_missing: bool = True) -> list[Path | None]:
+        """Returns the file of each clip, anywhere below a folder; None, or a PerceiversError, if it is missing."""
         known: dict[str, Path] = {}
         for file in sorted(root.rglob("*")):
             if file.suffix.lower() in suffixes:
                 for name in (str(file.relative_to(root)), file.name, file.stem):
                     known.setdefault(name, file)
-        return [next((known[name] for name in entry.names if name in known), None) for entry in self.entries]
+        files = [next((known[name] for name in entry.names if name in known), None) for entry in self.entries]
+        missing = [entry for entry, file in zip(self.entries, files, strict=True) if file is None]
+        if missing and not skip_missing:
+            raise PerceiversError(
+                f"{self.path}, line {missing[0].line}: there is no clip {missing[0].names[0]} below {root} "
+                f"({len(missing)} of {len(files)} are missing): add them, or skip them by data.skip_missing=true."
+            )
+        return files
 
 
 def read_list(path: Path) -> ClipList:
     """Reads a list of clips.
 
-    Its header tells which it is: `youtube_id` and `label` are columns of Kinetics, whose files are called
-    ID_000010_000020; `# YTID` is AudioSet's, whose files are called ID, YID, ID_30.000_40.000, ID_30_40 or ID_30000;
-    `file` and `label`, or `file` and `labels`, several with commas between, are one's own.
+    The header tells the format: `youtube_id` and `label` are columns of Kinetics, whose files are called
+    ID_000010_000020; `# YTID` is one of AudioSet, whose files are called ID, YID, ID_30.000_40.000, ID_30_40 or
+    ID_30000; `file` and `label`, or `file` and comma-separated `labels`, are those of a custom list.
 
     Raises:
-        PerceiversError: it cannot be read, is none of these, or a line is incomplete.
+        PerceiversError: the file cannot be read, has another format, or a line is incomplete.
     """
     lines = read_rows(path)
     while len(lines) > 1 and lines[0][1][0].startswith("#") and not lines[0][1][0].startswith("# YTID"):
-        lines = lines[1:]  # AudioSet's says first when it was made, and of how many clips
+        lines = lines[1:]  # lists of AudioSet begin with comments
     (_, first), *rows = lines or [(0, [""])]
     header = [column.strip().removeprefix("# ") for column in first]
-    kind = next((layout for columns, layout in LAYOUTS if columns <= set(header)), None)
-    if kind is None:
+    read_row = next((function for columns, function in FORMATS if columns <= set(header)), None)
+    if read_row is None:
         raise PerceiversError(
-            f"{path} is no list of clips: it needs a header with youtube_id and label (Kinetics), with # YTID "
+            f"{path} is not a list of clips: it needs a header with youtube_id and label (Kinetics), with # YTID "
             f"(AudioSet), or with file and label, or file and labels."
         )
     entries = []
@@ -93,18 +82,18 @@ def read_list(path: Path) -> ClipList:
             )
         fields = dict(zip(header, (cell.strip() for cell in row), strict=False))
         try:
-            entries.append(Entry(line, *kind(fields)))
+            entries.append(Entry(line, *read_row(fields)))
         except ValueError as error:
-            raise PerceiversError(f"{path}, line {line}: {error}; it should be a number of seconds.") from error
+            raise PerceiversError(f"{path}, line {line}: {error}; expected a number of seconds.") from error
         if "label" in header and not entries[-1].labels[0]:
-            raise PerceiversError(f"{path}, line {line} has no label: give the clip a class, or take the line out.")
+            raise PerceiversError(f"{path}, line {line} has no label: give the clip a class, or remove the line.")
     if not entries:
         raise PerceiversError(f"{path} names no clips.")
     return ClipList(path, "label" not in header, entries)
 
 
 def read_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows of a CSV file that are not empty, with the numbers of their lines."""
+    """Returns the nonempty rows of a CSV file with their line numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True)
@@ -113,51 +102,46 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
         raise PerceiversError(f"{path} cannot be read as a CSV file ({error}).") from error
 
 
-def kinetics(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
-    """Names and class of a clip of Kinetics."""
+def kinetics_row(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the possible names and the class of a clip of Kinetics."""
     name, start, end = fields["youtube_id"], fields.get("time_start"), fields.get("time_end")
     spans = () if start is None or end is None else (f"{name}_{int(float(start)):06d}_{int(float(end)):06d}",)
     return (*spans, name), [fields["label"]]
 
 
-def audioset(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
-    """Names and classes of a clip of AudioSet."""
+def audioset_row(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the possible names and the classes of a clip of AudioSet."""
     name, start, end = fields["YTID"], float(fields["start_seconds"]), float(fields["end_seconds"])
     spans = (f"{start:.3f}_{end:.3f}", f"{start:.0f}_{end:.0f}", f"{1000 * start:.0f}_{1000 * end:.0f}",
              f"{1000 * start:.0f}")  # fmt: skip
     names = (*(f"{prefix}{name}_{span}" for prefix in ("", "Y") for span in spans), name, f"Y{name}")
-    return names, split(fields["positive_labels"])
+    return names, split_labels(fields["positive_labels"])
 
 
-def own(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
-    """File and classes of a clip of a list of one's own."""
-    labels = [fields["label"]] if "label" in fields else split(fields["labels"])
-    return (fields["file"],), labels
+def custom_row(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
+    """Returns the file and the classes of a clip of a custom list."""
+    return (fields["file"],), [fields["label"]] if "label" in fields else split_labels(fields["labels"])
 
 
-def split(labels: str) -> list[str]:
-    """Classes with commas between."""
+def split_labels(labels: str) -> list[str]:
+    """Returns comma-separated classes."""
     return [label.strip() for label in labels.split(",") if label.strip()]
 
 
-LAYOUTS = (
-    ({"youtube_id", "label"}, kinetics),
-    ({"YTID", "start_seconds", "end_seconds", "positive_labels"}, audioset),
-    ({"file", "label"}, own),
-    ({"file", "labels"}, own),
+FORMATS = (
+    ({"youtube_id", "label"}, kinetics_row),
+    ({"YTID", "start_seconds", "end_seconds", "positive_labels"}, audioset_row),
+    ({"file", "label"}, custom_row),
+    ({"file", "labels"}, custom_row),
 )
-"""Columns that a list has, and how a line of it is read."""
+"""Columns of each format, and the function that reads a row."""
 
 
 def read_classes(path: Path) -> dict[str, str]:
-    """What classes are called in lists, and what to people; in order.
+    """Returns the names of classes by their names in lists, in order, or raises a PerceiversError.
 
-    Args:
-        path: AudioSet's class_labels_indices.csv, with the columns index, mid and display_name; or a text file with
-            one class a line.
-
-    Raises:
-        PerceiversError: it cannot be read, or a class is there twice.
+    The file is class_labels_indices.csv of AudioSet, with the columns index, mid and display_name, or has one class per
+    line.
     """
     rows = read_rows(path)
     if rows and rows[0][1][:3] == ["index", "mid", "display_name"]:
@@ -168,22 +152,11 @@ def read_classes(path: Path) -> dict[str, str]:
     classes: dict[str, str] = {}
     for line, key, name in pairs:
         if key in classes:
-            raise PerceiversError(f"{path}, line {line}: the class {key!r} was there before: leave one out.")
+            raise PerceiversError(f"{path}, line {line}: the class {key!r} appears twice: remove one.")
         classes[key] = name
     return classes
 
 
-def classes_of(clips: ClipList) -> dict[str, str]:
-    """The classes that a list names, sorted."""
-    names = sorted({label for entry in clips.entries for label in entry.labels})
-    return dict(zip(names, names, strict=True))
-
-
-def check_found(clips: ClipList, files: Sequence[Path | None], root: Path) -> None:
-    """Raises a PerceiversError for the first clip that has no file."""
-    missing = [entry for entry, file in zip(clips.entries, files, strict=True) if file is None]
-    if missing:
-        raise PerceiversError(
-            f"{clips.path}, line {missing[0].line}: there is no clip {missing[0].names[0]} below {root} "
-            f"({len(missing)} of {len(files)} are missing): leave them out by data.skip_missing=true, or add them."
-        )
+def collect_classes(clips: ClipList) -> dict[str, str]:
+    """Returns the classes of a list, sorted."""
+    return {name: name for name in sorted({label for entry in clips.entries for label in entry.labels})}

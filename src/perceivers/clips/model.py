@@ -1,46 +1,73 @@
-"""Models of clips, and the rows of the paper's autoencoding and AudioSet tables (sections 4.3 and 4.6)."""
+"""Models of clips, and the rows of the autoencoding and AudioSet tables of the paper (sections 4.3 and 4.6)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.checks import Count
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import InputAdapter, OutputAdapter
+from perceivers.model.adapter import InputAdapter, InputArray, OutputAdapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
 from perceivers.model.sizes import ModelConfig, Sizes
 from perceivers.presets import Preset, make_example
 
 FRAME_RATE = 25
-"""Frames a second of clips that are autoencoded (section 4.3)."""
+"""Frames per second of autoencoded clips (section 4.3)."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a clip that a model reads: frames and sound that begin at the same time.
+
+    Attributes:
+        frames: number of frames; None: no video.
+        size: height and width in pixels; frames are resized and center-cropped.
+        rate: frames per second.
+        samples: number of samples of mono sound; None: no sound.
+        sample_rate: samples per second.
+    """
+
+    frames: int | None = None
+    size: tuple[int, int] = (224, 224)
+    rate: float = 25.0
+    samples: int | None = None
+    sample_rate: int = 48000
+
+    @property
+    def seconds(self) -> Fraction:
+        """Duration of the window: that of the longer one of video and sound."""
+        video = Fraction(self.frames or 0) / Fraction(self.rate)
+        return max(video, Fraction(self.samples or 0, self.sample_rate))
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderConfig(ModelConfig, Sizes):
-    """Autoencoding of video, sound and label (section 4.3). The defaults are the paper's model of 88x compression.
+    """Autoencoding of video, sound and label (section 4.3). The defaults are the paper's model with compression 88x.
 
     Inputs and outputs "video": [B, frames, 3, height, width] in [0, 1]; "audio": [B, frames * samples_per_frame] in
-    [-1, 1]; "label": class index [B] in, logits [B, classes] out. All inputs are maskable: with the label masked the
+    [-1, 1]; "label": class index [B] in, logits [B, classes] out. All inputs are maskable: with a hidden label the
     model is a classifier.
 
     Attributes:
         frames: number of frames of a clip.
-        image_size: their height and width in pixels.
-        patch_size: side of the video's input patches, in pixels; it must divide the image size.
-        video_bands: frequencies of the video's Fourier positions in each dimension.
-        samples_per_frame: samples of the sound for each frame, of which a second has 25; no sound, if null.
-        samples_per_patch: samples of one element of the sound.
-        audio_bands: frequencies of the sound's Fourier positions.
-        classes: number of classes; no label, if null.
-        class_names: what they are called.
-        label_query_channels: channels of the label's query.
-        output_channels: of the linear layer behind the decoder that all outputs share.
+        image_size: height and width of the frames in pixels.
+        patch_size: side of the input patches of the video in pixels; must divide the image size.
+        video_bands: number of frequencies of the Fourier positions of the video in each dimension.
+        samples_per_frame: sound samples for each frame, at 25 frames per second; null for no sound.
+        samples_per_patch: sound samples in a patch.
+        audio_bands: number of frequencies of the Fourier positions of the sound.
+        classes: number of classes; null for no label.
+        class_names: names of the classes, in order.
+        label_query_channels: channels of the query of the label.
+        output_channels: channels of the linear layer after the decoder, shared by all outputs.
     """
 
     latents: Count = 784
@@ -61,60 +88,53 @@ class AutoencoderConfig(ModelConfig, Sizes):
 
     def build(self) -> PerceiverIO:
         size = (self.frames, *self.image_size)
-        grid = divide("patch_size", size, (1, self.patch_size, self.patch_size))
+        patch = (1, self.patch_size, self.patch_size)
+        grid = patch_grid("patch_size", size, patch)
+        inputs: dict[str, InputAdapter] = {"video": VideoInput(patch, FourierPositions(grid, self.video_bands))}
         pixels = FourierPositions(size, self.video_bands, grid, endpoint=False)
-        inputs: dict[str, InputAdapter] = {
-            "video": VideoInput((1, self.patch_size, self.patch_size), FourierPositions(grid, self.video_bands))
-        }
         outputs: dict[str, OutputAdapter] = {"video": VideoOutput(pixels)}
         if self.samples_per_frame is not None:
             samples = self.frames * self.samples_per_frame
-            patches = divide("samples_per_patch", (samples,), (self.samples_per_patch,))
+            patches = patch_grid("samples_per_patch", (samples,), (self.samples_per_patch,))
             positions = FourierPositions(patches, self.audio_bands, (samples,))
             inputs["audio"] = AudioInput(self.samples_per_patch, positions, FRAME_RATE * self.samples_per_frame)
-            places = FourierPositions(patches, self.audio_bands, (samples,), endpoint=False)
-            outputs["audio"] = AudioOutput(self.samples_per_patch, places)
+            queries = FourierPositions(patches, self.audio_bands, (samples,), endpoint=False)
+            outputs["audio"] = AudioOutput(self.samples_per_patch, queries)
         if self.classes is not None:
             inputs["label"] = LabelInput(self.classes)
             outputs["label"] = LabelOutput(self.classes, self.label_query_channels, self.class_names)
-        return PerceiverIO(
-            inputs=inputs,
-            outputs=outputs,
-            maskable=list(inputs),
-            output_channels=self.output_channels,
-            **self.sizes(),
-        )
+        return PerceiverIO(inputs, outputs, maskable=list(inputs), output_channels=self.output_channels, **self.sizes())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipClassifierConfig(ModelConfig, Sizes):
-    """Classes of clips from video and sound, or from one of them (AudioSet, section 4.6 and appendix).
+    """Classification of clips by video, sound or both (AudioSet, section 4.6 and appendix).
 
     The defaults are the paper's model of raw sound and video. Input "video": [B, frames, 3, height, width] in [0, 1];
     input "audio": [B, samples] in [-1, 1]; output "label": logits [B, classes].
 
     Attributes:
-        frames: number of frames of a clip; no video, if null.
-        image_size: their height and width in pixels.
-        video_patch: frames, rows and columns of a patch; each divides the video's.
-        video_bands: frequencies of the video's Fourier positions in each dimension.
-        sound: "samples", cut into patches of `samples_per_patch`; "conv", the same through `filters`, as in
-            `ConvAudioInput`; "mel", as in `MelInput` with `mel_patch`, `mel_bands`, `hop`, `window`; or null for video
-            alone.
-        samples: samples of the sound.
-        samples_per_patch: samples of one element of the sound.
-        audio_bands: frequencies of the sound's Fourier positions in each dimension.
+        frames: number of frames of a clip; null for no video.
+        image_size: height and width of the frames in pixels.
+        video_patch: frames, rows and columns of a patch; must divide those of the video.
+        video_bands: number of frequencies of the Fourier positions of the video in each dimension.
+        sound: "samples", patches of `samples_per_patch`; "conv", patches after a convolution with `filters` channels
+            (`ConvAudioInput`); "mel", see `MelInput` for `mel_patch`, `mel_bands`, `hop` and `window`; null for no
+            sound.
+        samples: number of sound samples of a clip.
+        samples_per_patch: sound samples in a patch.
+        audio_bands: number of frequencies of the Fourier positions of the sound in each dimension.
         filters: channels of the convolution of "conv".
         mel_patch: spectra and bands of a patch of the mel-spectrogram.
-        mel_bands: bands of the mel-spectrogram.
+        mel_bands: number of bands of the mel-spectrogram.
         hop: samples from one spectrum to the next.
-        window: samples of one spectrum.
-        sample_rate: samples a second.
+        window: samples of a spectrum.
+        sample_rate: samples per second.
         classes: number of classes.
-        class_names: what they are called.
+        class_names: names of the classes, in order.
         multilabel: whether several classes can apply at once.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
-        query_channels: channels of the label's query.
+        query_channels: channels of the query of the label.
     """
 
     latents: Count = 512
@@ -143,15 +163,15 @@ class ClipClassifierConfig(ModelConfig, Sizes):
     def build(self) -> PerceiverIO:
         inputs: dict[str, InputAdapter] = {}
         if self.frames is not None:
-            grid = divide("video_patch", (self.frames, *self.image_size), self.video_patch)
+            grid = patch_grid("video_patch", (self.frames, *self.image_size), self.video_patch)
             inputs["video"] = VideoInput(self.video_patch, FourierPositions(grid, self.video_bands))
         samples, rate, bands = self.samples, self.sample_rate, self.audio_bands
         if self.sound == "mel":
-            (spectra,) = divide("hop", (samples,), (self.hop,))
-            positions = FourierPositions(divide("mel_patch", (spectra, self.mel_bands), self.mel_patch), bands)
+            (spectra,) = patch_grid("hop", (samples,), (self.hop,))
+            positions = FourierPositions(patch_grid("mel_patch", (spectra, self.mel_bands), self.mel_patch), bands)
             inputs["audio"] = MelInput(self.mel_patch, positions, self.mel_bands, self.hop, self.window, rate)
         elif self.sound is not None:
-            grid = divide("samples_per_patch", (samples,), (self.samples_per_patch,))
+            grid = patch_grid("samples_per_patch", (samples,), (self.samples_per_patch,))
             if self.sound == "samples":
                 positions = FourierPositions(grid, bands, (samples,))
                 inputs["audio"] = AudioInput(self.samples_per_patch, positions, rate)
@@ -159,33 +179,53 @@ class ClipClassifierConfig(ModelConfig, Sizes):
                 positions = FourierPositions(grid, bands)
                 inputs["audio"] = ConvAudioInput(self.samples_per_patch, positions, rate, self.filters)
         if not inputs:
-            raise PerceiversError("model.frames and model.sound are both null: a clip has video, sound or both.")
+            raise PerceiversError("model.frames and model.sound are both null: give video, sound or both.")
         query_channels = self.query_channels if self.decoder == "query" else None
         label = LabelOutput(self.classes, query_channels, self.class_names, self.multilabel)
         return PerceiverIO(inputs=inputs, outputs={"label": label}, **self.sizes())
 
 
-def divide(field: str, sizes: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
-    """Returns how many patches there are along each dimension.
+def get_window(model: PerceiverIO) -> Window:
+    """Returns the window of a clip that a model reads, or raises a PerceiversError if it reads no video or sound."""
+    frames = samples = None
+    size, sample_rate = (0, 0), 48000
+    for adapter in model.inputs.values():
+        if isinstance(adapter, VideoInput):
+            frames, height, width = (a * b for a, b in zip(adapter.patch, adapter.positions.grid, strict=True))
+            size = (height, width)
+        elif isinstance(adapter, AudioInput | ConvAudioInput):
+            samples, sample_rate = adapter.patch * adapter.positions.grid[0], adapter.sample_rate
+        elif isinstance(adapter, MelInput):
+            samples = adapter.hop * adapter.patch[0] * adapter.positions.grid[0]
+            sample_rate = adapter.sample_rate
+    if frames is None and samples is None:
+        raise PerceiversError(f"this model reads {', '.join(model.inputs)}, neither video nor sound.")
+    return Window(frames, size, samples=samples, sample_rate=sample_rate)
 
-    Raises:
-        PerceiversError: the patches do not fill the sizes.
-    """
+
+def get_inputs(model: PerceiverIO, batch: Mapping[str, Tensor]) -> dict[str, InputArray]:
+    """Returns the inputs "video" and "audio" of a model, with their masks, from a batch of `ClipDataset`."""
+    names = [name for name in ("video", "audio") if name in model.inputs]
+    return {name: InputArray(batch[name], batch[f"{name}_mask"]) for name in names}
+
+
+def patch_grid(field: str, sizes: Sequence[int], patch: Sequence[int]) -> tuple[int, ...]:
+    """Returns the number of patches in each dimension; raises a PerceiversError if they do not fill it."""
     if any(size % side for size, side in zip(sizes, patch, strict=True)):
         raise PerceiversError(f"model.{field} = {list(patch)} is not allowed: it must divide {list(sizes)}.")
     return tuple(size // side for size, side in zip(sizes, patch, strict=True))
 
 
-def kinetics(row: str, **settings: Any) -> Preset:
-    """Returns a row of the paper's autoencoding table (section 4.3); decoded is what a training step decodes."""
+def kinetics_preset(row: str, **settings: Any) -> Preset:
+    """Returns a row of the paper's autoencoding table (section 4.3), with the outputs of a training step."""
     label = make_example(dtype=torch.long)
     inputs = {"video": make_example(16, 3, 224, 224), "audio": make_example(16 * 1920), "label": label}
-    points = torch.empty(512, dtype=torch.long, device="meta")
-    outputs = {"video": points, "audio": points, "label": None}
+    indices = torch.empty(512, dtype=torch.long, device="meta")
+    outputs = {"video": indices, "audio": indices, "label": None}
     return Preset("autoencoding", row, AutoencoderConfig(**settings), inputs, 20.0e6, 310e9, outputs)
 
 
-def audioset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+def audioset_preset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """Returns a row of the paper's AudioSet table (section 4.6 and appendix)."""
     inputs = {"video": make_example(32, 3, 224, 224), "audio": make_example(61440)}
     config = ClipClassifierConfig(**settings)
@@ -195,10 +235,10 @@ def audioset(row: str, paper_parameters: float, paper_flops: float, **settings: 
 PERCEIVER: dict[str, Any] = {"decoder": "average"}  # the first Perceiver, as the paper reproduces it
 MEL: dict[str, Any] = {"sound": "mel", "audio_bands": 64}  # 120 spectra of 40 bands: the paper's 4,800 elements
 
-AUTOENCODER_88X = kinetics("compression 88x", latents=784)
-AUTOENCODER_176X = kinetics("compression 176x", latents=392)
-AUTOENCODER_352X = kinetics("compression 352x", latents=196)
-AUDIOSET_RAW_PERCEIVER = audioset("Perceiver, raw audio + video", 21.0e6, 52.3e9, **PERCEIVER)
-AUDIOSET_RAW = audioset("Perceiver IO, raw audio + video", 25.0e6, 52.9e9)
-AUDIOSET_MEL_PERCEIVER = audioset("Perceiver, mel + video", 21.0e6, 60.7e9, **MEL, **PERCEIVER)
-AUDIOSET_MEL = audioset("Perceiver IO, mel + video", 88.2e6, 129.5e9, **MEL, channels=1024)
+AUTOENCODER_88X = kinetics_preset("compression 88x", latents=784)
+AUTOENCODER_176X = kinetics_preset("compression 176x", latents=392)
+AUTOENCODER_352X = kinetics_preset("compression 352x", latents=196)
+AUDIOSET_RAW_PERCEIVER = audioset_preset("Perceiver, raw audio + video", 21.0e6, 52.3e9, **PERCEIVER)
+AUDIOSET_RAW = audioset_preset("Perceiver IO, raw audio + video", 25.0e6, 52.9e9)
+AUDIOSET_MEL_PERCEIVER = audioset_preset("Perceiver, mel + video", 21.0e6, 60.7e9, **MEL, **PERCEIVER)
+AUDIOSET_MEL = audioset_preset("Perceiver IO, mel + video", 88.2e6, 129.5e9, **MEL, channels=1024)

@@ -1,15 +1,8 @@
-"""Image files and what models see of them: reading, resizing, cropping.
-
-Shape suffixes: C colors, Y rows, X columns
-"""
+"""Reads, resizes and crops images. Shape suffixes: C colors, Y rows, X columns."""
 
 import math
 import os
 from pathlib import Path
-
-from perceivers.extras import require_extra
-
-require_extra("vision")
 
 import numpy as np
 import torch
@@ -22,32 +15,33 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", 
 
 
 def read_frame(path: str | Path) -> Tensor:
-    """Reads an image as bytes [3, Y, X], turned upright as its EXIF data say.
+    """Reads an image as bytes [3, Y, X], RGB on white, turned upright by its EXIF data, or raises a PerceiversError.
 
-    Gray becomes three equal colors, transparent parts become white. 16 bits are scaled to 8, and so are floating
-    point images, which go from 0 to 1.
-
-    Raises:
-        PerceiversError: there is no such file, it cannot be decoded, or its values leave the range.
+    Images of 16 bits, and floating point images from 0 to 1, are scaled to 8 bits.
     """
-    path = existing(path)
+    path = require_file(path)
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
             if image.mode[0] in "IF":
-                image = eight_bits(image, path)
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return to_tensor(image.convert("RGB"))
+                image = to_uint8(image, path)
+            return to_tensor(flatten_transparency(image).convert("RGB"))
     except PerceiversError:
         raise
     except Exception as error:  # the decoders raise many kinds
         raise PerceiversError(f"{path} cannot be decoded as an image: it is truncated, damaged or no image.") from error
 
 
-def eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """Scales a gray image of integers (16 bits) or floating point numbers (0 to 1)."""
+def flatten_transparency(image: Image.Image) -> Image.Image:
+    """Puts an image with transparency on a white background."""
+    if not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+
+
+def to_uint8(image: Image.Image, path: Path) -> Image.Image:
+    """Scales a gray image of integers (16 bits) or floating point numbers (0 to 1) to bytes."""
     values_YX = np.asarray(image)
     top = 1 if image.mode == "F" else 2**16 - 1
     if not ((values_YX >= 0) & (values_YX <= top)).all():
@@ -55,16 +49,16 @@ def eight_bits(image: Image.Image, path: Path) -> Image.Image:
     return Image.fromarray(np.rint(values_YX / top * 255).astype(np.uint8))
 
 
-def existing(path: str | Path) -> Path:
-    """The path of a file that can be read."""
+def require_file(path: str | Path) -> Path:
+    """Returns the path of a file; raises a PerceiversError if it cannot be read."""
     path = Path(path)
     if not path.is_file() or not os.access(path, os.R_OK):
-        raise PerceiversError(f"{path} is no file that can be read: give the path of one.")
+        raise PerceiversError(f"{path} is not a readable file: give the path of one.")
     return path
 
 
 def evaluation_view(image: Image.Image, size: tuple[int, int], crop: float) -> Image.Image:
-    """Resizes (bicubic) and crops the middle: `crop` is the part of the resized side that is kept (224 / 256)."""
+    """Resizes (bicubic) and center-crops an image; `crop` is the kept fraction of the resized side (224 / 256)."""
     height, width = size
     scale = max(height / image.height, width / image.width) / crop
     resized = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
@@ -75,7 +69,7 @@ def evaluation_view(image: Image.Image, size: tuple[int, int], crop: float) -> I
 def training_view(
     image: Image.Image, size: tuple[int, int], area: tuple[float, float], generator: torch.Generator
 ) -> Image.Image:
-    """Resizes (bicubic) a random part of the image, of a random area and a random shape from 3:4 to 4:3."""
+    """Crops and resizes (bicubic) a random part of an image, with a random area and an aspect ratio from 3:4 to 4:3."""
     height, width = size
     low, high = area
     for _ in range(10):
@@ -92,6 +86,6 @@ def training_view(
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """-> bytes [C, Y, X]."""
+    """Returns bytes [C, Y, X]."""
     pixels_YXC = np.array(image)
     return torch.from_numpy(pixels_YXC[None] if pixels_YXC.ndim == 2 else pixels_YXC.transpose(2, 0, 1).copy())

@@ -1,13 +1,16 @@
-"""Files or rows with class labels, whatever they hold: a folder for each class, or a Hugging Face data set."""
+"""Files or rows of data sets with class labels: a folder for each class, or a Hugging Face data set."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
+from torch.utils.data import default_collate
 
+from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError, did_you_mean
 
 TRAINING_NAMES = ("train", "training")
@@ -15,13 +18,13 @@ EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
 
 
 class Source(Protocol):
-    """Where examples come from, one at a time, by index."""
+    """A source of examples, one at a time, by index."""
 
     def open(self, index: int) -> Any:
-        """A file's path or content, or the example itself."""
+        """Returns the path or the content of a file, or the example itself."""
 
     def describe(self, index: int) -> str:
-        """Names the example in a message: its file, or its row."""
+        """Returns the name of the example in messages: its file, or its row."""
 
 
 @dataclass(frozen=True)
@@ -55,43 +58,58 @@ class Rows:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Examples with class labels; what they hold and how they are read says the subclass.
+    """Examples with class labels; subclasses define what they hold and how they are read.
 
     Attributes:
         classes: names of the classes.
-        labels: class index of each example; where several can apply at once, a tuple of them.
-        source: where the examples come from.
-        indices: their indices there.
+        labels: class index of each example, or a tuple of indices where several classes can apply at once.
+        source: the source of the examples.
+        indices: their indices in the source.
     """
 
     noun: ClassVar[str]
     suffixes: ClassVar[frozenset[str]]
     features: ClassVar[tuple[str, ...]]
-    """Types of a Hugging Face data set's column that can hold such examples."""
+    """Types of columns of a Hugging Face data set that can hold such examples."""
 
     classes: list[str]
     labels: Sequence[Any]
     source: Source
     indices: Sequence[int]
 
+    @classmethod
+    def from_files(cls, paths: Sequence[str | Path]) -> Self:
+        """Returns examples without classes, all with label 0."""
+        return cls([], [0] * len(paths), Files([Path(path) for path in paths]), range(len(paths)))
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def describe(self, index: int) -> str:
-        """Names an example in a message."""
+        """Returns the name of an example in messages."""
         return self.source.describe(self.indices[index])
 
-    def part(self, indices: Sequence[int]) -> Self:
-        """Some of the examples."""
+    def subset(self, indices: Sequence[int]) -> Self:
+        """Returns some of the examples."""
         return replace(self, labels=[self.labels[i] for i in indices], indices=[self.indices[i] for i in indices])
 
 
+class LabelledSamples(Samples):
+    """Base of samples that are dicts; one that cannot be read has a "problem" alone and is left out of its batch."""
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        good = [sample for sample in samples if "problem" not in sample]
+        problems = [sample["problem"] for sample in samples if "problem" in sample]
+        return {"problems": problems, **(default_collate(good) if good else {})}
+
+
 L = TypeVar("L", bound=Labelled)
+S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Splits(Generic[L]):
-    """The examples to train on and those to evaluate on."""
+    """Examples for training and for evaluation."""
 
     training: L
     evaluation: L
@@ -100,188 +118,161 @@ class Splits(Generic[L]):
 def open_splits(
     kind: type[L],
     path: str,
-    held_out: float,
+    validation_fraction: float,
     column: str | None = None,
     label_column: str | None = None,
-    held_out_where: Mapping[str, Any] | None = None,
+    validation_filter: Mapping[str, Any] | None = None,
 ) -> Splits[L]:
-    """Finds examples of a kind.
+    """Finds examples; raises a PerceiversError if there are none, or only one class.
 
     Args:
-        kind: of the examples.
+        kind: class of the examples.
         path: a folder with a folder for each class, directly or under train/ and val/; a folder of parquet files; or
-            the name of a data set on the hub.
-        held_out: part of the examples to evaluate on where there is no split for that.
-        column: of a Hugging Face data set, that holds the examples; found by its type, if not given.
-        label_column: that holds the labels; likewise.
-        held_out_where: columns and their values of the rows to evaluate on, in place of its splits.
-
-    Raises:
-        PerceiversError: there are none, or only one class.
+            the name of a data set on the Hub.
+        validation_fraction: fraction of the examples to evaluate on if there is no evaluation split.
+        column: of a Hugging Face data set; by default found by its type.
+        label_column: likewise.
+        validation_filter: columns and values of the rows to evaluate on, instead of the splits of the data set.
     """
-    if Path(path).is_file():
+    root = Path(path)
+    if root.is_file():
         raise PerceiversError(f"data.path = {path} is a file: give the folder that holds the {kind.noun}s.")
-    is_folder = Path(path).exists() and next(Path(path).rglob("*.parquet"), None) is None
-    if is_folder and held_out_where:
-        raise PerceiversError(f"data.held_out_where is for data sets with columns, but {path} is a folder of files.")
+    is_folder = root.exists() and next(root.rglob("*.parquet"), None) is None
+    if is_folder and validation_filter:
+        raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} is a folder of files.")
     if is_folder:
-        splits = folder_splits(kind, Path(path), held_out)
+        splits = split_folder(root, partial(labelled_folder, kind), validation_fraction)
     else:
-        splits = hub_splits(kind, path, held_out, column, label_column, held_out_where)
+        import datasets
+
+        tables = load_tables(path)
+        read = partial(labelled_rows, kind, path, column, label_column)
+        if validation_filter:
+            splits = filter_rows(read(datasets.concatenate_datasets(list(tables.values()))), validation_filter, path)
+        else:
+            splits = choose_splits(tables, next(iter(tables.values())), read, validation_fraction)
     if len(splits.training.classes) < 2:
-        raise PerceiversError(
-            f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs at least two."
-        )
+        raise PerceiversError(f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs two.")
     return splits
 
 
-def hold_out(examples: L, part: float) -> Splits[L]:
-    """Divides examples at random, always the same way."""
+def choose_splits(
+    parts: Mapping[str, S], whole: S, read: Callable[[S, list[str] | None], L], validation_fraction: float
+) -> Splits[L]:
+    """Finds and reads the splits for training and evaluation by their usual names.
+
+    Without the first, `whole` is read; without the second, a part is held out. `read` is also given the classes of the
+    training split, to read the evaluation split.
+    """
+    names = (TRAINING_NAMES, EVALUATION_NAMES)
+    training, evaluation = (next((parts[name] for name in usual if name in parts), None) for usual in names)
+    examples = read(whole if training is None else training, None)
+    if training is None or evaluation is None:
+        return random_split(examples, validation_fraction)
+    return Splits(examples, read(evaluation, examples.classes))
+
+
+def split_folder(root: Path, read: Callable[[Path, list[str] | None], L], validation_fraction: float) -> Splits[L]:
+    """Reads the splits of a folder, see `choose_splits`."""
+    return choose_splits({path.name: path for path in root.glob("*") if path.is_dir()}, root, read, validation_fraction)
+
+
+def random_split(examples: L, fraction: float) -> Splits[L]:
+    """Holds out a random fraction of the examples, the same one in every run."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    count = max(1, round(part * len(examples)))
-    return Splits(examples.part(order[count:]), examples.part(order[:count]))
-
-
-def folder_splits(kind: type[L], root: Path, held_out: float) -> Splits[L]:
-    """Splits of a folder of files."""
-    training = next((root / name for name in TRAINING_NAMES if (root / name).is_dir()), None)
-    evaluation = next((root / name for name in EVALUATION_NAMES if (root / name).is_dir()), None)
-    if training is None:
-        return hold_out(labelled_folder(kind, root), held_out)
-    examples = labelled_folder(kind, training)
-    if evaluation is None:
-        return hold_out(examples, held_out)
-    return Splits(examples, labelled_folder(kind, evaluation, examples.classes))
+    count = max(1, round(fraction * len(examples)))
+    return Splits(examples.subset(order[count:]), examples.subset(order[:count]))
 
 
 def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None) -> L:
-    """A folder of files for each class, its name the class.
-
-    Raises:
-        PerceiversError: there are no files, or a class that is not among `classes`.
-    """
-    found = {
-        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in kind.suffixes)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir()
-    }
-    found = {name: files for name, files in found.items() if files}
-    if not found:
+    """Finds files in a folder for each class, named after the class; `classes` as in `index_labels`."""
+    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in kind.suffixes]
+    if not files:
         raise PerceiversError(f"{root} has no {kind.noun}s: a folder of {kind.noun}s for each class is expected in it.")
-    names = list(found) if classes is None else classes
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        raise PerceiversError(f"{root / unknown[0]} is a class that the training {kind.noun}s do not have.")
-    files = [file for paths in found.values() for file in paths]
-    labels = [names.index(name) for name, paths in found.items() for _ in paths]
+    names, labels = index_labels([file.relative_to(root).parts[0] for file in files], classes, str(root))
     return kind(names, labels, Files(files), range(len(files)))
 
 
-def hub_splits(
-    kind: type[L],
-    name: str,
-    held_out: float,
-    column: str | None,
-    label_column: str | None,
-    held_out_where: Mapping[str, Any] | None,
-) -> Splits[L]:
-    """Splits of a Hugging Face data set, from the hub or a local folder."""
+def index_labels(labels: list[str], classes: list[str] | None, name: str) -> tuple[list[str], list[int]]:
+    """Returns the classes, those of the training split if given, and the class index of each label."""
+    indices = {label: index for index, label in enumerate(classes or sorted(set(labels)))}
+    unknown = set(labels) - set(indices)
+    if unknown:
+        raise PerceiversError(f"{name} has the class {min(unknown)!r}, which the training split does not have.")
+    return list(indices), [indices[label] for label in labels]
+
+
+def load_tables(path: str) -> dict[str, Any]:
+    """Loads the splits of a Hugging Face data set, from the Hub or a local folder."""
     import datasets
 
     try:
-        splits = datasets.load_dataset(name)
-    except Exception as error:  # the library raises many kinds; each means that it cannot be had
+        return dict(datasets.load_dataset(path))
+    except Exception as error:  # the library raises many kinds
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        known = (
-            "cannot be read as a data set" if Path(name).exists() else "is neither a folder nor a data set of the hub"
-        )
-        raise PerceiversError(f"data.path = {name} {known}: {reason}") from error
-    if held_out_where:
-        rows = labelled_rows(kind, datasets.concatenate_datasets(list(splits.values())), name, column, label_column)
-        return divide_rows(rows, held_out_where, name)
-    training = next((splits[split] for split in TRAINING_NAMES if split in splits), None)
-    evaluation = next((splits[split] for split in EVALUATION_NAMES if split in splits), None)
-    if training is None:
-        only = next(iter(splits.values()))
-        return hold_out(labelled_rows(kind, only, name, column, label_column), held_out)
-    examples = labelled_rows(kind, training, f"{name} (train)", column, label_column)
-    if evaluation is None:
-        return hold_out(examples, held_out)
-    other = f"{name} ({evaluation.split})"
-    return Splits(examples, labelled_rows(kind, evaluation, other, column, label_column, examples.classes))
+        is_local = Path(path).exists()
+        problem = "cannot be read as a data set" if is_local else "is neither a folder nor a data set on the Hub"
+        raise PerceiversError(f"data.path = {path} {problem}: {reason}") from error
 
 
-def divide_rows(examples: L, held_out_where: Mapping[str, Any], name: str) -> Splits[L]:
-    """Holds out the rows whose columns have some values."""
+def filter_rows(examples: L, validation_filter: Mapping[str, Any], path: str) -> Splits[L]:
+    """Holds out the rows whose columns have the values of the filter."""
     assert isinstance(examples.source, Rows)
     table = examples.source.table
-    for column in held_out_where:
-        if column not in table.features:
-            raise PerceiversError(
-                f"data.held_out_where: {name} has no column {column!r}: {did_you_mean(column, table.features)}"
-            )
-    columns = [[found == value for found in table[column]] for column, value in held_out_where.items()]
-    chosen = [all(row) for row in zip(*columns, strict=True)]
-    if all(chosen) or not any(chosen):
-        which = "every row" if any(chosen) else "no row"
-        raise PerceiversError(
-            f"data.held_out_where = {dict(held_out_where)} holds for {which} of {name}: choose others."
-        )
-    training, evaluation = ([place for place, held in enumerate(chosen) if held == part] for part in (False, True))
-    return Splits(examples.part(training), examples.part(evaluation))
+    for column in validation_filter:
+        check_column(table, column, "validation_filter", path)
+    columns = [[found == value for found in table[column]] for column, value in validation_filter.items()]
+    is_held_out = [all(row) for row in zip(*columns, strict=True)]
+    if all(is_held_out) or not any(is_held_out):
+        which = "every row" if any(is_held_out) else "no row"
+        raise PerceiversError(f"data.validation_filter = {dict(validation_filter)} holds for {which} of {path}.")
+    training, evaluation = ([i for i, held in enumerate(is_held_out) if held == part] for part in (False, True))
+    return Splits(examples.subset(training), examples.subset(evaluation))
 
 
 def labelled_rows(
-    kind: type[L],
-    table: Any,
-    name: str,
-    column: str | None = None,
-    label_column: str | None = None,
-    classes: list[str] | None = None,
+    kind: type[L], path: str, column: str | None, label_column: str | None, table: Any, classes: list[str] | None = None
 ) -> L:
-    """The rows of one split; `classes` are those of the training split, if that is another."""
+    """Returns the rows of a split; `classes` are those of the training split, for another split."""
     import datasets
 
+    name = path if table.split is None else f"{path} ({table.split})"
     types = tuple(getattr(datasets, feature) for feature in kind.features)
     content = column or find_column(table, types, kind.noun, name)
     label = label_column or find_column(table, (datasets.ClassLabel,), "label", name)
-    for field, value in ((f"{kind.noun}_column", content), ("label_column", label)):
-        if value not in table.features:
-            raise PerceiversError(
-                f"data.{field}: {name} has no column {value!r}: {did_you_mean(value, table.features)}"
-            )
+    check_column(table, content, f"{kind.noun}_column", name)
+    check_column(table, label, "label_column", name)
     feature = table.features[label]
-    labels: list[Any] = list(table[label])
     if isinstance(feature, datasets.ClassLabel):
-        names = list(feature.names)
+        names, labels = list(feature.names), list(table[label])
     else:
-        labels = [str(value) for value in labels]
-        names = sorted(set(labels)) if classes is None else classes
-        unknown = set(labels) - set(names)
-        if unknown:
-            raise PerceiversError(
-                f"{name} has the class {min(unknown)!r}, which the training {kind.noun}s do not have."
-            )
-        labels = [names.index(value) for value in labels]
+        names, labels = index_labels([str(value) for value in table[label]], classes, name)
     encoding = table.features[content] if isinstance(table.features[content], types) else types[0]()
     encoded = table.cast_column(content, type(encoding)(decode=False))
     return kind(names, labels, Rows(encoded, content, name), range(len(labels)))
 
 
+def check_column(table: Any, column: str, field: str, name: str) -> None:
+    """Raises a PerceiversError if a data set lacks the column that a field names."""
+    if column not in table.features:
+        raise PerceiversError(f"data.{field}: {name} has no column {column!r}: {did_you_mean(column, table.features)}")
+
+
 def find_column(table: Any, types: tuple[type, ...], usual: str, name: str) -> str:
-    """The column of a data set that is of one of these types, or has the usual name."""
+    """Returns the column of a data set that has one of the types or, if there is none, the usual name."""
     found: list[str] = [field for field, feature in table.features.items() if isinstance(feature, types)]
     if not found and usual in table.features:
         found = [usual]
     if len(found) != 1:
         raise PerceiversError(
-            f"{name} has the columns {', '.join(table.features)}: say with data.{usual}_column which holds the {usual}."
+            f"{name} has the columns {', '.join(table.features)}: set data.{usual}_column to the one with the {usual}."
         )
     return found[0]
 
 
 def check_classes(examples: Labelled, names: list[str]) -> None:
-    """Raises a PerceiversError if the classes of data are others than those a model knows, by name or by number."""
+    """Raises a PerceiversError if the classes of data differ from those of a model, by name or by number."""
     if len(examples.classes) != len(names):
         raise PerceiversError(f"the data has {len(examples.classes)} classes, but the model knows {len(names)}.")
     numbered = names == [str(index) for index in range(len(names))]

@@ -1,7 +1,7 @@
-"""Video files: clips of a fixed rate and size with their sound, all frames of a file, and files written from frames.
+"""Reads and writes video: clips of a fixed frame rate and size with their sound, or all frames of a file.
 
-Moments are exact fractions of a second on the clock of the file, which need not begin at 0 and is the same for
-pictures and sound; what users ask for counts from the first frame.
+Timestamps are exact fractions of a second on the clock of the file, which need not start at 0 and is the same for
+frames and sound; times that users give count from the first frame.
 
 Shape suffixes: T frames, C colors, Y rows, X columns, S samples
 """
@@ -17,10 +17,6 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from perceivers.extras import require_extra
-
-require_extra("vision")
-
 import av
 import numpy as np
 import torch
@@ -34,23 +30,23 @@ from perceivers.errors import PerceiversError
 from perceivers.model.saving import atomic_write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-"""Suffixes of files that can be written, and what av calls them."""
+"""Suffixes of files that can be written, and their formats in av."""
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
 """Encoders and their options for little visible loss; the second is for builds of av without the first."""
 BT709 = 1  # the colors that players assume; the code is the same for matrix, primaries and transfer
 MILLISECOND = Fraction(1, 1000)  # tick of the coarsest clock that rounds; those of AVI and GIF are coarser, but exact
-LEAD = Fraction(1, 10)  # seconds of sound to decode before the wanted, since decoders begin with a wrong packet or two
-JUMP = 0.02  # seconds: a smaller difference of timestamps is rounding, a larger one a gap in the sound
-MISSING = 0.1  # seconds of sound that may be missing at the end
+DECODER_WARMUP = Fraction(1, 10)  # seconds of sound to decode in advance: the first packets of a decoder can be wrong
+GAP_THRESHOLD = 0.02  # seconds; a smaller difference of timestamps is rounding, a larger one a gap in the sound
+MAX_MISSING_AUDIO = 0.1  # seconds of sound that may be missing at the end
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A piece of a video.
+    """A part of a video.
 
     Attributes:
         video: frames, bytes [T, 3, Y, X], RGB.
-        audio: mono sound of the same time, [S] in [-1, 1]; None if the file has none.
+        audio: mono sound of the same duration, [S] in [-1, 1]; None if the file has none.
     """
 
     video: Tensor
@@ -59,12 +55,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Content:
-    """A file that is in memory.
-
-    Attributes:
-        data: its bytes.
-        name: what messages call it.
-    """
+    """The bytes of a file in memory, and its name in messages."""
 
     data: bytes
     name: str
@@ -74,7 +65,7 @@ class Content:
 
 
 Media = str | Path | Content
-"""A file with pictures or sound: its path or its content."""
+"""A video or audio file: its path or its content."""
 
 
 @dataclass(frozen=True)
@@ -82,14 +73,49 @@ class Frames:
     """All frames of a video.
 
     Attributes:
-        frames: bytes [3, Y, X], RGB, one after another, to go through once.
-        rate: frames a second, on average.
-        count: number of frames, if the file says it.
+        frames: bytes [3, Y, X], RGB; can be iterated over once.
+        rate: average frames per second.
+        count: number of frames; None if the file does not state it.
     """
 
     frames: Iterator[Tensor]
     rate: Fraction
     count: int | None
+
+
+class ClipTimeline(NamedTuple):
+    """The timing of a file in seconds on its clock, and whether it has video and sound, if these are read.
+
+    `origin` is the time of the first frame, or else of the first sound; timestamps can be off by `rounding`.
+    """
+
+    origin: Fraction
+    duration: Fraction
+    frame_duration: Fraction
+    rounding: Fraction
+    has_video: bool
+    has_audio: bool
+
+
+def measure(media: Media, read_video: bool, read_audio: bool) -> ClipTimeline:
+    """Returns the timing of a file; raises a PerceiversError if it has nothing to read."""
+    with open_media(media) as container:
+        videos = video_streams(container)[:1] if read_video else []
+        sounds = list(container.streams.audio[:1]) if read_audio else []
+        streams: list[av.VideoStream | av.AudioStream] = [*videos, *sounds]
+        if not streams:
+            needed = " or ".join(["video"] * read_video + ["sound"] * read_audio)
+            raise PerceiversError(f"{media} has no {needed}: leave it out, or give another file.")
+        frames = with_timestamps(container, streams[0])
+        first = next(frames, None)
+        if first is None:
+            raise PerceiversError(f"{media} has no decodable frames with timestamps: leave it out, or repair it.")
+        origin = timestamp(first)
+        duration = Fraction(container.duration or 0, av.time_base)
+        duration = duration or max(timestamp(frame) for frame in [first, *frames]) - origin
+        frame_duration = 1 / frame_rate(videos[0]) if videos else Fraction(0)
+        rounding = min((streams[0].time_base or 0) / Fraction(2), MILLISECOND / 2)
+        return ClipTimeline(origin, duration, frame_duration, rounding, bool(videos), bool(sounds))
 
 
 def read_clip(
@@ -100,72 +126,61 @@ def read_clip(
     size: int | tuple[int, int] = 224,
     sample_rate: int = 48000,
 ) -> Clip:
-    """Reads a piece of a video, whatever the frame rate, frame size and sound of the file.
+    """Reads a part of a video, resampled to a fixed frame rate, frame size and sample rate.
 
     Args:
         path: a video file.
         start: seconds after the first frame of the file.
-        frames: number of frames, each the one that the file shows at its moment.
-        rate: frames a second.
-        size: height and width, or both; frames are resized (bicubic) and the middle is cut out.
-        sample_rate: samples a second of the sound, of which there are `round(frames / rate * sample_rate)`; the mean
-            of the channels. Silence stands where the sound begins later than the clip.
+        frames: number of frames, each the one that the file shows at that time.
+        rate: frames per second.
+        size: height and width, or one number for both; frames are resized (bicubic) and center-cropped.
+        sample_rate: samples per second of the sound, `round(frames / rate * sample_rate)` in all; the mean of the
+            channels, and silence before the sound of the file begins.
 
     Raises:
-        PerceiversError: the file does not exist, cannot be read or has no video, the clip does not lie in it, or its
-            sound ends 0.1 s or more before the clip does.
+        PerceiversError: the file does not exist, cannot be read or has no video, the clip exceeds it, or its sound
+            ends 0.1 s or more before the clip does.
     """
     if not 0 <= start < math.inf:
-        raise PerceiversError(f"start = {start} is not allowed for {path}: it is 0 or more seconds.")
+        raise PerceiversError(f"start = {start} is not allowed for {path}: it must be 0 or more seconds.")
     if frames < 1 or not 0 < rate < math.inf:
-        raise PerceiversError(f"{frames} frames at {rate} a second of {path} are not allowed: both are more than 0.")
+        raise PerceiversError(f"{frames} frames at {rate} per second of {path} are not allowed: both must be above 0.")
     shape = (size, size) if isinstance(size, int) else size
-    with opened(path) as container:
-        stream = video_stream(container, path)
-        first = next(timed(container, stream), None)
-        if first is None:
-            raise PerceiversError(
-                f"{path} has no frames with times that can be decoded: it is damaged, or a stream without a container."
-            )
-        origin, usual = moment(first), 1 / frame_rate(stream)
-        slack = min((stream.time_base or 0) / Fraction(2), MILLISECOND / 2)  # files round moments to ticks of a clock
-    begin = origin + Fraction(start)
-    moments = [begin + slack + k / Fraction(rate) for k in range(frames)]
-    views, end = read_pictures(path, begin, origin, usual, moments, shape)
-    if len(views) < frames:
-        raise too_short(f"{path} lasts", float(end - origin), start, frames / rate)
-    sound = read_sound(path, begin, origin, round(frames / rate * sample_rate), sample_rate)
+    timeline = measure(path, read_video=True, read_audio=False)
+    begin = timeline.origin + Fraction(start)
+    times = [begin + timeline.rounding + k / Fraction(rate) for k in range(frames)]
+    video, end = read_frames_at(path, timeline, begin, times, shape)
+    if len(video) < frames:
+        raise clip_too_short_error(f"{path} lasts", float(end - timeline.origin), start, frames / rate)
+    sound = read_sound(path, begin, timeline.origin, round(frames / rate * sample_rate), sample_rate)
     if sound is None:
-        return Clip(torch.stack(views), None)
-    length = sound.end / sample_rate
-    if frames / rate - length >= MISSING:
-        raise too_short(f"The sound of {path} lasts", start + length, start, frames / rate)
-    return Clip(torch.stack(views), sound.samples)
+        return Clip(torch.stack(video), None)
+    duration = sound.end / sample_rate
+    if frames / rate - duration >= MAX_MISSING_AUDIO:
+        raise clip_too_short_error(f"The sound of {path} lasts", start + duration, start, frames / rate)
+    return Clip(torch.stack(video), sound.samples)
 
 
 def read_frames(path: str | Path) -> Frames:
-    """Reads all frames of a video at their own size, one at a time.
+    """Reads all frames of a video in their original size, one at a time, or raises a PerceiversError.
 
-    Raises:
-        PerceiversError: the file does not exist, cannot be read or has no video; if only a later part of it is
-            damaged, when the frames come there.
+    Damage in a later part of the file is reported when the iteration reaches it.
     """
-    with opened(path) as container:
+
+    def decode_all() -> Iterator[Tensor]:
+        with open_media(path) as container:
+            for frame in container.decode(video_stream(container, path)):
+                yield to_tensor(Image.fromarray(to_rgb(frame)))
+
+    with open_media(path) as container:
         stream = video_stream(container, path)
-        return Frames(every_frame(path), frame_rate(stream), stream.frames or None)
-
-
-def every_frame(path: str | Path) -> Iterator[Tensor]:
-    """The frames of `read_frames`."""
-    with opened(path) as container:
-        for frame in container.decode(video_stream(container, path)):
-            yield to_tensor(Image.fromarray(pixels(frame)))
+        return Frames(decode_all(), frame_rate(stream), stream.frames or None)
 
 
 def check_video_path(path: str | Path) -> None:
-    """Raises a PerceiversError unless a video can be written to a file of this suffix."""
+    """Raises a PerceiversError unless videos can be written with the suffix of a path."""
     if Path(path).suffix.lower() not in CONTAINERS:
-        raise PerceiversError(f"{path} is no name for a video: it has to end in {', '.join(CONTAINERS)}.")
+        raise PerceiversError(f"{path} cannot be written as a video: it must end in {', '.join(CONTAINERS)}.")
 
 
 def write_video(
@@ -175,147 +190,144 @@ def write_video(
     audio: Tensor | None = None,
     sample_rate: int = 48000,
 ) -> None:
-    """Writes a video, H.264 and AAC, whole or not at all; what is there of an earlier one is replaced.
+    """Writes a video, H.264 and AAC, completely or not at all, and overwrites an earlier one.
 
     Args:
         path: ends in .mp4, .mkv or .mov.
-        frames: bytes [3, Y, X], RGB, of one size; only one at a time is held. Odd sizes grow by a row or column.
-        rate: frames a second.
+        frames: bytes [3, Y, X], RGB, of the same size; one is held at a time. Odd sizes grow by a row or column.
+        rate: frames per second.
         audio: mono sound, [S] in [-1, 1].
-        sample_rate: samples a second of the sound.
+        sample_rate: samples per second of the sound.
 
     Raises:
-        PerceiversError: another suffix, a rate of 0, no frames, frames of different sizes, or the path cannot be
-            written to.
+        PerceiversError: the suffix is unknown, the rate is 0, there are no frames or frames of different sizes, or the
+            path cannot be written to.
     """
     path = Path(path)
     if not 0 < rate < math.inf:
-        raise PerceiversError(f"rate = {rate} is not allowed for {path}: it is more than 0 frames a second.")
+        raise PerceiversError(f"rate = {rate} is not allowed for {path}: it must be above 0 frames per second.")
     check_video_path(path)
 
-    def fill(file: Path) -> None:
+    def write_to(file: Path) -> None:
         try:
             with av.open(file, "w", format=CONTAINERS[path.suffix.lower()]) as container:
                 encode(container, iter(frames), Fraction(rate).limit_denominator(1001), audio, sample_rate, path)
         except av.FFmpegError as error:
             raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another path or rate.") from error
 
-    atomic_write(path, fill)
+    atomic_write(path, write_to)
 
 
 @contextmanager
-def opened(media: Media) -> Iterator[InputContainer]:
-    """A file to decode; what av finds wrong with it becomes one sentence."""
+def open_media(media: Media) -> Iterator[InputContainer]:
+    """Opens a file for decoding, and turns errors of av into one sentence."""
     if not isinstance(media, Content) and not Path(media).is_file():
         raise PerceiversError(f"{media} is not a file: give the path of a video.")
     try:
-        with av.open(
-            io.BytesIO(media.data) if isinstance(media, Content) else media, "r", metadata_errors="ignore"
-        ) as container:
+        source = io.BytesIO(media.data) if isinstance(media, Content) else media
+        with av.open(source, "r", metadata_errors="ignore") as container:
             yield container
     except av.FFmpegError as error:
         raise PerceiversError(
-            f"{media} cannot be read as a video ({error.strerror}): it is truncated, damaged or something else."
+            f"{media} cannot be read as a video ({error.strerror}): it is truncated, damaged or no video."
         ) from error
 
 
 def video_streams(container: InputContainer) -> list[av.VideoStream]:
-    """Those with moving pictures; the cover of a record comes as a video too."""
+    """Returns the video streams, without cover art, which is stored as a video."""
     return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
 def video_stream(container: InputContainer, media: Media) -> av.VideoStream:
-    """The first with moving pictures."""
+    """Returns the first video stream."""
     streams = video_streams(container)
     if not streams:
-        raise PerceiversError(f"{media} has no video: give a file with moving pictures.")
+        raise PerceiversError(f"{media} has no video: give a file with a video stream.")
     return streams[0]
 
 
 def frame_rate(stream: av.VideoStream) -> Fraction:
-    """Frames a second, on average."""
+    """Returns the average frames per second."""
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def moment(frame: av.VideoFrame | av.AudioFrame) -> Fraction:
-    """When a frame begins."""
+def timestamp(frame: av.VideoFrame | av.AudioFrame) -> Fraction:
+    """Returns the time in seconds at which a frame begins."""
     assert frame.pts is not None
     assert frame.time_base is not None
     return frame.pts * frame.time_base
 
 
-def timed(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
-    """The frames that have a moment."""
+def with_timestamps(container: InputContainer, stream: av.VideoStream | av.AudioStream) -> Iterator[Any]:
+    """Decodes the frames that have a timestamp."""
     return (frame for frame in container.decode(stream) if frame.pts is not None)
 
 
-def frames_from(media: Media, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
-    """The frames from one at or before a moment on; from the first of the file, if that is later."""
-    for earlier in (0, 10, None) if begin > origin else (None,):  # seconds: a seek can land later than it was told
-        with opened(media) as container:
+def decode_from(media: Media, kind: Literal["video", "audio"], begin: Fraction, origin: Fraction) -> Iterator[Any]:
+    """Decodes frames, starting at or before a time, or at the first frame of the file if that is later."""
+    for earlier in (0, 10, None) if begin > origin else (None,):  # seconds: a seek can land later than requested
+        with open_media(media) as container:
             if kind == "audio" and not container.streams.audio:
                 return
             stream = video_stream(container, media) if kind == "video" else container.streams.audio[0]
             if earlier is not None:
-                with suppress(av.FFmpegError):  # then it stays at the beginning
+                with suppress(av.FFmpegError):  # then decoding starts at the beginning
                     container.seek(round((begin - earlier) / (stream.time_base or 1)), stream=stream)
-            frames = timed(container, stream)
+            frames = with_timestamps(container, stream)
             first = next(frames, None)
-            if first is not None and (earlier is None or moment(first) <= begin):
+            if first is not None and (earlier is None or timestamp(first) <= begin):
                 yield first
                 yield from frames
                 return
 
 
-def spans(frames: Iterator[av.VideoFrame], usual: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
-    """Each frame with the moment until which it is shown; the last for its own time, or the usual if unknown."""
+def frame_intervals(frames: Iterator[av.VideoFrame], duration: Fraction) -> Iterator[tuple[av.VideoFrame, Fraction]]:
+    """Yields each frame with the time until which it is shown; `duration` is for a last frame without its own."""
     frame = next(frames)
     for following in frames:
-        yield frame, moment(following)
+        yield frame, timestamp(following)
         frame = following
-    yield frame, moment(frame) + (frame.duration * (frame.time_base or 0) or usual)
+    yield frame, timestamp(frame) + (frame.duration * (frame.time_base or 0) or duration)
 
 
-def pixels(frame: av.VideoFrame) -> np.ndarray[Any, Any]:
-    """-> upright RGB bytes [Y, X, 3]."""
+def to_rgb(frame: av.VideoFrame) -> np.ndarray[Any, Any]:
+    """Returns upright RGB bytes [Y, X, 3]."""
     pixels_YXC = frame.to_ndarray(format="rgb24", threads=1)
     return np.ascontiguousarray(np.rot90(pixels_YXC, round(frame.rotation / 90)))
 
 
-def view(frame: av.VideoFrame, size: tuple[int, int]) -> Tensor:
-    """A frame, resized and the middle cut out; -> bytes [3, Y, X]."""
-    return to_tensor(evaluation_view(Image.fromarray(pixels(frame)), size, 1.0))
+def resize_frame(frame: av.VideoFrame, size: tuple[int, int]) -> Tensor:
+    """Returns a resized and center-cropped frame, bytes [3, Y, X]."""
+    return to_tensor(evaluation_view(Image.fromarray(to_rgb(frame)), size, 1.0))
 
 
-def too_short(what: str, length: float, start: float, wanted: float) -> PerceiversError:
-    """The error for a clip that ends after the file."""
-    latest = math.floor((length - wanted) * 100) / 100
-    advice = f"start at {latest:.2f} s or before" if latest >= 0 else "ask for fewer frames, or more a second"
+def clip_too_short_error(subject: str, duration: float, start: float, requested: float) -> PerceiversError:
+    """Returns the error for a clip that ends after its file."""
+    latest = math.floor((duration - requested) * 100) / 100
+    advice = f"start at {latest:.2f} s or before" if latest >= 0 else "ask for fewer frames, or more per second"
     return PerceiversError(
-        f"{what} {length:.2f} s, but the clip is to go from {start:.2f} s to {start + wanted:.2f} s: {advice}."
+        f"{subject} {duration:.2f} s, but the clip is from {start:.2f} s to {start + requested:.2f} s: {advice}."
     )
 
 
-def read_pictures(
-    media: Media, begin: Fraction, origin: Fraction, usual: Fraction, moments: list[Fraction], size: tuple[int, int]
+def read_frames_at(
+    media: Media, timeline: ClipTimeline, begin: Fraction, times: list[Fraction], size: tuple[int, int]
 ) -> tuple[list[Tensor], Fraction]:
-    """The frames [C, Y, X] that a file shows at some moments, as many as it has, and until when it shows the last."""
-    views: list[Tensor] = []
-    end = origin
-    for frame, end in spans(frames_from(media, "video", begin, origin), usual):
-        shown = bisect_left(moments, end) - len(views)
-        if shown > 0:
-            views += [view(frame, size)] * shown
-        if len(views) == len(moments):
+    """Returns the frames [C, Y, X] shown at some times, up to the end of the file, and the end of the last one."""
+    video: list[Tensor] = []
+    end = timeline.origin
+    frames = decode_from(media, "video", begin, timeline.origin)
+    for frame, end in frame_intervals(frames, timeline.frame_duration):
+        repeats = bisect_left(times, end) - len(video)
+        if repeats > 0:
+            video += [resize_frame(frame, size)] * repeats
+        if len(video) == len(times):
             break
-    return views, end
+    return video, end
 
 
 class Sound(NamedTuple):
-    """Samples [S] from a moment on, silence where the file has no sound; it has some from `begin` to before `end`.
-
-    Both are numbers of samples, and may lie beyond the last.
-    """
+    """Samples [S], silent outside the range from `begin` to `end` (exclusive), which may exceed the last sample."""
 
     samples: Tensor
     begin: int
@@ -323,68 +335,65 @@ class Sound(NamedTuple):
 
 
 def read_sound(media: Media, begin: Fraction, origin: Fraction, count: int, sample_rate: int) -> Sound | None:
-    """The sound of a file from a moment on; None if there is none."""
+    """Returns `count` samples of sound that start at a time; None if the file has no sound from then on."""
     sound_S = np.zeros(count, dtype=np.float32)
     resampler = av.AudioResampler("fltp", rate=sample_rate)
     first: int | None = None
-    place: int | None = None
-    for frame in chain(frames_from(media, "audio", begin - LEAD, origin), [None]):
-        for chunk in filter(None, resampler.resample(frame)):  # it can answer [None] to the None that ends the sound
-            wave_S = chunk.to_ndarray().mean(axis=0)  # its own mix of stereo to mono is louder than its parts
-            stated = round((moment(chunk) - begin) * sample_rate)
-            if place is None or abs(stated - place) > JUMP * sample_rate:
-                place = stated
-            first = place if first is None else first
-            low, high = max(place, 0), min(place + len(wave_S), count)
+    index: int | None = None
+    for frame in chain(decode_from(media, "audio", begin - DECODER_WARMUP, origin), [None]):
+        for chunk in filter(None, resampler.resample(frame)):  # flushing with None can return [None]
+            wave_S = chunk.to_ndarray().mean(axis=0)  # av's own mix of stereo to mono is louder than its parts
+            stated = round((timestamp(chunk) - begin) * sample_rate)
+            if index is None or abs(stated - index) > GAP_THRESHOLD * sample_rate:
+                index = stated
+            first = index if first is None else first
+            low, high = max(index, 0), min(index + len(wave_S), count)
             if low < high:
-                sound_S[low:high] = wave_S[low - place : high - place]
-            place += len(wave_S)
-        if place is not None and place >= count:
+                sound_S[low:high] = wave_S[low - index : high - index]
+            index += len(wave_S)
+        if index is not None and index >= count:
             break
-    if first is None or place is None:
+    if first is None or index is None:
         return None
-    return Sound(torch.from_numpy(sound_S.clip(-1, 1)), max(first, 0), place)
+    if np.isnan(sound_S).any():
+        raise PerceiversError(f"the sound of {media} has NaN samples: use another file.")
+    return Sound(torch.from_numpy(sound_S.clip(-1, 1)), max(first, 0), index)
 
 
 def encode(
-    container: OutputContainer,
-    frames: Iterator[Tensor],
-    rate: Fraction,
-    audio: Tensor | None,
-    sample_rate: int,
-    path: Path,
+    file: OutputContainer, frames: Iterator[Tensor], rate: Fraction, audio: Tensor | None, sample_rate: int, path: Path
 ) -> None:
-    """Fills a container, the sound in step with the pictures, since players read both at once."""
+    """Writes frames and sound to a container, interleaved, since players read both at once."""
     first = next(frames, None)
     if first is None:
         raise PerceiversError(f"There are no frames to write to {path}.")
     codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     height, width = first.shape[-2:]
-    picture = container.add_stream(codec, rate, options=QUALITY[codec])
-    picture.width, picture.height, picture.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    picture.colorspace = picture.color_primaries = picture.color_trc = BT709
+    video = file.add_stream(codec, rate, options=QUALITY[codec])
+    video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
+    video.colorspace = video.color_primaries = video.color_trc = BT709
     pieces: Sequence[Tensor] = []
     if audio is not None:
-        sound = container.add_stream("aac", sample_rate, layout="mono")
+        sound = file.add_stream("aac", sample_rate, layout="mono")
         pieces = audio.detach().cpu().float().clamp(-1, 1).split(math.ceil(sample_rate / rate))
-    done = 0
+    samples_done = 0
     for index, (frame, piece_S) in enumerate(zip_longest(chain([first], frames), pieces)):
         if frame is not None:
             if frame.shape != first.shape:
                 raise PerceiversError(
                     f"Frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
                 )
-            container.mux(picture.encode(picture_frame(frame, index, rate)))
+            file.mux(video.encode(make_video_frame(frame, index, rate)))
         if piece_S is not None:
-            container.mux(sound.encode(sound_frame(piece_S, done, sample_rate)))
-            done += len(piece_S)
-    container.mux(picture.encode(None))
+            file.mux(sound.encode(make_audio_frame(piece_S, samples_done, sample_rate)))
+            samples_done += len(piece_S)
+    file.mux(video.encode(None))
     if audio is not None:
-        container.mux(sound.encode(None))
+        file.mux(sound.encode(None))
 
 
-def picture_frame(frame_CYX: Tensor, index: int, rate: Fraction) -> av.VideoFrame:
-    """A frame for the encoder, which wants even sizes."""
+def make_video_frame(frame_CYX: Tensor, index: int, rate: Fraction) -> av.VideoFrame:
+    """Returns a frame for the encoder, which needs even sizes."""
     pixels_YXC = frame_CYX.cpu().permute(1, 2, 0).numpy()
     height, width, _ = pixels_YXC.shape
     pixels_YXC = np.pad(pixels_YXC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -394,8 +403,8 @@ def picture_frame(frame_CYX: Tensor, index: int, rate: Fraction) -> av.VideoFram
     return frame
 
 
-def sound_frame(wave_S: Tensor, done: int, sample_rate: int) -> av.AudioFrame:
-    """Samples for the encoder, the first of them number `done`."""
+def make_audio_frame(wave_S: Tensor, index: int, sample_rate: int) -> av.AudioFrame:
+    """Returns samples for the encoder; `index` is that of the first one."""
     frame = av.AudioFrame.from_ndarray(wave_S[None].numpy(), "fltp", "mono")
-    frame.sample_rate, frame.pts, frame.time_base = sample_rate, done, Fraction(1, sample_rate)
+    frame.sample_rate, frame.pts, frame.time_base = sample_rate, index, Fraction(1, sample_rate)
     return frame

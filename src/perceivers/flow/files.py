@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.data.image_files import existing
+from perceivers.data.image_files import require_file
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import atomic_write
 
@@ -52,7 +52,7 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
         PerceiversError: there is no such file, or it is damaged or of another format.
     """
     check_flow_path(path)
-    path = existing(path)
+    path = require_file(path)
     flow_YX2 = READERS[path.suffix.lower()](path).astype(np.float32)
     if flow_YX2.size == 0:
         raise PerceiversError(f"{path} has no pixels: its shape is {list(flow_YX2.shape)}.")

@@ -1,4 +1,4 @@
-"""What is in image files: `perceivers classify-image`."""
+"""Classification of image files: `perceivers classify-image`."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,6 @@ import torch
 
 from perceivers.adapters.image import ImageInput
 from perceivers.data.image_files import evaluation_view, to_tensor
-from perceivers.data.labelled_files import Files
 from perceivers.errors import PerceiversError
 from perceivers.images.data import LabelledImages
 from perceivers.inference import class_names, get_device, load_for_inference, rank_classes
@@ -20,12 +19,8 @@ def is_image_classifier(model: PerceiverIO) -> bool:
     return len(adapters) == 1 and isinstance(adapters[0], ImageInput) and list(model.outputs) == ["label"]
 
 
-def image_input(model: PerceiverIO) -> ImageInput:
-    """The adapter of a classifier's images.
-
-    Raises:
-        PerceiversError: the model is of another kind.
-    """
+def get_image_input(model: PerceiverIO) -> ImageInput:
+    """Returns the input adapter of an image classifier, or raises a PerceiversError for any other model."""
     adapter = next(iter(model.inputs.values()))
     if not is_image_classifier(model) or not isinstance(adapter, ImageInput):
         raise PerceiversError(
@@ -43,18 +38,18 @@ def classify_image(
     device: str | None = None,
     dtype: str | None = None,
 ) -> list[dict[str, float]]:
-    """Probabilities of the classes for each image file, as `rank` names and sorts them.
+    """Returns the probabilities of the classes of each image file, most probable first.
 
     Args:
         model, device, dtype: as in `load_for_inference`.
         files: images in any format that Pillow reads.
-        classes: what the classes are called; as stored with the model, or else by number, if not given.
+        classes: names of the classes, in order; by default those saved with the model, or else their indices.
 
     Raises:
-        PerceiversError: the model is no classifier, or a file is missing or cannot be decoded.
+        PerceiversError: the model is no image classifier, or a file is missing or cannot be decoded.
     """
     model = load_for_inference(model, device, dtype)
-    adapter, names = image_input(model), class_names(model)
+    adapter, names = get_image_input(model), class_names(model)
     if classes is not None:
         if len(classes) != len(names):
             raise PerceiversError(f"{len(classes)} names of classes were given, but the model has {len(names)}.")
@@ -62,10 +57,10 @@ def classify_image(
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
         raise PerceiversError(f"there is no file {missing[0]}.")
-    images = LabelledImages(names, [0] * len(files), Files([Path(file) for file in files]), range(len(files)))
-    answers = []
+    images = LabelledImages.from_files(files)
+    predictions = []
     for index in range(len(files)):
         view = evaluation_view(images.read(index, adapter.in_channels), adapter.size, adapter.crop)
         logits_K = model({"image": to_tensor(view)[None].to(get_device(model))})["label"][0]
-        answers.append(rank_classes(logits_K, names))
-    return answers
+        predictions.append(rank_classes(logits_K, names))
+    return predictions

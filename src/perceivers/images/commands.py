@@ -18,14 +18,10 @@ from perceivers.command import (
 
 def demo(
     *,
-    output: Annotated[Path, "folder to write to", Metavar("FOLDER")] = Path("runs/demo"),
-    epochs: Annotated[Count | None, "passes over the training digits"] = None,
+    output: Annotated[Path, "folder to write", Metavar("FOLDER")] = Path("runs/demo"),
+    epochs: Annotated[Count | None, "passes over the training digits (100)"] = None,
 ) -> None:
-    """Trains a small Perceiver IO on handwritten digits and shows what it does."""
-    from perceivers.extras import require_extra
-
-    require_extra("train")
-    require_extra("vision")
+    """Trains a small Perceiver IO on handwritten digits, and shows its predictions and attention."""
     from perceivers.images.demo import demo
 
     demo(output, epochs)
@@ -35,13 +31,13 @@ def classify_image(
     model: ModelArgument,
     files: Annotated[list[str], "images", Metavar("FILE")],
     *,
-    classes: Annotated[str | None, "names of the classes, one a line, in order", Metavar("FILE")] = None,
-    top: Annotated[Count, "how many classes to print for each file"] = 5,
+    classes: Annotated[str | None, "names of the classes, one per line, in order", Metavar("FILE")] = None,
+    top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Says what is in image files."""
+    """Classifies image files."""
     from perceivers.images.classify import classify_image
 
     names = None if classes is None else read_lines(classes)
@@ -51,13 +47,15 @@ def classify_image(
 def evaluate(
     model: ModelArgument,
     *,
-    data: Annotated[str, "'digits', a folder, or a data set of the hub: its evaluation split, or the held-out part"],
+    data: Annotated[
+        str, "'digits', a folder, or a data set on the Hub; its evaluation split is used, or else a held-out part"
+    ],
     batch_size: Annotated[Count, "images computed at a time"] = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures a classifier of images: top-1 and top-5 accuracy, and loss."""
+    """Measures an image classifier: top-1 and top-5 accuracy, and loss."""
     from perceivers.images.data import ImageData
     from perceivers.images.training import evaluate
     from perceivers.inference import load_for_inference

@@ -1,23 +1,16 @@
-"""Labelled images from an image folder, a Hugging Face data set, or the digits that scikit-learn carries.
-
-Shape suffixes: B batch, C colors, Y rows, X columns
-"""
+"""Labelled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
 
 from dataclasses import dataclass
 from typing import Any
-
-from perceivers.extras import require_extra
-
-require_extra("vision")
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
 from perceivers.checks import Checked, ProperFraction
-from perceivers.data.image_files import SUFFIXES, evaluation_view, to_tensor, training_view
-from perceivers.data.labelled_files import Labelled, Splits, hold_out, open_splits
-from perceivers.data.loader import SampleIndex, Samples
+from perceivers.data.image_files import SUFFIXES, evaluation_view, flatten_transparency, to_tensor, training_view
+from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, open_splits, random_split
+from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
 
 
@@ -28,11 +21,7 @@ class LabelledImages(Labelled):
     noun, suffixes, features = "image", SUFFIXES, ("Image",)
 
     def read(self, index: int, in_channels: int) -> Image.Image:
-        """Decodes an image to gray (1 color) or RGB (3); transparent parts become white, 16 bits 8.
-
-        Raises:
-            PerceiversError: it cannot be decoded; names it.
-        """
+        """Decodes an image as gray (1 channel) or RGB (3) on white, with 8 bits; raises a PerceiversError."""
         try:
             source = self.source.open(self.indices[index])
             image = source if isinstance(source, Image.Image) else Image.open(source)
@@ -41,10 +30,7 @@ class LabelledImages(Labelled):
             raise PerceiversError(f"{self.describe(index)} cannot be decoded as an image.") from error
         if image.mode.startswith("I"):
             image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("L" if in_channels == 1 else "RGB")
+        return flatten_transparency(image).convert("L" if in_channels == 1 else "RGB")
 
 
 @dataclass(frozen=True)
@@ -62,70 +48,62 @@ class Pixels:
 
 @dataclass
 class ImageData(Checked):
-    """Which labelled images to use.
+    """The images of a run.
 
     Attributes:
-        path: "digits" for the 1,797 handwritten digits of scikit-learn; a folder with a folder of images a class,
-            directly or under train/ and val/; a folder of parquet files; or the name of a data set on the hub.
-        held_out: part of the images to evaluate on where the data set has no split of its own for that.
-        image_column: column of a Hugging Face data set that holds the images; found by its type, if not given.
-        label_column: column that holds the labels; likewise.
+        path: "digits" for the 1,797 handwritten digits of scikit-learn; a folder with a folder of images for each
+            class, directly or under train/ and val/; a folder of parquet files; or the name of a data set on the Hub.
+        validation_fraction: fraction of the images to evaluate on if the data set has no evaluation split.
+        image_column: column of a Hugging Face data set that holds the images; by default found by its type.
+        label_column: column that holds the labels; by default found by its type.
     """
 
     section = "data."
 
     path: str = "digits"
-    held_out: ProperFraction = 0.1
+    validation_fraction: ProperFraction = 0.1
     image_column: str | None = None
     label_column: str | None = None
 
     def open(self) -> Splits[LabelledImages]:
-        """Finds the images.
-
-        Raises:
-            PerceiversError: there are none, or only one class.
-        """
+        """Finds the images; raises a PerceiversError if there are none, or only one class."""
         if self.path == "digits":
-            return digits()
-        return open_splits(LabelledImages, self.path, self.held_out, self.image_column, self.label_column)
+            return load_digit_images()
+        return open_splits(LabelledImages, self.path, self.validation_fraction, self.image_column, self.label_column)
 
 
-def digits() -> Splits[LabelledImages]:
-    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries, a fixed third held out."""
+def load_digit_images() -> Splits[LabelledImages]:
+    """Loads the 1,797 handwritten digits of 8 x 8 pixels of scikit-learn, a fixed third of which is held out."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = Pixels((bunch.images / 16 * 255).round().astype(np.uint8))
     images = LabelledImages([str(name) for name in bunch.target_names], bunch.target.tolist(), pixels, range(1797))
-    return hold_out(images, 1 / 3)
+    return random_split(images, 1 / 3)
 
 
-class ImageDataset(Samples):
-    """Labelled images as tensors of one size.
+@dataclass(eq=False)
+class ImageDataset(LabelledSamples):
+    """Labelled images of the same size, as batches of "image", bytes [B, C, Y, X], and "label" [B].
 
-    Args:
+    Attributes:
         images: the images.
-        size: height and width of the tensors.
-        colors: 1 or 3.
-        crop: of `evaluation_view`.
-        area: bounds of the random area of `training_view`; None for the evaluation view.
+        size: height and width.
+        in_channels: 1 or 3.
+        crop: as in `evaluation_view`.
+        area: range of the random area of `training_view`; None for the evaluation view.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        size: tuple[int, int],
-        in_channels: int,
-        crop: float,
-        area: tuple[float, float] | None = None,
-    ) -> None:
-        self.images, self.size, self.in_channels, self.crop, self.area = images, size, in_channels, crop, area
+    images: LabelledImages
+    size: tuple[int, int]
+    in_channels: int
+    crop: float
+    area: tuple[float, float] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        """An image that cannot be decoded gives a "problem" instead of an image."""
         try:
             image = self.images.read(item.sample, self.in_channels)
         except PerceiversError as error:
@@ -135,18 +113,3 @@ class ImageDataset(Samples):
         else:
             view = training_view(image, self.size, self.area, torch.Generator().manual_seed(item.seed))
         return {"image": to_tensor(view), "label": self.images.labels[item.sample]}
-
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """-> "image" bytes [B, C, Y, X], "label" [B], and the "problems" of those left out.
-
-        A batch of which nothing could be decoded has "problems" alone.
-        """
-        good = [sample for sample in samples if "image" in sample]
-        problems = [sample["problem"] for sample in samples if "problem" in sample]
-        if not good:
-            return {"problems": problems}
-        return {
-            "image": torch.stack([sample["image"] for sample in good]),
-            "label": torch.tensor([sample["label"] for sample in good]),
-            "problems": problems,
-        }

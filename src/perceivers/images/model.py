@@ -1,4 +1,4 @@
-"""Image classifiers, and the rows of the paper's ImageNet table (section 4.4; tables 5 and 6 of the appendix)."""
+"""Image classifiers, and the rows of the ImageNet table of the paper (section 4.4; tables 5 and 6 of the appendix)."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,19 +21,19 @@ class ImageClassifierConfig(ModelConfig, Sizes):
     Attributes:
         preprocessing: "patches" (of one pixel by default, so pixels) or "conv" (7x7 convolution and pooling).
         patch_size: side of a patch in pixels.
-        feature_channels: channels to which patches are projected (not at all, if not given) or the convolution gives.
+        feature_channels: output channels of the projection of patches, null for none, or of the convolution.
         padding: of the convolution, as in `ConvStem`.
-        positions: "fourier" with `bands` frequencies per dimension, or "learned" with `position_channels`.
-        bands: frequencies of Fourier positions in each dimension.
+        positions: "fourier" with `bands`, or "learned" with `position_channels`.
+        bands: number of frequencies of Fourier positions in each dimension.
         position_channels: channels of learned positions.
         image_size: side, or height and width, of the training images in pixels.
-        mean: of each color of the images, as in `ImageInput`.
-        std: of each color of the images.
-        crop: part of the resized side that is kept, as in `ImageInput`.
+        mean: of each color channel, as in `ImageInput`.
+        std: of each color channel.
+        crop: kept fraction of the resized side, as in `ImageInput`.
         classes: number of classes.
-        class_names: what they are called.
+        class_names: names of the classes, in order.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
-        query_channels: channels of the label's query.
+        query_channels: channels of the query of the label.
     """
 
     latents: Count = 512
@@ -67,10 +67,9 @@ class ImageClassifierConfig(ModelConfig, Sizes):
         grid = features.grid(height, width)
         encoding: Positions
         if self.positions == "fourier":
-            port = (
-                self.preprocessing == "conv" and self.padding == "transformers"
-            )  # its grid is smaller than its frequencies'
-            encoding = FourierPositions(grid, self.bands, ConvStem().grid(height, width) if port else None)
+            # transformers pads less, but keeps the frequencies of the larger grid
+            is_port = self.preprocessing == "conv" and self.padding == "transformers"
+            encoding = FourierPositions(grid, self.bands, ConvStem().grid(height, width) if is_port else None)
         else:
             encoding = LearnedPositions(grid, self.position_channels, projected=True)
         query_channels = self.query_channels if self.decoder == "query" else None
@@ -81,8 +80,8 @@ class ImageClassifierConfig(ModelConfig, Sizes):
         )
 
 
-def imagenet(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
-    """Returns a row of the paper's ImageNet table (section 4.4 and appendix)."""
+def imagenet_preset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
+    """Returns a row of the ImageNet table of the paper (section 4.4 and appendix)."""
     inputs = {"image": make_example(3, 224, 224)}
     config = ImageClassifierConfig(**settings)
     return Preset("image_classification", row, config, inputs, paper_parameters, paper_flops)
@@ -93,11 +92,11 @@ CONV: dict[str, Any] = {"preprocessing": "conv", "feature_channels": 64}
 CONFIG_B: dict[str, Any] = {"depth": 16, "num_blocks": 1, "widening_factor": 4}
 PERCEIVER: dict[str, Any] = {"decoder": "average"}  # the first Perceiver, as the paper reproduces it
 
-IMAGENET_FOURIER = imagenet("Perceiver IO A, 2D Fourier", 48.4e6, 407e9)
-IMAGENET_LEARNED = imagenet("Perceiver IO A, learned positions", 62.3e6, 407e9, **LEARNED)
-IMAGENET_CONV = imagenet("Perceiver IO A, conv", 48.6e6, 369e9, **CONV)
-IMAGENET_FOURIER_B = imagenet("Perceiver IO B, 2D Fourier", 212e6, 213e9, feature_channels=256, **CONFIG_B)
-IMAGENET_CONV_B = imagenet("Perceiver IO B, conv", 212e6, 176e9, **CONV, **CONFIG_B)
-IMAGENET_FOURIER_PERCEIVER = imagenet("Perceiver, 2D Fourier", 42.1e6, 404e9, **PERCEIVER)
-IMAGENET_LEARNED_PERCEIVER = imagenet("Perceiver, learned positions", 55.9e6, 404e9, **(LEARNED | PERCEIVER))
-IMAGENET_CONV_PERCEIVER = imagenet("Perceiver, conv", 42.1e6, 367e9, **CONV, **PERCEIVER)
+IMAGENET_FOURIER = imagenet_preset("Perceiver IO A, 2D Fourier", 48.4e6, 407e9)
+IMAGENET_LEARNED = imagenet_preset("Perceiver IO A, learned positions", 62.3e6, 407e9, **LEARNED)
+IMAGENET_CONV = imagenet_preset("Perceiver IO A, conv", 48.6e6, 369e9, **CONV)
+IMAGENET_FOURIER_B = imagenet_preset("Perceiver IO B, 2D Fourier", 212e6, 213e9, feature_channels=256, **CONFIG_B)
+IMAGENET_CONV_B = imagenet_preset("Perceiver IO B, conv", 212e6, 176e9, **CONV, **CONFIG_B)
+IMAGENET_FOURIER_PERCEIVER = imagenet_preset("Perceiver, 2D Fourier", 42.1e6, 404e9, **PERCEIVER)
+IMAGENET_LEARNED_PERCEIVER = imagenet_preset("Perceiver, learned positions", 55.9e6, 404e9, **(LEARNED | PERCEIVER))
+IMAGENET_CONV_PERCEIVER = imagenet_preset("Perceiver, conv", 42.1e6, 367e9, **CONV, **PERCEIVER)

@@ -1,4 +1,4 @@
-"""Image classification from pixels (section 4.4; configs/image_classification/imagenet_*.yaml are the paper's recipe).
+"""Training of image classifiers (section 4.4; configs/image_classification/imagenet_*.yaml are the paper's recipe).
 
 Shape suffixes: B batch, C colors, Y rows, X columns, K classes
 """
@@ -15,7 +15,7 @@ from perceivers.checks import Range, check_field
 from perceivers.data.labelled_files import check_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
-from perceivers.images.classify import image_input, is_image_classifier
+from perceivers.images.classify import get_image_input, is_image_classifier
 from perceivers.images.data import ImageData, ImageDataset, LabelledImages
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.inference import class_names
@@ -31,11 +31,11 @@ class ImageClassification(Experiment):
     """A training run of image classification.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and whichever of its fields are to be others.
-            The number and names of the classes come from the data.
+        model: `preset`, one of `perceivers models`, and the fields that differ from it. The data decides the number
+            and names of the classes.
         data: the images.
-        augmentation: how training images are changed.
-        label_smoothing: part of a label's probability that is spread over all classes.
+        augmentation: of training images.
+        label_smoothing: fraction of the probability of a label that is spread over all classes.
     """
 
     decided_by_data = ("classes", "class_names")
@@ -47,7 +47,7 @@ class ImageClassification(Experiment):
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
 
     def prepare(self) -> Setup:
-        images = image_input(self.build_on_meta())
+        images = get_image_input(self.build_on_meta())
         splits = self.data.open()
         names = splits.training.classes
         config = replace(self.model, **self.settle(classes=len(names), class_names=names))
@@ -66,7 +66,7 @@ class ImageClassification(Experiment):
 
 
 class ImageClassifier(Learner):
-    """Cross-entropy of the label, with smoothing and mixed labels; top-1 and top-5 accuracy."""
+    """Trains with the cross-entropy of smoothed and mixed labels; measures top-1 and top-5 accuracy."""
 
     monitor = ("test_top1", "max")
 
@@ -79,11 +79,9 @@ class ImageClassifier(Learner):
     ) -> None:
         super().__init__(model, optimization)
         augmentation = augmentation or Augmentation()
-        images, classes = image_input(model), len(class_names(model))
-        able = augmentation.layers == 0 or images.in_channels == 3
-        check_field(
-            "augmentation.layers", augmentation.layers, able, "0 for gray images, since RandAugment changes colors"
-        )
+        images, classes = get_image_input(model), len(class_names(model))
+        layers, is_allowed = augmentation.layers, augmentation.layers == 0 or images.in_channels == 3
+        check_field("augmentation.layers", layers, is_allowed, "0 for gray images, since RandAugment changes colors")
         self.augment = Augment(augmentation, images.size, classes)
         self.label_smoothing = label_smoothing
         self.metrics = Accuracy(classes)
@@ -107,29 +105,23 @@ class Accuracy(nn.Module):
         self.loss = MeanMetric()
 
     def update(self, logits_BK: Tensor, labels_B: Tensor) -> None:
-        """Adds a batch."""
         logits_BK = logits_BK.float()
         self.top1.update(logits_BK, labels_B)
         self.top5.update(logits_BK, labels_B)
         self.loss.update(F.cross_entropy(logits_BK, labels_B), len(logits_BK))
 
     def compute(self) -> dict[str, Tensor]:
-        """-> top1 and top5 in [0, 1], and loss in nats."""
+        """Returns top1 and top5 in [0, 1], and loss in nats."""
         return {"top1": self.top1.compute(), "top5": self.top5.compute(), "loss": self.loss.compute()}
 
     def reset(self) -> None:
-        """Starts anew."""
         for metric in (self.top1, self.top5, self.loss):
             metric.reset()
 
 
 def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and loss of a classifier on labelled images, and their number.
-
-    Raises:
-        PerceiversError: the classes are others than the model's, or an image cannot be decoded.
-    """
-    adapter = image_input(model)
+    """Returns top-1 and top-5 accuracy and loss on labelled images, and their number, or raises a PerceiversError."""
+    adapter = get_image_input(model)
     check_classes(images, class_names(model))
     samples = ImageDataset(images, adapter.size, adapter.in_channels, adapter.crop)
     return learner.evaluate(ImageClassifier(model), samples, batch_size) | {"images": len(images)}
