@@ -9,7 +9,7 @@ from perceivers import PerceiversError
 from perceivers.data.loader import SampleIndex
 from perceivers.text import documents as module
 from perceivers.text.documents import TextFiles, TextRows, next_boundary
-from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, Windows, pack
+from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, pack, read_windows
 from perceivers.text.tables import read_utf8
 from perceivers.text.tokenizers import SEP, Bytes
 
@@ -285,8 +285,8 @@ def test_sources_are_mixed_by_their_shares_of_tokens():
 
 def test_windows_of_a_block_come_in_random_order_each_once():
     text = StreamedText({}, Bytes(), 17, TextData(documents_per_pack=1), 0)
-    windows = Windows(Numbered("a"), text, 0, 0, 1, {})
-    numbers = [int(Bytes().decode(row)[1:]) for row in windows.next_windows(70).tolist()]
+    windows = itertools.islice(read_windows(Numbered("a"), text, 0, 0, 1, {}), 70)
+    numbers = [int(Bytes().decode(window_M.tolist())[1:]) for window_M, _ in windows]
     blocks = [numbers[start : start + 7] for start in range(0, 70, 7)]
     assert [sorted(block) for block in blocks] == [list(range(start, start + 7)) for start in range(0, 70, 7)]
     assert len({tuple(np.argsort(block)) for block in blocks}) > 5

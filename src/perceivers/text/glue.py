@@ -145,8 +145,7 @@ class Glue(FineTuning):
             for name in ("resume", "output", "workers", "devices", "accelerator"):
                 config.get("training", {}).pop(name, None)
         if there != here:
-            other = [name for name in here if here[name] != there.get(name)]
-            names = " and ".join(other)
+            names = " and ".join(name for name in here if here[name] != there.get(name))
             raise PerceiversError(f"{output} has a sweep with another {names}: choose another training.output.")
 
 
@@ -161,11 +160,7 @@ def limit_training(task: TextTask, limit: int | None) -> TextTask:
 def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, batch_size: int = 64) -> dict[str, float]:
     """Returns the metrics of a text classifier on the evaluation sets of its tasks, by name, and "mean" over tasks.
 
-    Args:
-        model: the text classifier.
-        tokenizer: the model's tokenizer.
-        data: the tasks; by default all tasks of the model that are available.
-        batch_size: texts per batch.
+    If `data` names no tasks, they are all tasks of the model that are available.
 
     Raises:
         PerceiversError: the model is of another kind, no task of it is available, or it lacks a named task.
@@ -220,19 +215,15 @@ def delete_other_models(folder: Path, results: Results) -> None:
 
 def format_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Returns results and the paper's as a Markdown table: times 100, spread over seeds, and mean over tasks."""
-    lines = ["| model | " + " | ".join(TASKS) + " | mean |", "| --- |" + " --- |" * (len(TASKS) + 1)]
+    table = [["model", *TASKS, "mean"], ["---"] * (len(TASKS) + 2)]
     for name, scores in rows.items():
-        cells = []
-        for task in TASKS:
-            if task not in scores:
-                cells.append("")
-                continue
-            seeds = [100 * seed for seed in scores[task]["seeds"]]
+        cells = dict.fromkeys(TASKS, "")
+        for task, score in scores.items():
+            seeds = [100 * seed for seed in score["seeds"]]
             spread = f" ± {statistics.stdev(seeds):.1f}" if len(seeds) > 1 else ""
-            cells.append(f"{statistics.mean(seeds):.1f}{spread}")
+            cells[task] = f"{statistics.mean(seeds):.1f}{spread}"
         mean = statistics.mean(100 * score["mean"] for score in scores.values())
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean:.1f} |")
+        table.append([name, *cells.values(), f"{mean:.1f}"])
     for name, figures in PAPER.items():
-        mean = statistics.mean(figures)
-        lines.append(f"| paper: {name} | " + " | ".join(f"{figure:.1f}" for figure in figures) + f" | {mean:.1f} |")
-    return "\n".join(lines)
+        table.append([f"paper: {name}", *(f"{figure:.1f}" for figure in (*figures, statistics.mean(figures)))])
+    return "\n".join(f"| {' | '.join(row)} |" for row in table)

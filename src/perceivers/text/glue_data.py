@@ -1,6 +1,5 @@
 """The eight GLUE tasks of the paper, from the original TSV files or from the Hub's parquet files."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ class GlueTask:
     """A task, and the format of its files.
 
     Attributes:
-        name: the task's name in the paper.
         classes: their names, in the order of their indices in the files; None for scores from 0 to 5.
         metric: the paper's metric of the task.
         text, label: columns of the original files.
@@ -76,9 +74,8 @@ class GlueData(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = {normalized_name(name) for name in TASKS}
         for name in self.tasks or ():
-            if normalized_name(name) not in known:
+            if normalized_name(name) not in map(normalized_name, TASKS):
                 raise PerceiversError(f"data.tasks: there is no task {name!r}: {did_you_mean(name, TASKS)}")
         if self.tasks == []:
             raise PerceiversError("data.tasks is empty: name tasks, or leave it out for all that are available.")
@@ -152,35 +149,30 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: b
 
 
 def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabelledTexts:
-    """Returns the examples of a table.
-
-    Raises:
-        PerceiversError: a column is missing, or a label is invalid; names the row.
-    """
+    """Returns the examples of a table; raises a PerceiversError if a column is missing or a label is invalid."""
     for column in (*text, label):
         if column not in table.columns:
             names = table.column_names()
             raise PerceiversError(f"{table.name} has no column {column!r} of {task.name}; it has {names}.")
     values = table.columns[label]
     if task.classes is None:
+        kind, expected = "score", "a number from 0 to 5"
         labels: list[Any] = [read_score(value) for value in values]
-        valid, expected = [0 <= score <= 5 for score in labels], "a number from 0 to 5"
     else:
+        kind, expected = "label", f"{', '.join(task.classes)}, or their numbers from 0 on"
         indices = {key: index for index, name in enumerate(task.classes) for key in (name, str(index))}
         labels = [indices.get(str(value)) for value in values]
-        valid = [index is not None for index in labels]
-        expected = f"{', '.join(task.classes)}, or their numbers from 0 on"
-    if not all(valid):
-        index, kind = valid.index(False), "score" if task.classes is None else "label"
+    if None in labels:
+        row = labels.index(None)
         raise PerceiversError(
-            f"{table.location(index)} has the {kind} {values[index]!r}, where {task.name} has {expected}."
+            f"{table.location(row)} has the {kind} {values[row]!r}, where {task.name} has {expected}."
         )
     return LabelledTexts(table.texts(text), labels, task.classes)
 
 
-def read_score(value: Any) -> float:
-    """Returns a value as a number, or NaN."""
+def read_score(value: Any) -> float | None:
+    """Returns a number from 0 to 5; None for anything else."""
     try:
-        return float(value)
+        return score if 0 <= (score := float(value)) <= 5 else None
     except (TypeError, ValueError):
-        return math.nan
+        return None

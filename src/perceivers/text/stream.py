@@ -73,11 +73,7 @@ class TextData(Checked):
         return {self.path: 1.0} if isinstance(self.path, str) else self.path
 
     def open(self, seed: int) -> dict[str, tuple[Source, float]]:
-        """Finds the text; see `Sources`.
-
-        Raises:
-            PerceiversError: there is none.
-        """
+        """Finds the text, see `Sources`, or raises a PerceiversError."""
         if not self.path:
             raise PerceiversError("data.path is missing: give a text file, a folder, or a data set of the Hub.")
         return {path: (self.find_source(path, seed), share) for path, share in self.shares.items()}
@@ -113,8 +109,6 @@ class StreamedText(Samples):
     """Masked windows of training text, endless; `windows` of them are an epoch.
 
     Args:
-        sources: the documents.
-        tokenizer: the tokenizer.
         length: M, tokens of a window.
         data: how windows are cut and masked.
         windows: number of windows of an epoch, over all processes.
@@ -141,52 +135,28 @@ class StreamedText(Samples):
         return StreamLoader(stream, self.windows // (batch_size * world_size), workers)
 
 
-class Windows:
-    """One reader's windows of one source: documents are packed and cut, and windows shuffled block by block.
+def read_windows(
+    source: Source, text: StreamedText, seed: int, reader: int, readers: int, state: State
+) -> Iterator[tuple[NDArray[np.int32], State]]:
+    """Yields one reader's windows [M] of one source from `state` on, each with the state after it.
 
-    Args:
-        source: the documents.
-        text: tokenizer, and length of the windows.
-        seed, reader, readers: as in `Stream` and `Source.blocks`.
-        state: where to continue.
-
-    Attributes:
-        state: the state after the windows that were taken.
+    Documents are packed and cut, and windows shuffled, block by block; `seed`, `reader`, `readers` are as in `Stream`
+    and `Source.blocks`.
     """
-
-    def __init__(self, source: Source, text: StreamedText, seed: int, reader: int, readers: int, state: State) -> None:
-        self.text, self.seed, self.reader = text, seed, reader
-        self.state: State = {"before": {}, "block": 0, "place": 0, **state}
-        self.blocks = source.blocks(self.state["before"], reader, readers)
-        self.windows_WM = np.empty((0, text.length), np.int32)
-        self.next_state: State | None = None
-        """The state of the source after the current block; None if a new block is needed."""
-        self.empty_blocks = 0
-
-    def next_windows(self, count: int) -> NDArray[np.int32]:
-        """Returns the next windows [count, M]."""
-        parts: list[NDArray[np.int32]] = []
-        while count:
-            block, start = self.state["block"], self.state["place"]
-            if self.next_state is None:
-                documents, self.next_state = next(self.blocks)
-                generator = np.random.default_rng((self.seed, self.reader, block))
-                per_pack = self.text.data.documents_per_pack
-                windows_WM = pack(documents, self.text.tokenizer, self.text.length, per_pack, generator)
-                self.windows_WM = generator.permutation(windows_WM)
-                self.empty_blocks = 0 if len(self.windows_WM) else self.empty_blocks + 1
-                if self.empty_blocks == 10:
-                    raise PerceiversError(
-                        f"ten consecutive blocks of text were shorter than one window ({self.text.length} tokens): "
-                        f"add text, or use a model with a shorter length."
-                    )
-            part = self.windows_WM[start : start + count]
-            parts.append(part)
-            count -= len(part)
-            self.state = self.state | {"place": start + len(part)}
-            if start + len(part) >= len(self.windows_WM):
-                self.state, self.next_state = {"before": self.next_state, "block": block + 1, "place": 0}, None
-        return np.concatenate(parts)
+    before, block, start = state.get("before", {}), state.get("block", 0), state.get("place", 0)
+    empty_blocks = 0
+    for documents, after in source.blocks(before, reader, readers):
+        generator = np.random.default_rng((seed, reader, block))
+        windows_WM = pack(documents, text.tokenizer, text.length, text.data.documents_per_pack, generator)
+        for index, window_M in enumerate(generator.permutation(windows_WM)[start:], start + 1):
+            yield window_M, {"before": before, "block": block, "place": index}
+        empty_blocks = 0 if len(windows_WM) else empty_blocks + 1
+        if empty_blocks == 10:
+            raise PerceiversError(
+                f"ten consecutive blocks of text were shorter than one window ({text.length} tokens): "
+                f"add text, or use a model with a shorter length."
+            )
+        before, block, start = after, block + 1, 0
 
 
 def pack(
@@ -211,6 +181,7 @@ def pack(
     return np.concatenate(windows_WM)
 
 
+@dataclass(eq=False)
 class Stream(IterableDataset[Batch]):
     """Masked batches of a mixture of sources, endless.
 
@@ -222,12 +193,15 @@ class Stream(IterableDataset[Batch]):
         workers: data-loading processes of this process; 0 loads in the process itself.
     """
 
-    def __init__(
-        self, text: StreamedText, batch_size: int, seed: int, rank: int, world_size: int, workers: int
-    ) -> None:
-        super().__init__()
-        self.text, self.batch_size, self.seed = text, batch_size, seed
-        self.rank, self.world_size, self.workers = rank, world_size, max(1, workers)
+    text: StreamedText
+    batch_size: int
+    seed: int
+    rank: int
+    world_size: int
+    workers: int
+
+    def __post_init__(self) -> None:
+        self.workers = max(1, self.workers)
         self.states: list[State] = [{} for _ in range(self.workers)]
         self.batches_done = 0
 
@@ -238,30 +212,26 @@ class Stream(IterableDataset[Batch]):
         worker = (self.batches_done + (info.id if info else 0)) % self.workers
         reader, readers = self.rank * self.workers + worker, self.world_size * self.workers
         state = self.states[worker]
-        before = state.get("sources", {})
-        windows = {
-            name: Windows(source, self.text, self.seed, reader, readers, before.get(name, {}))
+        states = {name: state.get("sources", {}).get(name, {}) for name in self.text.sources}
+        streams = {
+            name: read_windows(source, self.text, self.seed, reader, readers, states[name])
             for name, (source, _) in self.text.sources.items()
         }
         shares = np.array([share for _, share in self.text.sources.values()])
         for index in itertools.count(state.get("batches", 0)):
             generator = np.random.default_rng((self.seed, reader, index, 1))
             counts = generator.multinomial(self.batch_size, shares / shares.sum())
-            pairs = zip(windows.values(), counts, strict=True)
-            token_BM = np.concatenate([source.next_windows(count) for source, count in pairs if count])
-            batch = self.text.data.mask(token_BM, self.text.tokenizer, generator)
-            after = {"batches": index + 1, "sources": {name: source.state for name, source in windows.items()}}
-            yield batch | {"worker": worker, "state": after}
+            windows = []
+            for name, count in zip(streams, counts, strict=True):
+                for window_M, after in itertools.islice(streams[name], count):
+                    windows.append(window_M)
+                    states[name] = after
+            batch = self.text.data.mask(np.stack(windows), self.text.tokenizer, generator)
+            yield batch | {"worker": worker, "state": {"batches": index + 1, "sources": states.copy()}}
 
 
 class StreamLoader(DataLoader[Batch]):
-    """Batches of a stream, the same number in each epoch; its position is part of a checkpoint.
-
-    Args:
-        stream: the batches.
-        batches: number of batches of an epoch.
-        workers: data-loading processes.
-    """
+    """Batches of a stream, the same number in each epoch; its position is part of a checkpoint."""
 
     def __init__(self, stream: Stream, batches: int, workers: int) -> None:
         self.stream, self.batches = stream, batches
@@ -317,23 +287,18 @@ class HeldOutText(Samples):
 
     def __init__(self, sources: Sources, tokenizer: Tokenizer, length: int, data: TextData) -> None:
         self.tokenizer, self.data = tokenizer, data
-        windows = [np.empty((0, length), np.int32)]
         self.generator = np.random.default_rng(0)
+        windows: list[NDArray[np.int32]] = []
         for source, _ in sources.values():
-            found = 0
-            for documents in source.held_out_documents():
-                part = pack(documents, tokenizer, length, data.documents_per_pack, self.generator)
-                windows.append(part[: data.eval_windows - found])
-                found += len(part)
-                if found >= data.eval_windows:
-                    break
-        token_WM = np.concatenate(windows)
-        if not len(token_WM):
+            blocks = source.held_out_documents()
+            parts = (pack(block, tokenizer, length, data.documents_per_pack, self.generator) for block in blocks)
+            windows += itertools.islice(itertools.chain.from_iterable(parts), data.eval_windows)
+        if not windows:
             raise PerceiversError(
                 f"the text held out for evaluation is shorter than a window of {length} tokens: "
                 f"give more text, or raise data.validation_fraction."
             )
-        self.windows_WM = self.generator.permutation(token_WM)[: data.eval_windows]
+        self.windows_WM = self.generator.permutation(np.stack(windows))[: data.eval_windows]
 
     def __len__(self) -> int:
         return len(self.windows_WM)
