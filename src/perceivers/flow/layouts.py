@@ -9,6 +9,7 @@ from typing import NamedTuple
 from perceivers.errors import PerceiversError
 
 MIDDLEBURY_FRAMES = ("other-data", "other-color-twoframes/other-data", "other-color-twoframes")
+KITTI_2012 = ("colored_0", "image_0")
 CHAIRS_SPLITS = "FlyingChairs_train_val.txt"
 AUTOFLOW = "static_40k_png_*_of_4"
 
@@ -35,33 +36,31 @@ class PairFiles(NamedTuple):
     flow_scale: int = 1
 
 
-class NumberedFiles(NamedTuple):
-    """Files of a folder whose names differ in a number of four digits."""
-
-    folder: Path
-    prefix: str
-    suffix: str
-
-    def find_numbers(self) -> set[int]:
-        """Returns the numbers of the existing files."""
-        names = (file.name for file in self.folder.glob(f"{self.prefix}*{self.suffix}"))
-        digits = (name[len(self.prefix) : len(name) - len(self.suffix)] for name in names)
-        return {int(number) for number in digits if number.isdecimal()}
-
-    def path(self, number: int) -> Path:
-        return self.folder / f"{self.prefix}{number:04d}{self.suffix}"
+def find_numbers(template: Path) -> set[int]:
+    """Returns the numbers of the existing files whose names have a number in place of "#"."""
+    prefix, suffix = template.name.rsplit("#", 1)
+    names = (file.name for file in template.parent.glob(f"{prefix}*{suffix}"))
+    digits = (name[len(prefix) : len(name) - len(suffix)] for name in names)
+    return {int(number) for number in digits if number.isdecimal()}
 
 
-def consecutive_pairs(frames: NumberedFiles, flow: NumberedFiles, sequence: str, scale: int = 1) -> Iterator[PairFiles]:
+def consecutive_pairs(frames: Path, flow: Path, sequence: str, scale: int = 1) -> Iterator[PairFiles]:
     """Yields pairs of consecutive frames, named after their sequence and the first frame.
 
     If a number has a frame or a flow, it must have both; only the last number needs no flow.
+
+    Args:
+        frames, flow: paths with "#" in their names instead of a number of four digits.
+        sequence, scale: as in `PairFiles`.
     """
-    numbers = sorted(frames.find_numbers() | flow.find_numbers())
+    numbers = sorted(find_numbers(frames) | find_numbers(flow))
     step = min((after - before for before, after in pairwise(numbers)), default=1)
     for number in numbers[:-1]:
-        first, second = frames.path(number), frames.path(number + step)
-        yield PairFiles(sequence, f"{sequence}_{number:04d}", first, second, flow.path(number), flow_scale=scale)
+        first, second, motion = (
+            path.with_name(f"{index:04d}".join(path.name.rsplit("#", 1)))
+            for path, index in ((frames, number), (frames, number + step), (flow, number))
+        )
+        yield PairFiles(sequence, f"{sequence}_{number:04d}", first, second, motion, flow_scale=scale)
 
 
 def find_scenes(pattern: str, *bases: Path) -> list[Path]:
@@ -74,8 +73,7 @@ def sintel(rendering: str, root: Path, split: str) -> Iterator[PairFiles]:
     base = root / split
     masks = [base / kind if (base / kind).is_dir() else None for kind in ("occlusions", "invalid")]
     for scene in find_scenes("*", base / rendering, base / "flow"):
-        frames = NumberedFiles(base / rendering / scene, "frame_", ".png")
-        flow = NumberedFiles(base / "flow" / scene, "frame_", ".flo")
+        frames, flow = base / rendering / scene / "frame_#.png", base / "flow" / scene / "frame_#.flo"
         for pair in consecutive_pairs(frames, flow, scene.name):
             occluded, invalid = (folder and folder / scene / pair.first.name for folder in masks)
             yield pair._replace(name=f"{scene}_{pair.first.stem}", occluded=occluded, invalid=invalid)
@@ -127,13 +125,10 @@ def flying_chairs(root: Path, split: str) -> Iterator[PairFiles]:
 def flying_things(rendering: str, root: Path, split: str) -> Iterator[PairFiles]:
     """FlyingThings3D, the left camera: `frames_cleanpass/TRAIN/A/0000/left`, `optical_flow/.../into_future/left`."""
     part = {"training": "TRAIN", "test": "TEST"}[split]
-    frames, flow = (root / kind / part for kind in (f"frames_{rendering}", "optical_flow"))
+    frames, flow = (root / kind / part for kind in (f"frames_{rendering}pass", "optical_flow"))
     for scene in find_scenes("*/*", frames, flow):
-        yield from consecutive_pairs(
-            NumberedFiles(frames / scene / "left", "", ".png"),
-            NumberedFiles(flow / scene / "into_future" / "left", "OpticalFlowIntoFuture_", "_L.pfm"),
-            "_".join(scene.parts),
-        )
+        motions = flow / scene / "into_future/left/OpticalFlowIntoFuture_#_L.pfm"
+        yield from consecutive_pairs(frames / scene / "left/#.png", motions, "_".join(scene.parts))
 
 
 def spring(root: Path, split: str) -> Iterator[PairFiles]:
@@ -142,17 +137,15 @@ def spring(root: Path, split: str) -> Iterator[PairFiles]:
     The flow is in pixels of the frames, but stored for twice their rows and columns.
     """
     for scene in find_scenes("*", root / "train"):
-        frames = NumberedFiles(root / "train" / scene / "frame_left", "frame_left_", ".png")
-        flow = NumberedFiles(root / "train" / scene / "flow_FW_left", "flow_FW_left_", ".flo5")
-        yield from consecutive_pairs(frames, flow, scene.name, scale=2)
+        frames, flow = "frame_left/frame_left_#.png", "flow_FW_left/flow_FW_left_#.flo5"
+        yield from consecutive_pairs(root / "train" / scene / frames, root / "train" / scene / flow, scene.name, 2)
 
 
 def hd1k(root: Path, split: str) -> Iterator[PairFiles]:
     """HD1K: `hd1k_input/image_2/000000_0010.png`, `hd1k_flow_gt/flow_occ/000000_0010.png`."""
     frames, flow = root / "hd1k_input" / "image_2", root / "hd1k_flow_gt" / "flow_occ"
     for sequence in sorted({file.name.split("_")[0] for folder in (frames, flow) for file in folder.glob("*_*.png")}):
-        names = f"{sequence}_", ".png"
-        yield from consecutive_pairs(NumberedFiles(frames, *names), NumberedFiles(flow, *names), sequence)
+        yield from consecutive_pairs(frames / f"{sequence}_#.png", flow / f"{sequence}_#.png", sequence)
 
 
 def autoflow(root: Path, split: str) -> Iterator[PairFiles]:
@@ -182,20 +175,16 @@ LAYOUTS = {
     "sintel-clean": Layout(partial(sintel, "clean"), {"training": ("training/clean",)}),
     "sintel-final": Layout(partial(sintel, "final"), {"training": ("training/final",)}),
     "kitti15": Layout(partial(kitti, ("image_2",)), {"training": ("training/image_2",)}),
-    "kitti12": Layout(
-        partial(kitti, ("colored_0", "image_0")), {"training": ("training/colored_0", "training/image_0")}
-    ),
+    "kitti12": Layout(partial(kitti, KITTI_2012), {"training": tuple(f"training/{images}" for images in KITTI_2012)}),
     "middlebury": Layout(middlebury, {"training": ("other-gt-flow",)}),
     "flyingchairs": Layout(
         flying_chairs, {"training": ("data/*_flow.flo", "*_flow.flo"), "validation": (CHAIRS_SPLITS,)}
     ),
     "flyingthings3d-clean": Layout(
-        partial(flying_things, "cleanpass"),
-        {"training": ("frames_cleanpass/TRAIN",), "test": ("frames_cleanpass/TEST",)},
+        partial(flying_things, "clean"), {"training": ("frames_cleanpass/TRAIN",), "test": ("frames_cleanpass/TEST",)}
     ),
     "flyingthings3d-final": Layout(
-        partial(flying_things, "finalpass"),
-        {"training": ("frames_finalpass/TRAIN",), "test": ("frames_finalpass/TEST",)},
+        partial(flying_things, "final"), {"training": ("frames_finalpass/TRAIN",), "test": ("frames_finalpass/TEST",)}
     ),
     "spring": Layout(spring, {"training": ("train/*/frame_left",)}),
     "hd1k": Layout(hd1k, {"training": ("hd1k_input/image_2",)}),
