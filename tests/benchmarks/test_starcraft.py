@@ -16,7 +16,7 @@ from tests.support.starcraft import small_policy, small_run, write_tables
 
 @pytest.fixture
 def tables(tmp_path, monkeypatch):
-    return write_tables(tmp_path, monkeypatch)
+    return write_tables(tmp_path, monkeypatch, training=160)
 
 
 def test_every_run_is_a_config():
@@ -80,7 +80,7 @@ def test_costs_are_of_the_same_batch(tables):
     batch = usual_batch(test)
     middle = sorted(test.lengths)[8:72]
     assert sorted(batch["real"].sum(1).tolist()) == middle
-    large: UnitPolicy = small_policy(latents=64, latent_channels=256)
+    large: UnitPolicy = small_policy(latents=64, latent_channels=64)
     found = measured({"small": small_policy(), "large": large}, test, rounds=2)
     assert found["small"].trained > found["large"].trained
     assert found["small"].encoded > found["large"].encoded

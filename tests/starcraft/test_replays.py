@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -29,9 +30,12 @@ KNOWN = {  # Zerg against Terran of version 3.0; Protoss against the computer of
 }
 
 
+open_once = cache(open_replay)
+
+
 @pytest.fixture(params=KNOWN)
 def replay(request, shared_data):
-    return open_replay(shared_data / "replays" / f"{request.param}.SC2Replay")
+    return open_once(shared_data / "replays" / f"{request.param}.SC2Replay")
 
 
 def relation(player, owner):
