@@ -29,7 +29,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model import kernels
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.policy import UnitPolicy
-from perceivers.starcraft.training import evaluate, losses_of, references
+from perceivers.starcraft.training import compute_losses, evaluate, evaluate_references
 from perceivers.training.config import read_config
 from perceivers.training.loop import LAST
 
@@ -39,7 +39,7 @@ ENCODERS = {
     "Transformer": ("transformer.yaml", []),
     "Perceiver IO, 32 latents": ("perceiver.yaml", []),
     "Perceiver IO, 64 latents": ("perceiver.yaml", ["--model.latents=64"]),
-    "Perceiver IO, 32 latents, units by themselves": ("perceiver.yaml", ["--model.selection=separate"]),
+    "Perceiver IO, 32 latents, units by themselves": ("perceiver.yaml", ["--model.selection=independent"]),
 }
 PICTURED = ("Transformer", "Perceiver IO, 32 latents")
 SEEDS = (0, 1, 2)
@@ -96,7 +96,7 @@ def usual_batch(decisions: Decisions) -> dict[str, torch.Tensor]:
 def train_step(policy: UnitPolicy, batch: dict[str, torch.Tensor]) -> None:
     """Losses and gradients of the whole policy, in the precision of the runs."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = torch.stack(list(losses_of(policy, batch).values())).sum()
+        loss = torch.stack(list(compute_losses(policy, batch).values())).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     policy.zero_grad()
 
@@ -164,7 +164,7 @@ def report(runs: Path, tables: Path) -> str:
         policy = load_model(done[0] / "model")
         assert isinstance(policy, UnitPolicy)
         policies[encoder] = policy
-    for name, figures in references(decisions).items():
+    for name, figures in evaluate_references(decisions).items():
         rows.append(
             f"| {name} | " + " | ".join(f"{100 * figures[k]:.1f}" if k in figures else "" for k in FIGURES) + " |"
         )

@@ -13,10 +13,10 @@ from torch import Tensor
 from perceivers.data.loader import SampleIndex
 from perceivers.model.intermediates import record_attention
 from perceivers.starcraft.data import Decisions, PolicyDecisions
-from perceivers.starcraft.metrics import as_mask, own, selects
+from perceivers.starcraft.metrics import indices_to_mask
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.starcraft.replays import BUILDING, LOOPS
-from perceivers.starcraft.training import part
+from perceivers.starcraft.training import selection_inputs
 
 COLOURS = ("#1b6ca8", "#2a9d5c", "#c4472b", "#b9b9b9")
 OWNERS = ("own units", "an ally's", "the enemy's", "nobody's")
@@ -36,10 +36,8 @@ def some_selections(decisions: Decisions, count: int, fewest: int = 3) -> Batch:
 def selected(policy: UnitPolicy, decisions: Decisions, batch: Batch) -> Tensor:
     """Which units a policy selects, [B, M]."""
     known = PolicyDecisions(decisions, policy).translate(batch)
-    situation = part(policy(known), selects(known))
-    own_BM = own(known)
-    places_BT = policy.selection.choose(situation.encoding.elements_BME, situation.context_BC, own_BM)
-    return as_mask(places_BT, own_BM.shape[1])
+    index_BT = policy.selection.greedy_select(*selection_inputs(policy(known), known))
+    return indices_to_mask(index_BT, known["real"].shape[1])
 
 
 def draw_selections(policies: dict[str, UnitPolicy], decisions: Decisions, file: Path, states: int = 3) -> None:

@@ -11,7 +11,7 @@ from perceivers.set_encoder import SetHeads
 from perceivers.starcraft.entity_transformer import EntityTransformer
 from tests.support.models import shaken
 
-SMALL = {"answer_channels": 12, "width": 16, "depth": 2, "heads": 2}
+SMALL = {"output_channels": 12, "width": 16, "depth": 2, "heads": 2}
 
 
 def perceiver():
@@ -39,7 +39,7 @@ def test_order_does_not_matter(encoder, elements):
     order = torch.randperm(9)
     other = encoder(x_BMC[:, order], mask_BM[:, order])
     torch.testing.assert_close(other.elements_BME, found.elements_BME[:, order], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(other.whole_BE, found.whole_BE, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.pooled_BE, found.pooled_BE, rtol=1e-4, atol=1e-5)
     assert found.elements_BME.shape == (2, 9, 12)
     assert (found.elements_BME[0, 0] - found.elements_BME[0, 1]).abs().max() > 1e-3
 
@@ -51,9 +51,9 @@ def test_padding_has_no_influence(encoder, elements):
     noise = torch.where(mask_BM[..., None], x_BMC, 100 * torch.randn_like(x_BMC))
     other, alone = encoder(noise, mask_BM), encoder(x_BMC[1:, :5])
     torch.testing.assert_close(other.elements_BME, found.elements_BME, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(other.whole_BE, found.whole_BE, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other.pooled_BE, found.pooled_BE, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(alone.elements_BME[0], found.elements_BME[1, :5], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(alone.whole_BE[0], found.whole_BE[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.pooled_BE[0], found.pooled_BE[1], rtol=1e-4, atol=1e-5)
     assert (found.elements_BME[1, 5:] == 0).all()
 
 
@@ -64,7 +64,7 @@ def test_every_element_counts(encoder, elements):
     changed[:, 4] += 1
     other = encoder(changed, mask_BM)
     assert (other.elements_BME - found.elements_BME).abs().amax(-1)[mask_BM].min() > 1e-6
-    assert (other.whole_BE - found.whole_BE).abs().amax(-1).min() > 1e-5
+    assert (other.pooled_BE - found.pooled_BE).abs().amax(-1).min() > 1e-5
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def test_heads_are_alphastars():
     heads, y_BMD = shaken(SetHeads(6, 5)), torch.randn(1, 4, 6)
     found = heads(y_BMD, torch.tensor([[True, True, True, False]]))
     torch.testing.assert_close(found.elements_BME[0, :3], heads.element(y_BMD[0, :3].clamp_min(0)))
-    torch.testing.assert_close(found.whole_BE, heads.whole(y_BMD[:, :3].mean(1)).clamp_min(0))
+    torch.testing.assert_close(found.pooled_BE, heads.whole(y_BMD[:, :3].mean(1)).clamp_min(0))
     assert (heads.whole(y_BMD[:, :3].mean(1)) < 0).any()
 
 
@@ -81,7 +81,7 @@ def test_heads_are_alphastars():
 def test_a_set_without_elements_has_finite_answers(encoder):
     found = encoder(torch.randn(1, 3, 7), torch.zeros(1, 3, dtype=torch.bool))
     assert (found.elements_BME == 0).all()
-    assert found.whole_BE.isfinite().all()
+    assert found.pooled_BE.isfinite().all()
 
 
 def test_a_saved_encoder_answers_the_same(encoder, elements, tmp_path):
@@ -89,7 +89,7 @@ def test_a_saved_encoder_answers_the_same(encoder, elements, tmp_path):
     found = load_model(tmp_path / "model")
     assert type(found) is type(encoder)
     with torch.no_grad():
-        torch.testing.assert_close(found(*elements).whole_BE, encoder(*elements).whole_BE)
+        torch.testing.assert_close(found(*elements).pooled_BE, encoder(*elements).pooled_BE)
 
 
 def flops(encoder):

@@ -64,13 +64,17 @@ ARGUMENTS = {
     },
     "BERT": {"widening": "widening_factor", "extra": "num_task_tokens"},
     "ConvStem Patches VideoInput VideoOutput": {"colours": "in_channels"},
-    "EntityTransformer SetEncoder": {"widening": "widening_factor"},
+    "EntityTransformer SetEncoder": {"widening": "widening_factor", "answer_channels": "output_channels"},
     "LabelOutput": {"several": "multilabel"},
     "TextInput": {"extra": "num_task_tokens"},
 }
 """Arguments of classes of saved models, by the names of the classes then."""
 
-VALUES = {("gelu", "none"): "exact", ("padding", "port"): "transformers"}
+VALUES = {
+    ("gelu", "none"): "exact",
+    ("padding", "port"): "transformers",
+    ("selection", "separate"): "independent",
+}
 """Values of arguments of saved models."""
 
 

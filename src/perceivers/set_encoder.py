@@ -1,12 +1,11 @@
-"""Sets of any size: a vector for each element in view of all others, and one for the whole (section 4.5).
+"""Encoders of sets: a vector for each element in view of all others, and one for the whole set (section 4.5).
 
-Made for the units of StarCraft II in AlphaStar's place, in time linear in their number; what the elements are does not
-matter.
+The paper uses one in AlphaStar to encode the units of StarCraft II, in time linear in their number.
 
-Shape suffixes: B batch, M elements, C channels of an element, D channels inside, E channels of the answers
+Shape suffixes: B batch, M elements, C input channels, D inner channels, E output channels
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +20,19 @@ from perceivers.model.saving import Model
 
 
 class SetEncoding(NamedTuple):
-    """A vector for each element, 0 for padding, and one for the whole set; AlphaStar's names are in brackets."""
+    """Encodings of a set.
+
+    Attributes:
+        elements_BME: a vector for each element, 0 for padding; AlphaStar's `entity_embeddings`.
+        pooled_BE: a vector for the whole set; AlphaStar's `embedded_entity`.
+    """
 
     elements_BME: Tensor
-    """(`entity_embeddings`)"""
-    whole_BE: Tensor
-    """(`embedded_entity`)"""
+    pooled_BE: Tensor
 
 
 class SetHeads(nn.Module):
-    """What AlphaStar reads of its entities: each through ReLU and a linear layer; the mean through one, and ReLU."""
+    """AlphaStar's heads: elements through ReLU and a linear layer; their mean through a linear layer and ReLU."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__()
@@ -38,32 +40,32 @@ class SetHeads(nn.Module):
         self.whole = Linear(width, channels)
 
     def forward(self, y_BMD: Tensor, mask_BM: Tensor) -> SetEncoding:
-        """Vectors, and which of them are elements -> what is read of them; the mean of none is 0."""
-        real_BM1 = mask_BM[..., None].to(y_BMD.dtype)
-        mean_BD = (y_BMD * real_BM1).sum(1) / real_BM1.sum(1).clamp_min(1)
-        return SetEncoding(self.element(y_BMD.relu()) * real_BM1, self.whole(mean_BD).relu())
+        """Takes vectors and the mask of those that are elements; the mean of an empty set is 0."""
+        mask_BM1 = mask_BM[..., None].to(y_BMD.dtype)
+        mean_BD = (y_BMD * mask_BM1).sum(1) / mask_BM1.sum(1).clamp_min(1)
+        return SetEncoding(self.element(y_BMD.relu()) * mask_BM1, self.whole(mean_BD).relu())
 
 
 class SetEncoder(Model):
-    """Perceiver IO on a set, whose elements are its queries too.
+    """Perceiver IO on a set, whose elements are also its queries.
 
-    The defaults are the paper's entity encoder: 512 elements of 128 channels, 32 latents, 3 layers. It says no more of
-    it; latents of 512 channels, with MLPs of four times that in the layers alone, need its 0.93B FLOPs.
+    The defaults are the paper's entity encoder: 512 elements of 128 channels, 32 latents, 3 layers. The paper gives no
+    further sizes; 512-channel latents with 4x MLPs in the processor match its 0.93B FLOPs.
 
     Args:
-        channels: C of an element as it comes.
-        answer_channels: E.
-        width: D, channels of elements inside, and of queries.
+        channels: C.
+        output_channels: E.
+        width: D, also the channels of queries.
         latents, latent_channels: number and channels of latents.
-        depth: layers of self-attention.
-        heads: heads of each, and of both cross-attentions.
-        widening_factor: width of the layers' MLPs, in channels; those of the cross-attentions have 1.
+        depth: self-attention layers.
+        heads: heads of all attentions.
+        widening_factor: width of the MLPs of the self-attention layers, in channels; 1 in the cross-attentions.
     """
 
     def __init__(
         self,
         channels: int,
-        answer_channels: int = 256,
+        output_channels: int = 256,
         width: int = 128,
         latents: int = 32,
         latent_channels: int = 512,
@@ -73,22 +75,14 @@ class SetEncoder(Model):
     ) -> None:
         super().__init__()
         self.embedding = Linear(channels, width)
-        self.perceiver = PerceiverIO(
-            inputs={"elements": ArrayInput(width)},
-            outputs={"elements": SetOutput("elements")},
-            latents=latents,
-            channels=latent_channels,
-            depth=depth,
-            heads=heads,
-            widening_factor=widening_factor,
-            cross_heads=heads,
-            decoder_heads=heads,
-        )
-        self.heads = SetHeads(width, answer_channels)
+        inputs, outputs = {"elements": ArrayInput(width)}, {"elements": SetOutput("elements")}
+        sizes: dict[str, Any] = {"cross_heads": heads, "decoder_heads": heads, "widening_factor": widening_factor}
+        self.perceiver = PerceiverIO(inputs, outputs, latents, latent_channels, depth, heads=heads, **sizes)
+        self.heads = SetHeads(width, output_channels)
         kernels.optimize(self)
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
-        """Takes elements, and which of them are real (all, if not given)."""
+        """Takes elements and the mask of those that are not padding (by default all)."""
         mask_BM = torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
         y_BMD = self.perceiver({"elements": InputArray(self.embedding(x_BMC), mask_BM)})["elements"]
         return self.heads(y_BMD, mask_BM)

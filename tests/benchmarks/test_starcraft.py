@@ -8,7 +8,7 @@ pytest.importorskip("datasets")
 from benchmarks import starcraft
 from benchmarks.starcraft import CONFIGS, ENCODERS, PICTURED, flops, folder, measured, report, spread, usual_batch
 from benchmarks.starcraft_pictures import draw_attention, draw_selections, selected, some_selections
-from perceivers.starcraft.metrics import own
+from perceivers.starcraft.metrics import own_units
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.training.config import read_config
 from tests.support.starcraft import small_policy, small_run, write_tables
@@ -63,7 +63,7 @@ def test_selections_of_pictures_are_several_units_and_always_the_same(tables):
     assert all((batch[name] == value).all() for name, value in some_selections(test, 3).items())
     found = selected(small_policy(), test, batch)
     assert found.any(1).all()
-    assert not (found & ~own(batch)).any()
+    assert not (found & ~own_units(batch)).any()
 
 
 def test_pictures(tmp_path, tables):

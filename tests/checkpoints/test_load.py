@@ -68,7 +68,7 @@ def original(request, tmp_path):
         torch.nn.init.normal_(parameter, std=0.3)
     tree = {}
     for name, tensor in model.state_dict().items():
-        module, leaf = haiku.rename(name, modules).split(" ")
+        module, leaf = haiku.rename_array(name, modules).split(" ")
         if leaf == "w":
             tensor = tensor.T if tensor.dim() == 2 else tensor.permute(2, 3, 1, 0)
         if name == "inputs.frames.image.features.projection.weight":
@@ -140,7 +140,7 @@ def test_whatever_array_of_the_original_is_missing_or_misshapen_reading_ends_in_
             if wrong is None:
                 damaged[module].pop(leaf)
             with contextlib.suppress(PerceiversError):
-                haiku.read(dump(damaged, tmp_path / "file"), settings)
+                haiku.read_checkpoint(dump(damaged, tmp_path / "file"), settings)
 
 
 def test_a_module_that_the_model_does_not_have_is_an_error(original, tmp_path):
@@ -177,7 +177,7 @@ def test_the_statistics_of_batch_normalization_are_needed(tmp_path):
     modules, build, _ = ORIGINALS["conv"]
     tree = {}
     for name, tensor in build().build().state_dict().items():
-        module, leaf = haiku.rename(name, modules).split(" ")
+        module, leaf = haiku.rename_array(name, modules).split(" ")
         tensor = tensor.T if tensor.dim() == 2 else tensor.permute(2, 3, 1, 0) if tensor.dim() == 4 else tensor
         tree.setdefault(module, {})[leaf] = tensor.numpy().copy()
     params = {module: leaves for module, leaves in tree.items() if not module.endswith("_ema")}

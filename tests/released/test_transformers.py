@@ -269,7 +269,7 @@ def custom(**names):
         (partial(classifier, bands=32), r"no such model: inputs\.image\.positions\.bands is 32, but 64"),
         (partial(classifier, patch_size=2), "no such model: inputs"),
         (partial(classifier, image_size=32), "no such model: inputs"),
-        (partial(classifier, mean=[0.5], std=[0.5]), "no such model: inputs.image has 1 colors, but 3 in its"),
+        (partial(classifier, mean=[0.5], std=[0.5]), "no such model: inputs.image has 1 colors, not 3"),
         (partial(classifier, num_cross_attends=2), "no such model: num_cross_attends is 2, but 1"),
         (partial(tiny_language_model, decoder_heads=4), "no such model: decoder_heads is 4, but 8"),
         (partial(tiny_flow, scale=1.0), r"no such model: outputs\.flow\.scale is 1\.0, but 0\.2"),

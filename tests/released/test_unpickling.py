@@ -98,7 +98,7 @@ def test_whatever_else_is_named_is_refused_by_name_and_not_called(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        PerceiversError, match=rf"file is not loaded, because it names {module}\.{name}, which does not belong into"
+        PerceiversError, match=rf"file is not loaded, because it names {module}\.{name}, which does not belong in"
     ):
         read(calling(module, name, argument.format("ran"), protocol))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

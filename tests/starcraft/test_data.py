@@ -54,7 +54,7 @@ def test_names_are_those_that_occur(tables):
     names = {"kinds": ["Probe", "Zealot", "Nexus", "Drone"], "abilities": [UNKNOWN, "Move", "Burrow"]}
     (tables / VOCABULARY).write_text(json.dumps(names | {"scalars": ["minerals", "vespene"]}))
     part = DecisionData(str(tables), str(tables / "split.json")).open()["test"]
-    assert part.names() == (["Probe", "Zealot", "Nexus"], ["Move"])
+    assert part.list_names() == (["Probe", "Zealot", "Nexus"], ["Move"])
 
 
 def test_names_of_tables_and_model_are_brought_together(tables):
@@ -68,7 +68,7 @@ def test_names_of_tables_and_model_are_brought_together(tables):
     assert torch.equal(found["ability"], torch.tensor([-1, 0, 1])[batch["ability"] + 1])
     assert set(found["ability"].tolist()) == {-1, 0, 1}
     assert all(torch.equal(found[name], batch[name]) for name in batch.keys() - {"kind", "ability"})
-    with pytest.raises(PerceiversError, match="tables have the numbers minerals, vespene, the model reads minerals"):
+    with pytest.raises(PerceiversError, match="have the statistics minerals, vespene, but the model reads minerals"):
         PolicyDecisions(decisions, replace(names, scalars=("minerals",)))
 
 

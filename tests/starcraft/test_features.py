@@ -38,7 +38,7 @@ def test_numbers_of_a_unit_stand_where_they_belong():
 
 def test_types_that_are_not_known_are_one():
     features = UnitFeatures(["Probe", "Zealot"])
-    assert features.places(["Zealot", "Lurker", "Probe"]).tolist() == [2, 0, 1]
+    assert features.index_kinds(["Zealot", "Lurker", "Probe"]).tolist() == [2, 0, 1]
 
 
 def test_scalars_are_brought_to_a_common_size():
@@ -71,7 +71,7 @@ def test_raw_units_of_pysc2_become_columns():
 
     def read(units, loop):
         known = {84: "Probe", 59: "Nexus", 341: "MineralField"}
-        return names["read_units"](units, loop, features.places, known, {"Nexus"}, 100, born, seen)
+        return names["read_units"](units, loop, features.index_kinds, known, {"Nexus"}, 100, born, seen)
 
     units = [raw(7, is_selected=1), raw(8, 59, 4, 3, 99, build_progress=40), raw(9, 341, 3), raw(6, 9999)]
     batch = read(units, 500)

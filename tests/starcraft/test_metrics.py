@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from perceivers.starcraft.metrics import SelectionScores, as_before, as_mask, at_random, most_frequent
+from perceivers.starcraft.metrics import (
+    SelectionScores,
+    indices_to_mask,
+    most_frequent_type,
+    previous_selection,
+    random_unit,
+)
 
 
 def test_figures_of_a_hand_made_case():
@@ -23,10 +29,10 @@ def test_nothing_predicted_is_no_error():
     assert float(scores.compute()["f1"]) == 0
 
 
-def test_places_as_masks():
+def test_indices_as_masks():
     place = torch.tensor([[2, 0, -1], [-1, -1, -1]])
-    assert as_mask(place, 4).tolist() == [[True, False, True, False], [False] * 4]
-    assert as_mask(torch.zeros(2, 0, dtype=torch.long), 3).tolist() == [[False] * 3] * 2
+    assert indices_to_mask(place, 4).tolist() == [[True, False, True, False], [False] * 4]
+    assert indices_to_mask(torch.zeros(2, 0, dtype=torch.long), 3).tolist() == [[False] * 3] * 2
 
 
 def test_the_rules():
@@ -36,13 +42,13 @@ def test_the_rules():
         "kind": torch.tensor([[5, 7, 5, 5, 7, 7], [1, 1, 2, 0, 0, 0]]),
         "flags": torch.tensor([[4, 3, 7, 4, 0, 0], [4, 4, 0, 4, 4, 4]]),
     }
-    assert as_before(batch).tolist() == [[True, False, True, False, False, False], [False, True] + [False] * 4]
-    assert most_frequent(batch).tolist() == [[True, False, True, False, False, False], [False, True] + [False] * 4]
-    assert not most_frequent(batch | {"owner": torch.full((2, 6), 2)}).any()
+    assert previous_selection(batch).tolist() == [[True, False, True, False, False, False], [False, True] + [False] * 4]
+    assert most_frequent_type(batch).tolist() == [[True, False, True, False, False, False], [False, True] + [False] * 4]
+    assert not most_frequent_type(batch | {"owner": torch.full((2, 6), 2)}).any()
     seen = torch.zeros(2, 6, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for _ in range(60):
-        found = at_random(batch, generator)
+        found = random_unit(batch, generator)
         assert found.sum(1).tolist() == [1, 1]
         seen |= found
     assert seen.tolist() == [[True, True, True, False, True, False], [False, True, True, False, False, False]]

@@ -3,7 +3,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from perceivers.starcraft.pointer import PointerNetwork, SeparateSelection
+from perceivers.starcraft.pointer import IndependentSelection, PointerNetwork
 from tests.support.models import shaken
 
 
@@ -42,7 +42,7 @@ def test_probabilities_of_all_sequences_add_up_to_one(known, example, free):
 
 @torch.no_grad()
 def test_probabilities_of_all_sets_add_up_to_one_where_each_is_chosen_by_itself(known):
-    chooser = shaken(SeparateSelection(6, 5))
+    chooser = shaken(IndependentSelection(6, 5))
     for example, free in ((0, [0, 1, 2, 3]), (1, [0, 2])):
         subsets = [[place for bit, place in enumerate(free) if number >> bit & 1] for number in range(2 ** len(free))]
         total = sum(float(one(chooser, known, example, subset)[0].exp()) for subset in subsets)
@@ -51,7 +51,7 @@ def test_probabilities_of_all_sets_add_up_to_one_where_each_is_chosen_by_itself(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chooser", [pointer, lambda: shaken(SeparateSelection(6, 5))])
+@pytest.mark.parametrize("chooser", [pointer, lambda: shaken(IndependentSelection(6, 5))])
 def test_a_batch_is_its_examples_and_order_of_others_does_not_matter(known, chooser):
     chooser = chooser()
     elements, context, allowed = known
@@ -72,7 +72,7 @@ def test_a_batch_is_its_examples_and_order_of_others_does_not_matter(known, choo
 def test_the_pointer_goes_to_the_best_at_each_step(known):
     chooser = pointer()
     elements, context, allowed = known
-    found = chooser.choose(elements, context, allowed)
+    found = chooser.greedy_select(elements, context, allowed)
     for example in range(2):
         sequence = [place for place in found[example].tolist() if place >= 0]
         assert sequence
@@ -82,15 +82,15 @@ def test_the_pointer_goes_to_the_best_at_each_step(known):
             prefix, rest = sequence[:count], [p for p in range(4) if p not in sequence[:count]]
             order = [*prefix, *rest]
             view = [each[example : example + 1] for each in known]
-            keys = chooser.keys(view[0][:, order])
+            keys = chooser.compute_keys(view[0][:, order])
             before = torch.stack([keys[0, :done].mean(0) if done else torch.zeros(8) for done in range(count + 1)])
-            logits = chooser.logits(keys, view[1], before[None])[0, -1]
+            logits = chooser.compute_logits(keys, view[1], before[None])[0, -1]
             free = [k for k, place in enumerate(order) if k >= count and allowed[example, place]]
             best = max(free, key=lambda k: float(logits[k]))
             assert order[best] == sequence[count]
             if count:
                 assert logits[best] > logits[-1]
-    nothing = chooser.choose(elements, context, torch.zeros_like(allowed))
+    nothing = chooser.greedy_select(elements, context, torch.zeros_like(allowed))
     assert nothing.shape == (2, 0)
 
 
@@ -104,9 +104,9 @@ def lively():
 
 def step_by_step(chooser, elements, context, allowed, sequence):
     """Logarithms of the probabilities of what comes after a sequence, as the formula has them; the end's is behind."""
-    keys = chooser.keys(elements)[0]
+    keys = chooser.compute_keys(elements)[0]
     means = [keys[sequence[:count]].mean(0) if count else torch.zeros(8) for count in range(len(sequence) + 1)]
-    logits = chooser.logits(keys[None], context, torch.stack(means)[None])[0, -1]
+    logits = chooser.compute_logits(keys[None], context, torch.stack(means)[None])[0, -1]
     closed = ~torch.cat([allowed[0], torch.ones(1, dtype=torch.bool)])
     closed[sequence] = True
     return logits.masked_fill(closed, -torch.inf).log_softmax(0)
@@ -118,7 +118,7 @@ def test_long_sequences_are_those_of_the_formula():
     for _ in range(20):
         chooser, elements, context = lively(), torch.randn(1, 12, 6), torch.randn(1, 5)
         allowed = torch.rand(1, 12) < 0.8
-        found = [place for place in chooser.choose(elements, context, allowed)[0].tolist() if place >= 0]
+        found = [place for place in chooser.greedy_select(elements, context, allowed)[0].tolist() if place >= 0]
         for count, place in enumerate([*found, 12]):
             log = step_by_step(chooser, elements, context, allowed, found[:count])
             assert int((log if count else log[:-1]).argmax()) == place  # at least one is chosen
@@ -144,10 +144,10 @@ def test_gradients_are_finite_if_all_are_chosen_and_others_take_more_steps(known
 
 @torch.no_grad()
 def test_each_by_itself_if_more_probable_than_not(known):
-    chooser = shaken(SeparateSelection(6, 5))
+    chooser = shaken(IndependentSelection(6, 5))
     elements, context, allowed = torch.randn(2, 40, 6), known[1], torch.rand(2, 40) < 0.8
     allowed[1] = torch.arange(40) < 2
-    found, logits = chooser.choose(elements, context, allowed), chooser.logits(elements, context)
+    found, logits = chooser.greedy_select(elements, context, allowed), chooser.compute_logits(elements, context)
     for example in range(2):
         expected = {p for p in range(40) if allowed[example, p] and logits[example, p] > 0}
         best = max((p for p in range(40) if allowed[example, p]), key=lambda p: float(logits[example, p]))
@@ -171,5 +171,7 @@ def test_the_pointer_learns_a_rule():
         optimizer.step()
         optimizer.zero_grad()
     elements, context, allowed, chosen = batch(200)
-    found = torch.zeros(200, 7, dtype=torch.bool).scatter_(1, chooser.choose(elements, context, allowed) % 7, True)
+    found = torch.zeros(200, 7, dtype=torch.bool).scatter_(
+        1, chooser.greedy_select(elements, context, allowed) % 7, True
+    )
     assert (found[:, :6] == chosen)[chosen.any(1)].float().mean() > 0.9

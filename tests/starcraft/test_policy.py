@@ -59,10 +59,10 @@ def test_what_is_commanded_depends_on_who_is_selected_and_where_on_the_ability(p
     target = [policy.target_logits(found, one, torch.tensor([ability, ability])) for ability in (0, 2)]
     assert not torch.allclose(*target)
     nobody = torch.zeros(2, 6, dtype=torch.bool)
-    assert (policy.with_chosen(found, nobody)[:, found.context_BC.shape[1] :] == 0).all()
+    assert (policy.append_selected_mean(found, nobody)[:, found.context_BC.shape[1] :] == 0).all()
 
 
-@pytest.mark.parametrize("selection", ["pointer", "separate"])
+@pytest.mark.parametrize("selection", ["pointer", "independent"])
 def test_a_saved_policy_answers_the_same(policy, selection, tmp_path):
     policy = shaken(UnitPolicy(*NAMES, encoder=policy.config["encoder"], selection=selection, **SIZES))
     policy.save(tmp_path / "model")

@@ -13,14 +13,14 @@ from perceivers.starcraft import replays
 from perceivers.starcraft.replays import (
     ALLY,
     ENEMY,
+    IGNORED_UNIT_PREFIXES,
     NEUTRAL,
-    NO_UNITS,
     SELF,
     UPGRADES,
     Game,
-    decisions,
-    keep,
+    apply_selection_mask,
     open_replay,
+    read_decisions,
 )
 
 KNOWN = {  # Zerg against Terran of version 3.0; Protoss against the computer of 4.4
@@ -46,7 +46,7 @@ def relation(player, owner):
 
 def test_units_are_those_that_live_at_the_time_by_the_readers_own_record(replay):
     """sc2reader follows units from beginning to end by itself."""
-    found = list(decisions(replay))
+    found = list(read_decisions(replay))
     moved = [event.unit for event in replay.tracker_events if type(event).__name__ == "UnitOwnerChangeEvent"]
     left_out = {kind.str_id for unit in moved for kind in unit.type_history.values()}  # the record keeps the last owner
     checked = 0
@@ -59,37 +59,39 @@ def test_units_are_those_that_live_at_the_time_by_the_readers_own_record(replay)
         for unit in units:
             kind = [kind.str_id for since, kind in unit.type_history.items() if since < loop][-1:]
             alive = unit.started_at < loop and not (unit.died_at and unit.died_at < loop)
-            if alive and not kind[0].startswith(NO_UNITS) and kind[0] not in left_out:
+            if alive and not kind[0].startswith(IGNORED_UNIT_PREFIXES) and kind[0] not in left_out:
                 finished = unit.finished_at is not None and unit.finished_at < loop
                 wanted[kind[0], relation(decision.player, unit.owner), loop - unit.started_at, finished] += 1
         entities = [entity for entity in decision.entities if entity.kind not in left_out]
-        assert Counter((each.kind, each.owner, each.age, each.finished) for each in entities) == wanted
+        assert Counter((each.kind, each.owner, each.age, each.is_finished) for each in entities) == wanted
         checked += 1
     assert checked > 5
 
 
-def test_places_are_the_last_that_are_known():
+def test_locations_are_the_last_known():
     game = Game({1: 1, 2: 2}, {1: "Zerg", 2: "Terran"})
-    replays.born(game, SimpleNamespace(unit_type_name="Drone", unit_id_index=5, unit_id=500, control_pid=1, x=3, y=4,
-                                       frame=100, unit=None))  # fmt: skip
+    born = SimpleNamespace(unit_type_name="Drone", unit_id_index=5, unit_id=500, control_pid=1, x=3, y=4, frame=100)
+    born.unit = None
+    replays.update_game(game, "UnitBornEvent", born)
 
     def known(loop):
-        (entity,) = replays.decide(game, 1, loop, set(), {500}).entities
+        (entity,) = replays.make_decision(game, 1, loop, set(), {500}).entities
         return entity.x, entity.y, entity.age, entity.unseen
 
     assert known(130) == (3, 4, 30, 30)
-    replays.placed(game, SimpleNamespace(positions=[(5, (7, 8)), (6, (1, 1))], frame=340))
+    replays.update_game(game, "UnitPositionsEvent", SimpleNamespace(positions=[(5, (7, 8)), (6, (1, 1))], frame=340))
     assert known(400) == (7, 8, 300, 60)
-    replays.aim(game, SimpleNamespace(target_unit_id=500, x=9, y=10, frame=410))
+    aimed = SimpleNamespace(target_unit_id=500, x=9, y=10, frame=410)
+    replays.update_game(game, "TargetUnitCommandEvent", aimed)
     assert known(415) == (9, 10, 315, 5)
 
 
 def test_what_is_chosen_is_the_players_own(replay):
     count = Counter()
-    for decision in decisions(replay):
+    for decision in read_decisions(replay):
         assert decision.chosen == sorted(set(decision.chosen))
         assert all(decision.entities[place].owner == SELF for place in decision.chosen)
-        before = [place for place, entity in enumerate(decision.entities) if entity.selected]
+        before = [place for place, entity in enumerate(decision.entities) if entity.is_selected]
         assert (before == decision.chosen) == (decision.ability is not None)
         assert all(entity.unseen <= entity.age for entity in decision.entities)
         count[decision.player, decision.ability is not None] += 1
@@ -100,7 +102,7 @@ def test_what_is_chosen_is_the_players_own(replay):
 
 def test_statistics_and_upgrades_are_those_recorded_last(replay):
     events = replay.tracker_events
-    last = list(decisions(replay))[-1]
+    last = list(read_decisions(replay))[-1]
     stats = [
         e for e in events if type(e).__name__ == "PlayerStatsEvent" and e.pid == last.player and e.frame <= last.loop
     ]
@@ -112,7 +114,7 @@ def test_statistics_and_upgrades_are_those_recorded_last(replay):
 
 def test_commands_have_their_ability_and_target(replay):
     commands = [event for event in replay.game_events if type(event).__name__ in replays.COMMANDS]
-    found = [decision for decision in decisions(replay) if decision.ability is not None]
+    found = [decision for decision in read_decisions(replay) if decision.ability is not None]
     by_time = {(event.frame, event.player.pid, event.ability_name or replays.UNKNOWN) for event in commands}
     assert all((decision.loop, decision.player, decision.ability) in by_time for decision in found)
     aimed = [decision for decision in found if decision.target is not None]
@@ -129,7 +131,7 @@ def test_commands_have_their_ability_and_target(replay):
     [
         ("invalid/2.0.9.26147__bad_unit_ids_2", "is of a game that was resumed"),
         ("invalid/4.1.2.60604__1", r"has no record of its units \(version 4\.1\.2\.60604\)"),
-        ("invalid/4.11.0.77379__Oblivion_Express", "is of 7 players: games of two are taken"),
+        ("invalid/4.11.0.77379__Oblivion_Express", "is of 7 players: only games of two are accepted"),
         ("2.0.8.25446__ggtracker_3167674", "is of 3 players"),
         ("none", "is not a file"),
     ],
@@ -145,8 +147,8 @@ def test_damaged_and_short_replays_are_refused(shared_data, tmp_path, monkeypatc
         (tmp_path / name).write_bytes(part)
         with pytest.raises(PerceiversError, match=f"{name} cannot be read as a replay"):
             open_replay(tmp_path / name)
-    monkeypatch.setattr(replays, "SHORTEST", 16 * 3600)
-    with pytest.raises(PerceiversError, match=r"lasts 661 s: games of less than 3600 s are not taken"):
+    monkeypatch.setattr(replays, "MIN_LOOPS", 16 * 3600)
+    with pytest.raises(PerceiversError, match=r"lasts 661 s: games shorter than 3600 s are not accepted"):
         open_replay(shared_data / "replays" / "4.4.0.65895__1.SC2Replay")
 
 
@@ -162,7 +164,7 @@ def test_only_replays_themselves_need_their_reader(tmp_path, monkeypatch):
 
 def test_team_games_have_allies(shared_data):
     replay = open_replay(shared_data / "replays" / "2.0.8.25446__ggtracker_3167674.SC2Replay", team_games=True)
-    owners = Counter(entity.owner for decision in decisions(replay) for entity in decision.entities)
+    owners = Counter(entity.owner for decision in read_decisions(replay) for entity in decision.entities)
     assert set(owners) == {SELF, ALLY, ENEMY, NEUTRAL}
 
 
@@ -176,7 +178,7 @@ def test_team_games_have_allies(shared_data):
     ],
 )
 def test_masks_of_selections(kind, data, left):
-    assert keep([10, 20, 30, 40], kind, data) == left
+    assert apply_selection_mask([10, 20, 30, 40], kind, data) == left
 
 
 def test_control_groups():
@@ -184,14 +186,14 @@ def test_control_groups():
         return SimpleNamespace(control_group=group, new_unit_ids=list(units), mask_type=mask[0], mask_data=mask[1])
 
     groups = Game({1: 1, 2: 2}, {1: "Zerg", 2: "Terran"}).selections[1]
-    replays.select(groups, event(units=[30, 10]))
-    replays.assign(groups, event(4))
-    replays.select(groups, event(units=[20], mask=("OneIndices", [0])))
+    replays.update_groups(groups, "SelectionEvent", event(units=[30, 10]))
+    replays.update_groups(groups, "SetControlGroupEvent", event(4))
+    replays.update_groups(groups, "SelectionEvent", event(units=[20], mask=("OneIndices", [0])))
     assert groups[10] == [20, 30]
-    replays.add(groups, event(4))
+    replays.update_groups(groups, "AddToControlGroupEvent", event(4))
     assert groups[4] == [10, 20, 30]
-    replays.recall(groups, event(4, mask=("Mask", [False, True])))
+    replays.update_groups(groups, "GetControlGroupEvent", event(4, mask=("Mask", [False, True])))
     assert groups[10] == [10, 30]
-    replays.clear(groups, event(4))
+    replays.update_groups(groups, "DeleteControlGroupEvent", event(4))
     assert groups[4] == []
     assert groups[10] == [10, 30]

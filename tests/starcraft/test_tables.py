@@ -20,10 +20,10 @@ from perceivers.starcraft.replays import (
     SELF,
     Decision,
     Entity,
-    decisions,
     open_replay,
+    read_decisions,
 )
-from perceivers.starcraft.tables import cut, read_vocabulary, write_replays
+from perceivers.starcraft.tables import read_vocabulary, truncate_units, write_replays
 from tests.support.cli import fails
 
 FIRST, SECOND = "4.3.0.64469__1", "2.0.8.25605__ggtracker_3663861"
@@ -51,7 +51,7 @@ def test_tables_hold_the_decisions(source, tmp_path):
         (f"old__{SECOND}", source / "old" / f"{SECOND}.SC2Replay"),
     ):
         rows = parquet.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
-        found = list(decisions(open_replay(path)))
+        found = list(read_decisions(open_replay(path)))
         assert len(rows) == len(found) == statistics["replays"][name]["decisions"]
         assert statistics["replays"][name]["most_units"] == max(len(each.entities) for each in found)
         for row, decision in zip(rows[::20], found[::20], strict=True):
@@ -59,7 +59,7 @@ def test_tables_hold_the_decisions(source, tmp_path):
             assert [names.kinds[kind] for kind in row["kind"]] == [entity.kind for entity in entities]
             for column in ("owner", "x", "y", "age", "unseen", "groups"):
                 assert row[column] == [getattr(entity, column) for entity in entities]
-            for bit, column in ((BUILDING, "building"), (FINISHED, "finished"), (SELECTED, "selected")):
+            for bit, column in ((BUILDING, "is_building"), (FINISHED, "is_finished"), (SELECTED, "is_selected")):
                 assert [bool(flags & bit) for flags in row["flags"]] == [getattr(entity, column) for entity in entities]
             assert row["chosen"] == decision.chosen
             ability = None if row["ability"] == -1 else names.abilities[row["ability"]]
@@ -105,19 +105,20 @@ def unit(owner, age):
 def test_of_too_many_units_those_that_matter_are_kept():
     entities = [unit(NEUTRAL, 3), unit(SELF, 9), unit(ENEMY, 5), unit(ALLY, 1), unit(ENEMY, 2), unit(NEUTRAL, 8)]
     decision = Decision(1, "Zerg", "Terran", 7, {}, entities, [1], "Attack", 5, (1.0, 2.0))
-    few = cut(decision, 4)
+    few = truncate_units(decision, 4)
     assert [(entity.owner, entity.age) for entity in few.entities] == [(SELF, 9), (ENEMY, 5), (ENEMY, 2), (NEUTRAL, 8)]
     assert (few.chosen, few.target) == ([0], 3)
-    assert cut(decision, 6) is decision
-    assert cut(decision, 3).entities == [entities[1], entities[4], entities[5]]  # the older enemy is left out first
-    assert cut(decision, 2).entities == [entities[1], entities[5]]
+    assert truncate_units(decision, 6) is decision
+    # the older enemy is dropped first
+    assert truncate_units(decision, 3).entities == [entities[1], entities[4], entities[5]]
+    assert truncate_units(decision, 2).entities == [entities[1], entities[5]]
 
 
 def test_more_units_than_fit_are_counted(source, tmp_path, monkeypatch):
-    counts = sorted(len(each.entities) for each in decisions(open_replay(source / f"{FIRST}.SC2Replay")))
+    counts = sorted(len(each.entities) for each in read_decisions(open_replay(source / f"{FIRST}.SC2Replay")))
     most = counts[len(counts) // 2]
-    monkeypatch.setattr(replay_tables, "MOST", most)
-    monkeypatch.setattr(replay_tables, "cut", lambda decision: cut(decision, most))
+    monkeypatch.setattr(replay_tables, "MAX_UNITS", most)
+    monkeypatch.setattr(replay_tables, "truncate_units", lambda decision: truncate_units(decision, most))
     figures = write_replays(source, tmp_path / "out")["replays"][FIRST]
     assert figures["most_units"] == counts[-1]
     assert figures["cut"] == sum(count > most for count in counts) > 0
@@ -136,12 +137,10 @@ def test_the_command(source, tmp_path, capsys):
     assert "has no replays" in fails(capsys, "prepare-replays", str(tmp_path / "empty"), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     shutil.copy(source / "4.1.2.60604__1.SC2Replay", tmp_path / "empty")
-    assert "has no replay that can be taken" in fails(
-        capsys, "prepare-replays", str(tmp_path / "empty"), str(tmp_path / "none")
-    )
+    assert "has no usable replay" in fails(capsys, "prepare-replays", str(tmp_path / "empty"), str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
 
 
 def test_no_replays(tmp_path):
-    with pytest.raises(PerceiversError, match=r"has no replays: files that end in \.SC2Replay are expected"):
+    with pytest.raises(PerceiversError, match=r"has no replays: it must contain files that end in \.SC2Replay"):
         write_replays(tmp_path, tmp_path / "out")

@@ -15,7 +15,7 @@ from perceivers.data.loader import SampleIndex
 from perceivers.starcraft.data import PolicyDecisions
 from perceivers.starcraft.metrics import PolicyScores
 from perceivers.starcraft.policy import PolicyConfig, load_policy
-from perceivers.starcraft.training import BehavioralCloning, evaluate, losses_of, references
+from perceivers.starcraft.training import BehavioralCloning, compute_losses, evaluate, evaluate_references
 from perceivers.training.config import read_config
 from tests.support.cli import fails
 from tests.support.starcraft import SIZES, small_policy, small_run, write_tables
@@ -28,8 +28,8 @@ def tables(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "model",
-    [{"encoder": "perceiver"}, {"encoder": "transformer"}, {"encoder": "perceiver", "selection": "separate"}],
-    ids=["perceiver", "transformer", "separate"],
+    [{"encoder": "perceiver"}, {"encoder": "transformer"}, {"encoder": "perceiver", "selection": "independent"}],
+    ids=["perceiver", "transformer", "independent"],
 )
 def test_decisions_are_learned(tmp_path, tables, model):
     output = small_run(tmp_path / "run", tables, model, epochs=8).run()
@@ -40,7 +40,7 @@ def test_decisions_are_learned(tmp_path, tables, model):
     assert found["ability"] > 0.95
     assert found["target"] > 0.95
     assert figures["test_f1"] == pytest.approx(found["f1"], abs=0.1)
-    simple = references(test)
+    simple = evaluate_references(test)
     assert simple["as before"]["f1"] == 0  # nothing is selected before in these
     assert all(0 < simple[name]["f1"] < 0.8 for name in ("most frequent type", "one at random"))
 
@@ -53,22 +53,22 @@ def sample_batch(decisions, count):
 def test_losses_are_those_of_each_kind_of_decision(tables):
     model = small_policy()
     batch = sample_batch(PolicyDecisions(tables.open()["test"], model), 30)
-    losses = losses_of(model, batch)
-    situation = model(batch)
+    losses = compute_losses(model, batch)
+    observation = model(batch)
     own = batch["real"] & (batch["owner"] == 0)
     log, steps = model.selection.log_likelihood(
-        situation.encoding.elements_BME, situation.context_BC, own, batch["chosen"]
+        observation.encoding.elements_BME, observation.context_BC, own, batch["chosen"]
     )
     selects, aims = batch["ability"] < 0, batch["target"] >= 0
     assert float(losses["selection"]) == pytest.approx(float(-log[selects].sum() / steps[selects].sum()), rel=1e-4)
-    ability = model.ability_logits(situation, batch["chosen"]).log_softmax(1)[~selects]
+    ability = model.ability_logits(observation, batch["chosen"]).log_softmax(1)[~selects]
     expected = -ability.gather(1, batch["ability"][~selects, None]).mean()
     assert float(losses["ability"]) == pytest.approx(float(expected), rel=1e-4)
-    target = model.target_logits(situation, batch["chosen"], batch["ability"].clamp_min(0)).log_softmax(1)[aims]
+    target = model.target_logits(observation, batch["chosen"], batch["ability"].clamp_min(0)).log_softmax(1)[aims]
     expected = -target.gather(1, batch["target"][aims, None]).mean()
     assert float(losses["target"]) == pytest.approx(float(expected), rel=1e-4)
     only = {name: value[selects] for name, value in batch.items()}
-    found = losses_of(model, only)
+    found = compute_losses(model, only)
     assert (float(found["ability"]), float(found["target"])) == (0, 0)
     assert float(found["selection"]) == pytest.approx(float(losses["selection"]), rel=1e-4)
 
@@ -80,7 +80,7 @@ def test_what_counts_in_training(tables):
     learner = run.learner(model)
     learner.log = lambda name, value, **_: logged.update({name: value})
     batch = sample_batch(PolicyDecisions(tables.open()["training"], model), 40)
-    losses = losses_of(model, batch)
+    losses = compute_losses(model, batch)
     expected = losses["selection"] + 0.25 * losses["ability"] + 3 * losses["target"]
     assert min(losses.values()) > 0
     torch.testing.assert_close(learner.training_step(batch, 0), expected)
@@ -95,7 +95,7 @@ def test_figures_do_not_depend_on_batches(tables):
     assert found == {name: pytest.approx(value, nan_ok=True) for name, value in evaluate(model, decisions, 80).items()}
     scores = PolicyScores()
     assert float(scores.compute()["f1"]) == 0
-    nothing_before = references(decisions)["as before"]
+    nothing_before = evaluate_references(decisions)["as before"]
     assert nothing_before["first"] == nothing_before["recall"] == 0
     assert any(0 in decisions[SampleIndex(place, 0)]["chosen"] for place in range(len(decisions)))
 

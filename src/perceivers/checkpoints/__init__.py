@@ -1,4 +1,4 @@
-"""Models from files, folders and the Hugging Face hub."""
+"""Loads models from files, folders and the Hugging Face Hub."""
 
 from perceivers.checkpoints.load import load, load_model
 

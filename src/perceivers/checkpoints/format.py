@@ -1,4 +1,4 @@
-"""What a file format of models is, so that packages can add others."""
+"""The interface of file formats of models, for packages that add others."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from perceivers.model.saving import Model
 
 
 class Format(ABC):
-    """A file format other than ours; declared as an entry point of `perceivers.formats`, an object of a subclass."""
+    """A file format other than ours: an instance of a subclass is an entry point in the group `perceivers.formats`."""
 
     @abstractmethod
     def recognizes(self, path: Path) -> bool:
-        """Returns whether a file or folder is in this format; looks at names and configs only."""
+        """Returns whether a file or folder is in this format, from names and configs alone."""
 
     @abstractmethod
     def read(self, path: Path, settings: Mapping[str, Any]) -> Model:
@@ -22,9 +22,9 @@ class Format(ABC):
 
         Args:
             path: the file or folder.
-            settings: fields of the model's config to change, or those that the file does not tell.
+            settings: fields of the model's config that are changed, or missing in the file.
         """
 
     def write(self, model: Model, folder: Path) -> None:
         """Writes a model to a new folder."""
-        raise PerceiversError(f"models cannot be written in the format of {type(self).__name__}, only read.")
+        raise PerceiversError(f"{type(self).__name__} cannot write models, only read them.")

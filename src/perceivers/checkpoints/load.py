@@ -1,4 +1,4 @@
-"""`perceivers.load`: a model from a file, a folder or the Hugging Face hub, in any format that is installed."""
+"""Loads models from files, folders or the Hugging Face Hub, in any installed format."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,15 +19,16 @@ def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **setti
     """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
 
     Args:
-        source: a folder that `model.save` or a training run wrote; a folder in the format of `transformers`; the name
-            of a repository with either on the hub; or a file of the original code (`.pystate`, `.pickle`).
-        classes: classes of your own that the model consists of, unless their package declares an entry point of ours.
-        settings: of other formats than ours, fields of the model's config to change, or those that a file does not
-            tell, such as `heads=4`.
+        source: a folder written by `model.save` or a training run; a folder in the format of `transformers`; the name
+            of a repository with either on the Hub; or a file of the original code (`.pystate`, `.pickle`).
+        classes: your own classes that the model consists of; not needed if their package declares an entry point of
+            perceivers.
+        settings: for other formats than ours, fields of the model's config that are changed, or missing in the file,
+            such as `heads=4`.
 
     Raises:
-        PerceiversError: there is nothing of that name; a file is missing, truncated, in no known format, or of
-            another model; or the model names a class that may not be imported.
+        PerceiversError: the source does not exist; a file is missing, truncated, of unknown format or of another model;
+            or the model names a class that may not be imported.
     """
     model = load_model(source, classes, **settings)
     if not isinstance(model, PerceiverIO):
@@ -36,7 +37,7 @@ def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **setti
 
 
 def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
-    """Loads any model: like `load`, but also baselines, encoders of sets, and models of other packages."""
+    """Loads any model: like `load`, but also baselines, set encoders, and models of other packages."""
     path = locate(source)
     if path.is_dir() and read_config(path).get("format") == FORMAT:
         if settings:
@@ -58,17 +59,17 @@ def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -
 
     Args:
         name: an import path "package.module:Class"; in version 1 of the format, the name of the class alone.
-        classes: those that the caller gives, whatever their package.
+        classes: classes that the caller allows, whatever their package.
         source: the model, for errors.
 
     Raises:
-        PerceiversError: its package may not be imported, or there is no such class.
+        PerceiversError: its package may not be imported, or the class does not exist.
     """
     given = {import_path(kind): kind for kind in classes}
     if name in given:
         return given[name]
     module, _, qualified = name.rpartition(":")
-    if module in ("", "__main__"):  # which class that is, the name does not tell
+    if module in ("", "__main__"):  # the name alone does not identify the class
         same = [kind for kind in classes if kind.__qualname__.rpartition(".")[2] == qualified.rpartition(".")[2]]
         if len(same) == 1:
             return same[0]
@@ -84,12 +85,12 @@ def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -
         )
     kind = plugins.import_object(name, "class")
     if not isinstance(kind, type) or not issubclass(kind, Configurable):
-        raise PerceiversError(f"{source} names {name!r}, which is nothing that a model can consist of.")
+        raise PerceiversError(f"{source} names {name!r}, which is not a part of models.")
     return kind
 
 
 def find_format(name: str) -> Format:
-    """Returns the format of a name that models can be written in.
+    """Returns the file format of a name, or of an import path "package.module:object".
 
     Raises:
         PerceiversError: there is none.
@@ -101,17 +102,17 @@ def find_format(name: str) -> Format:
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the folder or file of a model; what is on the hub is fetched first.
+    """Returns the folder or file of a model, after downloading it if it is on the Hub.
 
     Raises:
-        PerceiversError: there is nothing of that name.
+        PerceiversError: it does not exist.
     """
     path = Path(source)
     return path if path.exists() else download(str(source))
 
 
 def download(name: str) -> Path:
-    """Fetches a saved model from the hub into the local cache; -> its folder there."""
+    """Downloads a saved model from the Hub to the local cache; -> its folder there."""
     beside = ["*.json", TOKENIZER]
     try:
         folder = Path(snapshot_download(name, allow_patterns=[*beside, WEIGHTS]))

@@ -1,1 +1,1 @@
-"""The published models: their formats, read and written."""
+"""The file formats of the published models."""

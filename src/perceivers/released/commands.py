@@ -11,11 +11,11 @@ from perceivers.errors import PerceiversError
 
 
 def convert(
-    source: Annotated[str, "a saved model, in any format", Metavar("SRC")],
-    target: Annotated[Path, "the folder to write", Metavar("DST")],
+    source: Annotated[str, "saved model, in any format", Metavar("SRC")],
+    target: Annotated[Path, "folder to write", Metavar("DST")],
     *,
-    to: Annotated[str, "perceivers, or another format that models can be written in, such as transformers"],
-    set: Annotated[list[str], "settings that the source does not tell, such as heads=8", Metavar("NAME=VALUE")] = [],  # noqa: B006  # is read only
+    to: Annotated[str, "format to write: perceivers, transformers, or another installed format"],
+    set: Annotated[list[str], "settings missing in the source, such as heads=8", Metavar("NAME=VALUE")] = [],  # noqa: B006  # never changed
 ) -> None:
     """Writes a model in another format."""
     import perceivers
@@ -34,12 +34,12 @@ def convert(
 
 
 def read_setting(setting: str) -> tuple[str, Any]:
-    """Returns name and value of a setting NAME=VALUE; the value is as JSON or Python writes it, or else text."""
+    """Parses a setting NAME=VALUE; the value is a JSON or Python literal, or else text."""
     name, equals, text = setting.partition("=")
     if not equals:
         raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
     if name in ("source", "classes"):  # other arguments of `load`
-        raise PerceiversError(f"--set {setting} is not allowed: {name} is no setting of a model.")
+        raise PerceiversError(f"--set {setting} is not allowed: {name} is not a setting of a model.")
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError):
             return name, read(text)

@@ -1,4 +1,4 @@
-"""What reading the two published formats has in common: a task and its settings, and arrays under other names."""
+"""Shared by both importers: the config of a model, its settings, and arrays under other names."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -16,57 +16,54 @@ from perceivers.model.sizes import ModelConfig
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
 
+MODALITIES = {"video": "image", "audio": "audio", "label": "label"}
+"""Our names of the autoencoder's modalities, and the published ones."""
+
 FLOW_PROJECTION = "inputs.frames.image.features.projection.weight"
 
 
-class Foreign(NamedTuple):
-    """A checkpoint in a format of another library.
+class ExternalCheckpoint(NamedTuple):
+    """A checkpoint in a format of another library."""
 
-    Attributes:
-        source: the file that holds its arrays.
-        config: the class of the model's config.
-        settings: its fields.
-        arrays: what the file holds, by the file's names, linear layers and convolutions as torch has them.
-        rename: gives the file's name of an array of our model.
-    """
-
-    source: Path
-    config: type[ModelConfig]
-    settings: dict[str, Any]
-    arrays: dict[str, Tensor]
-    rename: Callable[[str], str]
+    source: Path  # the file with the arrays
+    config: type[ModelConfig]  # the class of the model's config
+    settings: dict[str, Any]  # fields of the config
+    arrays: dict[str, Tensor]  # by the file's names; linear layers and convolutions are laid out as in torch
+    rename: Callable[[str], str]  # maps our name of an array to the file's
 
 
-def build(foreign: Foreign, overrides: Mapping[str, Any]) -> PerceiverIO:
-    """The model that a foreign checkpoint holds, in evaluation mode.
+def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) -> PerceiverIO:
+    """Builds the model of a checkpoint, in evaluation mode.
 
     Args:
-        foreign: the checkpoint.
+        checkpoint: the checkpoint.
         overrides: settings to change.
 
     Raises:
-        PerceiversError: a setting cannot be, or an array is missing, of another shape, or has no place in the model.
+        PerceiversError: a setting is not allowed, or an array is missing, unused or of another shape.
     """
+    source, arrays = checkpoint.source, dict(checkpoint.arrays)
     with torch.device("meta"):  # every array is replaced
-        model = construct(foreign.config, foreign.settings | dict(overrides)).build()
+        model = construct(checkpoint.config, checkpoint.settings | dict(overrides)).build()
     assert isinstance(model, PerceiverIO)
-    left, tensors = dict(foreign.arrays), {}
-    for name, wanted in model.state_dict().items():
-        array = left.pop(foreign.rename(name), None)
+    tensors = {}
+    for name, expected in model.state_dict().items():
+        external = checkpoint.rename(name)
+        array = arrays.pop(external, None)
         if array is None:
             raise PerceiversError(
-                f"{foreign.source} has no array {foreign.rename(name)!r}, "
-                f"which its model needs with shape {tuple(wanted.shape)}: it is incomplete or of another model."
+                f"{source} has no array {external!r}, which its model needs with shape {tuple(expected.shape)}: "
+                f"it is incomplete or of another model."
             )
-        if without_ones(array.shape) != without_ones(wanted.shape):
+        if squeezed(array.shape) != squeezed(expected.shape):
             raise PerceiversError(
-                f"{foreign.source}: the array {foreign.rename(name)!r} has shape {tuple(array.shape)}, "
-                f"but its model needs {tuple(wanted.shape)}: a setting is wrong, or it is of another model."
+                f"{source}: the array {external!r} has shape {tuple(array.shape)}, but its model needs "
+                f"{tuple(expected.shape)}: a setting is wrong, or it is of another model."
             )
-        tensors[name] = array.reshape(wanted.shape)
-    if left:
+        tensors[name] = array.reshape(expected.shape)
+    if arrays:
         raise PerceiversError(
-            f"{foreign.source} has an array {min(left)!r}, for which its model has no place: it is of another model."
+            f"{source} has an array {min(arrays)!r}, for which its model has no place: it is of another model."
         )
     if FLOW_PROJECTION in tensors:
         tensors[FLOW_PROJECTION] = pixels_first(tensors[FLOW_PROJECTION])
@@ -74,8 +71,8 @@ def build(foreign: Foreign, overrides: Mapping[str, Any]) -> PerceiverIO:
     return model.eval()
 
 
-def without_ones(shape: torch.Size) -> tuple[int, ...]:
-    """A shape but for its dimensions of size 1, in which the formats differ."""
+def squeezed(shape: torch.Size) -> tuple[int, ...]:
+    """Returns a shape without dimensions of size 1, in which the formats differ."""
     return tuple(size for size in shape if size != 1)
 
 
@@ -85,5 +82,5 @@ def pixels_first(weight: Tensor) -> Tensor:
 
 
 def frames_first(weight: Tensor) -> Tensor:
-    """Undoes `pixels_first`."""
+    """Inverts `pixels_first`."""
     return weight.unflatten(1, (-1, 2, 3)).transpose(1, 2).flatten(1)

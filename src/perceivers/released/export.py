@@ -1,6 +1,6 @@
-"""Writing a model in the format of `transformers`, so that it can be published for everyone.
+"""Writes models in the format of `transformers`, so that they can be published for everyone.
 
-The config that a model gets is read back, and describes the model exactly or is not written.
+The config is read back: unless it describes the model exactly, nothing is written.
 """
 
 import json
@@ -23,20 +23,8 @@ from perceivers.model.config import construct, to_config
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import LearnedPositions
 from perceivers.model.saving import CONFIG, WEIGHTS, atomic_write
+from perceivers.released import transformers as port
 from perceivers.released.conversion import FLOW_PROJECTION, frames_first
-from perceivers.released.transformers import (
-    AUTOENCODER,
-    CONFIGS,
-    CONV,
-    FLOW,
-    FOURIER,
-    LANGUAGE,
-    LEARNED,
-    PREPROCESSOR,
-    read_preprocessing,
-    read_settings,
-    rename,
-)
 
 TOKENIZER = "tokenizer_config.json"
 QUERY = "outputs.label.query"
@@ -45,7 +33,7 @@ PIXEL_PROJECTION = "inputs.image.features.projection.weight"
 
 
 def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
-    """Writes a model to a folder that `transformers` loads, and where it answers the same.
+    """Writes a model to a folder that `transformers` loads, with the same outputs.
 
     Raises:
         PerceiversError: `transformers` has no class for such a model.
@@ -53,56 +41,53 @@ def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
     folder = Path(folder)
     architecture = find_architecture(model)
     ours, tensors = to_config(model), model.state_dict()
-    if architecture in (FOURIER, LEARNED, CONV) and not ours["query_residual"]:
-        # Theirs always adds the query. It is one constant vector, which the bias in front of the sum can take away.
+    if architecture in (port.FOURIER, port.LEARNED, port.CONV) and not ours["query_residual"]:
+        # Their decoder always adds the query: a constant vector, which is subtracted from the bias before the sum.
         tensors = tensors | {BIAS: tensors[BIAS] - tensors[QUERY].flatten()}
         ours["query_residual"] = True
-    config = make_config(model, architecture)
-    companion = make_companion(model)
+    config, preprocessor = make_config(model, architecture), make_preprocessor_config(model)
     with torch.device("meta"):
-        settings = read_settings(architecture, config, folder) | read_preprocessing(companion, folder)
-        theirs = to_config(construct(CONFIGS[architecture], settings).build())
-    if difference := first_difference(ours, theirs):
+        settings = port.read_settings(architecture, config, folder) | port.read_preprocessing(preprocessor, folder)
+        theirs = to_config(construct(port.CONFIGS[architecture], settings).build())
+    if difference := find_difference(ours, theirs):
         raise PerceiversError(f"transformers has no such model: {difference} in its {architecture}.")
     if FLOW_PROJECTION in tensors:
         tensors = tensors | {FLOW_PROJECTION: frames_first(tensors[FLOW_PROJECTION])}
-    arrays = {rename(name, architecture): their_shape(name, array) for name, array in tensors.items()}
+    arrays = {port.rename_array(name, architecture): external_shape(name, array) for name, array in tensors.items()}
     atomic_write(folder / WEIGHTS, lambda file: save_file(arrays, file, metadata={"format": "pt"}))
-    name = TOKENIZER if architecture == LANGUAGE else PREPROCESSOR
-    for file, contents in ((name, companion), (CONFIG, config)):
+    name = TOKENIZER if architecture == port.LANGUAGE else port.PREPROCESSOR
+    for file, contents in ((name, preprocessor), (CONFIG, config)):
         if contents:
             atomic_write(folder / file, partial(Path.write_text, data=json.dumps(contents, indent=2) + "\n"))
 
 
 def find_architecture(model: PerceiverIO) -> str:
-    """Which of their classes has inputs and outputs of these kinds."""
+    """Returns the class of theirs that has the inputs and outputs of a model."""
     kinds = [{name: type(adapter) for name, adapter in part.items()} for part in (model.inputs, model.outputs)]
     if kinds == [{"text": TextInput}, {"text": TextOutput}]:
-        return LANGUAGE
+        return port.LANGUAGE
     if kinds == [{"frames": FramePairInput}, {"flow": FlowOutput}]:
-        return FLOW
+        return port.FLOW
     if kinds == [
         {"video": VideoInput, "audio": AudioInput, "label": LabelInput},
         {"video": VideoOutput, "audio": AudioOutput, "label": LabelOutput},
     ]:
-        return AUTOENCODER
+        return port.AUTOENCODER
     if kinds != [{"image": ImageInput}, {"label": LabelOutput}]:
         raise PerceiversError(
             f"transformers has no such model, from {', '.join(model.inputs)} to {', '.join(model.outputs)}: it has "
-            f"those of the published models, whose inputs and outputs `perceivers models` lists."
+            f"those of the published models only."
         )
     images = cast(ImageInput, model.inputs["image"])
     if images.in_channels != 3:
-        raise PerceiversError(
-            f"transformers has no such model: inputs.image has {images.in_channels} colors, but 3 in its."
-        )
+        raise PerceiversError(f"transformers has no such model: inputs.image has {images.in_channels} colors, not 3.")
     if isinstance(images.features, ConvStem):
-        return CONV
-    return LEARNED if isinstance(images.positions, LearnedPositions) else FOURIER
+        return port.CONV
+    return port.LEARNED if isinstance(images.positions, LearnedPositions) else port.FOURIER
 
 
-def their_shape(name: str, array: Tensor) -> Tensor:
-    """An array with the dimensions of size 1 that it has in their format."""
+def external_shape(name: str, array: Tensor) -> Tensor:
+    """Returns an array with the dimensions of size 1 that it has in their format."""
     if name.startswith(("input_padding.", "query_padding.")):
         array = array[None]
     elif name == QUERY:
@@ -112,41 +97,27 @@ def their_shape(name: str, array: Tensor) -> Tensor:
     return array.contiguous()
 
 
-def first_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
-    """Says where two descriptions of models first differ, but for what does not change what they answer."""
+def find_difference(ours: Any, theirs: Any, path: str = "") -> str | None:
+    """Describes the first difference between two descriptions of models that changes their outputs."""
     if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("class") == theirs.get("class"):
-        for name in sorted((ours.keys() | theirs.keys()) - {"checkpointing", "crop"}):
-            difference = first_difference(ours.get(name), theirs.get(name), f"{path}.{name}" if path else name)
-            if difference:
-                return difference
-        return None
-    return None if ours == theirs else f"{path} is {brief(ours)}, but {brief(theirs)}"
+        names = sorted((ours.keys() | theirs.keys()) - {"checkpointing", "crop"})
+        found = (find_difference(ours.get(name), theirs.get(name), f"{path}.{name}".lstrip(".")) for name in names)
+        return next(filter(None, found), None)
+    return None if ours == theirs else f"{path} is {short_repr(ours)}, but {short_repr(theirs)}"
 
 
-def brief(value: Any) -> str:
-    """A part of a model's description, by its class if it has one."""
+def short_repr(value: Any) -> str:
+    """Formats a part of a model's description, by its class if it has one."""
     return value["class"].rpartition(":")[2] if isinstance(value, dict) and "class" in value else repr(value)
 
 
 def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
-    """The config with which `transformers` builds the model, as far as it can."""
+    """Returns their config of a model, as far as their format can describe it."""
     ours = model.config
-    config: dict[str, Any] = {
-        "architectures": [architecture],
-        "model_type": "perceiver",
-        "num_latents": ours["latents"],
-        "d_latents": ours["channels"],
-        "num_self_attends_per_block": ours["depth"],
-        "num_blocks": ours["num_blocks"],
-        "num_self_attention_heads": ours["heads"],
-        "num_cross_attention_heads": ours["cross_heads"],
-        "self_attention_widening_factor": ours["widening_factor"],
-        "cross_attention_widening_factor": ours["cross_widening_factor"],
-        "qk_channels": ours["qk_channels"],
-        "v_channels": ours["v_channels"],
-        "hidden_act": {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[ours["gelu"]],
-        "attention_probs_dropout_prob": ours["dropout"],
-    }
+    config: dict[str, Any] = {"architectures": [architecture], "model_type": "perceiver"}
+    config |= {theirs: ours[name] for name, theirs in port.SIZES.items()}
+    config["hidden_act"] = {"exact": "gelu", "tanh": "gelu_pytorch_tanh"}[ours["gelu"]]
+    config["attention_probs_dropout_prob"] = ours["dropout"]
     label = dict(model.outputs.items()).get("label")
     if isinstance(label, LabelOutput):
         names = label.names or [f"LABEL_{index}" for index in range(label.classes)]
@@ -154,16 +125,16 @@ def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
             "id2label": {str(index): name for index, name in enumerate(names)},
             "label2id": {name: index for index, name in enumerate(names)},
         }
-    if architecture == LANGUAGE:
+    if architecture == port.LANGUAGE:
         text = cast(TextInput, model.inputs["text"])
         return config | {
             "vocab_size": text.embedding.num_embeddings,
             "max_position_embeddings": text.length,
             "d_model": text.channels,
         }
-    if architecture == FLOW:
+    if architecture == port.FLOW:
         return config | {"train_size": list(cast(FramePairInput, model.inputs["frames"]).size)}
-    if architecture == AUTOENCODER:
+    if architecture == port.AUTOENCODER:
         frames, height, width = cast(VideoOutput, model.outputs["video"]).positions.grid
         sound = cast(AudioInput, model.inputs["audio"])
         return config | {
@@ -178,8 +149,8 @@ def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
     return config | {"image_size": cast(ImageInput, model.inputs["image"]).size[0]}
 
 
-def make_companion(model: PerceiverIO) -> dict[str, Any]:
-    """What the tokenizer or image processor of `transformers` needs to know, if it has one for such a model."""
+def make_preprocessor_config(model: PerceiverIO) -> dict[str, Any]:
+    """Returns the config of their tokenizer or image processor; {} if they have none for such a model."""
     inputs = dict(model.inputs.items())
     text, images = inputs.get("text"), inputs.get("image")
     if isinstance(text, TextInput):

@@ -1,7 +1,7 @@
-"""The format of Hugging Face `transformers`: a folder with its `config.json` and `model.safetensors`, or a `.bin`.
+"""The format of Hugging Face `transformers`: a folder with `config.json` and `model.safetensors`, or a `.bin`.
 
 Its six classes are models of ours with particular settings, and the names of their arrays follow from ours. `export.py`
-writes it by the same rules.
+writes the format by the same rules.
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,11 @@ from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, WEIGHTS, Model, read_config, read_tensors
 from perceivers.model.sizes import ModelConfig
-from perceivers.released.conversion import LAYER, Foreign, build
+from perceivers.released.conversion import LAYER, MODALITIES, ExternalCheckpoint, build_model
 from perceivers.text.model import LanguageConfig
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
 PREPROCESSOR = "preprocessor_config.json"
-
 
 DEFAULTS: dict[str, Any] = {
     "num_latents": 256,
@@ -54,10 +53,24 @@ DEFAULTS: dict[str, Any] = {
     "_label_trainable_num_channels": 1024,
     "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
 }
-"""What a config that leaves a field out means by it."""
+"""Defaults of the fields of a config."""
 
 GELU = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 """Names of the two ways to compute GELU."""
+
+SIZES = {
+    "latents": "num_latents",
+    "channels": "d_latents",
+    "depth": "num_self_attends_per_block",
+    "num_blocks": "num_blocks",
+    "heads": "num_self_attention_heads",
+    "cross_heads": "num_cross_attention_heads",
+    "widening_factor": "self_attention_widening_factor",
+    "cross_widening_factor": "cross_attention_widening_factor",
+    "qk_channels": "qk_channels",
+    "v_channels": "v_channels",
+}
+"""Fields of every model's config, ours and theirs."""
 
 LANGUAGE = "PerceiverForMaskedLM"
 FOURIER = "PerceiverForImageClassificationFourier"
@@ -74,7 +87,7 @@ CONFIGS: dict[str, type[ModelConfig]] = {
     AUTOENCODER: AutoencoderConfig,
 }
 
-INNER = {
+LAYER_NAMES = {
     "norm_q": "attention.self.layernorm1",
     "norm_z": "attention.self.layernorm1",
     "norm_x": "attention.self.layernorm2",
@@ -86,127 +99,103 @@ INNER = {
     "mlp.hidden": "mlp.dense1",
     "mlp.output": "mlp.dense2",
 }
-"""Our names inside a layer, and theirs."""
+"""Our names of the parts of a layer, and theirs."""
 
-TRUNK = {
+INPUT, DECODER = "perceiver.input_preprocessor.", "perceiver.decoder."
+QUERY = "output_position_encodings.position_embeddings"
+NAMES = {
     "encoder.latents": "perceiver.embeddings.latents",
     "encoder.cross_attentions.0.": "perceiver.encoder.cross_attention.",
     "encoder.layers.": "perceiver.encoder.self_attends.",
+    "decoder.": f"{DECODER}decoder.decoding_cross_attention.",
+    "projection.": f"{DECODER}decoder.final_layer.",
+    "heads.flow.": f"{DECODER}decoder.final_layer.",
+    "heads.label.": f"{DECODER}decoder.final_layer.",
+    "inputs.text.embedding.": f"{INPUT}embeddings.",
+    "inputs.text.positions.table_SF": f"{INPUT}position_embeddings.weight",
+    "inputs.image.features.projection.": f"{INPUT}convnet_1x1.",
+    "inputs.image.features.convolution.": f"{INPUT}convnet.conv.",
+    "inputs.image.features.norm.": f"{INPUT}convnet.batchnorm.",
+    "inputs.image.positions.table_SF": f"{INPUT}position_embeddings.position_embeddings",
+    "inputs.image.positions.projection.": f"{INPUT}positions_projection.",
+    "inputs.frames.image.features.projection.": f"{INPUT}conv_after_patches.",
+    "outputs.text.positions.table_SF": f"{DECODER}{QUERY}",
+    "outputs.text.bias": "embedding_decoder.bias",
+    "outputs.label.query": f"{DECODER}decoder.{QUERY}",
+    **{f"input_padding.vectors.{ours}": f"{INPUT}padding.{theirs}" for ours, theirs in MODALITIES.items()},
+    **{f"input_padding.masks.{ours}": f"{INPUT}mask.{theirs}" for ours, theirs in MODALITIES.items()},
+    **{f"query_padding.vectors.{ours}": f"{DECODER}padding.{theirs}" for ours, theirs in MODALITIES.items()},
 }
-INPUT, DECODER, OUTPUT = (
-    "perceiver.input_preprocessor.",
-    "perceiver.decoder.decoder.",
-    "perceiver.output_postprocessor.",
-)
-CLASSIFIER = TRUNK | {
-    "decoder.": f"{DECODER}decoding_cross_attention.",
-    "heads.label.": f"{DECODER}final_layer.",
-    "outputs.label.query": f"{DECODER}output_position_encodings.position_embeddings",
-}
-NAMES = {
-    LANGUAGE: TRUNK
-    | {
-        "decoder.": "perceiver.decoder.decoding_cross_attention.",
-        "inputs.text.embedding.": f"{INPUT}embeddings.",
-        "inputs.text.positions.table_SF": f"{INPUT}position_embeddings.weight",
-        "outputs.text.positions.table_SF": "perceiver.decoder.output_position_encodings.position_embeddings",
-        "outputs.text.bias": "embedding_decoder.bias",
-    },
-    FOURIER: CLASSIFIER,
-    LEARNED: CLASSIFIER
-    | {
-        "inputs.image.features.projection.": f"{INPUT}convnet_1x1.",
-        "inputs.image.positions.table_SF": f"{INPUT}position_embeddings.position_embeddings",
-        "inputs.image.positions.projection.": f"{INPUT}positions_projection.",
-    },
-    CONV: CLASSIFIER
-    | {
-        "inputs.image.features.convolution.": f"{INPUT}convnet.conv.",
-        "inputs.image.features.norm.": f"{INPUT}convnet.batchnorm.",
-    },
-    FLOW: TRUNK
-    | {
-        "decoder.": f"{DECODER}decoding_cross_attention.",
-        "heads.flow.": f"{DECODER}final_layer.",
-        "inputs.frames.image.features.projection.": f"{INPUT}conv_after_patches.",
-    },
-    AUTOENCODER: TRUNK
-    | {
-        "decoder.": f"{DECODER}decoding_cross_attention.",
-        "projection.": f"{DECODER}final_layer.",
-        "outputs.label.query": (
-            "perceiver.decoder.modalities.label.decoder.output_position_encodings.position_embeddings"
-        ),
+"""Prefixes of our names, and theirs."""
+
+NAMES_BY_CLASS = {
+    LANGUAGE: {"decoder.": f"{DECODER}decoding_cross_attention."},
+    AUTOENCODER: {
+        "outputs.label.query": f"{DECODER}modalities.label.decoder.{QUERY}",
         **{
-            f"{ours}.{modality}": f"{theirs}.{published}"
-            for modality, published in (("video", "image"), ("audio", "audio"), ("label", "label"))
-            for ours, theirs in (
-                ("input_padding.vectors", f"{INPUT}padding"),
-                ("input_padding.masks", f"{INPUT}mask"),
-                ("query_padding.vectors", "perceiver.decoder.padding"),
-            )
+            f"heads.{ours}.": f"perceiver.output_postprocessor.modalities.{theirs}.classifier."
+            for ours, theirs in MODALITIES.items()
         },
-        "heads.video.": f"{OUTPUT}modalities.image.classifier.",
-        "heads.audio.": f"{OUTPUT}modalities.audio.classifier.",
-        "heads.label.": f"{OUTPUT}modalities.label.classifier.",
     },
 }
-"""Beginnings of our names and of theirs, by class."""
+"""Prefixes that one of their classes names differently."""
 
 
-def rename(name: str, architecture: str) -> str:
-    """Their name of an array of ours."""
-    names = NAMES[architecture]
+def rename_array(name: str, architecture: str) -> str:
+    """Returns their name of one of our arrays."""
     if match := LAYER.fullmatch(name):
-        layer, inner, leaf = match.groups()
-        return f"{replace_start(layer + '.', names)}{INNER[inner]}.{leaf}"
-    return replace_start(name, names)
+        layer, part, leaf = match.groups()
+        return f"{replace_prefix(layer + '.', architecture)}{LAYER_NAMES[part]}.{leaf}"
+    return replace_prefix(name, architecture)
 
 
-def replace_start(name: str, names: Mapping[str, str]) -> str:
-    """Replaces the longest beginning that is in `names`."""
-    start = max((ours for ours in names if name.startswith(ours)), key=len, default="")
-    return names.get(start, "") + name[len(start) :]
+def replace_prefix(name: str, architecture: str) -> str:
+    """Replaces the longest known prefix of a name."""
+    names = NAMES | NAMES_BY_CLASS.get(architecture, {})
+    prefix = max((ours for ours in names if name.startswith(ours)), key=len, default="")
+    return names.get(prefix, "") + name[len(prefix) :]
 
 
-def read(folder: Path, config: Mapping[str, Any]) -> Foreign:
+def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoint:
     """Reads a model that `transformers` saved.
 
     Args:
-        folder: where it is.
-        config: what its `config.json` holds.
+        folder: the folder of the model.
+        config: the contents of its `config.json`.
 
     Raises:
         PerceiversError: it is a model of another type, or its weights are missing or cannot be read.
     """
+    source = folder / CONFIG
     if config["model_type"] != "perceiver":
         raise PerceiversError(
-            f"{folder / CONFIG} describes a model of type {config['model_type']!r}, but only 'perceiver' can be loaded."
+            f"{source} describes a model of type {config['model_type']!r}, but only 'perceiver' can be loaded."
         )
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in CONFIGS:
         raise PerceiversError(
-            f"{folder / CONFIG} has the architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}."
+            f"{source} has the architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}."
         )
     try:
         settings = read_settings(architecture, config, folder)
-    except PerceiversError:
+    except PerceiversError:  # a ValueError
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise PerceiversError(f"{folder / CONFIG} has a field of the wrong type ({error!r}): it is damaged.") from error
+        raise PerceiversError(f"{source} has a field of the wrong type ({error!r}): it is damaged.") from error
     if (folder / PREPROCESSOR).is_file() and architecture in (FOURIER, LEARNED, CONV):
         settings |= read_preprocessing(read_config(folder, PREPROCESSOR), folder)
-    file = folder / WEIGHTS
-    if file.is_file() or not (folder / PICKLED_WEIGHTS).is_file():
-        arrays = read_tensors(file)
+    file, pickled = folder / WEIGHTS, folder / PICKLED_WEIGHTS
+    if pickled.is_file() and not file.is_file():
+        file, arrays = pickled, read_pickled(pickled)
     else:
-        file = folder / PICKLED_WEIGHTS
-        arrays = read_pickled(file)
-    return Foreign(file, CONFIGS[architecture], settings, arrays, lambda name: rename(name, architecture))
+        arrays = read_tensors(file)
+    return ExternalCheckpoint(
+        file, CONFIGS[architecture], settings, arrays, lambda name: rename_array(name, architecture)
+    )
 
 
 def read_pickled(file: Path) -> dict[str, Tensor]:
-    """The arrays of a `.bin`, by name; torch reads it by an allow-list of its own."""
+    """Reads the arrays of a `.bin` by torch's own allow-list."""
     try:
         contents = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle may raise anything
@@ -218,38 +207,22 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of our model's config that a config of theirs means.
+    """Translates the fields of their config to those of ours.
 
     Raises:
-        PerceiversError: the config asks for something that our model does not do.
+        PerceiversError: the config requires something that our model does not support.
     """
     config = DEFAULTS | dict(given)
     if "num_labels" in given and "id2label" not in given:
         config["id2label"] = {str(index): f"LABEL_{index}" for index in range(given["num_labels"])}
-    for field, allowed in (
-        ("cross_attention_shape_for_attention", ["kv"]),
-        ("use_query_residual", [True]),
-        ("hidden_act", list(GELU)),
-    ):
+    gelu = list(GELU)
+    supported = (("cross_attention_shape_for_attention", ["kv"]), ("use_query_residual", [True]), ("hidden_act", gelu))
+    for field, allowed in supported:
         if config[field] not in allowed:
-            raise PerceiversError(
-                f"{folder / CONFIG}: {field} = {config[field]!r} is not supported, only "
-                f"{' or '.join(repr(value) for value in allowed)}."
-            )
-    settings: dict[str, Any] = {
-        "latents": config["num_latents"],
-        "channels": config["d_latents"],
-        "depth": config["num_self_attends_per_block"],
-        "num_blocks": config["num_blocks"],
-        "heads": config["num_self_attention_heads"],
-        "cross_heads": config["num_cross_attention_heads"],
-        "widening_factor": config["self_attention_widening_factor"],
-        "cross_widening_factor": config["cross_attention_widening_factor"],
-        "qk_channels": config["qk_channels"],
-        "v_channels": config["v_channels"],
-        "dropout": config["attention_probs_dropout_prob"],
-        "gelu": GELU[config["hidden_act"]],
-    }
+            known = " or ".join(map(repr, allowed))
+            raise PerceiversError(f"{folder / CONFIG}: {field} = {config[field]!r} is not supported, only {known}.")
+    settings: dict[str, Any] = {ours: config[theirs] for ours, theirs in SIZES.items()}
+    settings |= {"gelu": GELU[config["hidden_act"]], "dropout": config["attention_probs_dropout_prob"]}
     if architecture == LANGUAGE:
         return settings | {
             "vocabulary": config["vocab_size"],
@@ -268,7 +241,7 @@ def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> 
         size = 4 * config["image_size"]
         if list(config["output_shape"])[1:] != [config["num_frames"], size, size]:
             raise PerceiversError(
-                f"{folder / CONFIG}: output_shape = {config['output_shape']} is not that of the input, "
+                f"{folder / CONFIG}: output_shape = {config['output_shape']} is not the shape of the input, "
                 f"{config['num_frames']} frames of 4 * image_size = {size} pixels a side."
             )
         return settings | {
@@ -288,13 +261,13 @@ def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> 
 
 
 def read_preprocessing(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of an image classifier that a config of their image processor means; none, if there is no config."""
+    """Translates the config of their image processor to settings of an image classifier; {} if it is empty."""
     try:
-        return {
-            **({"mean": list(config["image_mean"])} if "image_mean" in config else {}),
-            **({"std": list(config["image_std"])} if "image_std" in config else {}),
-            **({"crop": config["size"]["height"] / config["crop_size"]["height"]} if "crop_size" in config else {}),
-        }
+        images = {"mean": "image_mean", "std": "image_std"}
+        settings = {ours: list(config[theirs]) for ours, theirs in images.items() if theirs in config}
+        if "crop_size" in config:
+            settings["crop"] = config["size"]["height"] / config["crop_size"]["height"]
+        return settings
     except (KeyError, TypeError, ZeroDivisionError) as error:
         raise PerceiversError(
             f"{folder / PREPROCESSOR} does not say image_mean, image_std, size and crop_size as expected ({error!r}): "
@@ -309,7 +282,7 @@ class TransformersFormat(Format):
         return path.is_dir() and "model_type" in read_config(path)
 
     def read(self, path: Path, settings: Mapping[str, Any]) -> Model:
-        return build(read(path, read_config(path)), settings)
+        return build_model(read_checkpoint(path, read_config(path)), settings)
 
     def write(self, model: Model, folder: Path) -> None:
         from perceivers.released.export import to_transformers  # which imports this module

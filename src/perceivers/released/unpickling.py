@@ -1,8 +1,8 @@
-"""Reading the original code's pickles without running what is in them.
+"""Reads the pickles of the original code without running code in them.
 
-A pickle is a program that may call anything it can import. This one may name only what a published checkpoint consists
-of (numpy arrays, plain containers, Haiku's immutable mapping, jax's arrays), and for each of these gets a function of
-ours or numpy's own; any other name ends the reading before anything is called. Neither haiku nor jax is needed.
+A pickle is a program that may call anything it can import. Here it may only name what published checkpoints consist of
+(numpy arrays, plain containers, Haiku's immutable mappings, jax's arrays), and gets functions of ours or numpy's.
+Any other name ends the reading before anything is called. Neither haiku nor jax is needed.
 """
 
 import pickle
@@ -19,22 +19,22 @@ from perceivers.errors import PerceiversError
 
 
 class FlatMapping(dict[str, Any]):
-    """Haiku's immutable mapping: pickled as a call with the mapping as a dict, or with its fields as state."""
+    """Haiku's immutable mapping, pickled as a call with a dict, or with its fields as state."""
 
     def __setstate__(self, state: Any) -> None:
         fields = state[1] if isinstance(state, tuple) else state
         self.update(fields["_mapping"])
 
 
-def jax_array(rebuild: Callable[..., np.ndarray], arguments: Any, state: Any, _: Any) -> np.ndarray:
-    """A jax array is pickled as the numpy array it holds, and what jax knows of its type."""
+def rebuild_jax_array(rebuild: Callable[..., np.ndarray], arguments: Any, state: Any, _: Any) -> np.ndarray:
+    """Rebuilds a jax array, which is pickled as a numpy array and jax's type information."""
     array = rebuild(*arguments)
     array.__setstate__(state)
     return array
 
 
 def encode(text: str, encoding: str) -> bytes:
-    """Pickles of protocol 2 hold bytes as text in Latin-1."""
+    """Converts text to bytes: pickles of protocol 2 hold bytes as text in Latin-1."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text is encoded as {encoding!r} instead of 'latin1'")
     return text.encode("latin1")
@@ -47,9 +47,9 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "defaultdict"): defaultdict,
     ("haiku._src.data_structures", "FlatMap"): FlatMapping,
     ("haiku._src.data_structures", "FlatMapping"): FlatMapping,
-    ("jax._src.array", "_reconstruct_array"): jax_array,
-    ("jax._src.device_array", "reconstruct_device_array"): jax_array,
-    ("jax.interpreters.xla", "reconstruct_device_array"): jax_array,
+    ("jax._src.array", "_reconstruct_array"): rebuild_jax_array,
+    ("jax._src.device_array", "reconstruct_device_array"): rebuild_jax_array,
+    ("jax.interpreters.xla", "reconstruct_device_array"): rebuild_jax_array,
     ("numpy", "dtype"): np.dtype,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
@@ -59,11 +59,11 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "scalar"): scalar,
     ("numpy.core.numeric", "_frombuffer"): _frombuffer,
 }
-"""What a pickle may name, and what it gets for it."""
+"""Names that a pickle may use, and the objects it gets for them."""
 
 
 class Unpickler(pickle.Unpickler):
-    """An unpickler that knows only `ALLOWED`."""
+    """An unpickler restricted to `ALLOWED`."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -73,18 +73,18 @@ class Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """The contents of a pickled checkpoint: nested dicts with numpy arrays.
+    """Reads a pickled checkpoint: nested dicts with numpy arrays.
 
     Raises:
-        PerceiversError: the file is truncated, is no pickle, names anything that is not allowed, or holds no dict.
+        PerceiversError: the file is truncated, not a pickle, not a dict, or names anything that is not allowed.
     """
     try:
         with open(path, "rb") as file:
             contents = Unpickler(file).load()
     except PerceiversError as error:
         raise PerceiversError(
-            f"{path} is not loaded, because {error}, which does not belong into a checkpoint and might run code: "
-            f"only arrays in plain containers, as the original code wrote them, are read."
+            f"{path} is not loaded, because {error}, which does not belong in a checkpoint and might run code: "
+            f"only arrays in plain containers are read, as the original code wrote them."
         ) from None
     except Exception as error:  # a damaged pickle may raise anything
         raise PerceiversError(f"{path} is not a readable pickle ({error}): it is truncated or damaged.") from error

@@ -8,48 +8,47 @@ from perceivers.command import Device, Json, Metavar, ModelArgument, print_json,
 
 
 def prepare_replays(
-    source: Annotated[Path, "a folder with .SC2Replay files", Metavar("IN")],
-    out: Annotated[Path, "the folder to write; replays that are there already are kept", Metavar("OUT")],
+    source: Annotated[Path, "folder with .SC2Replay files", Metavar("IN")],
+    out: Annotated[Path, "folder to write; replays that it already holds are kept", Metavar("OUT")],
     *,
-    team_games: Annotated[bool, "take games of more than two players, too"] = False,
+    team_games: Annotated[bool, "also accept games of more than two players"] = False,
 ) -> None:
     """Writes the decisions in StarCraft II replays as tables."""
-    from perceivers.starcraft.tables import write_replays
+    from perceivers.starcraft.tables import MAX_UNITS, write_replays
 
     statistics = write_replays(source, out, team_games, progress=True)
     for reason in statistics["refused"].values():
         print(f"Refused: {reason}")
     replays = statistics["replays"].values()
-    total = {
-        name: sum(each[name] for each in replays) for name in ("decisions", "selections", "cut", "unknown_abilities")
-    }
+    keys = ("decisions", "selections", "cut", "unknown_abilities")
+    total = {key: sum(replay[key] for replay in replays) for key in keys}
     print(
         f"{out}: {total['decisions']:,} decisions of {len(replays)} replays, {total['selections']:,} of them "
-        f"selections. Units were left out of {total['cut']:,} that had too many; {total['unknown_abilities']:,} are "
-        f"commands that sc2reader does not know."
+        f"selections. {total['cut']:,} had more than {MAX_UNITS} units and were truncated; "
+        f"{total['unknown_abilities']:,} have abilities unknown to sc2reader."
     )
 
 
 def evaluate(
     model: ModelArgument,
     *,
-    data: Annotated[str, "the folder that `perceivers prepare-replays` wrote", Metavar("FOLDER")],
-    split: Annotated[Literal["training", "validation", "test"], "which part of the replays"] = "test",
+    data: Annotated[str, "folder that `perceivers prepare-replays` wrote", Metavar("FOLDER")],
+    split: Annotated[Literal["training", "validation", "test"], "part of the replays"] = "test",
     list: Annotated[
-        str, "JSON file that says which replays belong to which part", Metavar("FILE")
+        str, "JSON file that assigns replays to the parts", Metavar("FILE")
     ] = "configs/starcraft/split.json",
-    batch_size: Annotated[Count, "decisions computed at a time"] = 64,
+    batch_size: Annotated[Count, "decisions per batch"] = 64,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Measures a policy beside simple rules: how well it predicts what players select, command and aim at."""
+    """Measures how well a policy predicts what players select, command and aim at, beside simple rules."""
     from perceivers.starcraft.data import DecisionData
     from perceivers.starcraft.policy import load_policy
-    from perceivers.starcraft.training import evaluate, references
+    from perceivers.starcraft.training import evaluate, evaluate_references
 
     decisions = DecisionData(data, list).open()[split]
     figures = evaluate(load_policy(model, device), decisions, batch_size)
-    results = {"model": figures} | references(decisions)
+    results = {"model": figures} | evaluate_references(decisions)
     if json:
         print_json(results | {"decisions": len(decisions)})
         return

@@ -1,4 +1,4 @@
-"""Players' decisions, as `perceivers prepare-replays` writes them, divided by replay.
+"""Decisions of players, read from the tables that `perceivers prepare-replays` writes.
 
 Shape suffixes: B batch, M units
 """
@@ -7,31 +7,32 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from perceivers.checks import Checked
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.starcraft.features import number
+from perceivers.starcraft.features import index_names
+from perceivers.starcraft.policy import PolicyConfig, UnitPolicy
 from perceivers.starcraft.replays import UNKNOWN
 from perceivers.starcraft.tables import Vocabulary, read_statistics, read_vocabulary
 
 PARTS = ("training", "validation", "test")
-UNITS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
-"""Columns with a value for each unit."""
+UNIT_COLUMNS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
 
 
 @dataclass
 class DecisionData(Checked):
-    """Which decisions to use.
+    """The decisions to use.
 
     Attributes:
-        path: the folder that `perceivers prepare-replays` wrote.
-        split: a JSON file with the names of the replays of "training", "validation" and "test".
+        path: folder that `perceivers prepare-replays` wrote.
+        split: JSON file with the names of the replays for "training", "validation" and "test".
     """
 
     section = "data."
@@ -46,25 +47,25 @@ class DecisionData(Checked):
             PerceiversError: the tables or the split cannot be read, or do not fit each other.
         """
         if not self.path:
-            raise PerceiversError("data.path is not given: it is the folder that `perceivers prepare-replays` wrote.")
+            raise PerceiversError("data.path is not given: give the folder that `perceivers prepare-replays` wrote.")
         folder, names = Path(self.path), read_split(Path(self.split))
-        there = read_statistics(folder)["replays"]
-        if not there:
+        available = read_statistics(folder)["replays"]
+        if not available:
             raise PerceiversError(f"data.path = {folder} has no tables of decisions: write them by prepare-replays.")
         for part, replays in names.items():
-            missing = [name for name in replays if name not in there]
-            if missing:
-                raise PerceiversError(f"{self.split}: {folder} has no replay {missing[0]!r} of {part}: "
-                                      f"{did_you_mean(missing[0], there)}")  # fmt: skip
+            for name in replays:
+                if name not in available:
+                    hint = did_you_mean(name, available)
+                    raise PerceiversError(f"{self.split}: {folder} has no replay {name!r} of {part}: {hint}")
         vocabulary = read_vocabulary(folder)
         return {part: Decisions([folder / f"{name}.parquet" for name in names[part]], vocabulary) for part in PARTS}
 
 
 def read_split(file: Path) -> dict[str, list[str]]:
-    """Reads which replays are to train on, to choose by, and to test on.
+    """Reads the names of the replays for training, validation and test.
 
     Raises:
-        PerceiversError: it cannot be read, lacks one of them, or has a replay twice.
+        PerceiversError: the file cannot be read, lacks one of the parts, or has a replay twice.
     """
     try:
         names = json.loads(file.read_text())
@@ -73,17 +74,17 @@ def read_split(file: Path) -> dict[str, list[str]]:
     if not isinstance(names, dict) or any(not names.get(part) for part in PARTS):
         raise PerceiversError(f"data.split = {file} needs names of replays for each of {', '.join(PARTS)}.")
     every = [name for part in PARTS for name in names[part]]
-    twice = {name for name in every if every.count(name) > 1}
-    if twice:
-        raise PerceiversError(f"data.split = {file} has {min(twice)!r} twice: a replay belongs to one part.")
+    duplicates = {name for name in every if every.count(name) > 1}
+    if duplicates:
+        raise PerceiversError(f"data.split = {file} has {min(duplicates)!r} twice: a replay belongs to one part.")
     return {part: list(names[part]) for part in PARTS}
 
 
 class Decisions(Samples):
-    """Decisions of some replays, with the tables' numbers, read from disk as they are needed.
+    """The decisions of some replays as they are in the tables, read from disk when needed.
 
     Attributes:
-        vocabulary: what numbers stand for.
+        vocabulary: the names that the tables' indices refer to.
         lengths: number of units of each decision.
     """
 
@@ -92,19 +93,16 @@ class Decisions(Samples):
     def __init__(self, files: Sequence[Path], vocabulary: Vocabulary) -> None:
         import datasets
 
-        paths = [str(file) for file in files]
-        self.rows = datasets.Dataset.from_parquet(paths).with_format("numpy")
+        self.rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
         self.vocabulary = vocabulary
         self.lengths = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()
 
-    def names(self) -> tuple[list[str], list[str]]:
-        """Returns the types of units and the abilities that there are in these decisions."""
+    def list_names(self) -> tuple[list[str], list[str]]:
+        """Returns the types of units and the abilities that occur in these decisions."""
         columns = (self.rows.data.column("kind").combine_chunks().flatten(), self.rows.data.column("ability"))
-        found = [sorted(value for value in column.unique().to_pylist() if value >= 0) for column in columns]
-        kinds, abilities = self.vocabulary.kinds, self.vocabulary.abilities
-        return [kinds[place] for place in found[0]], [
-            abilities[place] for place in found[1] if abilities[place] != UNKNOWN
-        ]
+        kinds, abilities = (sorted(index for index in column.unique().to_pylist() if index >= 0) for column in columns)
+        names = [self.vocabulary.abilities[index] for index in abilities]
+        return [self.vocabulary.kinds[index] for index in kinds], [name for name in names if name != UNKNOWN]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -114,72 +112,43 @@ class Decisions(Samples):
         return row
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        """-> columns of units [B, M], padded with 0 to the most units of the batch, and "real" [B, M], which there are.
+        """Makes a batch: columns of units [B, M], padded with 0, and "real" [B, M], the mask of units.
 
-        Also "chosen" [B, M]; "scalars"; "ability", "target", "race", "enemy_race" and "loop" [B], as in the tables.
+        Also "chosen" [B, M], a mask; "scalars"; "ability", "target", "race", "enemy_race" and "loop" [B], as in tables.
         """
-        most = max(len(row["kind"]) for row in samples)
-        batch: dict[str, Any] = {"real": torch.zeros(len(samples), most, dtype=torch.bool)}
-        for name in UNITS:
-            kind = torch.float32 if name in ("x", "y") else torch.long
-            batch[name] = torch.zeros(len(samples), most, dtype=kind)
-        batch["chosen"] = torch.zeros(len(samples), most, dtype=torch.bool)
-        for place, row in enumerate(samples):
-            count = len(row["kind"])
-            batch["real"][place, :count] = True
-            for name in UNITS:
-                batch[name][place, :count] = torch.from_numpy(np.asarray(row[name]))
-            batch["chosen"][place, torch.from_numpy(np.asarray(row["chosen"], dtype=np.int64))] = True
+        real = [torch.ones(len(row["kind"]), dtype=torch.bool) for row in samples]
+        batch = {"real": pad_sequence(real, batch_first=True)}
+        for name in UNIT_COLUMNS:
+            dtype = torch.float32 if name in ("x", "y") else torch.long
+            batch[name] = pad_sequence([torch.tensor(row[name], dtype=dtype) for row in samples], batch_first=True)
+        batch["chosen"] = torch.zeros_like(batch["real"])
+        for chosen_M, row in zip(batch["chosen"], samples, strict=True):
+            chosen_M[torch.tensor(row["chosen"], dtype=torch.long)] = True
         batch["scalars"] = torch.from_numpy(np.stack([row["scalars"] for row in samples])).float()
         for name in ("ability", "target", "race", "enemy_race", "loop"):
             batch[name] = torch.tensor([int(row[name]) for row in samples])
         return batch
 
 
-class Names(Protocol):
-    """What a policy, or its config, calls types of units, abilities and a player's numbers."""
-
-    @property
-    def kinds(self) -> Sequence[str]: ...
-
-    @property
-    def abilities(self) -> Sequence[str]: ...
-
-    @property
-    def scalars(self) -> Sequence[str]: ...
-
-
-class PolicyDecisions(Samples):
-    """Decisions with a policy's numbers for types of units and abilities.
-
-    Args:
-        decisions: the decisions.
-        names: the policy, or its config.
+class PolicyDecisions(Decisions):
+    """Decisions with a policy's indices of types and abilities.
 
     Raises:
-        PerceiversError: the tables have other numbers of players than the policy reads.
+        PerceiversError: the tables have other statistics of players than the policy reads.
     """
 
-    def __init__(self, decisions: Decisions, names: Names) -> None:
+    def __init__(self, decisions: Decisions, policy: UnitPolicy | PolicyConfig) -> None:
         vocabulary = decisions.vocabulary
-        if vocabulary.scalars != list(names.scalars):
-            raise PerceiversError(
-                f"the tables have the numbers {', '.join(vocabulary.scalars)}, "
-                f"the model reads {', '.join(names.scalars)}."
-            )
-        self.decisions, self.lengths = decisions, decisions.lengths
-        self.kinds = number(vocabulary.kinds, names.kinds)
-        self.abilities = torch.cat([torch.tensor([-1]), number(vocabulary.abilities, names.abilities)])
-
-    def __len__(self) -> int:
-        return len(self.decisions)
-
-    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        return self.decisions[item]
+        if vocabulary.scalars != list(policy.scalars):
+            tables, model = ", ".join(vocabulary.scalars), ", ".join(policy.scalars)
+            raise PerceiversError(f"the tables have the statistics {tables}, but the model reads {model}.")
+        self.rows, self.vocabulary, self.lengths = decisions.rows, vocabulary, decisions.lengths
+        self.kinds = index_names(vocabulary.kinds, policy.kinds)
+        self.abilities = torch.cat([torch.tensor([-1]), index_names(vocabulary.abilities, policy.abilities)])
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.translate(self.decisions.collate(samples))
+        return self.translate(super().collate(samples))
 
     def translate(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns a batch with the policy's numbers: the ability of a selection stays -1, an unknown one is 0."""
+        """Returns a batch with the policy's indices: -1 for the ability of a selection, 0 for an unknown ability."""
         return dict(batch) | {"kind": self.kinds[batch["kind"]], "ability": self.abilities[batch["ability"] + 1]}

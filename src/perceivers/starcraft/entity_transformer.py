@@ -1,7 +1,6 @@
-"""AlphaStar's Transformer of units (Vinyals et al., 2019), in whose place the paper puts Perceiver IO (section 4.5).
+"""AlphaStar's Transformer of units (Vinyals et al., 2019), which the paper replaces by Perceiver IO (section 4.5).
 
-It has the attention, the MLP and the heads of `SetEncoder`, and the same call. Layers are normalized before attention
-and MLP, as Perceiver IO's are.
+It is called like `SetEncoder`, and shares its attention, MLPs and heads. Layers are pre-norm, as in Perceiver IO.
 """
 
 import torch
@@ -15,21 +14,12 @@ from perceivers.set_encoder import SetEncoding, SetHeads
 
 
 class EntityTransformer(Model):
-    """Units that attend to each other, in time that grows with the square of their number.
-
-    Args:
-        channels: C of a unit.
-        answer_channels: E.
-        width: D of the units inside.
-        depth: layers of self-attention.
-        heads: heads of each.
-        widening_factor: width of their MLPs, in channels.
-    """
+    """Self-attention between all units, in time quadratic in their number; arguments as of `SetEncoder`."""
 
     def __init__(
         self,
         channels: int,
-        answer_channels: int = 256,
+        output_channels: int = 256,
         width: int = 256,
         depth: int = 3,
         heads: int = 2,
@@ -38,11 +28,11 @@ class EntityTransformer(Model):
         super().__init__()
         self.embedding = Linear(channels, width)
         self.layers = nn.ModuleList(SelfAttention(width, heads, widening_factor=widening_factor) for _ in range(depth))
-        self.heads = SetHeads(width, answer_channels)
+        self.heads = SetHeads(width, output_channels)
         kernels.optimize(self)
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
-        """Takes units, and which of them are real (all, if not given)."""
+        """Takes units and the mask of those that are not padding (by default all)."""
         mask_BM = torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
         h_BMD = self.embedding(x_BMC)
         for layer in self.layers:

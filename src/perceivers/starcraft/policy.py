@@ -1,9 +1,9 @@
-"""What a StarCraft II player does next, seen from all units: selection, command and target (section 4.5).
+"""Policies of StarCraft II players: selection, command and target, predicted from all units (section 4.5).
 
-AlphaStar's encoder of units with its heads for selection, ability and target, without the rest of its agent: maps,
-memory, planning. The encoder is the paper's Perceiver IO or AlphaStar's Transformer.
+AlphaStar's encoder of units with its heads for selection, ability and target; the rest of its agent (maps, memory,
+planning) is left out. The encoder is the paper's Perceiver IO or AlphaStar's Transformer.
 
-Shape suffixes: B batch, M units, E channels of the encoder's answers, C channels of the context, A abilities
+Shape suffixes: B batch, M units, E output channels of the encoder, C channels of the context, A abilities
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,25 +25,27 @@ from perceivers.model.sizes import ModelConfig
 from perceivers.set_encoder import SetEncoder, SetEncoding
 from perceivers.starcraft.entity_transformer import EntityTransformer
 from perceivers.starcraft.features import ScalarFeatures, UnitFeatures
-from perceivers.starcraft.pointer import PointerNetwork, SeparateSelection
+from perceivers.starcraft.pointer import IndependentSelection, PointerNetwork
 
 Encoder = Literal["perceiver", "transformer"]
-Selection = Literal["pointer", "separate"]
+Selection = Literal["pointer", "independent"]
 
 
-class Situation(NamedTuple):
-    """What a policy knows: the units' encoding, which of them are real, and the context [B, C]."""
+class EncodedObservation(NamedTuple):
+    """A policy's input after encoding: the units, the mask of those that are not padding, and the context [B, C]."""
 
     encoding: SetEncoding
     real_BM: Tensor
     context_BC: Tensor
 
+    def index_batch(self, mask_B: Tensor) -> "EncodedObservation":
+        """Returns the observations that a mask selects."""
+        encoding = SetEncoding(self.encoding.elements_BME[mask_B], self.encoding.pooled_BE[mask_B])
+        return EncodedObservation(encoding, self.real_BM[mask_B], self.context_BC[mask_B])
+
 
 class UnitPolicy(Model):
-    """Selection, ability and target of a decision. The defaults are the paper's Perceiver IO.
-
-    The arguments are the fields of `PolicyConfig`.
-    """
+    """Predicts the selection, ability and target of a decision; the arguments are the fields of `PolicyConfig`."""
 
     def __init__(
         self,
@@ -63,59 +65,60 @@ class UnitPolicy(Model):
             check_field(name, value, matches(value, allowed), describe_expected(value, allowed))
         self.kinds, self.abilities, self.scalars = list(kinds), list(abilities), list(scalars)
         self.units, self.numbers = UnitFeatures(kinds), ScalarFeatures(len(scalars))
-        answers = 256
+        channels = 256
         self.encoder: SetEncoder | EntityTransformer
         if encoder == "perceiver":
-            self.encoder = SetEncoder(self.units.channels, answers, width, latents, latent_channels, depth, heads)
+            self.encoder = SetEncoder(self.units.channels, channels, width, latents, latent_channels, depth, heads)
         else:
-            self.encoder = EntityTransformer(self.units.channels, answers, width, depth, heads)
-        context = answers + self.numbers.channels
-        self.selection = (PointerNetwork if selection == "pointer" else SeparateSelection)(answers, context)
-        self.ability = nn.Sequential(Linear(context + answers, 256), nn.ReLU(), Linear(256, len(abilities) + 1))
+            self.encoder = EntityTransformer(self.units.channels, channels, width, depth, heads)
+        context = channels + self.numbers.channels
+        self.selection = (PointerNetwork if selection == "pointer" else IndependentSelection)(channels, context)
+        self.ability = nn.Sequential(Linear(context + channels, 256), nn.ReLU(), Linear(256, len(abilities) + 1))
         self.ability_vector = trunc_normal_parameter(len(abilities) + 1, 64)
-        self.target_query = nn.Sequential(Linear(context + answers + 64, 256), nn.ReLU(), Linear(256, answers))
+        self.target_query = nn.Sequential(Linear(context + channels + 64, 256), nn.ReLU(), Linear(256, channels))
         kernels.optimize(self)
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Situation:
-        """Encodes units and numbers; `batch` is as `perceivers.starcraft.data.PolicyDecisions` makes it."""
+    def forward(self, batch: Mapping[str, Tensor]) -> EncodedObservation:
+        """Encodes units and statistics; `batch` is made by `perceivers.starcraft.data.PolicyDecisions`."""
         encoding = self.encoder(self.units(batch), batch["real"])
         context_BC = self.numbers(batch["scalars"], batch["race"], batch["enemy_race"], batch["loop"])
-        return Situation(encoding, batch["real"], torch.cat([encoding.whole_BE, context_BC], 1))
+        return EncodedObservation(encoding, batch["real"], torch.cat([encoding.pooled_BE, context_BC], 1))
 
-    def ability_logits(self, situation: Situation, chosen_BM: Tensor) -> Tensor:
-        """Returns logits of the abilities, an unknown one before them, for the units that are selected; [B, 1 + A]."""
-        logits_BA: Tensor = self.ability(self.with_chosen(situation, chosen_BM))
+    def ability_logits(self, observation: EncodedObservation, chosen_BM: Tensor) -> Tensor:
+        """Returns logits of the abilities for the selected units, the unknown ability first; [B, 1 + A]."""
+        logits_BA: Tensor = self.ability(self.append_selected_mean(observation, chosen_BM))
         return logits_BA.float()
 
-    def target_logits(self, situation: Situation, chosen_BM: Tensor, ability_B: Tensor) -> Tensor:
-        """Returns logits of the units that an ability, whose number counts the unknown as 0, may aim at; [B, M]."""
-        known_BC = torch.cat([self.with_chosen(situation, chosen_BM), self.ability_vector[ability_B]], 1)
+    def target_logits(self, observation: EncodedObservation, chosen_BM: Tensor, ability_B: Tensor) -> Tensor:
+        """Returns logits of the units as targets of an ability (its index, 0 for the unknown ability); [B, M]."""
+        known_BC = torch.cat([self.append_selected_mean(observation, chosen_BM), self.ability_vector[ability_B]], 1)
         query_BE1 = self.target_query(known_BC)[..., None]
-        logits_BM = (situation.encoding.elements_BME @ query_BE1)[..., 0] / query_BE1.shape[1] ** 0.5
-        return logits_BM.float().masked_fill(~situation.real_BM, -torch.inf)
+        logits_BM = (observation.encoding.elements_BME @ query_BE1)[..., 0] / query_BE1.shape[1] ** 0.5
+        return logits_BM.float().masked_fill(~observation.real_BM, -torch.inf)
 
-    def with_chosen(self, situation: Situation, chosen_BM: Tensor) -> Tensor:
-        """Returns the context and the mean of the units that are selected; [B, C + E]."""
-        chosen_BM1 = chosen_BM[..., None].to(situation.encoding.elements_BME.dtype)
-        mean_BE = (situation.encoding.elements_BME * chosen_BM1).sum(1) / chosen_BM1.sum(1).clamp_min(1)
-        return torch.cat([situation.context_BC, mean_BE], 1)
+    def append_selected_mean(self, observation: EncodedObservation, chosen_BM: Tensor) -> Tensor:
+        """Returns the context followed by the mean of the selected units; [B, C + E]."""
+        elements_BME = observation.encoding.elements_BME
+        chosen_BM1 = chosen_BM[..., None].to(elements_BME.dtype)
+        mean_BE = (elements_BME * chosen_BM1).sum(1) / chosen_BM1.sum(1).clamp_min(1)
+        return torch.cat([observation.context_BC, mean_BE], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig(ModelConfig):
-    """Config of a `UnitPolicy`.
+    """Config of a `UnitPolicy`. The defaults are the paper's Perceiver IO.
 
     Attributes:
-        kinds: names of the types of units that are told apart.
-        abilities: names of the commands that are predicted; all others are one, the unknown.
-        scalars: names of the player's numbers.
+        kinds: names of the types of units; all others are one unknown type.
+        abilities: names of the commands that are predicted; all others are one unknown ability.
+        scalars: names of the player's statistics.
         encoder: "perceiver" or "transformer".
         width: channels of units inside the encoder.
-        latents: number of latents, of Perceiver IO.
-        latent_channels: their channels.
-        depth: layers of self-attention, of both encoders.
-        heads: heads of each.
-        selection: "pointer", one unit after another, or "separate", each by itself.
+        latents: number of latents of Perceiver IO.
+        latent_channels: channels of latents of Perceiver IO.
+        depth: self-attention layers.
+        heads: heads of all attentions.
+        selection: "pointer", one unit after another, or "independent", each unit independently.
     """
 
     kinds: tuple[str, ...] = ()
@@ -130,16 +133,15 @@ class PolicyConfig(ModelConfig):
     selection: Selection = "pointer"
 
     def build(self) -> UnitPolicy:
-        """Returns the policy, with fresh weights."""
         return UnitPolicy(**vars(self))
 
 
 def load_policy(source: str | Path, device: str | None = None) -> UnitPolicy:
-    """Returns a saved policy in evaluation mode.
+    """Loads a policy in evaluation mode.
 
     Args:
         source: anything that `perceivers.load` takes.
-        device: where it is to run; on the accelerator if there is one, if not given.
+        device: its device; by default the accelerator if there is one.
 
     Raises:
         PerceiversError: it cannot be loaded, is another kind of model, or there is no such device.

@@ -1,8 +1,8 @@
-"""StarCraft II replays as decisions: the units that there are when a player selects some or commands them.
+"""StarCraft II replays as decisions: the units on the map when a player selects some or commands them.
 
-A replay records what players did and what happened to units, not what players saw. Units are where they were born,
-where the game last reported them (every 15 seconds, those that were damaged), or where a player last aimed at them.
-Enemies are those that the replay reports, whether or not they were in the player's sight.
+A replay records what players did and what happened to units, not what players saw. The location of a unit is where it
+was born, where the game last reported it (every 15 seconds, damaged units only), or where a player last aimed at it.
+Enemies are all those that the replay reports, whether or not the player could see them.
 """
 
 from collections.abc import Iterator
@@ -14,106 +14,34 @@ from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
 
 LOOPS = 16
-"""Game loops a second."""
+"""Game loops per second."""
 
 SELF, ALLY, ENEMY, NEUTRAL = range(4)
-"""Owners of units, as a player sees them."""
+"""Owners of units, from a player's view."""
 
 BUILDING, FINISHED, SELECTED = 1, 2, 4
-"""Bits for what is true of a unit, in tables of units."""
+"""Bits of a unit's flags in tables."""
 
-SHORTEST = 30 * LOOPS
-"""Loops of the shortest game that is taken for one."""
+MIN_LOOPS = 30 * LOOPS
+"""Loops of the shortest game that is accepted."""
 
 UPGRADES = "upgrades"
-"""Number of a player's finished upgrades, among the statistics."""
+"""The statistic that counts a player's finished upgrades."""
 
-NO_UNITS = ("Beacon", "System_Snapshot")
-"""How the names of things begin that the game treats as units, and no player sees."""
+IGNORED_UNIT_PREFIXES = ("Beacon", "System_Snapshot")
+"""Prefixes of the names of objects that the game treats as units, but that no player sees."""
 
 UNKNOWN = "unknown"
-"""An ability that sc2reader does not know."""
+"""An ability unknown to sc2reader."""
 
-ACTIVE = 10
-"""Where the game keeps the selection itself, behind the ten control groups."""
+CURRENT_SELECTION = 10
+"""Index of the selection itself, after the ten control groups."""
 
+SELECTION_EVENTS = ("SelectionEvent", "ControlGroupEvent")
+"""Endings of the names of events that change selections and control groups."""
 
-@dataclass
-class Unit:
-    """A unit that is alive.
-
-    Attributes:
-        kind: name of its type, such as "Marine".
-        owner: number of its player; 0 for nobody.
-        x, y: where it was last known to be, in cells of the map.
-        born: loop in which it was born, or begun.
-        seen: loop in which its place was last known.
-        building: whether it is one.
-        finished: False while it is being built.
-    """
-
-    kind: str
-    owner: int
-    x: float
-    y: float
-    born: int
-    seen: int
-    building: bool
-    finished: bool
-
-
-@dataclass(frozen=True)
-class Entity:
-    """A unit as a player knows it at some moment.
-
-    Attributes:
-        kind, x, y, building, finished: as in `Unit`.
-        owner: SELF, ALLY, ENEMY or NEUTRAL.
-        age: loops since it was born.
-        unseen: loops since its place was last known.
-        selected: whether it was selected before the decision.
-        groups: control groups that it is in, a bit for each.
-    """
-
-    kind: str
-    owner: int
-    x: float
-    y: float
-    age: int
-    unseen: int
-    building: bool
-    finished: bool
-    selected: bool
-    groups: int
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a player did, and what there was at that moment.
-
-    Attributes:
-        player: the player's number.
-        race, enemy_race: "Protoss", "Terran" or "Zerg".
-        loop: when.
-        scalars: by name, see `SCALARS` and `UPGRADES`.
-        entities: all units.
-        chosen: places among `entities` of the units that are selected by it; for a command, those that it is for.
-        ability: name of the command; None for a selection.
-        target: place of the unit that the command aims at; None if there is none.
-        point: where it aims at, in cells of the map.
-    """
-
-    player: int
-    race: str
-    enemy_race: str
-    loop: int
-    scalars: dict[str, float]
-    entities: list[Entity]
-    chosen: list[int]
-    ability: str | None = None
-    target: int | None = None
-    point: tuple[float, float] | None = None
-
+COMMANDS = frozenset({"BasicCommandEvent", "TargetPointCommandEvent", "TargetUnitCommandEvent", "DataCommandEvent"})
+"""Commands; events that record their progress are ignored."""
 
 SCALARS = {
     "minerals": "minerals_current",
@@ -126,36 +54,80 @@ SCALARS = {
     "army_value": "minerals_used_current_army",
     "in_progress": "minerals_used_in_progress",
 }
-"""Numbers of a player's statistics, which the game records every ten seconds, and what sc2reader calls them."""
+"""A player's statistics, recorded every ten seconds, and their names in sc2reader."""
+
+
+@dataclass
+class Unit:
+    """A living unit."""
+
+    kind: str  # name of its type, such as "Marine"
+    owner: int  # number of its player; 0 for nobody
+    x: float  # last known location, in cells of the map
+    y: float
+    born: int  # loop in which it was born, or its construction began
+    seen: int  # loop of the last known location
+    is_building: bool
+    is_finished: bool  # False while it is under construction
+
+    def move(self, x: float, y: float, loop: int) -> None:
+        """Updates the last known location."""
+        self.x, self.y, self.seen = float(x), float(y), loop
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A unit as a player knows it at the time of a decision."""
+
+    kind: str
+    owner: int  # SELF, ALLY, ENEMY or NEUTRAL
+    x: float
+    y: float
+    age: int  # loops since its birth
+    unseen: int  # loops since the last known location
+    is_building: bool
+    is_finished: bool
+    is_selected: bool  # before the decision
+    groups: int  # its control groups, one bit each
+
+
+@dataclass(frozen=True)
+class Decision:
+    """An action of a player, and the state of the game at that moment."""
+
+    player: int
+    race: str  # "Protoss", "Terran" or "Zerg"
+    enemy_race: str
+    loop: int
+    scalars: dict[str, float]  # statistics, see `SCALARS` and `UPGRADES`
+    entities: list[Entity]  # all units
+    chosen: list[int]  # indices in `entities` of the units that are selected by the action, or that the command is for
+    ability: str | None = None  # name of the command; None for a selection
+    target: int | None = None  # index in `entities` of the unit that the command aims at
+    point: tuple[float, float] | None = None  # location that the command aims at, in cells of the map
 
 
 @dataclass
 class Game:
-    """What is known of a game so far.
+    """The state of a game up to the current event."""
 
-    Attributes:
-        team, race: of each player, by number.
-        units: those that are alive, by the number that the game gives each.
-        by_index: number of the unit that has an index; the game gives the index of a dead one to another.
-        selections: of each player, the control groups and, behind them, what is selected, by number.
-        statistics: of each player, see `SCALARS`.
-    """
-
-    team: dict[int, int]
+    team: dict[int, int]  # by number of the player, as the race
     race: dict[int, str]
-    units: dict[int, Unit] = field(default_factory=dict)
-    by_index: dict[int, int] = field(default_factory=dict)
+    units: dict[int, Unit] = field(default_factory=dict)  # living units by id
+    unit_ids: dict[int, int] = field(default_factory=dict)  # by index; the game reuses the indices of dead units
+    # By player: the unit ids of the control groups and, after them, of the current selection.
     selections: dict[int, list[list[int]]] = field(default_factory=dict)
-    statistics: dict[int, dict[str, float]] = field(default_factory=dict)
+    statistics: dict[int, dict[str, float]] = field(default_factory=dict)  # by player, see `SCALARS`
 
     def __post_init__(self) -> None:
         for player in self.team:
-            self.selections[player] = [[] for _ in range(ACTIVE + 1)]
+            self.selections[player] = [[] for _ in range(CURRENT_SELECTION + 1)]
             self.statistics[player] = dict.fromkeys([*SCALARS, UPGRADES], 0.0)
 
-    def selected(self, player: int) -> set[int]:
-        """Returns the living units of their own that a player has selected."""
-        return {n for n in self.selections[player][ACTIVE] if n in self.units and self.units[n].owner == player}
+    def selected_units(self, player: int) -> set[int]:
+        """Returns the ids of a player's own living units that are selected."""
+        selection = self.selections[player][CURRENT_SELECTION]
+        return {unit for unit in selection if unit in self.units and self.units[unit].owner == player}
 
     def relation(self, player: int, owner: int) -> int:
         """Returns SELF, ALLY, ENEMY or NEUTRAL."""
@@ -167,11 +139,11 @@ class Game:
 
 
 def open_replay(path: str | Path, team_games: bool = False) -> Any:
-    """Reads a replay with sc2reader, if units can be followed through it.
+    """Reads a replay with sc2reader, if its units can be tracked.
 
     Args:
-        path: an .SC2Replay file.
-        team_games: take games of more than two players, too.
+        path: a .SC2Replay file.
+        team_games: also accept games of more than two players.
 
     Raises:
         PerceiversError: it cannot be read, was resumed, has no record of units, is a team game, or too short; or
@@ -182,39 +154,40 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
 
     if not Path(path).is_file():
         raise PerceiversError(f"{path} is not a file: give the path of a replay.")
+    resumed = f"{path} is of a game that was resumed: its units cannot be tracked."
     try:
         replay = sc2reader.load_replay(str(path), load_level=4)
     except Exception as error:  # sc2reader raises many kinds, down to struct.error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if "resumed" in reason:
-            raise PerceiversError(f"{path} is of a game that was resumed: its units cannot be followed.") from error
+            raise PerceiversError(resumed) from error
         raise PerceiversError(f"{path} cannot be read as a replay ({reason}): it is truncated or damaged.") from error
     if replay.resume_from_replay:
-        raise PerceiversError(f"{path} is of a game that was resumed: its units cannot be followed.")
+        raise PerceiversError(resumed)
     if not any(type(event).__name__ == "UnitBornEvent" for event in replay.tracker_events):
         raise PerceiversError(
-            f"{path} has no record of its units (version {replay.release_string}): replays from 2.0.8 on have one, "
-            f"unless the installed sc2reader does not know their version."
+            f"{path} has no record of its units (version {replay.release_string}): replays have one since version "
+            f"2.0.8, unless the installed sc2reader does not know their version."
         )
     if len(replay.players) != 2 and not team_games:
         raise PerceiversError(
-            f"{path} is of {len(replay.players)} players: games of two are taken, others if team games are asked for."
+            f"{path} is of {len(replay.players)} players: only games of two are accepted unless team games are allowed."
         )
-    if replay.frames < SHORTEST:
+    if replay.frames < MIN_LOOPS:
         raise PerceiversError(
-            f"{path} lasts {replay.frames / LOOPS:.0f} s: games of less than {SHORTEST / LOOPS:.0f} s are not taken."
+            f"{path} lasts {replay.frames / LOOPS:.0f} s: games shorter than {MIN_LOOPS // LOOPS} s are not accepted."
         )
     return replay
 
 
-def decisions(replay: Any) -> Iterator[Decision]:
+def read_decisions(replay: Any) -> Iterator[Decision]:
     """Yields every selection and command of the players of a replay, in order.
 
-    A selection counts if it changes which living units of their own a player has selected, in whatever way: by mouse
-    or by a control group. A command counts if some are selected. What the game does by itself does not count.
+    A selection counts if it changes which of their own living units a player has selected, by mouse or by control
+    group. A command counts if any are selected. Actions of the game itself do not count.
 
     Args:
-        replay: as `open_replay` gives it.
+        replay: returned by `open_replay`.
     """
     players = {player.pid: player for player in replay.players}
     game = Game(
@@ -223,28 +196,28 @@ def decisions(replay: Any) -> Iterator[Decision]:
     )
     for event in replay.events:
         kind = type(event).__name__
-        if kind in FOLLOWED:
-            FOLLOWED[kind](game, event)
+        if kind not in COMMANDS and not kind.endswith(SELECTION_EVENTS):
+            update_game(game, kind, event)
             continue
         player = getattr(getattr(event, "player", None), "pid", -1)
         if player not in players:
             continue
-        before = game.selected(player)
-        if kind in SELECTING:
-            SELECTING[kind](game.selections[player], event)
-            chosen = game.selected(player)
-            if chosen and chosen != before:
-                yield decide(game, player, event.frame, before, chosen)
-        elif kind in COMMANDS:
+        before = game.selected_units(player)
+        if kind in COMMANDS:
             if before:
-                yield decide(game, player, event.frame, before, before, event)
-            aim(game, event)
+                yield make_decision(game, player, event.frame, before, before, event)
+            update_game(game, kind, event)
+        else:
+            update_groups(game.selections[player], kind, event)
+            chosen = game.selected_units(player)
+            if chosen and chosen != before:
+                yield make_decision(game, player, event.frame, before, chosen)
 
 
-def decide(
-    game: Game, player: int, loop: int, before: set[int], chosen: set[int], event: Any | None = None
+def make_decision(
+    game: Game, player: int, loop: int, before: set[int], chosen: set[int], command: Any | None = None
 ) -> Decision:
-    """Returns a player's decision: the units that are selected by it, or those that its command `event` is for."""
+    """Returns a player's decision: the units that are selected by it, or those that `command` is for."""
     groups = game.selections[player]
     entities = [
         Entity(
@@ -254,16 +227,16 @@ def decide(
             unit.y,
             loop - unit.born,
             loop - unit.seen,
-            unit.building,
-            unit.finished,
-            number in before,
-            sum(1 << group for group in range(ACTIVE) if number in groups[group]),
+            unit.is_building,
+            unit.is_finished,
+            unit_id in before,
+            sum(1 << group for group in range(CURRENT_SELECTION) if unit_id in groups[group]),
         )
-        for number, unit in game.units.items()
+        for unit_id, unit in game.units.items()
     ]
-    place = {number: index for index, number in enumerate(game.units)}
+    index = {unit_id: index for index, unit_id in enumerate(game.units)}
     enemies = [race for other, race in game.race.items() if game.team[other] != game.team[player]]
-    point = getattr(event, "location", None)
+    point = getattr(command, "location", None)
     return Decision(
         player,
         game.race[player],
@@ -271,147 +244,72 @@ def decide(
         loop,
         dict(game.statistics[player]),
         entities,
-        sorted(place[number] for number in chosen),
-        None if event is None else event.ability_name or UNKNOWN,
-        place.get(getattr(event, "target_unit_id", None) or 0),
+        sorted(index[unit_id] for unit_id in chosen),
+        None if command is None else command.ability_name or UNKNOWN,
+        index.get(getattr(command, "target_unit_id", None) or 0),
         None if point is None else (float(point[0]), float(point[1])),
     )
 
 
-def born(game: Game, event: Any, finished: bool = True) -> None:
-    """A unit is there, whole or begun."""
-    if event.unit_type_name.startswith(NO_UNITS):
-        return
-    game.by_index[event.unit_id_index] = event.unit_id
-    is_building = event.unit is not None and event.unit.is_building
-    game.units[event.unit_id] = Unit(
-        event.unit_type_name,
-        event.control_pid,
-        float(event.x),
-        float(event.y),
-        event.frame,
-        event.frame,
-        bool(is_building),
-        finished,
-    )
+def update_game(game: Game, kind: str, event: Any) -> None:
+    """Applies an event, by the name of its class in sc2reader, to units and statistics."""
+    unit = game.units.get(getattr(event, "unit_id", -1))
+    match kind:
+        case "UnitBornEvent" | "UnitInitEvent" if not event.unit_type_name.startswith(IGNORED_UNIT_PREFIXES):
+            game.unit_ids[event.unit_id_index] = event.unit_id
+            x, y, loop, is_finished = float(event.x), float(event.y), event.frame, kind == "UnitBornEvent"
+            game.units[event.unit_id] = Unit(
+                event.unit_type_name, event.control_pid, x, y, loop, loop, is_building(event), is_finished
+            )
+        case "UnitDoneEvent" if unit:
+            unit.is_finished = True
+        case "UnitDiedEvent":
+            game.units.pop(event.unit_id, None)
+        case "UnitOwnerChangeEvent" if unit:
+            unit.owner = event.control_pid
+        case "UnitTypeChangeEvent" if unit:
+            unit.kind, unit.is_building = event.unit_type_name, is_building(event)
+        case "UnitPositionsEvent":
+            for index, (x, y) in event.positions:
+                if moved := game.units.get(game.unit_ids.get(index, -1)):
+                    moved.move(x, y, event.frame)
+        case "PlayerStatsEvent" if event.pid in game.statistics:
+            game.statistics[event.pid] |= {name: float(getattr(event, theirs)) for name, theirs in SCALARS.items()}
+        case "UpgradeCompleteEvent" if event.pid in game.statistics and event.frame > 0:  # before: emblems and dances
+            game.statistics[event.pid][UPGRADES] += 1
+        case _ if kind in COMMANDS:  # tells the location of the unit that it aims at
+            if target := game.units.get(getattr(event, "target_unit_id", None) or 0):
+                target.move(event.x, event.y, event.frame)
 
 
-def begun(game: Game, event: Any) -> None:
-    """A unit is being built."""
-    born(game, event, finished=False)
+def is_building(event: Any) -> bool:
+    """Returns whether the unit of an event is a building."""
+    return event.unit is not None and bool(event.unit.is_building)
 
 
-def done(game: Game, event: Any) -> None:
-    """It is built."""
-    if event.unit_id in game.units:
-        game.units[event.unit_id].finished = True
-
-
-def died(game: Game, event: Any) -> None:
-    """A unit is no more."""
-    game.units.pop(event.unit_id, None)
-
-
-def owned(game: Game, event: Any) -> None:
-    """A unit has another owner."""
-    if event.unit_id in game.units:
-        game.units[event.unit_id].owner = event.control_pid
-
-
-def changed(game: Game, event: Any) -> None:
-    """A unit has become another type."""
-    if event.unit_id in game.units:
-        unit = game.units[event.unit_id]
-        unit.kind = event.unit_type_name
-        unit.building = bool(event.unit is not None and event.unit.is_building)
-
-
-def placed(game: Game, event: Any) -> None:
-    """Where some units are is reported."""
-    for index, (x, y) in event.positions:
-        unit = game.units.get(game.by_index.get(index, -1))
-        if unit is not None:
-            unit.x, unit.y, unit.seen = float(x), float(y), event.frame
-
-
-def counted(game: Game, event: Any) -> None:
-    """A player's statistics are recorded."""
-    if event.pid in game.statistics:
-        game.statistics[event.pid] |= {name: float(getattr(event, theirs)) for name, theirs in SCALARS.items()}
-
-
-def upgraded(game: Game, event: Any) -> None:
-    """A player has an upgrade; what are called so before the game begins are emblems and dances."""
-    if event.pid in game.statistics and event.frame > 0:
-        game.statistics[event.pid][UPGRADES] += 1
-
-
-def aim(game: Game, event: Any) -> None:
-    """A command at a unit tells where it is."""
-    unit = game.units.get(getattr(event, "target_unit_id", None) or 0)
-    if unit is not None:
-        unit.x, unit.y, unit.seen = float(event.x), float(event.y), event.frame
-
-
-def keep(selection: list[int], kind: str, data: Any) -> list[int]:
-    """Returns what a mask leaves of a selection, whose units it knows by their places in order of number."""
+def apply_selection_mask(selection: list[int], kind: str, data: Any) -> list[int]:
+    """Returns the units of a selection that a mask keeps; masks index units in order of their ids."""
     if kind == "Mask":
-        return [unit for place, unit in enumerate(selection) if place >= len(data) or not data[place]]
+        return [unit for index, unit in enumerate(selection) if index >= len(data) or not data[index]]
     if kind == "OneIndices":
-        return [unit for place, unit in enumerate(selection) if place not in set(data)]
+        return [unit for index, unit in enumerate(selection) if index not in set(data)]
     if kind == "ZeroIndices":
-        return [selection[place] for place in data if place < len(selection)]
+        return [selection[index] for index in data if index < len(selection)]
     return list(selection)
 
 
-def select(groups: list[list[int]], event: Any) -> None:
-    """Units are taken out of a selection and others added."""
-    left = keep(groups[event.control_group], event.mask_type, event.mask_data)
-    groups[event.control_group] = sorted({*left, *event.new_unit_ids})
-
-
-def recall(groups: list[list[int]], event: Any) -> None:
-    """A control group becomes the selection."""
-    groups[ACTIVE] = keep(groups[event.control_group], event.mask_type, event.mask_data)
-
-
-def assign(groups: list[list[int]], event: Any) -> None:
-    """The selection becomes a control group."""
-    groups[event.control_group] = list(groups[ACTIVE])
-
-
-def add(groups: list[list[int]], event: Any) -> None:
-    """The selection is added to a control group."""
-    left = keep(groups[event.control_group], event.mask_type, event.mask_data)
-    groups[event.control_group] = sorted({*left, *groups[ACTIVE]})
-
-
-def clear(groups: list[list[int]], event: Any) -> None:
-    """A control group is given up."""
-    groups[event.control_group] = []
-
-
-FOLLOWED = {
-    "UnitBornEvent": born,
-    "UnitInitEvent": begun,
-    "UnitDoneEvent": done,
-    "UnitDiedEvent": died,
-    "UnitOwnerChangeEvent": owned,
-    "UnitTypeChangeEvent": changed,
-    "UnitPositionsEvent": placed,
-    "PlayerStatsEvent": counted,
-    "UpgradeCompleteEvent": upgraded,
-}
-"""What happens to units and players."""
-
-SELECTING = {
-    "SelectionEvent": select,
-    "GetControlGroupEvent": recall,
-    "SetControlGroupEvent": assign,
-    "AddToControlGroupEvent": add,
-    "DeleteControlGroupEvent": clear,
-}
-"""What changes selections and control groups."""
-
-COMMANDS = frozenset({"BasicCommandEvent", "TargetPointCommandEvent", "TargetUnitCommandEvent", "DataCommandEvent"})
-"""Commands; what the game records of how they go on is left out."""
+def update_groups(groups: list[list[int]], kind: str, event: Any) -> None:
+    """Applies an event, by the name of its class in sc2reader, to a player's control groups and selection."""
+    group = event.control_group
+    kept = apply_selection_mask(groups[group], event.mask_type, event.mask_data)
+    match kind:
+        case "SelectionEvent":
+            groups[group] = sorted({*kept, *event.new_unit_ids})
+        case "GetControlGroupEvent":
+            groups[CURRENT_SELECTION] = kept
+        case "SetControlGroupEvent":
+            groups[group] = list(groups[CURRENT_SELECTION])
+        case "AddToControlGroupEvent":
+            groups[group] = sorted({*kept, *groups[CURRENT_SELECTION]})
+        case "DeleteControlGroupEvent":
+            groups[group] = []

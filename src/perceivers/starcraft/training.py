@@ -1,6 +1,6 @@
 """Behavioral cloning of StarCraft II players: their selections, commands and targets (section 4.5).
 
-Shape suffixes: B batch, M units, T steps; S selections, C commands and A commands that aim at a unit, of a batch
+Shape suffixes: B batch, M units, A abilities; S selections and C commands of a batch
 """
 
 from collections.abc import Mapping
@@ -12,22 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.checks import Range, check_field
-from perceivers.set_encoder import SetEncoding
 from perceivers.starcraft import commands
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.metrics import (
     REFERENCES,
-    Answers,
     PolicyScores,
     SelectionScores,
-    aims,
-    as_before,
-    at_random,
-    most_frequent,
-    own,
-    selects,
+    has_target,
+    is_selection,
+    most_frequent_type,
+    own_units,
+    previous_selection,
+    random_unit,
 )
-from perceivers.starcraft.policy import PolicyConfig, Situation, UnitPolicy
+from perceivers.starcraft.policy import EncodedObservation, PolicyConfig, UnitPolicy
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
@@ -36,13 +34,13 @@ from perceivers.training.optimization import Optimization
 
 @dataclass(kw_only=True)
 class BehavioralCloning(Experiment):
-    """A training run that learns to decide as players do.
+    """A training run that imitates the decisions of players.
 
     Attributes:
-        model: fields of `UnitPolicy`; the names of types, abilities and numbers come from the training decisions.
-        data: the decisions; those of the validation replays are evaluated on after each epoch.
-        ability_weight: what commands count in the loss, where selections count 1.
-        target_weight: what the targets of commands count.
+        model: fields of `UnitPolicy`; names of types, abilities and statistics come from the training decisions.
+        data: the decisions; the validation replays are used for evaluation after each epoch.
+        ability_weight: weight of the loss of abilities; that of selections is 1.
+        target_weight: weight of the loss of targets.
     """
 
     decided_by_data = ("kinds", "abilities", "scalars")
@@ -62,7 +60,7 @@ class BehavioralCloning(Experiment):
     def prepare(self) -> Setup:
         self.build_on_meta()
         parts = self.data.open()
-        kinds, abilities = parts["training"].names()
+        kinds, abilities = parts["training"].list_names()
         names = self.settle(kinds=kinds, abilities=abilities, scalars=parts["training"].vocabulary.scalars)
         config = replace(self.model, **names)
         training, validation = (PolicyDecisions(parts[part], config) for part in ("training", "validation"))
@@ -77,7 +75,7 @@ class BehavioralCloning(Experiment):
 
 
 class PolicyLearner(Learner):
-    """Likelihood of what players selected, commanded and aimed at."""
+    """Maximizes the likelihood of the selections, abilities and targets of players."""
 
     monitor = ("test_f1", "max")
     progress_metrics = ("f1", "exact")
@@ -94,91 +92,80 @@ class PolicyLearner(Learner):
         self.metrics = PolicyScores()
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        losses = losses_of(self.model, batch)
+        losses = compute_losses(self.model, batch)
         for name, loss in losses.items():
             self.log(f"train_{name}", loss)
         return torch.stack([self.weights[name] * loss for name, loss in losses.items()]).sum()
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
-        self.metrics.update(answers_of(self.model, batch), batch)
+        self.metrics.update(predict(self.model, batch), batch)
 
 
-def losses_of(model: UnitPolicy, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns losses of selections, for each unit that is pointed at; of commands; and of their targets.
-
-    What a batch lacks is 0.
-    """
-    situation, own_BM = model(batch), own(batch)
-    selects_B, aims_B = selects(batch), aims(batch)
-    zero = situation.context_BC.sum() * 0
-    losses = dict.fromkeys(("selection", "ability", "target"), zero)
-    if selects_B.any():
-        some = part(situation, selects_B)
-        log_S, steps_S = model.selection.log_likelihood(
-            some.encoding.elements_BME, some.context_BC, own_BM[selects_B], (batch["chosen"] & own_BM)[selects_B]
-        )
+def compute_losses(model: UnitPolicy, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the mean losses of selections (per step), abilities and targets; 0 if the batch has none."""
+    observation, is_selection_B, has_target_B = model(batch), is_selection(batch), has_target(batch)
+    losses = dict.fromkeys(("selection", "ability", "target"), observation.context_BC.sum() * 0)
+    if is_selection_B.any():
+        chosen_SM = (batch["chosen"] & own_units(batch))[is_selection_B]
+        log_S, steps_S = model.selection.log_likelihood(*selection_inputs(observation, batch), chosen_SM)
         losses["selection"] = -log_S.sum() / steps_S.sum()
-    if not selects_B.all():
-        losses["ability"] = F.cross_entropy(ability_logits(model, situation, batch), batch["ability"][~selects_B])
-    if aims_B.any():
-        losses["target"] = F.cross_entropy(target_logits(model, situation, batch), batch["target"][aims_B])
+    if not is_selection_B.all():
+        logits_CA = ability_logits(model, observation, batch)
+        losses["ability"] = F.cross_entropy(logits_CA, batch["ability"][~is_selection_B])
+    if has_target_B.any():
+        losses["target"] = F.cross_entropy(target_logits(model, observation, batch), batch["target"][has_target_B])
     return losses
 
 
-def answers_of(model: UnitPolicy, batch: Mapping[str, Tensor]) -> Answers:
-    """Returns what a policy decides: abilities for the units that players selected, targets for their abilities."""
-    situation, own_BM = model(batch), own(batch)
-    selects_B, aims_B = selects(batch), aims(batch)
-    place_ST = ability_C = target_A = None
-    if selects_B.any():
-        some = part(situation, selects_B)
-        place_ST = model.selection.choose(some.encoding.elements_BME, some.context_BC, own_BM[selects_B])
-    if not selects_B.all():
-        ability_C = ability_logits(model, situation, batch).argmax(1)
-    if aims_B.any():
-        target_A = target_logits(model, situation, batch).argmax(1)
-    return Answers(place_ST, ability_C, target_A)
+def predict(model: UnitPolicy, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns predictions for `PolicyScores`: abilities given the player's selections, targets given the abilities."""
+    observation, predictions = model(batch), {}
+    if is_selection(batch).any():
+        predictions["selection"] = model.selection.greedy_select(*selection_inputs(observation, batch))
+    if not is_selection(batch).all():
+        predictions["ability"] = ability_logits(model, observation, batch).argmax(1)
+    if has_target(batch).any():
+        predictions["target"] = target_logits(model, observation, batch).argmax(1)
+    return predictions
 
 
-def ability_logits(model: UnitPolicy, situation: Situation, batch: Mapping[str, Tensor]) -> Tensor:
-    """Returns logits of the abilities of a batch's commands."""
-    commands_B = ~selects(batch)
-    return model.ability_logits(part(situation, commands_B), batch["chosen"][commands_B])
+def selection_inputs(observation: EncodedObservation, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns units, context and the mask of the player's own units of the selections in a batch."""
+    selections = observation.index_batch(is_selection(batch))
+    return selections.encoding.elements_BME, selections.context_BC, own_units(batch)[is_selection(batch)]
 
 
-def target_logits(model: UnitPolicy, situation: Situation, batch: Mapping[str, Tensor]) -> Tensor:
-    """Returns logits of the units that a batch's commands aim at, if they aim at one."""
-    aims_B = aims(batch)
-    return model.target_logits(part(situation, aims_B), batch["chosen"][aims_B], batch["ability"][aims_B])
+def ability_logits(model: UnitPolicy, observation: EncodedObservation, batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns logits of the abilities of the commands in a batch."""
+    mask_B = ~is_selection(batch)
+    return model.ability_logits(observation.index_batch(mask_B), batch["chosen"][mask_B])
 
 
-def part(situation: Situation, which_B: Tensor) -> Situation:
-    """Returns some of the decisions."""
-    elements_BME, whole_BE = situation.encoding
-    return Situation(
-        SetEncoding(elements_BME[which_B], whole_BE[which_B]), situation.real_BM[which_B], situation.context_BC[which_B]
-    )
+def target_logits(model: UnitPolicy, observation: EncodedObservation, batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns logits of the targets of the commands in a batch that aim at a unit."""
+    mask_B = has_target(batch)
+    return model.target_logits(observation.index_batch(mask_B), batch["chosen"][mask_B], batch["ability"][mask_B])
 
 
 def evaluate(model: UnitPolicy, decisions: Decisions, batch_size: int = 64) -> dict[str, float]:
-    """Returns figures of a policy, see `PolicyScores`.
+    """Returns the metrics of a policy, see `PolicyScores`.
 
     Raises:
-        PerceiversError: the tables have other numbers of players than the model reads.
+        PerceiversError: the tables have other statistics of players than the model reads.
     """
     return learner.evaluate(PolicyLearner(model), PolicyDecisions(decisions, model), batch_size)
 
 
-def references(decisions: Decisions, batch_size: int = 64) -> dict[str, dict[str, float]]:
-    """Returns figures of simple rules on the selections, by `REFERENCES`."""
+def evaluate_references(decisions: Decisions, batch_size: int = 64) -> dict[str, dict[str, float]]:
+    """Returns the metrics of `SelectionScores` of simple rules, by `REFERENCES`."""
     scores = {name: SelectionScores() for name in REFERENCES}
     generator = torch.Generator().manual_seed(0)
     for batch in decisions.loader(batch_size):
-        some = {name: value[selects(batch)] for name, value in batch.items()}
-        if not len(some["real"]):
+        batch = {name: value[is_selection(batch)] for name, value in batch.items()}
+        if not len(batch["real"]):
             continue
-        found = (as_before(some), most_frequent(some), at_random(some, generator))
-        for name, found_BM in zip(REFERENCES, found, strict=True):
-            first_B = found_BM.int().argmax(1).where(found_BM.any(1), -1)
-            scores[name].update(found_BM, some["chosen"], first_B)
+        predictions = (previous_selection(batch), most_frequent_type(batch), random_unit(batch, generator))
+        for name, predicted_BM in zip(REFERENCES, predictions, strict=True):
+            first_B = predicted_BM.int().argmax(1).where(predicted_BM.any(1), -1)
+            scores[name].update(predicted_BM, batch["chosen"], first_B)
     return {name: {key: float(value) for key, value in score.compute().items()} for name, score in scores.items()}
