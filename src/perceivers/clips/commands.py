@@ -98,8 +98,7 @@ def evaluate(
     elif list is None:
         clips = ClipData(data).open().evaluation
     else:
-        own = {name: name for name in class_names(loaded)}
-        known = own if classes is None else read_classes(Path(classes))
+        known = {name: name for name in class_names(loaded)} if classes is None else read_classes(Path(classes))
         clips = listed_clips(Path(list), Path(data), known, skip_missing=False)
     if is_autoencoder(loaded):
         from perceivers.clips import autoencoding

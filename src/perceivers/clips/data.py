@@ -202,8 +202,7 @@ class ClipDataset(LabelledSamples):
     ) -> None:
         self.clips, self.window, self.positions, self.spans = clips, window, positions, spans
         self.windows_per_clip = windows_per_clip if positions is None else len(positions)
-        self.free_bytes = cache_bytes
-        self.cache: dict[int, DecodedClip] = {}
+        self.free_bytes, self.cache = cache_bytes, dict[int, DecodedClip]()
 
     def __len__(self) -> int:
         return len(self.clips) * self.windows_per_clip

@@ -14,17 +14,7 @@ import torch
 from torch import Tensor
 
 from perceivers.clips.model import Window
-from perceivers.data.video import (
-    ClipTimeline,
-    Media,
-    Sound,
-    decode_from,
-    frame_intervals,
-    measure,
-    read_frames_at,
-    read_sound,
-    resize_frame,
-)
+from perceivers.data.video import ClipTimeline, Media, Sound, measure, read_all_frames, read_frames_at, read_sound
 
 
 @dataclass(frozen=True)
@@ -101,11 +91,7 @@ def decode_clip(media: Media, window: Window, max_bytes: float) -> DecodedClip |
     size = 3 * math.prod(window.size) * timeline.duration / frame_duration if timeline.has_video else 0
     if size + (4 * count if timeline.has_audio else 0) > max_bytes:
         return None
-    frames, ends = [], []
-    if timeline.has_video:
-        for frame, end in frame_intervals(decode_from(media, "video", origin, origin), frame_duration):
-            frames.append(resize_frame(frame, window.size))
-            ends.append(end)
+    frames, ends = read_all_frames(media, timeline, window.size) if timeline.has_video else ([], [])
     sound = read_sound(media, origin, origin, count, window.sample_rate) if timeline.has_audio else None
     return DecodedClip(timeline, window, stack_frames(frames, window), ends, sound)
 

@@ -159,10 +159,9 @@ def open_splits(
 def choose_splits(
     parts: Mapping[str, S], whole: S, read: Callable[[S, list[str] | None], L], validation_fraction: float
 ) -> Splits[L]:
-    """Finds and reads the splits for training and evaluation by their usual names.
+    """Finds and reads the splits for training, by default `whole`, and evaluation, by default a part held out.
 
-    Without the first, `whole` is read; without the second, a part is held out. `read` is also given the classes of the
-    training split, to read the evaluation split.
+    `read` is also given the classes of the training split, to read the evaluation split.
     """
     names = (TRAINING_NAMES, EVALUATION_NAMES)
     training, evaluation = (next((parts[name] for name in usual if name in parts), None) for usual in names)

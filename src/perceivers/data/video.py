@@ -42,12 +42,7 @@ MAX_MISSING_AUDIO = 0.1  # seconds of sound that may be missing at the end
 
 @dataclass(frozen=True)
 class Clip:
-    """A part of a video.
-
-    Attributes:
-        video: frames, bytes [T, 3, Y, X], RGB.
-        audio: mono sound of the same duration, [S] in [-1, 1]; None if the file has none.
-    """
+    """A part of a video: frames, bytes [T, 3, Y, X], RGB, and mono sound, [S] in [-1, 1], or None without sound."""
 
     video: Tensor
     audio: Tensor | None
@@ -70,13 +65,7 @@ Media = str | Path | Content
 
 @dataclass(frozen=True)
 class Frames:
-    """All frames of a video.
-
-    Attributes:
-        frames: bytes [3, Y, X], RGB; can be iterated over once.
-        rate: average frames per second.
-        count: number of frames; None if the file does not state it.
-    """
+    """All frames of a video, bytes [3, Y, X], RGB, to iterate over once; their average rate; their number, if known."""
 
     frames: Iterator[Tensor]
     rate: Fraction
@@ -324,6 +313,13 @@ def read_frames_at(
         if len(video) == len(times):
             break
     return video, end
+
+
+def read_all_frames(media: Media, timeline: ClipTimeline, size: tuple[int, int]) -> tuple[list[Tensor], list[Fraction]]:
+    """Returns all frames [C, Y, X] of a file, and the times until which they are shown."""
+    decoded = decode_from(media, "video", timeline.origin, timeline.origin)
+    pairs = [(resize_frame(frame, size), end) for frame, end in frame_intervals(decoded, timeline.frame_duration)]
+    return [frame for frame, _ in pairs], [end for _, end in pairs]
 
 
 class Sound(NamedTuple):

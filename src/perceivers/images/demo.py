@@ -38,10 +38,7 @@ def digits_run(output: str) -> ImageClassification:
 
 
 def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
-    """Trains, evaluates on the held-out third, and writes the model, `metrics.json` and `predictions.png` to `output`.
-
-    An earlier demo there is overwritten.
-    """
+    """Trains and evaluates, and writes the model, `metrics.json` and `predictions.png`, over an earlier demo."""
     run = digits_run(str(output))
     if epochs is not None:
         run.training = replace(run.training, epochs=epochs)
