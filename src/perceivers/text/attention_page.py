@@ -4,10 +4,10 @@ Shape suffixes: H heads, N latents, M tokens, U units of text
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ MAX_LATENTS = 6
 MIN_INTENSITY = 0.1
 """White space with at least this fraction of the full color is shown by a symbol."""
 
-SYMBOLS = {" ": "␣", "\n": "⏎\n", "\t": "⇥\t"}
+SYMBOLS = str.maketrans({" ": "␣", "\n": "⏎\n", "\t": "⇥\t"})
 
 PAGE = Template("""\
 <!DOCTYPE html>
@@ -74,14 +74,10 @@ $rows
 """)
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """A part of the text with one color: a character of one or more tokens, a piece of a word, or a special token.
 
-    Attributes:
-        text: its text.
-        tokens: indices of its tokens.
-        framed: whether `text` is a name instead of text.
+    `tokens` are the indices of its tokens; where it is `framed`, `text` is a name instead of text.
     """
 
     text: str
@@ -107,7 +103,6 @@ def attention_page(
     Args:
         model, device, dtype: as in `load_for_inference`; a model of bytes that reads text, or the folder of any model.
         text: `[MASK]` stands for one masked token, `[MASK*9]` for nine.
-        out: the file to write.
         latents: indices of the latents to show; by default those of `select_latents`.
         heads: whether to show each attention head after the average over heads.
         task: as in `classify_text`, for a model with a token for each task.
@@ -196,7 +191,7 @@ def split_units(tokens: Sequence[int], tokenizer: Tokenizer, title: str) -> list
             text = content.decode()
         except UnicodeDecodeError:  # within a character
             continue
-        printable = all(character.isprintable() or character in SYMBOLS for character in text)
+        printable = all(character.isprintable() or ord(character) in SYMBOLS for character in text)
         units.append(Unit(text if printable else ascii(text)[1:-1], indices, not printable))
         content, indices = b"", []
     return units
@@ -242,7 +237,7 @@ def format_row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
     (weight_U,) = unit_weights(weight_M[None], units)
     bits, largest = float(entropy(weight_M)), float(weight_U.max())
     most = units[int(weight_U.argmax())]
-    most_text = most.text if most.framed else f"“{show_whitespace(most.text).strip()}”"
+    most_text = most.text if most.framed else f"“{most.text.translate(SYMBOLS).strip()}”"
     figures = (
         f"entropy {bits:.2f} bits, as if spread evenly over {2**bits:.1f} {kind}; "
         f"largest weight {largest:.2%}, of {escape(most_text)}"
@@ -252,14 +247,9 @@ def format_row(weight_M: Tensor, units: Sequence[Unit], kind: str) -> str:
     return f'<p class="figures">{figures}</p>\n<p class="text" dir="auto">{text}</p>'
 
 
-def show_whitespace(text: str) -> str:
-    """Returns a text with symbols for white space."""
-    return "".join(SYMBOLS.get(character, character) for character in text)
-
-
 def highlight(unit: Unit, weight: float, intensity: float) -> str:
     """Returns a unit as HTML, with this fraction of the full color."""
-    text = escape(show_whitespace(unit.text) if intensity >= MIN_INTENSITY and not unit.framed else unit.text)
+    text = escape(unit.text.translate(SYMBOLS) if intensity >= MIN_INTENSITY and not unit.framed else unit.text)
     if unit.framed:
         text = f"<i>{text}</i>"
     if round(intensity, 2) == 0:

@@ -19,13 +19,7 @@ from perceivers.text.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """How a model reads texts.
-
-    Attributes:
-        tokenizer: the tokenizer.
-        length: the maximum number of tokens.
-        prefix_tokens: the token in front of the texts of each task; None for none.
-    """
+    """How a model reads texts: at most `length` tokens, with the prefix token of their task, if any, in front."""
 
     tokenizer: Tokenizer
     length: int
@@ -85,13 +79,10 @@ class TaskTexts(Samples):
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""
-        longest = max(1, *(len(sample["text"]) for sample in samples))
-        token_BM = torch.full((len(samples), longest), self.pad)
-        mask_BM = torch.zeros(len(samples), longest, dtype=torch.bool)
-        for row, sample in enumerate(samples):
-            count = len(sample["text"])
-            token_BM[row, :count] = torch.from_numpy(sample["text"])
-            mask_BM[row, :count] = True
+        length_B = torch.tensor([len(sample["text"]) for sample in samples])
+        mask_BM = torch.arange(max(1, int(length_B.max()))) < length_B[:, None]
+        token_BM = torch.full(mask_BM.shape, self.pad)
+        token_BM[mask_BM] = torch.from_numpy(np.concatenate([sample["text"] for sample in samples])).long()
         indices = {name: torch.tensor([sample[name] for sample in samples]) for name in ("task", "set")}
         label_B = torch.tensor([float(sample["label"]) for sample in samples])
         return {"text": token_BM, "mask": mask_BM, "label": label_B, **indices}

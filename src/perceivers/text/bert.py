@@ -46,15 +46,15 @@ class BERT(Model):
     """A Transformer encoder of text. The defaults are BERT Base.
 
     Input "text": tokens [B, M], or `InputArray(tokens, mask_BM)`. Output "text": logits [B, M, V], or [B, P, V] of some
-    places; or, where `tasks` are given, "label": by task, logits [B, classes] read at the first token.
+    indices; or, where `tasks` are given, "label": by task, logits [B, classes] read at the first token.
 
     Args:
         vocabulary: V, number of tokens.
-        length: the most tokens of a text.
-        channels: C of a token.
-        depth: layers of self-attention.
-        heads: heads of each.
-        widening_factor: width of their MLPs, in channels.
+        length: maximum number of tokens of a text.
+        channels: C, channels of a token.
+        depth: number of self-attention layers.
+        heads: heads of each layer.
+        widening_factor: width of their MLPs relative to `channels`.
         tasks, names: as in `TaskHeads`: predict labels instead of tokens.
         num_task_tokens: as in `TextInput`.
         dropout: probability of dropping an attention weight in training.
@@ -106,11 +106,6 @@ class BERT(Model):
                 asked = torch.arange(self.tasks) if indices is None else indices
                 predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), indices)
             else:
-                h_BPC = x_BMC if indices is None else at(x_BMC, indices)
+                h_BPC = x_BMC if indices is None else x_BMC.take_along_dim(indices.expand(len(x_BMC), -1)[..., None], 1)
                 predictions[name] = self.outputs[name](self.norm(h_BPC))
         return predictions
-
-
-def at(x_BMC: Tensor, indices: Tensor) -> Tensor:
-    """The vectors at some places [P] or [B, P]; -> [B, P, C]."""
-    return x_BMC.gather(1, indices.expand(len(x_BMC), -1)[..., None].expand(-1, -1, x_BMC.shape[2]))

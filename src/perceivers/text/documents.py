@@ -47,10 +47,7 @@ class Source(Protocol):
 class TextFiles:
     """Text files, in which blank lines separate documents; read in pieces, in another order in each epoch.
 
-    Args:
-        paths: the files.
-        validation_fraction: fraction of the pieces held out for evaluation.
-        seed: seed of the order.
+    `validation_fraction` of the pieces are held out for evaluation; `seed` is that of the order.
     """
 
     def __init__(self, paths: list[Path], validation_fraction: float, seed: int) -> None:
@@ -113,11 +110,7 @@ def next_boundary(path: Path, offset: int) -> int:
 
 
 class TextRows:
-    """The text column of a Hugging Face data set, from the Hub or a local folder, read as a stream.
-
-    Args:
-        name: the data set or folder; a colon and a configuration may follow, as in "allenai/c4:en".
-    """
+    """The text column of a Hugging Face data set, see `hub_splits` for its name, read as a stream."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -131,9 +124,7 @@ class TextRows:
         self.training = training if evaluation is not None else training.skip(HELD_OUT_ROWS)
         self.evaluation = training.take(HELD_OUT_ROWS) if evaluation is None else evaluation
         features = training.features or {}
-        strings = [
-            key for key, feature in features.items() if getattr(feature, "dtype", "") in ("string", "large_string")
-        ]
+        strings = [key for key, kind in features.items() if getattr(kind, "dtype", "") in ("string", "large_string")]
         found = ["text"] if "text" in strings else strings
         if len(found) != 1:
             raise PerceiversError(f"{name} has the columns {', '.join(features)}: one called 'text' is expected.")

@@ -65,14 +65,7 @@ class FineTuning(Experiment, ABC):
         tasks: Mapping[str, TextTask],
         method: Method,
     ) -> Setup:
-        """Makes samples of all tasks together: each task is sampled in proportion to its examples.
-
-        Args:
-            language: returns the language model.
-            tokenizer: the language model's tokenizer.
-            tasks: the tasks, by name.
-            method: how the model knows its task.
-        """
+        """Makes samples of all tasks, by name, together: each is sampled in proportion to its examples."""
         self.language_tokenizer, self.tasks = tokenizer, tasks
 
         def build() -> PerceiverIO | BERT:
@@ -176,10 +169,8 @@ class TextTasks(Learner):
             in_set_B = batch["set"] == index
             if in_set_B.any():
                 values, label_B = predictions[task][in_set_B], batch["label"][in_set_B]
-                if values.shape[1] == 1:
-                    self.metrics.metrics[index].update(values[:, 0], label_B)
-                else:
-                    self.metrics.metrics[index].update(values.argmax(-1), label_B.long())
+                pair = (values[:, 0], label_B) if values.shape[1] == 1 else (values.argmax(-1), label_B.long())
+                self.metrics.metrics[index].update(*pair)
 
 
 class TaskMetrics(nn.Module):
@@ -194,12 +185,9 @@ class TaskMetrics(nn.Module):
 
     def compute(self) -> dict[str, Tensor]:
         """Returns the metric of each set, by name, and their "mean"."""
-        values = [metric.compute() for metric in self.metrics]
-        by_task: dict[str, list[Tensor]] = {}
-        for (_, task), value in zip(self.sets, values, strict=True):
-            by_task.setdefault(task, []).append(value)
-        means = [torch.stack(task_values).mean() for task_values in by_task.values()]  # MNLI has two sets
-        results = {name: value for (name, _), value in zip(self.sets, values, strict=True)}
+        results = {name: metric.compute() for (name, _), metric in zip(self.sets, self.metrics, strict=True)}
+        tasks = dict.fromkeys(task for _, task in self.sets)  # MNLI has two sets
+        means = [torch.stack([results[name] for name, key in self.sets if key == task]).mean() for task in tasks]
         return results | {"mean": torch.stack(means).mean()}
 
     def reset(self) -> None:

@@ -140,9 +140,8 @@ class LabelledTextData(Checked):
             PerceiversError: as in `open`; or there is no evaluation split, or a label is not one of the classes.
         """
         training, evaluation = self.find()
-        read = evaluation
-        if read is None and (validation_fraction is not None or Path(self.path).is_file()):
-            read = training
+        may_hold_out = validation_fraction is not None or Path(self.path).is_file()
+        read = evaluation or (training if may_hold_out else None)
         if read is None:
             raise PerceiversError(
                 f"{self.path} has no split to evaluate on, called {', '.join(EVALUATION_NAMES)}: give a file, or the "
@@ -159,12 +158,10 @@ class LabelledTextData(Checked):
     def find_columns(self, first: Table, second: Table | None = None) -> tuple[list[str], str]:
         """Returns the text columns and the label column of the first table, and checks that both tables have them."""
         label = self.label or only_column(first, "label", [c for c in first.columns if c.lower() in LABEL_COLUMNS])
-        if self.text:
-            text = self.text
-        else:
-            others = [column for column in first.columns if column != label]
-            usual = [column for column in others if column.lower() in TEXT_COLUMNS]
-            text = [only_column(first, "text", usual or [c for c in others if any(map(is_words, first.columns[c]))])]
+        others = [column for column in first.columns if column != label]
+        usual = [column for column in others if column.lower() in TEXT_COLUMNS]
+        found = usual or [column for column in others if any(map(is_words, first.columns[column]))]
+        text = self.text or [only_column(first, "text", found)]
         for table in filter(None, (first, second)):
             for field, column in [("label", label), *(("text", name) for name in text)]:
                 if column not in table.columns:
@@ -204,9 +201,8 @@ def random_split(examples: LabelledTexts, validation_fraction: float) -> Labelle
 def only_column(table: Table, field: str, found: list[str]) -> str:
     """Returns the only column found for a field of `LabelledTextData`."""
     if len(found) != 1:
-        raise PerceiversError(
-            f"{table.name} has the columns {table.column_names()}: say with data.{field} which has the {field}."
-        )
+        names = table.column_names()
+        raise PerceiversError(f"{table.name} has the columns {names}: say with data.{field} which has the {field}.")
     return found[0]
 
 
@@ -216,33 +212,22 @@ def is_words(value: Any) -> bool:
 
 
 def class_names(table: Table, column: str) -> list[str]:
-    """Returns the distinct labels in order, numerical if all are integers.
-
-    Raises:
-        PerceiversError: there is only one, or too many for classes.
-    """
+    """Returns the labels in order, numerical if all are integers; raises a PerceiversError if they are no classes."""
     names = sorted(set(table.labels(column)))
     if all(re.fullmatch(r"[-+]?\d+", name) for name in names):
         names.sort(key=int)
-    count = len(table.indices)
     if len(names) < 2:
         raise PerceiversError(f"{table.name} has only the class {names[0]!r}: a classifier needs at least two.")
-    if len(names) > count / 2:
-        raise PerceiversError(
-            f"{table.name} has {len(names)} different labels for {count} texts in column {column!r}, "
-            f"too many for classes: name the label column in data.label."
-        )
+    if len(names) > len(table.indices) / 2:
+        found = f"{len(names)} different labels for {len(table.indices)} texts in column {column!r}"
+        raise PerceiversError(f"{table.name} has {found}, too many for classes: name the label column in data.label.")
     return names
 
 
 def label_texts(
     table: Table, text: list[str], label: str, classes: list[str], unknown: str = "the training texts do not have"
 ) -> LabelledTexts:
-    """Returns the examples of a table, with labels as indices of `classes`; errors call other labels `unknown`.
-
-    Raises:
-        PerceiversError: a text is empty, or a label is not one of the classes; names the row.
-    """
+    """Returns the examples of a table, with labels as indices of `classes`; errors call other labels `unknown`."""
     texts, labels = table.texts(text), table.labels(label)
     class_indices = {name: index for index, name in enumerate(classes)}
     for index, (parts, name) in enumerate(zip(texts, labels, strict=True)):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from perceivers.adapters.text import TextInput, TextOutput
-from perceivers.checkpoints.load import load_model, locate
+from perceivers.checkpoints.load import load_model
 from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
 from perceivers.inference import check_dtype, choose_device, move_model
@@ -18,7 +18,7 @@ from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_attention import init_local_attention
 from perceivers.text.task_output import TaskOutput
-from perceivers.text.tokenizers import Tokenizer, find_tokenizer
+from perceivers.text.tokenizers import Tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,17 +62,9 @@ class LanguageConfig(ModelConfig, Sizes):
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(ModelConfig):
-    """BERT (section 4.1). The defaults are BERT Base.
+    """BERT (section 4.1). The defaults are BERT Base; the fields not described here are arguments of `BERT`.
 
     Attributes:
-        vocabulary: number of tokens.
-        length: maximum number of tokens of a text.
-        channels: channels of a token.
-        depth: number of self-attention layers.
-        heads: heads of each layer.
-        widening_factor: width of their MLPs relative to `channels`.
-        dropout: probability of dropping an attention weight in training.
-        gelu: "tanh" (the original code's approximation) or "exact".
         initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
@@ -109,8 +101,7 @@ def load_text_model(
 
     Args:
         source: the model, in any format.
-        device: where to put the model; None for the accelerator, if there is one.
-        dtype: as in `load_for_inference`.
+        device, dtype: as in `load_for_inference`.
 
     Raises:
         PerceiversError: the model is of another kind, or its tokenizer is missing.
@@ -119,7 +110,7 @@ def load_text_model(
     model = load_model(source)
     if not isinstance(model, PerceiverIO | BERT):
         raise PerceiversError(f"{source} has a {type(model).__name__}: a pretrained language model is needed.")
-    tokenizer = find_tokenizer(locate(source), text_input(model).vocabulary)
+    tokenizer = tokenizer_of(source, text_input(model).vocabulary)
     return move_model(model, device or choose_device(), dtype), tokenizer
 
 

@@ -8,14 +8,14 @@ Shape suffixes: B batch, M tokens, P masked tokens, N masked tokens of a batch, 
 import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
-from torchmetrics import SumMetric
+from torchmetrics import Metric
 
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -88,10 +88,7 @@ class MaskedLanguageModel(Learner):
     monitor = ("test_bits_per_byte", "min")
 
     def __init__(
-        self,
-        model: PerceiverIO | BERT,
-        optimization: Optimization | None = None,
-        tokenizer: Tokenizer | None = None,
+        self, model: PerceiverIO | BERT, optimization: Optimization | None = None, tokenizer: Tokenizer | None = None
     ) -> None:
         super().__init__(model, optimization)
         self.tokenizer = tokenizer or Bytes()
@@ -134,60 +131,46 @@ class MaskedLanguageModel(Learner):
 
     def fill(self, token_M: Tensor, index_P: Tensor, guess_P: Tensor) -> str:
         """Returns the beginning of a text, with masked words filled in, in brackets."""
-        filled_M = token_M.to(torch.long, copy=True)
-        filled_M[index_P] = guess_P
-        hidden_M = torch.zeros_like(token_M, dtype=torch.bool)
-        hidden_M[index_P] = True
-        runs = hidden_M[:PREVIEW_TOKENS].unique_consecutive(return_counts=True)
-        parts, start = [], 0
-        for hidden, count in zip(*(part.tolist() for part in runs), strict=True):
-            text = self.tokenizer.decode(filled_M[start : start + count].tolist())
-            parts.append(f"[{text}]" if hidden else text)
-            start += count
+        guesses = dict(zip(index_P.tolist(), guess_P.tolist(), strict=True))
+        tokens, parts = token_M[:PREVIEW_TOKENS].tolist(), []
+        for is_masked, indices in groupby(range(len(tokens)), guesses.__contains__):
+            text = self.tokenizer.decode([guesses.get(index, tokens[index]) for index in indices])
+            parts.append(f"[{text}]" if is_masked else text)
         return " ".join("".join(parts).split())
 
 
-class MaskedLanguageMetrics(nn.Module):
+class MaskedLanguageMetrics(Metric):
     """Loss in nats and accuracy of a masked token, and bits per byte of the masked words, over a data set."""
+
+    sums: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: Any = nn.ModuleList(SumMetric() for _ in range(4))
+        self.add_state("sums", torch.zeros(4), dist_reduce_fx="sum")
 
     def update(self, *sums: Tensor) -> None:
         """Adds the sums of a batch: nats, correct tokens, tokens, bytes."""
-        for metric, value in zip(self.sums, sums, strict=True):
-            metric.update(value)
+        self.sums = self.sums + torch.stack([value.float() for value in sums])
 
     def compute(self) -> dict[str, Tensor]:
         """Returns loss, accuracy in [0, 1], and bits_per_byte."""
-        nats, correct, tokens, size = (metric.compute() for metric in self.sums)
+        nats, correct, tokens, size = self.sums
         return {"loss": nats / tokens, "accuracy": correct / tokens, "bits_per_byte": nats / math.log(2) / size}
-
-    def reset(self) -> None:
-        """Resets all sums."""
-        for metric in self.sums:
-            metric.reset()
 
 
 def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: TextData, batch_size: int = 64) -> dict[str, float]:
     """Returns the metrics of a language model on held-out text, as validation computes them, and its "windows".
 
-    Args:
-        model: a language model.
-        tokenizer: the model's tokenizer; that of `data` is not used.
-        data: the text, how much of it is held out, and how it is cut and masked.
-        batch_size: windows per batch; which words are masked depends on it, so a training run's metrics need its own
-            batch size.
+    The tokenizer of `data` is not used. Which words are masked depends on `batch_size`, in windows: a training run's
+    metrics need its own batch size.
 
     Raises:
         PerceiversError: the model is of another kind, or the text cannot be read or is too short.
     """
     length = text_input(model).length
     if not is_language_model(model):
-        raise PerceiversError(
-            f"this model predicts {', '.join(model.outputs)}: a language model, which predicts text, is needed."
-        )
+        outputs = ", ".join(model.outputs)
+        raise PerceiversError(f"this model predicts {outputs}: a language model, which predicts text, is needed.")
     samples = HeldOutText(data.open(0), tokenizer, length, data)
     results = learner.evaluate(MaskedLanguageModel(model, tokenizer=tokenizer), samples, batch_size)
     return results | {"windows": len(samples)}

@@ -250,8 +250,11 @@ class StreamLoader(DataLoader[Batch]):
             yield batch
 
     def state_dict(self) -> State:
-        state = {"done": self.done, "batches": self.stream.batches_done, "workers": self.stream.states}
-        return {"ranks": all_gather(state)}
+        ranks = [{"done": self.done, "batches": self.stream.batches_done, "workers": self.stream.states}]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            own, ranks = ranks[0], ranks * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(ranks, own)
+        return {"ranks": ranks}
 
     def load_state_dict(self, state: State) -> None:
         ranks = state["ranks"]
@@ -263,15 +266,6 @@ class StreamLoader(DataLoader[Batch]):
                 raise PerceiversError(f"{name}: the run was begun with {before}, not {now}: resume it with {before}.")
         own = ranks[self.stream.rank]
         self.done, self.stream.batches_done, self.stream.states = own["done"], own["batches"], own["workers"]
-
-
-def all_gather(value: Any) -> list[Any]:
-    """Returns the values of all processes that train together, by rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
-    return values
 
 
 class HeldOutText(Samples):

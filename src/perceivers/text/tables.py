@@ -41,40 +41,24 @@ class Table:
         return ", ".join(repr(textwrap.shorten(name, 40, placeholder="...")) for name in self.columns)
 
     def texts(self, columns: Sequence[str]) -> list[tuple[str, ...]]:
-        """Returns the texts of each row.
-
-        Raises:
-            PerceiversError: a value is missing or not text; names row and column.
-        """
+        """Returns the texts of each row; raises a PerceiversError if one is missing or not text."""
         for column in columns:
-            for index, value in enumerate(self.columns[column]):
-                if is_missing(value):
-                    raise PerceiversError(f"{self.location(index)} has no text in column {column!r}: remove the row.")
-                if not isinstance(value, str):
-                    raise PerceiversError(f"{self.location(index)} has {value!r} in column {column!r} instead of text.")
+            self.check_values(column, "text", str, "text")
         return list(zip(*(self.columns[column] for column in columns), strict=True))
 
     def labels(self, column: str) -> list[str]:
-        """Returns the label of each row, stripped of white space.
+        """Returns the label of each row without white space around it; raises a PerceiversError as `texts` does."""
+        self.check_values(column, "label", str | int | float, "a text or a number")
+        return [str(value).strip() for value in self.columns[column]]
 
-        Raises:
-            PerceiversError: a label is missing, empty, or neither text nor number; names row and column.
-        """
-        labels = []
+    def check_values(self, column: str, kind: str, types: Any, expected: str) -> None:
+        """Raises a PerceiversError, which names the row, if a text or label is missing or of another type."""
         for index, value in enumerate(self.columns[column]):
-            if is_missing(value) or not str(value).strip():
-                raise PerceiversError(f"{self.location(index)} has no label in column {column!r}: remove the row.")
-            if not isinstance(value, str | int | float):
-                raise PerceiversError(
-                    f"{self.location(index)} has {value!r} in column {column!r} instead of a text or a number."
-                )
-            labels.append(str(value).strip())
-        return labels
-
-
-def is_missing(value: Any) -> bool:
-    """Returns whether a value is None or NaN."""
-    return value is None or value != value
+            if value is None or value != value or (kind == "label" and not str(value).strip()):  # None, NaN or empty
+                raise PerceiversError(f"{self.location(index)} has no {kind} in column {column!r}: remove the row.")
+            if not isinstance(value, types):
+                found = f"{value!r} in column {column!r}"
+                raise PerceiversError(f"{self.location(index)} has {found} instead of {expected}.")
 
 
 def split_files(folder: Path, names: Iterable[str]) -> list[Path]:
@@ -103,15 +87,13 @@ def read_table(paths: list[Path]) -> Table:
     Raises:
         PerceiversError: the file cannot be read, is empty, or has another suffix; names file and line.
     """
-    match paths[0].suffix.lower():
-        case ".csv":
-            return read_separated(paths[0], ",")
-        case ".tsv":
-            return read_separated(paths[0], "\t")
-        case ".jsonl" | ".json":
-            return read_json_lines(paths[0])
-        case ".parquet":
-            return read_parquet(paths)
+    suffix = paths[0].suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        return read_separated(paths[0], "," if suffix == ".csv" else "\t")
+    if suffix in (".jsonl", ".json"):
+        return read_json_lines(paths[0])
+    if suffix == ".parquet":
+        return read_parquet(paths)
     raise PerceiversError(f"{paths[0]} is no table: a file with the suffix {', '.join(SUFFIXES)} is expected.")
 
 
@@ -121,8 +103,7 @@ def read_separated(
     """Reads CSV or TSV.
 
     Args:
-        path: the file.
-        delimiter: the delimiter of fields.
+        path, delimiter: the file, and what separates its fields.
         quotes: whether fields may be quoted; otherwise a quote is a character like any other.
         columns: names of the columns if the file has no header.
         skip_short: skip rows with too few fields, and print their number on stderr.
@@ -170,11 +151,7 @@ def read_separated(
 
 
 def read_json_lines(path: Path) -> Table:
-    """Reads one object per line, whose keys are the columns.
-
-    Raises:
-        PerceiversError: the file is not UTF-8, has no rows, or a line is not an object; names file and line.
-    """
+    """Reads one object per line, whose keys are the columns; errors are as in `read_table`."""
     rows, indices = list[dict[str, Any]](), list[int]()
     for index, line in enumerate(read_utf8(path).removeprefix("\ufeff").split("\n"), start=1):
         if line.strip():
@@ -193,28 +170,19 @@ def read_json_lines(path: Path) -> Table:
 
 
 def read_utf8(path: Path, start: int = 0, end: int | None = None, advice: str = "save it as UTF-8") -> str:
-    """Reads the bytes from `start` to `end` of a text file, as text.
-
-    Raises:
-        PerceiversError: the text is not UTF-8; names the byte.
-    """
+    """Reads the bytes from `start` to `end` of a text file; a PerceiversError names the byte that is not UTF-8."""
     with path.open("rb") as file:
         file.seek(start)
         content = file.read(-1 if end is None else end - start)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise PerceiversError(
-            f"{path} is not UTF-8 text: byte {start + error.start} is {content[error.start]:#04x}; {advice}."
-        ) from error
+        byte = f"byte {start + error.start} is {content[error.start]:#04x}"
+        raise PerceiversError(f"{path} is not UTF-8 text: {byte}; {advice}.") from error
 
 
 def read_parquet(paths: list[Path]) -> Table:
-    """Reads the rows of one or more files.
-
-    Raises:
-        PerceiversError: the files cannot be read, or have no rows.
-    """
+    """Reads the rows of one or more files; errors are as in `read_table`."""
     import pyarrow.parquet
     from datasets import Dataset
 

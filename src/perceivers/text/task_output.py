@@ -48,7 +48,7 @@ class TaskHeads(nn.Module):
     def forward(self, y_BTE: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Decoded vectors of all tasks, or those at `indices` [T] -> by task, logits [B, classes] or numbers [B, 1]."""
         asked = range(len(self.tasks)) if indices is None else indices.tolist()
-        return {self.tasks[task]: self.heads[task](y_BTE[:, place]) for place, task in enumerate(asked)}
+        return {self.tasks[task]: self.heads[task](y_BTE[:, index]) for index, task in enumerate(asked)}
 
 
 class TaskOutput(OutputAdapter):

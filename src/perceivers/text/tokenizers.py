@@ -196,9 +196,8 @@ def check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise PerceiversError(
-            f"the text cannot be written in UTF-8: character {error.start} is {text[error.start]!a}."
-        ) from error
+        character = f"character {error.start} is {text[error.start]!a}"
+        raise PerceiversError(f"the text cannot be written in UTF-8: {character}.") from error
 
 
 def normalize(text: str) -> str:
@@ -212,26 +211,17 @@ def open_tokenizer(name: str | Path) -> Tokenizer:
 
 
 def find_tokenizer(folder: Path, vocabulary: int) -> Tokenizer:
-    """Returns the tokenizer in the folder of a saved model, or bytes.
-
-    Raises:
-        PerceiversError: the folder has no tokenizer for that vocabulary.
-    """
+    """Returns the tokenizer of a saved model, or bytes; raises a PerceiversError if it has not that many tokens."""
     file = folder / TOKENIZER
-    if file.exists():
-        tokenizer = SentencePiece(file)
-        if tokenizer.size != vocabulary:
-            raise PerceiversError(
-                f"{file} has {tokenizer.size} tokens, but the model in {folder} has {vocabulary}: "
-                f"copy the model's own tokenizer there."
+    tokenizer = SentencePiece(file) if file.exists() else Bytes()
+    if tokenizer.size != vocabulary:
+        problem = f"{file} has {tokenizer.size} tokens, but the model in {folder} has {vocabulary}"
+        if isinstance(tokenizer, Bytes):
+            problem = (
+                f"{folder} has no {TOKENIZER}, and the model's {vocabulary} tokens are not bytes ({tokenizer.size})"
             )
-        return tokenizer
-    if vocabulary != BYTE_VOCABULARY:
-        raise PerceiversError(
-            f"{folder} has no {TOKENIZER}, and the model's {vocabulary} tokens are not bytes ({BYTE_VOCABULARY}): "
-            f"copy the model's tokenizer to {file}."
-        )
-    return Bytes()
+        raise PerceiversError(f"{problem}: copy the model's own tokenizer to {file}.")
+    return tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -> None:
@@ -240,10 +230,7 @@ def train_tokenizer(texts: Iterable[str], file: Path, vocabulary: int = 32000) -
     Texts are cut into lines of at most 256 bytes, of which at most 500,000 are sampled; the same texts give the same
     file.
 
-    Args:
-        texts: texts of any length.
-        file: the file to write.
-        vocabulary: number of tokens, including 7 special ones and 256 bytes.
+    The vocabulary includes 7 special tokens and 256 bytes.
 
     Raises:
         PerceiversError: the vocabulary is too large or too small for the texts, or a text cannot be read.
@@ -326,15 +313,7 @@ def bytes_per_token(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
 
 
 def tokenizer_of(model: Model | str | Path, vocabulary: int) -> Tokenizer:
-    """Returns the tokenizer saved with a model, or bytes.
-
-    Args:
-        model: a model, or anything that `perceivers.load` takes.
-        vocabulary: the model's number of tokens.
-
-    Raises:
-        PerceiversError: there is no tokenizer for that vocabulary.
-    """
+    """Returns the tokenizer of a model, or of anything that `perceivers.load` takes, see `find_tokenizer`."""
     if not isinstance(model, Model):
         return find_tokenizer(locate(model), vocabulary)
     if vocabulary != BYTE_VOCABULARY:
