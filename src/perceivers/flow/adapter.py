@@ -19,8 +19,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
 from perceivers.model.positions import Positions
 
-UPSAMPLING_MASK_SCALE = 0.25
-"""Scores of the mixture for a 1 of the last layer, as in RAFT: they begin near 0, and the weights near 1/9 each."""
+UPSAMPLING_MASK_SCALE = 0.25  # of the scores, as in RAFT: they begin near 0, and the weights near 1/9 each
 
 
 class FramePairInput(InputAdapter):
@@ -50,23 +49,16 @@ class FramePairInput(InputAdapter):
         self.separate = frames == "separate"
         colors = 3 if self.separate else 6
         if features.in_channels != colors:
-            raise PerceiversError(
-                f"features of {features.in_channels} colors do not fit frames that are {frames}: "
-                f"build them for {colors}."
-            )
+            found = f"features of {features.in_channels} colors"
+            raise PerceiversError(f"{found} do not fit frames that are {frames}: build them for {colors}.")
         self.image = ImageInput(size, features, positions, mean=[0.5] * colors, std=[0.5] * colors)
         self.channels = self.image.channels
 
     def forward(self, data: Tensor) -> InputArray:
-        """Takes frames [B, 2, 3, Y, X] in [0, 1], or bytes in 0 ... 255; they may be of any size.
-
-        The grid of what it returns is [Y, X], that of the flow, whatever elements the frames become.
-        """
+        """Takes frames [B, 2, 3, Y, X] of any size in [0, 1], or bytes; the grid is the flow's, not the elements'."""
         if data.dim() != 5 or data.shape[1:3] != (2, 3):
-            raise PerceiversError(
-                f"frames of shape {tuple(data.shape)} were given, "
-                f"but [batch, 2 frames, 3 colors, height, width] is expected."
-            )
+            found = f"frames of shape {tuple(data.shape)} were given"
+            raise PerceiversError(f"{found}, but [batch, 2 frames, 3 colors, height, width] is expected.")
         if self.separate:  # through the features together: a batch normalization sees both
             features = self.image.extract_features(data.flatten(0, 1)).unflatten(0, data.shape[:2])
         else:
@@ -107,10 +99,9 @@ class FlowOutput(OutputAdapter):
         if isinstance(adapter, FramePairInput):
             have, want = adapter.image.features.grid(*adapter.size), self.coarse_size(*adapter.size)
             if have != want:
-                raise PerceiversError(
-                    f"upsampling = {self.upsampling} does not fit the input {self.input!r}: it needs "
-                    f"{want[0]} x {want[1]} elements of a frame, but the input makes {have[0]} x {have[1]}."
-                )
+                sizes = f"{want[0]} x {want[1]} elements of a frame, but the input makes {have[0]} x {have[1]}"
+                field = f"upsampling = {self.upsampling} does not fit the input {self.input!r}"
+                raise PerceiversError(f"{field}: it needs {sizes}.")
 
     def context(self, inputs: Mapping[str, InputArray]) -> InputArray:
         return inputs[self.input]
@@ -142,18 +133,17 @@ class FlowOutput(OutputAdapter):
             PerceiversError: some pixels are wanted of flow that is upsampled.
         """
         if self.upsampling is not None and indices is not None:
-            raise PerceiversError(
-                "upsampled flow cannot be decoded at indices: a pixel mixes the results of nine queries. Decode all."
-            )
+            reason = "a pixel mixes the results of nine queries"
+            raise PerceiversError(f"upsampled flow cannot be decoded at indices: {reason}. Decode all.")
         flow_BO2 = y_BOE[..., :2] * self.scale
         if indices is not None:
             return flow_BO2
         height, width = self.size(encoded)
-        rows_columns = self.coarse_size(height, width)
-        flow_B2yx = flow_BO2.unflatten(1, rows_columns).movedim(-1, 1).contiguous()
+        coarse_size = self.coarse_size(height, width)
+        flow_B2yx = flow_BO2.unflatten(1, coarse_size).movedim(-1, 1).contiguous()
         if self.upsampling is None:
             return flow_B2yx
-        scores_Byx9ff = y_BOE[..., 2:].unflatten(1, rows_columns).unflatten(-1, (9, self.upsampling, self.upsampling))
+        scores_Byx9ff = y_BOE[..., 2:].unflatten(1, coarse_size).unflatten(-1, (9, self.upsampling, self.upsampling))
         return upsample(flow_B2yx, UPSAMPLING_MASK_SCALE * scores_Byx9ff)[..., :height, :width]
 
 
@@ -162,14 +152,7 @@ def upsample(flow_B2yx: Tensor, scores_Byx9ff: Tensor) -> Tensor:
 
     The softmax of a pixel's scores weighs the nine, row by row. Coarse flow is already in fine pixels, so that, other
     than in RAFT, nothing is multiplied by the factor. Beyond the border the nearest flow is repeated; RAFT has zeros
-    there, which draw the flow along the border towards standing still.
-
-    Args:
-        flow_B2yx: coarse flow.
-        scores_Byx9ff: at each of its places the scores of the nine, for each of the f * f pixels.
-
-    Returns:
-        [B, 2, y * f, x * f].
+    there, which draw the flow along the border towards standing still. Returns [B, 2, y * f, x * f].
     """
     padded = F.pad(flow_B2yx, (1, 1, 1, 1), mode="replicate")
     near_B2yx9 = padded.unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)

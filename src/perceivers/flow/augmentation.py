@@ -24,7 +24,6 @@ MIN_PART = 0.25  # minimum size of rectangles and patches as a fraction of their
 NEGLIGIBLE = 1e-3  # weights of bilinear sampling below this are rounding errors, not neighbors
 BOUNDARY = 1.0  # if sampled and nearest flow differ by more pixels, there is a motion boundary between them
 Degrees = Annotated[float, Range(least=0, most=180)]
-
 Amount = Annotated[float, Range(least=0, below=math.inf)]
 
 
@@ -129,12 +128,11 @@ def augment_pairs(
 def check_shapes(size: tuple[int, int], frames_B2CYX: Tensor, flow_B2YX: Tensor) -> None:
     """Raises a PerceiversError unless pairs can be cropped to this size."""
     check_field("size", size, min(size) >= 2, "height and width, at least 2 pixels")
-    batch, (height, width) = len(flow_B2YX), frames_B2CYX.shape[-2:]
-    if frames_B2CYX.shape != (batch, 2, 3, height, width) or flow_B2YX.shape != (batch, 2, height, width):
-        raise PerceiversError(
-            f"frames of shape {tuple(frames_B2CYX.shape)} and flow of shape {tuple(flow_B2YX.shape)} were given: "
-            "[batch, 2 frames, 3 colors, height, width] and [batch, 2, height, width] are expected."
-        )
+    frames, flow = tuple(frames_B2CYX.shape), tuple(flow_B2YX.shape)
+    height, width = frames[-2:]
+    if frames != (*flow[:1], 2, 3, height, width) or flow != (*flow[:1], 2, height, width):
+        expected = "[batch, 2 frames, 3 colors, height, width] and [batch, 2, height, width] are expected"
+        raise PerceiversError(f"frames of shape {frames} and flow of shape {flow} were given: {expected}.")
     if height < size[0] or width < size[1]:
         sizes = f"frames of {height} x {width} pixels are smaller than the crop of {size[0]} x {size[1]}"
         raise PerceiversError(f"{sizes}: use larger frames or a smaller size.")
@@ -143,14 +141,9 @@ def check_shapes(size: tuple[int, int], frames_B2CYX: Tensor, flow_B2YX: Tensor)
 # random numbers and maps of points, float64 on the CPU
 
 
-def uniform(count: int, low: float, high: float) -> Tensor:
-    """Returns random numbers [B], float64."""
-    return torch.rand(count, dtype=torch.float64) * (high - low) + low
-
-
-def uniform_pairs(count: int, low: float, high: float) -> Tensor:
-    """Returns random numbers [B, 2], float64."""
-    return torch.stack([uniform(count, low, high), uniform(count, low, high)], 1)
+def uniform(low: float, high: float, *shape: int) -> Tensor:
+    """Returns random numbers, float64."""
+    return torch.rand(shape, dtype=torch.float64) * (high - low) + low
 
 
 def bernoulli(count: int, probability: float) -> Tensor:
@@ -185,10 +178,10 @@ def translate(offset_B2: Tensor) -> Tensor:
 
 def sample_linear(config: FlowAugmentation, count: int) -> Tensor:
     """Samples linear maps [B, 2, 2]: scale and stretch, then flips, then rotation."""
-    scale_B, stretch_B = uniform(count, *config.scale), uniform(count, -config.stretch, config.stretch)
+    scale_B, stretch_B = uniform(*config.scale, count), uniform(-config.stretch, config.stretch, count)
     scale_B2 = torch.stack([scale_B + stretch_B / 2, scale_B - stretch_B / 2], 1).exp2()
     flips_B2 = torch.stack([bernoulli(count, config.flip), bernoulli(count, config.vertical_flip)], 1)
-    turn_B22 = rotate(uniform(count, -config.rotation, config.rotation))
+    turn_B22 = rotate(uniform(-config.rotation, config.rotation, count))
     return turn_B22 * torch.where(flips_B2, -scale_B2, scale_B2)[:, None]
 
 
@@ -208,9 +201,9 @@ def sample_crops(linear_B22: Tensor, frame: Sequence[int], size: Sequence[int]) 
 
 def sample_relative_motions(config: FlowAugmentation, count: int, size: Sequence[int]) -> Tensor:
     """Samples rotation and scale around the center, and translation; -> [B, 3, 3]."""
-    scale_B = uniform(count, -config.relative_scale, config.relative_scale).exp2()
-    turn_B22 = rotate(uniform(count, -config.relative_rotation, config.relative_rotation))
-    shift_B2 = uniform_pairs(count, -config.relative_translation, config.relative_translation)
+    scale_B = uniform(-config.relative_scale, config.relative_scale, count).exp2()
+    turn_B22 = rotate(uniform(-config.relative_rotation, config.relative_rotation, count))
+    shift_B2 = uniform(-config.relative_translation, config.relative_translation, 2, count).T
     center_B2 = ((width_height(size) - 1) / 2).expand(count, 2)
     return affine(turn_B22 * scale_B[:, None, None], center_B2, center_B2 + shift_B2)
 
@@ -273,19 +266,12 @@ def sample_flow(flow_B2YX: Tensor, grid_BYX2: Tensor) -> Tensor:
 def occlude(
     config: FlowAugmentation, frames_B2CYX: Tensor, flow_B2YX: Tensor, images_BCYX: Tensor, first_B33: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Moves a patch of another pair of the batch over some pairs.
+    """Moves a patch of another pair of the batch over some pairs, whose flow becomes the patch's where it is seen.
 
-    Args:
-        config: probability, size and motion.
-        frames_B2CYX, flow_B2YX: the pairs after they were mapped.
-        images_BCYX: the first frames before, from which the patches are cut.
-        first_B33: the maps of the first frames.
-
-    Returns:
-        The frames and the flow, which is the patch's motion where the first frame shows the patch.
+    The patches are cut from the images, the first frames before they were mapped by `first`.
     """
     count, size, device = len(flow_B2YX), flow_B2YX.shape[-2:], flow_B2YX.device
-    motion_B2 = uniform_pairs(count, -config.occlude_motion, config.occlude_motion)
+    motion_B2 = uniform(-config.occlude_motion, config.occlude_motion, 2, count).T
     moved_B33 = translate(motion_B2)
     other_B33 = moved_B33 @ first_B33.roll(1, 0)
     patches_B2CYX = torch.stack([frames_B2CYX[:, 0].roll(1, 0), warp(images_BCYX.roll(1, 0), other_B33, size)], 1)
@@ -298,15 +284,14 @@ def occlude(
 
 
 def sample_shapes(side: float, count: int, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Samples ellipses that are bent by a wave, anywhere in a frame.
+    """Samples maps [B, 3, 3] of ellipses anywhere in a frame to the unit circle, and waves that bend them there.
 
-    Returns:
-        Maps [B, 3, 3] of the ellipses to the unit circle; and amplitudes and phases [2, B] of the waves there.
+    The waves [2, B] are amplitudes and phases.
     """
-    radius_B2 = uniform_pairs(count, MIN_PART, 1) * side / 2
-    linear_B22 = rotate(uniform(count, 0, 360)) * radius_B2.clamp_min(1e-3)[:, None]
-    center_B2 = torch.rand(count, 2, dtype=torch.float64) * width_height(size) - 0.5
-    wave_2B = torch.stack([uniform(count, 0, 0.4), uniform(count, 0, 2 * math.pi)])
+    radius_B2 = uniform(MIN_PART, 1, 2, count).T * side / 2
+    linear_B22 = rotate(uniform(0, 360, count)) * radius_B2.clamp_min(1e-3)[:, None]
+    center_B2 = uniform(0, 1, count, 2) * width_height(size) - 0.5
+    wave_2B = torch.stack([uniform(0, 0.4, count), uniform(0, 2 * math.pi, count)])
     return affine(linear_B22, torch.zeros_like(center_B2), center_B2).inverse(), wave_2B
 
 
@@ -321,7 +306,7 @@ def recolor(config: FlowAugmentation, frames_B2CYX: Tensor) -> Tensor:
     """Changes brightness, contrast, saturation and hue, of both frames in the same way or of each in its own."""
     count, device = len(frames_B2CYX), frames_B2CYX.device
     amounts_4 = torch.tensor([config.brightness, config.contrast, config.saturation, config.hue], dtype=torch.float64)
-    amount_B24 = uniform(count * 8, -1, 1).view(count, 2, 4) * amounts_4
+    amount_B24 = uniform(-1, 1, count, 2, 4) * amounts_4
     amount_B24[:, 1] = torch.where(bernoulli(count, config.asymmetric)[:, None], amount_B24[:, 1], amount_B24[:, 0])
     brightness_B2, contrast_B2, saturation_B2 = (1 + amount_B24[..., :3]).unbind(-1)
     linear_B233 = (brightness_B2 * contrast_B2)[..., None, None] * color_matrices(saturation_B2, amount_B24[..., 3])
@@ -357,6 +342,6 @@ def erase(config: FlowAugmentation, frames_B2CYX: Tensor) -> Tensor:
 
 def sample_intervals(side: float, count: int, size: int) -> Tensor:
     """Samples intervals of at most this length in `size` pixels, cut at the ends; bool [B, R, size]."""
-    half_BR1 = side / 2 * uniform(count * MAX_RECTANGLES, MIN_PART, 1).view(count, MAX_RECTANGLES, 1)
-    center_BR1 = uniform(count * MAX_RECTANGLES, 0, size).view(count, MAX_RECTANGLES, 1)
+    half_BR1 = side / 2 * uniform(MIN_PART, 1, count, MAX_RECTANGLES, 1)
+    center_BR1 = uniform(0, size, count, MAX_RECTANGLES, 1)
     return (torch.arange(size) + 0.5 - center_BR1).abs() < half_BR1

@@ -58,11 +58,9 @@ def flow(
     write_flow(out, flow_2YX)
     if picture is not None:
         write_picture(picture, flow_2YX, max_flow=max_flow)
-    lengths = flow_2YX.norm(dim=0)
-    print(
-        f"{' and '.join(outputs)}: flow of {flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels, "
-        f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most."
-    )
+    size, lengths = f"{flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels", flow_2YX.norm(dim=0)
+    found = f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most"
+    print(f"{' and '.join(outputs)}: flow of {size}, {found}.")
 
 
 def split_model(files: list[str]) -> tuple[str | Path, list[str]]:

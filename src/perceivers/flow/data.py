@@ -16,8 +16,7 @@ from perceivers.data.loader import SampleIndex, Samples
 from perceivers.flow.datasets import FlowPair, FlowPairs, open_pairs
 from perceivers.flow.scenes import SceneConfig
 
-VALIDATION_SEED = 2**31
-"""The first seed of validation scenes, above all that training draws."""
+VALIDATION_SEED = 2**31  # the first seed of validation scenes, above all that training draws
 
 
 @dataclass
@@ -48,11 +47,7 @@ class FlowData(Checked):
     validation_pairs: Count = 64
 
     def open(self) -> tuple[Samples, Samples]:
-        """Returns training and validation pairs.
-
-        Raises:
-            PerceiversError: as in `open_pairs`.
-        """
+        """Returns training and validation pairs; raises errors of `open_pairs`."""
         training: Samples = SeededPairs(self.pairs)
         validation: Samples = SeededPairs(self.validation_pairs, VALIDATION_SEED)
         if self.path is not None:
@@ -63,12 +58,7 @@ class FlowData(Checked):
 
 
 class SeededPairs(Samples):
-    """Seeds of pairs, which are generated on the device.
-
-    Args:
-        count: number of pairs.
-        first: the first seed; by default, seeds are those of the sample indices, new in every epoch.
-    """
+    """Seeds of pairs, which are generated on the device: from `first` on, or by default new in every epoch."""
 
     def __init__(self, count: int, first: int | None = None) -> None:
         self.count, self.first = count, first

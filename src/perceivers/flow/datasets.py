@@ -73,17 +73,14 @@ def open_pairs(path: str | Path, layout: str | None = None, split: str = "traini
     names = detect_layouts(root)
     if layout is None and len(names) > 1:
         raise PerceiversError(f"{root} has the layouts {' and '.join(names)}: choose one with layout.")
-    if layout is not None and layout not in names:
+    layout = layout or names[0]
+    if layout not in names:
         raise PerceiversError(f"{root} does not have the layout {layout}, but {' and '.join(names)}.")
-    return open_split(root, layout or names[0], split)
+    return open_split(root, layout, split)
 
 
 def open_all_layouts(path: str | Path, split: str = "training") -> list[FlowPairs]:
-    """Finds the pairs of all data sets in a folder that have the split, such as both renderings of Sintel.
-
-    Raises:
-        PerceiversError: as in `open_pairs`.
-    """
+    """Finds, as `open_pairs`, the pairs of all data sets that have the split, such as both renderings of Sintel."""
     root = Path(path)
     names = detect_layouts(root)
     with_split = [name for name in names if split in LAYOUTS[name].find_splits(root)]
@@ -121,48 +118,31 @@ def read_pair(files: PairFiles) -> FlowPair:
     Raises:
         PerceiversError: a file is missing, damaged, or of another size than the first frame.
     """
-    first_CYX, second_CYX = read_frame(files.first), read_frame(files.second)
-    check_size(second_CYX, files.second, first_CYX, files)
-    flow_2YX = read_sized_flow(files.flow, first_CYX, files)
+    first_CYX = read_frame(files.first)
+
+    def fit(image: Tensor, path: Path, scale: int = 1) -> Tensor:
+        """Returns every `scale`-th row and column of a file's content, which is that much larger than the frames."""
+        (height, width), (rows, columns) = image.shape[-2:], (scale * side for side in first_CYX.shape[-2:])
+        if (height, width) != (rows, columns):
+            size = f"{width} x {height} pixels, but {files.first} needs {columns} x {rows}"
+            raise PerceiversError(f"{path} has {size}: one of them belongs to another pair.")
+        return image[:, ::scale, ::scale].contiguous()
+
+    second_CYX = fit(read_frame(files.second), files.second)
+    flow_2YX = fit(read_flow(files.flow)[0], files.flow, files.flow_scale)
     if files.invalid is not None:
-        flow_2YX = flow_2YX.masked_fill(read_mask(files.invalid, first_CYX, files), torch.nan)
+        flow_2YX = flow_2YX.masked_fill(fit(read_frame(files.invalid), files.invalid)[0] > 127, torch.nan)
     occluded_YX = None
     if files.occluded is not None:
-        occluded_YX = read_mask(files.occluded, first_CYX, files)
+        occluded_YX = fit(read_frame(files.occluded), files.occluded)[0] > 127
     elif files.visible is not None:
-        visible_2YX = read_sized_flow(files.visible, first_CYX, files)
+        visible_2YX = fit(read_flow(files.visible)[0], files.visible, files.flow_scale)
         occluded_YX = visible_2YX[0].isnan() & ~flow_2YX[0].isnan()
     return FlowPair(torch.stack([first_CYX, second_CYX]), flow_2YX, occluded_YX)
 
 
-def read_sized_flow(path: Path, first_CYX: Tensor, files: PairFiles) -> Tensor:
-    """Reads flow [2, Y, X] with the first frame's rows and columns."""
-    flow_2YX, _ = read_flow(path)
-    check_size(flow_2YX, path, first_CYX, files, files.flow_scale)
-    return flow_2YX[:, :: files.flow_scale, :: files.flow_scale].contiguous()
-
-
-def read_mask(path: Path, first_CYX: Tensor, files: PairFiles) -> Tensor:
-    """Reads a mask, bool [Y, X], True where the picture is white."""
-    mask_CYX = read_frame(path)
-    check_size(mask_CYX, path, first_CYX, files)
-    return mask_CYX[0] > 127
-
-
-def check_size(image: Tensor, path: Path, first_CYX: Tensor, files: PairFiles, scale: int = 1) -> None:
-    """Raises a PerceiversError unless `image`, from the file `path`, has `scale` times the first frame's size."""
-    (height, width), (rows, columns) = image.shape[-2:], (scale * side for side in first_CYX.shape[-2:])
-    if (height, width) != (rows, columns):
-        size = f"{width} x {height} pixels, but {files.first} needs {columns} x {rows}"
-        raise PerceiversError(f"{path} has {size}: one of them belongs to another pair.")
-
-
 def write_pair(folder: str | Path, number: int, pair: FlowPair) -> None:
-    """Writes a pair in the layout of FlyingChairs, frames as PNG, occlusions as in FlyingChairsOcc.
-
-    Raises:
-        PerceiversError: the folder cannot be written to.
-    """
+    """Writes a pair in the layout of FlyingChairs, frames as PNG, occlusions as in FlyingChairsOcc."""
     pictures = dict(zip(("img1", "img2"), pair.frames, strict=True))
     if pair.occluded is not None:
         pictures["occ1"] = pair.occluded.byte().mul(255).expand(3, -1, -1)

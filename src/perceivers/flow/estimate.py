@@ -25,11 +25,8 @@ from perceivers.flow.pictures import check_max_flow, draw_flow
 from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 
-OVERLAP = 20
-"""Minimum overlap of neighboring tiles in pixels, as released."""
-
-BUNDLED_MODEL = Path(__file__).parent / "mini"
-"""A small model, trained with configs/flow/mini.yaml."""
+OVERLAP = 20  # minimum overlap of neighboring tiles in pixels, as released
+BUNDLED_MODEL = Path(__file__).parent / "mini"  # a small model, trained with configs/flow/mini.yaml
 
 log = logging.getLogger(__name__)
 
@@ -64,14 +61,13 @@ def estimate_flow(
             is not an optical flow model.
     """
     model = load_for_inference(model, device, dtype)
-    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     frames = [to_floats(frame) for frame in (frame1, frame2)]
     if frames[0].shape != frames[1].shape:
         names = ("a tensor" if isinstance(frame, Tensor) else frame for frame in (frame1, frame2))
         first, second = (f"{name} has {x.shape[2]} x {x.shape[1]}" for name, x in zip(names, frames, strict=True))
         raise PerceiversError(f"the frames differ in size: {first} pixels, {second}; flow needs two of the same size.")
     pair = torch.stack(frames)
-    warn_if_padded(pair, adapter.size)
+    warn_if_padded(model, pair)
     if points is not None:
         return estimate_at_points(model, pair, torch.as_tensor(points), overlap)
     return estimate_tiled(model, pair, overlap, batch_size, progress)
@@ -86,12 +82,12 @@ def to_floats(frame: Tensor | str | Path) -> Tensor:
     return frame_CYX / 255 if frame_CYX.dtype == torch.uint8 else frame_CYX
 
 
-def warn_if_padded(frames: Tensor, tile: tuple[int, int]) -> None:
-    """Logs a warning if frames [..., Y, X] are smaller than a tile."""
-    height, width = frames.shape[-2:]
-    if height < tile[0] or width < tile[1]:
+def warn_if_padded(model: PerceiverIO, frames: Tensor) -> None:
+    """Logs a warning if frames [..., Y, X] are smaller than those of the model's training."""
+    (height, width), (rows, columns) = frames.shape[-2:], find_adapter(model.inputs, FramePairInput, "flow")[1].size
+    if height < rows or width < columns:
         message = "The frames have %d x %d pixels, fewer than the %d x %d of the model's training: they are padded."
-        log.warning(message, width, height, tile[1], tile[0])
+        log.warning(message, width, height, columns, rows)
 
 
 @torch.no_grad()
@@ -102,11 +98,9 @@ def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: i
     name, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     output, _ = find_adapter(model.outputs, FlowOutput, "flow")
     rows, columns = pair.shape[-2:]
-    pair = pad_to(pair, adapter.size)
-    height, width = pair.shape[-2:]
-    tiles = find_tiles(height, width, adapter.size, overlap)
+    pair, tiles = find_tiles(pair, adapter.size, overlap)
     weight_YX = make_tile_weights(*adapter.size)
-    total_2YX, weights_YX = torch.zeros(2, height, width), torch.zeros(height, width)
+    total_2YX, weights_YX = torch.zeros(2, *pair.shape[-2:]), torch.zeros(pair.shape[-2:])
     groups = [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
     for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
         frames = torch.stack([pair[..., y, x] for y, x in group]).to(get_device(model))
@@ -124,7 +118,7 @@ def estimate_at_points(model: PerceiverIO, pair: Tensor, points_P2: Tensor, over
     output, flow_output = find_adapter(model.outputs, FlowOutput, "flow")
     if flow_output.upsampling is not None:
         raise PerceiversError("points need a model with a query for every pixel; this one upsamples: leave them out.")
-    size = torch.tensor([pair.shape[-1], pair.shape[-2]])
+    size = torch.tensor(pair.shape[:-3:-1])
     if points_P2.dim() != 2 or points_P2.shape[1] != 2 or points_P2.is_floating_point():
         found = f"points of shape {tuple(points_P2.shape)} and {points_P2.dtype} were given"
         raise PerceiversError(f"{found}, but whole numbers [points, 2] are expected: the column and row of each.")
@@ -132,11 +126,11 @@ def estimate_at_points(model: PerceiverIO, pair: Tensor, points_P2: Tensor, over
     if outside_P.any():
         column, row = points_P2[outside_P][0].tolist()
         raise PerceiversError(f"the point ({column}, {row}) lies outside the frames of {size[0]} x {size[1]} pixels.")
-    pair = pad_to(pair, adapter.size)
     height, width = adapter.size
     weight_YX = make_tile_weights(height, width)
     total_P2, weights_P1 = torch.zeros(len(points_P2), 2), torch.zeros(len(points_P2), 1)
-    for y, x in find_tiles(pair.shape[-2], pair.shape[-1], adapter.size, overlap):
+    pair, tiles = find_tiles(pair, adapter.size, overlap)
+    for y, x in tiles:
         column_P, row_P = (points_P2 - torch.tensor([x.start, y.start])).unbind(1)
         inside_P = (column_P >= 0) & (column_P < width) & (row_P >= 0) & (row_P < height)
         if not inside_P.any():
@@ -150,17 +144,12 @@ def estimate_at_points(model: PerceiverIO, pair: Tensor, points_P2: Tensor, over
     return total_P2 / weights_P1
 
 
-def find_tiles(height: int, width: int, tile: tuple[int, int], overlap: int) -> list[tuple[slice, slice]]:
-    """Returns rows and columns of every tile."""
+def find_tiles(pair: Tensor, tile: tuple[int, int], overlap: int) -> tuple[Tensor, list[tuple[slice, slice]]]:
+    """Extends frames smaller than a tile by their last pixels; returns them, and rows and columns of every tile."""
+    height, width = (max(sides) for sides in zip(pair.shape[-2:], tile, strict=True))
+    pair = F.pad(pair, (0, width - pair.shape[-1], 0, height - pair.shape[-2]), mode="replicate")
     tops, lefts = tile_offsets(height, tile[0], overlap), tile_offsets(width, tile[1], overlap)
-    return [(slice(top, top + tile[0]), slice(left, left + tile[1])) for top in tops for left in lefts]
-
-
-def pad_to(pair: Tensor, tile: tuple[int, int]) -> Tensor:
-    """Extends frames to the right and below by their last pixels, at least to the size of a tile."""
-    height, width = pair.shape[-2:]
-    below, right = max(tile[0] - height, 0), max(tile[1] - width, 0)
-    return F.pad(pair, (0, right, 0, below), mode="replicate") if below or right else pair
+    return pair, [(slice(top, top + tile[0]), slice(left, left + tile[1])) for top in tops for left in lefts]
 
 
 def tile_offsets(size: int, tile: int, overlap: int) -> list[int]:
@@ -193,8 +182,7 @@ def draw_video_flow(
 
     Args:
         model, overlap, batch_size, device, dtype, progress: as in `estimate_flow`.
-        video: any video file that PyAV reads.
-        out: the video to write.
+        video, out: the video to read, any that PyAV reads, and the one to write.
         max_flow: length in pixels that has full color, by default the longest of the first pair.
 
     Returns:
@@ -207,7 +195,6 @@ def draw_video_flow(
     check_folder(out)
     check_max_flow(max_flow)
     model = load_for_inference(model, device, dtype)
-    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     source = read_frames(video)
     pairs = 0
 
@@ -217,7 +204,7 @@ def draw_video_flow(
         with tqdm(total=count, desc="frames", disable=None if progress else True) as bar:
             for pairs, pair in enumerate(pairwise(map(to_floats, source.frames)), 1):
                 if pairs == 1:
-                    warn_if_padded(pair[0], adapter.size)
+                    warn_if_padded(model, pair[0])
                 flow_2YX = estimate_tiled(model, torch.stack(pair), overlap, batch_size, progress=False)
                 max_flow = float(flow_2YX.norm(dim=0).max()) if max_flow is None else max_flow
                 yield draw_flow(flow_2YX, max_flow)

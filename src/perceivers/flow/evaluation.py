@@ -20,12 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from perceivers.errors import PerceiversError
-from perceivers.flow.adapter import FramePairInput
 from perceivers.flow.datasets import FlowPair, FlowPairs
 from perceivers.flow.estimate import OVERLAP, estimate_tiled, warn_if_padded
 from perceivers.flow.metrics import FlowErrors, end_point_error
 from perceivers.flow.pictures import MARGIN, draw_flow, draw_legend, resolve_max_flow, to_image
-from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import atomic_write
 
@@ -57,8 +55,8 @@ def dis_flow(preset: int, frames: Tensor) -> Tensor:
     """Dense inverse search (Kroeger et al., 2016) with one of OpenCV's presets."""
     height, width = frames.shape[-2:]
     if min(height, width) < DIS_MIN_SIZE:
-        least = f"leave out frames with fewer than {DIS_MIN_SIZE} rows or columns"
-        raise PerceiversError(f"{width} x {height} pixels are too few for the comparison with DIS: {least}.")
+        found = f"{width} x {height} pixels are too few for the comparison with DIS"
+        raise PerceiversError(f"{found}: leave out frames with fewer than {DIS_MIN_SIZE} rows or columns.")
     one, two = to_gray(frames)
     flow_YX2 = cv2.DISOpticalFlow.create(preset).calc(one, two, NO_INITIAL_FLOW)
     return torch.from_numpy(np.asarray(flow_YX2, np.float32)).permute(2, 0, 1)
@@ -104,13 +102,10 @@ def evaluate(
     """Measures the errors of a model, and of the classical methods, on the same pairs.
 
     Args:
-        model: an optical flow model.
+        model, overlap, batch_size, progress: as in `estimate_flow`.
         pairs: frames and their flow.
-        overlap: minimum overlap of neighboring tiles of the model in pixels.
-        batch_size: tiles computed at a time.
         pictures: a folder for the picture of each pair by `draw_comparison`, in a subfolder with the layout's name;
             existing pictures of these names are replaced.
-        progress: show a bar.
 
     Returns:
         Scores by the method's name, the model first.
@@ -119,7 +114,6 @@ def evaluate(
         PerceiversError: the model is of another kind, a file of the pairs or the folder of pictures is not usable, no
             pixel has known flow, or the model's flow is not finite.
     """
-    _, adapter = find_adapter(model.inputs, FramePairInput, "flow")
     sizes: set[torch.Size] = set()
 
     def run_model(frames: Tensor) -> Tensor:
@@ -133,7 +127,7 @@ def evaluate(
     for index in tqdm(range(len(pairs)), pairs.layout, disable=None if progress else True):
         pair = pairs[index]
         if pair.frames.shape not in sizes:
-            warn_if_padded(pair.frames, adapter.size)
+            warn_if_padded(model, pair.frames)
             sizes.add(pair.frames.shape)
         for name, method in methods.items():
             start = time.perf_counter()
@@ -149,11 +143,11 @@ def evaluate(
         raise PerceiversError(f"no pixel of {pairs.layout} has known flow: choose other pairs.")
     return {
         name: FlowScore(
-            {key: float(value) for key, value in total[name].compute().items()},
-            {key: float(errors.compute()["epe"]) for key, errors in by_sequence[name].items() if errors.pixels_R[0]},
+            {key: float(value) for key, value in errors.compute().items()},
+            {key: float(part.compute()["epe"]) for key, part in by_sequence[name].items() if part.pixels_R[0]},
             median(seconds[name]),
         )
-        for name in methods
+        for name, errors in total.items()
     }
 
 
@@ -161,10 +155,6 @@ def draw_comparison(pair: FlowPair, flow: Tensor) -> Image.Image:
     """Draws the first frame, predicted and true flow in the same colors, and the error, side by side, with a legend.
 
     The longest true vector has full color.
-
-    Args:
-        pair: frames and known flow.
-        flow: the prediction, [2, Y, X].
     """
     max_flow = resolve_max_flow(pair.flow, None)
     error_YX = end_point_error(flow, pair.flow)

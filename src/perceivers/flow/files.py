@@ -1,7 +1,4 @@
-"""Reads and writes files of optical flow.
-
-Flow is a tensor, float32 [2, Y, X], in pixels: the motion of each pixel's content to the right, and down. Unknown flow
-is NaN.
+"""Reads and writes files of optical flow, float32 [2, Y, X] in pixels, to the right and down; NaN where unknown.
 
 Shape suffixes: Y rows, X columns, C colors (3)
 """
@@ -53,20 +50,22 @@ def read_flow(path: str | Path) -> tuple[Tensor, Tensor]:
     """
     check_flow_path(path)
     path = require_file(path)
-    flow_YX2 = READERS[path.suffix.lower()](path).astype(np.float32)
+    flow_YX2 = np.asarray(READERS[path.suffix.lower()](path))
+    if flow_YX2.ndim != 3 or flow_YX2.shape[2] != 2 or flow_YX2.dtype.kind != "f":
+        found = f"{flow_YX2.dtype} {list(flow_YX2.shape)}"
+        raise PerceiversError(f"{path} has {found}: floating point [height, width, 2] is expected.")
     if flow_YX2.size == 0:
         raise PerceiversError(f"{path} has no pixels: its shape is {list(flow_YX2.shape)}.")
-    flow_2YX = invalidate(torch.from_numpy(flow_YX2).permute(2, 0, 1).contiguous())
+    flow_2YX = invalidate(torch.from_numpy(flow_YX2.astype(np.float32)).permute(2, 0, 1).contiguous())
     return flow_2YX, ~flow_2YX[0].isnan()
 
 
 def write_flow(path: str | Path, flow: Tensor, valid: Tensor | None = None) -> None:
-    """Writes a file for `read_flow`, in the format of its suffix.
+    """Writes a file for `read_flow`, in the format of its suffix; an existing file is replaced.
 
     `.png` rounds to 1/64 pixel, the others keep float32 exactly.
 
     Args:
-        path: an existing file is replaced.
         flow: [2, Y, X] in pixels, to the right and down; NaN where unknown.
         valid: bool [Y, X], False where the flow is unknown, too.
 
@@ -95,8 +94,8 @@ def invalidate(flow: Tensor, valid: Tensor | None = None) -> Tensor:
 def check_length(path: Path, width: int, height: int, channels: int, length: int) -> None:
     """Raises a PerceiversError unless `length` is the number of bytes of the float32 values that a header announces."""
     if width < 1 or height < 1 or length != 4 * channels * width * height:
-        size = f"its header gives {width} x {height} pixels, but {length} bytes of flow follow"
-        raise PerceiversError(f"{path} is truncated or damaged: {size}.")
+        found = f"its header gives {width} x {height} pixels, but {length} bytes of flow follow"
+        raise PerceiversError(f"{path} is truncated or damaged: {found}.")
 
 
 def read_flo(path: Path) -> Array:
@@ -147,11 +146,9 @@ def read_array(path: Path) -> Array:
     """Reads NumPy's format."""
     try:
         with path.open("rb") as file:
-            flow_YX2: Array = np.lib.format.read_array(file, allow_pickle=False)
+            return np.lib.format.read_array(file, allow_pickle=False)
     except (ValueError, MemoryError) as error:
         raise PerceiversError(f"{path} cannot be read as a NumPy array: it is damaged or of another format.") from error
-    check_array(flow_YX2, path)
-    return flow_YX2
 
 
 def write_array(path: Path, flow_YX2: Array) -> None:
@@ -187,11 +184,9 @@ def read_flo5(path: Path) -> Array:
         with h5py.File(path, "r") as file:
             if not isinstance(file.get("flow"), h5py.Dataset):
                 raise PerceiversError(f"{path} is not a Spring flow file: it has no data set 'flow'.")
-            check_array(file["flow"], path)
-            flow_YX2: Array = file["flow"][()]
+            return file["flow"][()]
     except (OSError, RuntimeError) as error:
         raise PerceiversError(f"{path} cannot be read as an HDF5 file: it is damaged or of another format.") from error
-    return flow_YX2
 
 
 def write_flo5(path: Path, flow_YX2: Array) -> None:
@@ -200,13 +195,6 @@ def write_flo5(path: Path, flow_YX2: Array) -> None:
     with h5py.File(content, "w") as file:
         file.create_dataset("flow", data=flow_YX2, compression="gzip")
     atomic_write(path, lambda file: file.write_bytes(content.getvalue()))
-
-
-def check_array(array: Any, path: Path) -> None:
-    """Raises a PerceiversError unless an array of NumPy or HDF5 can be flow."""
-    if array.ndim != 3 or array.shape[2] != 2 or array.dtype.kind != "f":
-        found = f"{array.dtype} {list(array.shape)}"
-        raise PerceiversError(f"{path} has {found}: floating point [height, width, 2] is expected.")
 
 
 READERS = {".flo": read_flo, ".png": read_kitti, ".npy": read_array, ".pfm": read_pfm, ".flo5": read_flo5}

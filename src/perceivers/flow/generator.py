@@ -1,6 +1,6 @@
-"""Generates pairs of frames with exact flow: layered scenes in the manner of AutoFlow.
+"""Generates pairs of frames with exact flow: layered scenes in the manner of AutoFlow (Sun et al., 2021).
 
-The paper trains on AutoFlow (section 4.2; Sun et al., 2021), whose generator was not released.
+The paper trains on AutoFlow (section 4.2), whose generator was not released.
 
 A scene is a background and shapes in front of each other, each with its own texture and motion: a perspective motion,
 bent by shears whose length varies as a sine. Both have closed inverses, so flow is exact in both directions, even where
@@ -64,11 +64,7 @@ class RenderedFrame(NamedTuple):
 
 
 class FlowGenerator:
-    """Generates pairs; a seed (from 0 to 2**32 - 1) always gives the same pair.
-
-    Args:
-        scenes: their appearance.
-        device: where they are generated.
+    """Generates pairs on a device; a seed (from 0 to 2**32 - 1) always gives the same pair.
 
     Raises:
         PerceiversError: the folder of textures has no images.
@@ -128,15 +124,15 @@ class FlowGenerator:
                 color_BCP = layers.get_color(layer, origin_B2P, texture_BCYX)
                 flow_B2P = origin_B2P - self.point_2P
                 if layer == 0:
-                    background_BP = torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)
-                    frames.append(RenderedFrame(color_BCP, flow_B2P, background_BP))
+                    layer_BP = torch.zeros_like(flow_B2P[:, 0], dtype=torch.int16)
+                    frames.append(RenderedFrame(color_BCP, flow_B2P, layer_BP))
                     continue
                 opacity_BP = layers.get_opacity(layer, origin_B2P, shape_B1YX)
                 is_seen_BP = opacity_BP > 0.5
-                frame = frames[index]
-                frame.color_BCP.lerp_(color_BCP, opacity_BP[:, None])
-                frame.flow_B2P.copy_(torch.where(is_seen_BP[:, None], flow_B2P, frame.flow_B2P))
-                frame.layer_BP.masked_fill_(is_seen_BP, layer)
+                color, flow, foremost = frames[index]
+                color.lerp_(color_BCP, opacity_BP[:, None])
+                flow.copy_(torch.where(is_seen_BP[:, None], flow_B2P, flow))
+                foremost.masked_fill_(is_seen_BP, layer)
         return frames
 
     def compute_forward_flow(self, layers: Layers, layer_BP: Tensor) -> Tensor:
@@ -157,7 +153,7 @@ def write_scenes(scenes: SceneConfig, folder: str | Path, count: int) -> None:
         PerceiversError: the folder has other files, or pairs of other scenes, or cannot be written to.
     """
     folder = Path(folder)
-    config = json.dumps(asdict(scenes) | {"textures": scenes.textures and str(scenes.textures)}, indent=2) + "\n"
+    config = json.dumps(asdict(scenes), indent=2, default=str) + "\n"
     config_file = folder / "scenes.json"
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not config_file.is_file())):
         raise PerceiversError(f"{folder} has other files: choose a new folder.")

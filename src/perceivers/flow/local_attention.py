@@ -13,8 +13,7 @@ from perceivers.model.local_attention import LATENT_STD, find_attentions, shrink
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, fourier_features
 
-HEAD_SPREAD = 1.5
-"""Side of the area that a latent's heads read, in distances between latents: areas overlap."""
+HEAD_SPREAD = 1.5  # side of the area that a latent's heads read, in distances between latents: areas overlap
 
 
 @torch.no_grad()
@@ -31,9 +30,8 @@ def init_local_attention(model: PerceiverIO) -> None:
     count, width = model.encoder.latents.shape
     channels = 2 * 2 * positions.bands
     if width < channels:
-        raise PerceiversError(
-            f"model.initialization = local needs model.channels of at least 4 * model.bands = {channels}, not {width}."
-        )
+        needed = f"model.channels of at least 4 * model.bands = {channels}, not {width}"
+        raise PerceiversError(f"model.initialization = local needs {needed}.")
     grid = torch.tensor(positions.grid)
     rows, columns = choose_layout(count, positions.grid)
     position_S2 = 2 * spread_evenly(rows, columns) - 1
@@ -41,10 +39,9 @@ def init_local_attention(model: PerceiverIO) -> None:
     features_SC = fourier_features(position_S2, positions.resolution, positions.bands)[:, 2:]
     model.encoder.latents[:, :channels] = LATENT_STD * math.sqrt(2) * features_SC
     shrink_residual(model.encoder)
-    frequency_2F = torch.stack(
-        [2 * math.pi / (side - 1) * torch.linspace(1, bound / 2, positions.bands)
-         for side, bound in zip(positions.grid, positions.resolution, strict=True)]
-    )  # fmt: skip
+    sides = zip(positions.grid, positions.resolution, strict=True)
+    bands = [2 * math.pi / (side - 1) * torch.linspace(1, bound / 2, positions.bands) for side, bound in sides]
+    frequency_2F = torch.stack(bands)
     first = frames.image.features.channels + 2  # after the features and the position itself
     of_elements, of_latents = slice(first, first + channels), slice(channels)
     stride_2 = grid / torch.tensor([rows, columns])
@@ -64,7 +61,5 @@ def spread_evenly(rows: int, columns: int) -> torch.Tensor:
 def choose_layout(count: int, grid: tuple[int, ...]) -> tuple[int, int]:
     """Returns the rows and columns of `count` cells, as square as possible, that fill a grid of this size."""
     ratio = grid[0] / grid[1]
-    return min(
-        ((rows, count // rows) for rows in range(1, count + 1) if count % rows == 0),
-        key=lambda sides: abs(math.log(sides[0] / sides[1] / ratio)),
-    )
+    layouts = ((rows, count // rows) for rows in range(1, count + 1) if count % rows == 0)
+    return min(layouts, key=lambda sides: abs(math.log(sides[0] / sides[1] / ratio)))

@@ -31,10 +31,8 @@ def end_point_error(flow: Tensor, truth: Tensor) -> Tensor:
     flow, truth = flow.float(), truth.float()
     wrong = ~flow.isfinite() & ~truth.isnan().any(-3, keepdim=True)
     if wrong.any():
-        raise PerceiversError(
-            f"the flow is NaN or infinite at {int(wrong.any(-3).sum())} pixels whose true flow is known: "
-            "the model's weights are damaged, or its numbers too large for its dtype."
-        )
+        found = f"the flow is NaN or infinite at {int(wrong.any(-3).sum())} pixels whose true flow is known"
+        raise PerceiversError(f"{found}: the model's weights are damaged, or its numbers too large for its dtype.")
     return (flow - truth).norm(dim=-3)
 
 
@@ -81,9 +79,8 @@ class FlowErrors(Metric):
         error_BYX = error_BYX.nan_to_num()
         fl_BYX = (error_BYX > 3) & (error_BYX > 0.05 * length_BYX)
         outlier_KBYX = torch.stack([error_BYX > 1, error_BYX > 3, error_BYX > 5, fl_BYX])
-        if occluded is None:
-            region_RBYX = known_BYX[None]  # adds nothing to the other regions
-        else:
+        region_RBYX = known_BYX[None]  # if occlusions are unknown, nothing is added to the other regions
+        if occluded is not None:
             occluded_BYX = occluded.view_as(known_BYX)
             region_RBYX = torch.stack([known_BYX, known_BYX & ~occluded_BYX, known_BYX & occluded_BYX])
         count = len(region_RBYX)

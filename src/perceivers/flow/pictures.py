@@ -22,8 +22,7 @@ MARGIN = (235, 235, 235)  # not white, the color of zero flow
 def draw_flow(flow: Tensor, max_flow: float | None = None) -> Tensor:
     """Draws flow in the colors of Baker et al., "A Database and Evaluation Methodology for Optical Flow" (2011).
 
-    The hue is the direction (red to the right, yellow down, cyan-blue left, violet up), the saturation the length,
-    from white (no flow).
+    Flow is red to the right, yellow down, cyan-blue left, violet up, and white if nothing moves.
 
     Args:
         flow: [2, Y, X] in pixels, to the right and down; NaN where unknown.

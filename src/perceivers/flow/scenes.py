@@ -16,9 +16,7 @@ from torch import Tensor
 from perceivers.checks import Checked, Fraction, Range, check_field
 from perceivers.flow.textures import TEXTURE_SIZE
 
-SHEARS = 2
-"""Number of shears per layer, each in a direction of its own."""
-
+SHEARS = 2  # per layer, each in a direction of its own
 NonNegative = Annotated[float, Range(least=0)]
 
 
@@ -31,8 +29,7 @@ class SceneConfig(Checked):
         textures: a folder of images to paint with; by default photographs that come with the package, and noise.
         shapes: minimum and maximum number of shapes in front of the background.
         motion: mean motion of the background in pixels; a shape moves relative to it by the same mean.
-        motion_exponent: exponent applied to exponentially distributed motion lengths (then rescaled to mean `motion`).
-            Above 1 gives a heavier tail.
+        motion_exponent: of exponentially distributed lengths of motion, of the same mean; above 1: a heavier tail.
         rotation_scale: typical motion of a layer's border by rotation, zoom and perspective, as a fraction of `motion`.
         shear_scale: the same for the non-rigid deformation.
         blur: fraction of scenes with motion blur.
@@ -107,8 +104,7 @@ class Layers:
         turn_B, zoom_B = time * self.turn[:, layer], (time * self.zoom[:, layer]).exp()
         sine_B, cosine_B = zoom_B * turn_B.sin(), zoom_B * turn_B.cos()
         matrix_B33 = torch.eye(3, device=turn_B.device).repeat(len(turn_B), 1, 1)
-        matrix_B33[:, 0, 0], matrix_B33[:, 0, 1] = cosine_B, -sine_B
-        matrix_B33[:, 1, 0], matrix_B33[:, 1, 1] = sine_B, cosine_B
+        matrix_B33[:, :2, :2] = torch.stack([cosine_B, -sine_B, sine_B, cosine_B], 1).unflatten(1, (2, 2))
         matrix_B33[:, 2, :2] = time * self.perspective[:, layer]
         center_B2 = self.center[:, layer]
         return translate(center_B2 + time * self.shift[:, layer]) @ matrix_B33 @ translate(-center_B2)
@@ -227,15 +223,10 @@ def sample(image_BCYX: Tensor, map_B23: Tensor, point_B2P: Tensor, padding: str)
 
 
 class SceneRandom:
-    """Random numbers of scenes; those of each scene depend on its seed alone.
-
-    Args:
-        seeds: of the scenes, below 2**32: torch's generator ignores higher digits.
-        device: of the numbers.
-    """
+    """Random numbers of scenes; those of each scene depend on its seed alone, below 2**32."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
-        assert all(0 <= seed < 2**32 for seed in seeds)
+        assert all(0 <= seed < 2**32 for seed in seeds)  # torch's generator ignores higher digits
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.device = device
 
@@ -254,8 +245,7 @@ class SceneRandom:
 
     def normal(self, *shape: int) -> Tensor:
         """-> [B, *shape], standard normal."""
-        numbers = torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
-        return numbers.to(self.device)
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators]).to(self.device)
 
     def direction(self, *shape: int) -> Tensor:
         """-> [B, *shape, 2], of length 1."""

@@ -31,25 +31,17 @@ PHOTOGRAPHS = [
 
 
 def make_textures(folder: str | Path | None, count: int, seed: int) -> Tensor:
-    """Makes square textures to paint scenes with.
+    """Makes square textures to paint scenes with, bytes [T, 3, TEXTURE_SIZE, TEXTURE_SIZE].
 
-    Args:
-        folder: of images (also in subfolders) whose crops become textures; by default, two thirds of the textures are
-            crops of the photographs in scikit-image and scikit-learn, and one third is noise.
-        count: number of textures.
-        seed: of the crops and the noise.
-
-    Returns:
-        bytes [T, 3, TEXTURE_SIZE, TEXTURE_SIZE].
+    They are crops of the images in a folder (also in subfolders). By default, two thirds are crops of the photographs
+    in scikit-image and scikit-learn, and one third is noise.
 
     Raises:
         PerceiversError: the folder does not exist, or none of its images can be read.
     """
     random = np.random.default_rng(seed)
-    if folder is not None:
-        images, crops = read_images(Path(folder), count, random), count
-    else:
-        images, crops = load_photographs(), math.ceil(count * 2 / 3)
+    images = load_photographs() if folder is None else read_images(Path(folder), count, random)
+    crops = math.ceil(count * 2 / 3) if folder is None else count
     textures = [crop_texture(images[index % len(images)], random) for index in range(crops)]
     textures += [make_noise(random) for _ in range(count - crops)]
     return torch.stack(textures)
@@ -107,10 +99,9 @@ def make_noise(random: Generator) -> Tensor:
 
 
 def make_shapes(count: int, seed: int) -> Tensor:
-    """Makes outlines: polygons, blobs, thin strokes, some of several parts, some with holes.
+    """Makes polygons, blobs and thin strokes, some of several parts, some with holes.
 
-    Returns:
-        float16 [S, SHAPE_SIZE, SHAPE_SIZE]: the distance to the outline as a fraction of the side, positive inside.
+    Returns float16 [S, SHAPE_SIZE, SHAPE_SIZE]: distances to the outline as fractions of the side, positive inside.
     """
     random = np.random.default_rng(seed)
     return torch.stack([compute_distances(draw_shape(random)) for _ in range(count)])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from perceivers.checks import Checked, Count, Fraction, check_field
 from perceivers.flow import commands
@@ -29,8 +30,7 @@ from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
-LOGGED_PAIRS = 4
-"""Number of validation pairs whose pictures are logged."""
+LOGGED_PAIRS = 4  # number of validation pairs whose pictures are logged
 
 
 @dataclass
@@ -126,7 +126,7 @@ class FlowEstimator(Learner):
         self.scenes = scenes
         self.generator: FlowGenerator | None = None
         self.pixels = pixels
-        self.metrics = ErrorsBesideZero()
+        self.metrics = MetricCollection([FlowErrors("pairs"), ZeroErrors("pairs")], compute_groups=False)
         self.pictures: list[Tensor] = []
 
     def on_fit_start(self) -> None:
@@ -163,13 +163,12 @@ class FlowEstimator(Learner):
 
     def compute_error(self, frames: Tensor, flow_B2YX: Tensor) -> Tensor:
         """Returns the mean end-point error in pixels, of all pixels with known flow or of random ones."""
-        outputs = None
-        if self.pixels is not None:
+        if self.pixels is None:
+            predicted = self.model({"frames": frames})["flow"].float()
+        else:
             index_P = torch.randint(flow_B2YX[0, 0].numel(), (self.pixels,), device=flow_B2YX.device)
-            outputs, flow_B2YX = {"flow": index_P}, flow_B2YX.flatten(2)[..., index_P]
-        predicted = self.model({"frames": frames}, outputs)["flow"].float()
-        if outputs is not None:
-            predicted = predicted.mT
+            predicted = self.model({"frames": frames}, {"flow": index_P})["flow"].float().mT
+            flow_B2YX = flow_B2YX.flatten(2)[..., index_P]
         known = ~flow_B2YX.isnan().any(1)
         return ((predicted - flow_B2YX.nan_to_num()).norm(dim=1) * known).sum() / known.sum().clamp_min(1)
 
@@ -197,23 +196,14 @@ class FlowEstimator(Learner):
         self.pictures = []
 
 
-class ErrorsBesideZero(nn.Module):
-    """Errors of flow, and "zero", the end-point error of the prediction that nothing moves."""
+class ZeroErrors(FlowErrors):
+    """The end-point error of the prediction that nothing moves, "zero"."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.flow, self.zero = FlowErrors("pairs"), FlowErrors("pairs")
-
-    def update(self, predicted_B2YX: Tensor, flow_B2YX: Tensor) -> None:
-        self.flow.update(predicted_B2YX, flow_B2YX)
-        self.zero.update(torch.zeros_like(predicted_B2YX), flow_B2YX)
+    def update(self, flow: Tensor, truth: Tensor, occluded: Tensor | None = None) -> None:
+        super().update(torch.zeros_like(flow), truth, occluded)
 
     def compute(self) -> dict[str, Tensor]:
-        return self.flow.compute() | {"zero": self.zero.compute()["epe"]}
-
-    def reset(self) -> None:
-        self.flow.reset()
-        self.zero.reset()
+        return {"zero": super().compute()["epe"]}
 
 
 def draw_pair(frames: Tensor, flow: Tensor, predicted: Tensor) -> Tensor:
