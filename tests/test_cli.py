@@ -116,12 +116,13 @@ def test_help_teaches_every_field(capsys):
     assert "--optimization.clip_norm" in out
     assert "largest norm of the gradient" in out
     flat = " ".join(out.split())
-    assert "--model.latents LATENTS N, number of latents. (type: Annotated[int, at least 1], default: 512)" in flat
-    assert "--model.positions {fourier,learned}" in flat
+    assert "--model.latents (int, at least 1; default: 512) N, number of latents." in flat
+    assert "--model.positions ('fourier' | 'learned'; default: \"fourier\")" in flat
+    assert "--model.image_size (int | tuple[int, int], at least 1; default: 224)" in flat
     main(["fit", str(ROOT / "configs/flow/light_gpu.yaml"), "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert "pixels of flow for a 1 of the last layer. (type: float, default: 0.2)" in out
-    assert "N, number of latents. (type: Annotated[int, at least 1], default: 1024)" in out, "that of the preset"
+    assert "(float; default: 0.2) pixels of flow for a 1 of the last layer." in out
+    assert "--model.latents (int, at least 1; default: 1024)" in out, "that of the preset"
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,21 @@ def describe_expected(value: Any, annotation: Any) -> str:
         return " or ".join(map(repr, parts))
     if origin is Annotated and matches(value, strip_ranges(annotation)):
         return " and ".join(str(part) for part in parts[1:] if isinstance(part, Range))
-    ranges = {item for part in parts for item in get_args(part) if isinstance(item, Range)}
+    ranges = set(find_ranges(annotation))
     each = f", each {ranges.pop()}" if len(ranges) == 1 else ""
     return f"of type {name_annotation(annotation)}{each}"
+
+
+def describe_type(annotation: Any) -> str:
+    """Returns the type and the ranges of an annotation, such as "float, above 0"."""
+    return ", ".join([name_annotation(annotation), *dict.fromkeys(map(str, find_ranges(annotation)))])
+
+
+def find_ranges(annotation: Any) -> list[Range]:
+    """Returns the ranges anywhere in an annotation."""
+    if isinstance(annotation, Range):
+        return [annotation]
+    return [item for part in get_args(annotation) for item in find_ranges(part)]
 
 
 def strip_ranges(annotation: Any) -> Any:
@@ -115,5 +127,7 @@ def name_annotation(annotation: Any) -> str:
         return "..."
     if origin in (Union, UnionType):
         return " | ".join(map(name_annotation, parts))
+    if origin is Literal:
+        return " | ".join(map(repr, parts))
     name = str(getattr(origin or annotation, "__name__", annotation))
     return f"{name}[{', '.join(map(name_annotation, parts))}]" if parts else name

@@ -1,18 +1,22 @@
 """Builds an experiment from a YAML file and the command line; every key and value is checked."""
 
+import inspect
+import json
+import textwrap
 import types
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
-from perceivers.checks import Checked, check_field
+from perceivers.checks import Checked, check_field, describe_type
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
@@ -52,8 +56,35 @@ def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
 
 def describe_config(path: Path, overrides: Sequence[str] = ()) -> str:
     """Returns help on every field of the experiment of a config file, including those of its model."""
-    *_, parser = open_config(path, overrides)
-    return parser.format_help()
+    _, experiment, model, parser = open_config(path, overrides)
+    usage = f"usage: perceivers fit {path} [--FIELD=VALUE ...]"
+    lines = [usage, "", f"{summarize(experiment)} Set fields in the file or on the command line."]
+    return "\n".join(lines + describe_fields(experiment, parser.get_defaults(), model=model))
+
+
+def describe_fields(config: Any, defaults: Namespace, prefix: str = "", model: type | None = None) -> list[str]:
+    """Returns lines of help on the fields of a config class: name, type, default and documentation of each."""
+    parsed = [docstring_parser.parse(base.__doc__ or "") for base in reversed(config.__mro__)]
+    texts = {param.arg_name: " ".join((param.description or "").split()) for text in parsed for param in text.params}
+    annotations = get_type_hints(config, include_extras=True) | ({} if model is None else {"model": model})
+    lines, sections = list[str](), list[str]()
+    for item in fields(config):
+        name, annotation = prefix + item.name, annotations[item.name]
+        if is_dataclass(annotation):
+            heading = ["", f"{name}: {texts.get(item.name) or summarize(annotation)}"]
+            sections += heading + describe_fields(annotation, defaults, f"{name}.")
+            continue
+        default = defaults[name]
+        is_required = item.default is MISSING and item.default_factory is MISSING and default is None
+        value = "required" if is_required else f"default: {json.dumps(default, default=str)}"
+        lines.append(f"  --{name} ({describe_type(annotation)}; {value})")
+        lines += textwrap.wrap(texts.get(item.name, ""), 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+    return lines + sections
+
+
+def summarize(config: Any) -> str:
+    """Returns the first line of the docstring of a class."""
+    return (inspect.getdoc(config) or config.__name__).partition("\n")[0]
 
 
 def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], type[Experiment], type, ArgumentParser]:
