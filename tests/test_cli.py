@@ -105,7 +105,7 @@ def test_the_demo_writes_its_files(tmp_path, capsys, monkeypatch):
         assert picture.size[0] > 1000
     assert perceivers.load(tmp_path / "model").outputs["label"].names == list("0123456789")
     (tmp_path / "model" / "config.json").unlink()
-    monkeypatch.setattr("perceivers.images.demo.draw", lambda *arguments: Figure())  # drawing takes longest
+    monkeypatch.setattr("perceivers.images.demo.draw_predictions", lambda *arguments: Figure())  # drawing takes longest
     main(["demo", "--output", str(tmp_path), "--epochs", "1"])  # again in the same place
     assert (tmp_path / "model" / "config.json").is_file()
 
