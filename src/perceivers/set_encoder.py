@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from perceivers.adapters.array import ArrayInput
 from perceivers.adapters.set import SetOutput
 from perceivers.model import kernels
-from perceivers.model.adapter import InputArray
+from perceivers.model.adapter import InputArray, read_array
 from perceivers.model.linear import Linear
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import Model
@@ -83,6 +83,7 @@ class SetEncoder(Model):
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
         """Takes elements and the mask of those that are not padding (by default all)."""
+        x_BMC, mask_BM = read_array(InputArray(x_BMC, mask_BM), channel_dims=1)
         mask_BM = torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
         y_BMD = self.perceiver({"elements": InputArray(self.embedding(x_BMC), mask_BM)})["elements"]
         return self.heads(y_BMD, mask_BM)

@@ -338,7 +338,10 @@ def test_wrong_inputs_are_refused(data):
         PerceiversError, match="indices of output 'picture' go from 3 to 20, but it has elements 0 to 19"
     ):
         model(data, {"picture": torch.tensor([3, 20])})
-    with pytest.raises(PerceiversError, match=r"mask of input 'points' has shape \(2, 1\), but its array has \(2, 9\)"):
+    with pytest.raises(
+        PerceiversError,
+        match=r"mask of shape \(2, 1\) was given for an array of shape \(2, 9, 4\): its shape must be \(2, 9\)",
+    ):
         model(data | {"points": InputArray(data["points"], torch.ones(2, 1, dtype=torch.bool))})
     with pytest.raises(PerceiversError, match="no input 'sounds': did you mean 'sound'"):
         model({"sounds": data["sound"]})

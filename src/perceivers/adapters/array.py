@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
 from perceivers.model.positions import Positions
 
 
@@ -26,7 +26,7 @@ class ArrayInput(InputAdapter):
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes vectors [B, *grid, channels], or `InputArray(vectors, mask)` with a mask of shape [B, *grid]."""
-        vectors, mask, _ = data if isinstance(data, InputArray) else InputArray(data)
+        vectors, mask = read_array(data, channel_dims=1)
         rank = 1 if self.positions is None else len(self.positions.grid)
         if vectors.dim() != rank + 2 or vectors.shape[-1] != self.data_channels:
             raise PerceiversError(

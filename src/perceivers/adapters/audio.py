@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.array import ArrayOutput, with_positions
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, read_array
 from perceivers.model.linear import lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -98,7 +98,7 @@ def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tens
     Raises:
         PerceiversError: the samples have other dimensions, or do not fill patches of `step` samples.
     """
-    sound_BS, mask_BS, _ = data if isinstance(data, InputArray) else InputArray(data)
+    sound_BS, mask_BS = read_array(data)
     if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % step:
         raise PerceiversError(
             f"sound of shape {tuple(sound_BS.shape)} was given, "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import trunc_normal_parameter
 from perceivers.model.positions import LearnedPositions
@@ -39,7 +39,7 @@ class TextInput(InputAdapter):
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes tokens [B, M] in 0 ... V - 1; or `InputArray(tokens, mask_BM)` for texts of different lengths."""
-        token_BM, mask_BM, _ = data if isinstance(data, InputArray) else InputArray(data)
+        token_BM, mask_BM = read_array(data)
         if token_BM.dim() != 2 or token_BM.is_floating_point():
             raise PerceiversError(
                 f"tokens of shape {tuple(token_BM.shape)} and type {token_BM.dtype} were given, "

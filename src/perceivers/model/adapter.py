@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import Configurable
+from perceivers.model.masks import to_bool_mask, zero_padding
 
 
 class InputArray(NamedTuple):
@@ -19,13 +20,34 @@ class InputArray(NamedTuple):
 
     Attributes:
         x_BMC: the elements.
-        mask_BM: True for real elements, False for padding, which has weight 0; None if all are real.
+        mask_BM: True or 1 for real elements, False or 0 for padding, which has weight 0; None if all are real.
         grid: size of each dimension, if the elements lie on a grid; an output can take the shape of an input from it.
     """
 
     x_BMC: Tensor
     mask_BM: Tensor | None = None
     grid: tuple[int, ...] | None = None
+
+
+def read_array(data: Any, channel_dims: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Returns the tensor and the mask of an adapter's data, a tensor or `InputArray(tensor, mask)`, with padding as 0.
+
+    Args:
+        data: what a model was given.
+        channel_dims: number of the tensor's last dimensions that the mask does not have.
+
+    Raises:
+        PerceiversError: the data is no tensor, or the mask has another shape.
+    """
+    array, mask, _ = data if isinstance(data, InputArray) else InputArray(data)
+    if not isinstance(array, Tensor):
+        raise PerceiversError(f"a {type(array).__name__} was given as data of the model: a torch.Tensor is expected.")
+    mask = to_bool_mask(mask)
+    shape = array.shape[: array.dim() - channel_dims]
+    if mask is not None and mask.shape != shape:
+        found = f"a mask of shape {tuple(mask.shape)} was given for an array of shape {tuple(array.shape)}"
+        raise PerceiversError(f"{found}: its shape must be {tuple(shape)}.")
+    return zero_padding(array, mask), mask
 
 
 class Encoded(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.linear import Linear, gelu
+from perceivers.model.masks import to_bool_mask
 from perceivers.model.sizes import Gelu
 
 
@@ -74,10 +75,7 @@ class Attention(nn.Module):
         v_channels = qk_channels if v_channels is None else v_channels
         for field, channels in (("qk_channels", qk_channels), ("v_channels", v_channels)):
             if heads < 1 or channels % heads:
-                raise PerceiversError(
-                    f"{field} = {channels} cannot be split over heads = {heads}: "
-                    f"choose a number of heads that divides {channels}, or set {field} to a multiple of {heads}."
-                )
+                raise PerceiversError(f"{field} = {channels} cannot be split over heads = {heads}: choose a divisor.")
         self.heads = heads
         self.longer = longer
         self.scale = math.sqrt(heads / qk_channels)
@@ -100,6 +98,7 @@ class Attention(nn.Module):
         output projection, which has a bias), and so does a query where `query_mask_BO` is False.
         """
         key_values = self.project_keys_values(x_BMC, mask_BM) if isinstance(x_BMC, Tensor) else x_BMC
+        query_mask_BO = to_bool_mask(query_mask_BO)
         if self.active_kernel is not None:
             return self.active_kernel.attend(self, q_BOQ, key_values, query_mask_BO)
         k_BHMK, v_BHMV, mask_BM = key_values
@@ -117,6 +116,7 @@ class Attention(nn.Module):
 
     def project_keys_values(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> KeyValues:
         """Projects inputs to keys and values."""
+        mask_BM = to_bool_mask(mask_BM)
         if self.active_kernel is not None:
             return self.active_kernel.project_keys_values(self, x_BMC, mask_BM)
         return KeyValues(self.split_heads(self.key(x_BMC)), self.split_heads(self.value(x_BMC)), mask_BM)

@@ -16,12 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.adapter import Adapters, Encoded, InputAdapter, InputArray, OutputAdapter, module_key
+from perceivers.model.adapter import Adapters, Encoded, InputAdapter, InputArray, OutputAdapter, module_key, read_array
 from perceivers.model.attention import CrossAttention, KeyValues, SelfAttention
+from perceivers.model.eager import is_concrete
 from perceivers.model.intermediates import Intermediates, record_attention, record_latents
-from perceivers.model.kernels.eager import is_concrete
 from perceivers.model.kernels.folding import decode
 from perceivers.model.linear import Linear, trunc_normal_parameter
+from perceivers.model.masks import drop_trivial_mask, to_bool_mask
 from perceivers.model.modalities import ModalityPadding, check_names, concatenate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Sizes, takes_sizes
@@ -185,21 +186,16 @@ class PerceiverIO(Model):
         for name, array in inputs.items():
             if not isinstance(array, InputArray):
                 raise PerceiversError(f"the adapter of input {name!r} must return an InputArray, not {type(array)}.")
-            x_BMC, mask_BM, _ = array
-            if mask_BM is not None and mask_BM.shape != x_BMC.shape[:2]:
-                raise PerceiversError(
-                    f"the mask of input {name!r} has shape {tuple(mask_BM.shape)}, "
-                    f"but its array has {tuple(x_BMC.shape[:2])} (batch, elements)."
-                )
+            x_BMC, mask_BM = read_array(array, channel_dims=1)
+            inputs[name] = InputArray(x_BMC, drop_trivial_mask(mask_BM), array.grid)
         dtype = self.encoder.latents.dtype
-        hidden = {} if hidden is None else hidden
+        hidden = {name: to_bool_mask(mask) for name, mask in (hidden or {}).items()}
         for name in hidden:
             if name not in self.maskable:
                 can = ", ".join(self.maskable) or "none"
                 raise PerceiversError(
                     f"the input {name!r} cannot be hidden: build the model with it in maskable ({can})."
                 )
-        inputs = {name: array._replace(mask_BM=drop_trivial_mask(array.mask_BM)) for name, array in inputs.items()}
         x_BMC, mask_BM = concatenate(
             [self.input_padding(name, array.x_BMC.to(dtype), hidden.get(name)) for name, array in inputs.items()],
             [array.mask_BM for array in inputs.values()],
@@ -312,11 +308,6 @@ class PerceiverIO(Model):
         with record_latents(self.encoder) as latents, record_attention(self if attention else nn.Identity()) as maps:
             predictions = self(data, outputs, hidden)
         return predictions, Intermediates(latents, maps)
-
-
-def drop_trivial_mask(mask_BM: Tensor | None) -> Tensor | None:
-    """Returns a mask, or None if it hides nothing."""
-    return None if mask_BM is None or (is_concrete(mask_BM) and mask_BM.all()) else mask_BM
 
 
 def check_indices(name: str, indices: Tensor, total: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.model import kernels
+from perceivers.model.adapter import InputArray, read_array
 from perceivers.model.attention import SelfAttention
 from perceivers.model.linear import Linear
 from perceivers.model.saving import Model
@@ -33,6 +34,7 @@ class EntityTransformer(Model):
 
     def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> SetEncoding:
         """Takes units and the mask of those that are not padding (by default all)."""
+        x_BMC, mask_BM = read_array(InputArray(x_BMC, mask_BM), channel_dims=1)
         mask_BM = torch.ones(x_BMC.shape[:2], dtype=torch.bool, device=x_BMC.device) if mask_BM is None else mask_BM
         h_BMD = self.embedding(x_BMC)
         for layer in self.layers:

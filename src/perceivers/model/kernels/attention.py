@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from perceivers.model.kernels.eager import is_concrete, is_eager
+from perceivers.model.eager import is_concrete, is_eager
 from perceivers.model.kernels.onednn import linear
 
 CPU_CHUNK_BYTES = 2**23

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from perceivers.model.attention import MLP, Attention, CrossAttention, KeyValues
+from perceivers.model.eager import is_concrete
 from perceivers.model.kernels.attention import scaled_dot_product_attention
-from perceivers.model.kernels.eager import is_concrete
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import Linear, gelu
 

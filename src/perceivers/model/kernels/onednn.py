@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
-from perceivers.model.kernels.eager import is_eager
+from perceivers.model.eager import is_eager
 
 
 def linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
