@@ -340,7 +340,7 @@ def test_wrong_inputs_are_refused(data):
         model(data, {"picture": torch.tensor([3, 20])})
     with pytest.raises(
         PerceiversError,
-        match=r"mask of shape \(2, 1\) was given for an array of shape \(2, 9, 4\): its shape must be \(2, 9\)",
+        match=r"mask of shape \(2, 1\) was given for an array of shape \(2, 9, 5\): its shape must be \(2, 9\)",
     ):
         model(data | {"points": InputArray(data["points"], torch.ones(2, 1, dtype=torch.bool))})
     with pytest.raises(PerceiversError, match="no input 'sounds': did you mean 'sound'"):
