@@ -165,7 +165,7 @@ def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoi
         )
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in CONFIGS:
-        raise PerceiversError(f"{source}: the architecture {architecture!r} is not one of {', '.join(CONFIGS)}.")
+        raise PerceiversError(f"{source} has architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}.")
     try:
         settings = read_settings(architecture, config, folder)
     except PerceiversError:  # a ValueError
