@@ -20,8 +20,7 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.saving import Model
-from perceivers.model.sizes import ModelConfig
-from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, ExternalCheckpoint, build_model
+from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, Config, ExternalCheckpoint, build_model
 from perceivers.released.unpickling import read_pickle
 from perceivers.text.model import LanguageConfig
 
@@ -125,11 +124,7 @@ def to_torch(array: Any, leaf: str, path: Path) -> Tensor:
 
 
 class Shapes:
-    """Sizes of a model, read from the shapes of its arrays (by our names).
-
-    Raises:
-        PerceiversError: a needed array is missing, or of an impossible shape.
-    """
+    """Sizes of a model, read from the shapes of its arrays (by our names); a missing or damaged one is an error."""
 
     def __init__(self, path: Path, arrays: Mapping[str, Tensor], modules: Mapping[str, str]) -> None:
         self.path, self.arrays, self.modules = path, arrays, modules
@@ -245,7 +240,7 @@ class PublishedModel(NamedTuple):
 
     marker: str  # our name of an array that only such files have
     modules: Mapping[str, str]  # Haiku's names of our modules and arrays
-    config: type[ModelConfig]
+    config: type[Config]
     read_settings: Callable[[Shapes], Settings]  # reads fields of the config from the shapes of the arrays
     size: tuple[int, int, int]  # latents, channels and depth
     not_in_shapes: Settings  # fields of the config that shapes do not determine
@@ -261,9 +256,7 @@ PUBLISHED = [
         "heads.audio.weight", AUTOENCODER, AutoencoderConfig, autoencoder_settings, (784, 512, 8), AUTOENCODER_SETTINGS
     ),
     classifier("inputs.image.positions.table_SF", LEARNED, not_in_shapes={"heads": 8, "num_blocks": 8}),
-    classifier(
-        "inputs.image.features.convolution.weight", CONV, not_in_shapes={"heads": 8, "num_blocks": 8, "image_size": 224}
-    ),
+    classifier("inputs.image.features.convolution.weight", CONV, not_in_shapes=IMAGE_SETTINGS),
     classifier("outputs.label.query", FOURIER, not_in_shapes=IMAGE_SETTINGS),
     PublishedModel(
         "inputs.text.embedding.weight", LANGUAGE, LanguageConfig, language_settings, (256, 1280, 26), LANGUAGE_SETTINGS
@@ -274,11 +267,7 @@ PUBLISHED = [
 
 
 def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
-    """Reads a checkpoint of the original code.
-
-    Args:
-        path: the pickle.
-        given: settings from the user.
+    """Reads a checkpoint of the original code; `given`: settings from the user.
 
     Raises:
         PerceiversError: the file cannot be read, is not of a published model, or a setting must be given.
