@@ -294,9 +294,8 @@ def clip_too_short_error(subject: str, duration: float, start: float, requested:
     """Returns the error for a clip that ends after its file."""
     latest = math.floor((duration - requested) * 100) / 100
     advice = f"start at {latest:.2f} s or before" if latest >= 0 else "ask for fewer frames, or more per second"
-    return PerceiversError(
-        f"{subject} {duration:.2f} s, but the clip is from {start:.2f} s to {start + requested:.2f} s: {advice}."
-    )
+    clip = f"the clip is from {start:.2f} s to {start + requested:.2f} s"
+    return PerceiversError(f"{subject} {duration:.2f} s, but {clip}: {advice}.")
 
 
 def read_frames_at(
