@@ -78,7 +78,7 @@ def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -
         )
     kind = plugins.import_object(name, "class")
     if not isinstance(kind, type) or not issubclass(kind, Configurable):
-        raise PerceiversError(f"{source} names {name!r}, which is not a part of models.")
+        raise PerceiversError(f"{source} names {name!r}, which is not a part of a model.")
     return kind
 
 

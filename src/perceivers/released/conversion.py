@@ -53,17 +53,17 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
         if array is None:
             raise PerceiversError(
                 f"{source} has no array {external!r}, which its model needs with shape {tuple(expected.shape)}: "
-                f"it is incomplete or of another model."
+                f"it is incomplete or belongs to another model."
             )
         if squeezed(array.shape) != squeezed(expected.shape):
             raise PerceiversError(
                 f"{source}: the array {external!r} has shape {tuple(array.shape)}, but its model needs "
-                f"{tuple(expected.shape)}: a setting is wrong, or it is of another model."
+                f"{tuple(expected.shape)}: a setting is wrong, or it belongs to another model."
             )
         tensors[name] = array.reshape(expected.shape)
     if arrays:
         raise PerceiversError(
-            f"{source} has an array {min(arrays)!r}, for which its model has no place: it is of another model."
+            f"{source} has an array {min(arrays)!r}, which its model does not have: it belongs to another model."
         )
     if FLOW_PROJECTION in tensors:
         tensors[FLOW_PROJECTION] = pixels_first(tensors[FLOW_PROJECTION])

@@ -133,7 +133,9 @@ class Shapes:
         """Returns the shape of an array."""
         external = rename_array(name, self.modules)
         if external not in self.arrays:
-            raise PerceiversError(f"{self.path} has no array {external!r}: it is incomplete or of another model.")
+            raise PerceiversError(
+                f"{self.path} has no array {external!r}: it is incomplete or belongs to another model."
+            )
         shape = self.arrays[external].shape
         if len(shape) < 2 or not all(shape):
             raise PerceiversError(f"{self.path}: the array {external!r} has shape {tuple(shape)}: it is damaged.")
@@ -286,7 +288,7 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
     model = next((model for model in PUBLISHED if rename_array(model.marker, model.modules) in arrays), None)
     if model is None:
         raise PerceiversError(
-            f"{path} is of none of the published models: they are image classifiers, the byte language model, "
+            f"{path} is not one of the published models, which are image classifiers, the byte language model, "
             f"optical flow, and the autoencoder of video, sound and label."
         )
     shapes, modules = Shapes(path, arrays, model.modules), model.modules
@@ -295,7 +297,7 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
     missing = [] if size == model.size else sorted(model.not_in_shapes.keys() - given.keys())
     if missing:
         raise PerceiversError(
-            f"{path} is not of the published size, and its arrays do not tell {', '.join(missing)}: "
+            f"{path} does not have the published size, and its shapes do not determine {', '.join(missing)}: "
             f"give these settings, as in {', '.join(f'{name}={model.not_in_shapes[name]}' for name in missing)}."
         )
     settings = model.not_in_shapes | settings

@@ -158,7 +158,7 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
         )
     if len(replay.players) != 2 and not team_games:
         raise PerceiversError(
-            f"{path} is of {len(replay.players)} players: only games of two are accepted unless team games are allowed."
+            f"{path} has {len(replay.players)} players: only games of two are accepted unless team games are allowed."
         )
     if replay.frames < MIN_LOOPS:
         raise PerceiversError(
