@@ -407,7 +407,10 @@ def test_convert_writes_nothing_that_the_format_cannot_hold(original, tmp_path, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ([], "checkpoint.pystate is not of the published size, and its arrays do not tell heads, image_size"),
+        (
+            [],
+            "checkpoint.pystate does not have the published size, and its shapes do not determine heads, image_size",
+        ),
         (["heads"], "--set heads is not allowed: write NAME=VALUE, such as --set heads=8"),
         (["source=a"], "--set source=a is not allowed"),
         (["classes=5"], "--set classes=5 is not allowed"),

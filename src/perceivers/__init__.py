@@ -35,29 +35,24 @@ __all__ = [
 ]
 
 MODULES = {
-    "load": "checkpoints.load",
-    "PerceiversError": "errors",
-    "Encoded": "model.adapter",
-    "InputAdapter": "model.adapter",
-    "InputArray": "model.adapter",
-    "OutputAdapter": "model.adapter",
-    "record_attention": "model.intermediates",
-    "PerceiverIO": "model.perceiver_io",
-    "FourierPositions": "model.positions",
-    "LearnedPositions": "model.positions",
-    "fourier_features": "model.positions",
-    "Model": "model.saving",
-    "create_model": "presets",
-    "list_models": "presets",
-    "SetEncoder": "set_encoder",
+    "checkpoints.load": ["load"],
+    "errors": ["PerceiversError"],
+    "model.adapter": ["Encoded", "InputAdapter", "InputArray", "OutputAdapter"],
+    "model.intermediates": ["record_attention"],
+    "model.perceiver_io": ["PerceiverIO"],
+    "model.positions": ["FourierPositions", "LearnedPositions", "fourier_features"],
+    "model.saving": ["Model"],
+    "presets": ["create_model", "list_models"],
+    "set_encoder": ["SetEncoder"],
 }
-"""Modules of the public names, imported on first use, so that `perceivers --help` needs no torch."""
+"""Public names by module, imported on first use, so that `perceivers --help` needs no torch."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{MODULES[name]}"), name)
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

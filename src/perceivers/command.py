@@ -37,18 +37,6 @@ class Metavar:
     name: str | tuple[str, ...]
 
 
-def build_parser(function: Command, prog: str) -> argparse.ArgumentParser:
-    """Returns a parser of the arguments of a function."""
-    parameters = inspect.signature(function).parameters.values()
-    takes_rest = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    parser = argparse.ArgumentParser(prog, description=inspect.getdoc(function), add_help=not takes_rest)
-    hints = get_type_hints(function, include_extras=True)
-    for parameter in parameters:
-        if parameter.kind is not parameter.VAR_POSITIONAL:
-            add_argument(parser, parameter, hints.get(parameter.name, str))
-    return parser
-
-
 def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, annotation: Any) -> None:
     """Adds one parameter of a function to a parser."""
     kind, metadata = split_annotation(annotation)
@@ -119,14 +107,17 @@ def make_reader(kind: Any, metadata: Sequence[Any]) -> Callable[[str], Any]:
 
 def run(function: Command, argv: Sequence[str], prog: str) -> None:
     """Calls a function with the arguments of a command line."""
-    parser = build_parser(function, prog)
-    parameters = inspect.signature(function).parameters
-    takes_rest = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
-    found, rest = parser.parse_known_args(argv) if takes_rest else (parser.parse_args(argv), [])
+    parameters = inspect.signature(function).parameters.values()
     hints = get_type_hints(function, include_extras=True)
+    takes_rest = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
+    parser = argparse.ArgumentParser(prog, description=inspect.getdoc(function), add_help=not takes_rest)
+    for parameter in parameters:
+        if parameter.kind is not parameter.VAR_POSITIONAL:
+            add_argument(parser, parameter, hints.get(parameter.name, str))
+    found, rest = parser.parse_known_args(argv) if takes_rest else (parser.parse_args(argv), [])
     tuples = {name for name, hint in hints.items() if get_origin(split_annotation(hint)[0]) is tuple}
     values = {name: tuple(value) if name in tuples and value else value for name, value in vars(found).items()}
-    positional = [values.pop(name) for name, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    positional = [values.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
     function(*positional, *rest, **values)
 
 

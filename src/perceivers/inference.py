@@ -1,7 +1,4 @@
-"""Functions shared by all inference: loading to a device, finding the adapter for a task, ranking classes.
-
-Shape suffixes: K classes
-"""
+"""Loads models to a device, finds the adapter for a task, ranks classes. Shape suffix: K classes."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -54,11 +51,7 @@ def check_dtype(dtype: str | None) -> None:
 
 
 def move_model(model: T, device: str | None, dtype: str | None = None) -> T:
-    """Moves a model to a device and a precision, if given, and puts it in evaluation mode.
-
-    Raises:
-        PerceiversError: there is no such device or dtype.
-    """
+    """Moves a model to a device and precision, if given, and sets evaluation mode; or raises a PerceiversError."""
     check_dtype(dtype)
     try:
         model.to(device=device, dtype=None if dtype is None else DTYPES[dtype])
@@ -74,11 +67,7 @@ def get_device(model: PerceiverIO) -> torch.device:
 
 
 def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T]:
-    """Returns name and adapter of the only input or output of a kind.
-
-    Raises:
-        PerceiversError: there is not exactly one, so that the model cannot do the task.
-    """
+    """Returns name and adapter of the only input or output of a kind; raises a PerceiversError for none or several."""
     found = [(name, part) for name, part in parts.items() if isinstance(part, kind)]
     if len(found) != 1:
         have = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in parts.items())
@@ -88,9 +77,7 @@ def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T
 
 def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
     """Returns the class names of the label output of that name."""
-    output = model.outputs[name]
-    assert isinstance(output, LabelOutput)
-    return output.class_names
+    return model.outputs.get_as(LabelOutput, name).class_names
 
 
 def rank_classes(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:

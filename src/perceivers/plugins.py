@@ -1,4 +1,4 @@
-"""Finds objects by name: entry points that installed packages declare, or import paths.
+"""Finds objects by name: entry points that installed packages declare, or import paths; or raises a PerceiversError.
 
 Experiments, models, commands and file formats of this package are found in the same way as those of any other. A
 package declares them in its `pyproject.toml`:
@@ -58,11 +58,7 @@ def describe_value(value: Any) -> str:
 
 
 def find_object(group: str, name: str) -> Any:
-    """Imports and returns the object of a declared name, or of an import path "package.module:Object".
-
-    Raises:
-        PerceiversError: there is no such name or object, several packages declare the name, or an import fails.
-    """
+    """Imports and returns the object of a declared name, or of an import path "package.module:Object"."""
     kind = group.removesuffix("s")
     if ":" in name:
         return import_object(name, kind)
@@ -74,19 +70,14 @@ def find_object(group: str, name: str) -> Any:
             f"One that is not installed is named by its import path, such as my_module:MyObject."
         )
     if len(points[name]) > 1:
-        packages = " and ".join(
-            f"{point.dist.name if point.dist else 'an unknown package'} ({point.value})" for point in points[name]
-        )
+        owners = [(point.dist.name if point.dist else "an unknown package", point.value) for point in points[name]]
+        packages = " and ".join(f"{owner} ({value})" for owner, value in owners)
         raise PerceiversError(f"the {kind} {name!r} is declared by {packages}: uninstall one of them.")
     return import_object(points[name][0].value, kind)
 
 
 def import_object(path: str, kind: str = "object") -> Any:
-    """Imports the module of an import path "package.module:Object" and returns the object.
-
-    Raises:
-        PerceiversError: the path does not have that form, the module cannot be imported, or it has no such object.
-    """
+    """Imports the module of an import path "package.module:Object" and returns the object."""
     module_name, _, attributes = path.partition(":")
     if not attributes or not all(part.isidentifier() for part in (*module_name.split("."), *attributes.split("."))):
         article = "an" if kind[0] in "aeiou" else "a"

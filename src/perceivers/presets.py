@@ -47,20 +47,12 @@ def list_models() -> list[str]:
 
 
 def find_preset(name: str) -> Preset:
-    """Returns the preset of a name, or of an import path "package.module:NAME".
-
-    Raises:
-        PerceiversError: there is none.
-    """
+    """Returns the preset of a name, or of an import path "package.module:NAME"; or raises a PerceiversError."""
     return plugins.find_instance("models", name, Preset)
 
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
-    """Returns the config of a preset, with some fields overridden.
-
-    Raises:
-        PerceiversError: there is no such preset or field, or a value is not allowed.
-    """
+    """Returns the config of a preset with some fields overridden; raises the errors of `create_model`."""
     config = find_preset(name).config
     return construct(type(config), vars(config) | overrides)
 

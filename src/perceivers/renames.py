@@ -70,11 +70,7 @@ ARGUMENTS = {
 }
 """Arguments of classes of saved models, by the names of the classes then."""
 
-VALUES = {
-    ("gelu", "none"): "exact",
-    ("padding", "port"): "transformers",
-    ("selection", "separate"): "independent",
-}
+VALUES = {("gelu", "none"): "exact", ("padding", "port"): "transformers", ("selection", "separate"): "independent"}
 """Values of arguments of saved models."""
 
 

@@ -146,7 +146,7 @@ def test_whatever_array_of_the_original_is_missing_or_misshapen_reading_ends_in_
 def test_a_module_that_the_model_does_not_have_is_an_error(original, tmp_path):
     _, tree, settings = original
     tree["another/linear"] = {"w": torch.ones(2, 3).numpy()}
-    with pytest.raises(PerceiversError, match="file has an array 'another/linear w', for which its model has no place"):
+    with pytest.raises(PerceiversError, match="file has an array 'another/linear w', which its model does not have"):
         perceivers.load(dump(tree, tmp_path / "file"), **settings)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from perceivers import PerceiversError
-from perceivers.data.loader import ResumableLoader, Samples
+from perceivers.data.loader import Samples
 
 
 class Echo(Samples):
@@ -20,7 +20,7 @@ class Echo(Samples):
 
 
 def loader(count=23, batch_size=4, seed=3, workers=0, lengths=None, **process):
-    return ResumableLoader(Echo(count, lengths), batch_size, seed, workers, **process)
+    return Echo(count, lengths).loader(batch_size, seed, workers, **process)
 
 
 def epoch(loader, number):

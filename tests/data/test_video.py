@@ -272,7 +272,7 @@ def test_nothing_is_left_of_a_video_that_fails(tmp_path):
             write_video(tmp_path / "a.mp4", frames(count), 25)
     with pytest.raises(PerceiversError, match=r"no frames to write to .*a.mp4"):
         write_video(tmp_path / "a.mp4", [], 25)
-    with pytest.raises(PerceiversError, match=r"Frame 1 for .*a.mp4 has shape \[3, 16, 18\], but the first has"):
+    with pytest.raises(PerceiversError, match=r"frame 1 for .*a.mp4 has shape \[3, 16, 18\], but the first has"):
         write_video(tmp_path / "a.mp4", [torch.zeros(3, 16, width, dtype=torch.uint8) for width in (16, 18)], 25)
     with pytest.raises(PerceiversError, match=r"rate = 0 is not allowed for .*a.mp4"):
         write_video(tmp_path / "a.mp4", frames(1), 0)

@@ -301,7 +301,9 @@ def test_features_of_other_colors_are_refused():
     for features, frames, colors in ((Patches(1, 3, 5), "concatenated", 6), (ConvStem(5, 6), "separate", 3)):
         with pytest.raises(PerceiversError, match=f"colors do not fit frames that are {frames}: .* for {colors}"):
             FramePairInput(SIZE, features, FourierPositions(SIZE, 1), frames)
-    with pytest.raises(PerceiversError, match="frames = 'both' is not allowed: it is 'concatenated' or 'separate'"):
+    with pytest.raises(
+        PerceiversError, match="frames = 'both' is not allowed: it must be 'concatenated' or 'separate'"
+    ):
         FramePairInput(SIZE, Patches(1, 3, 5), FourierPositions(SIZE, 1), "both")
 
 

@@ -81,5 +81,7 @@ def test_autoencoding(fixture):
 def test_what_the_file_does_not_tell_is_asked_for(shared_fixtures, name):
     file = shared_fixtures / "deepmind" / name / "checkpoint.pystate"
     missing = ", ".join(sorted(GIVEN[name]))
-    with pytest.raises(PerceiversError, match=f"checkpoint.pystate is not of the published size, .* tell {missing}: "):
+    with pytest.raises(
+        PerceiversError, match=f"checkpoint.pystate does not have the published size, .* determine {missing}: "
+    ):
         perceivers.load(file)

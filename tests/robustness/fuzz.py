@@ -27,7 +27,18 @@ from perceivers.errors import PerceiversError
 SECONDS = 20
 MEMORY = 10**9
 NUMBERS = [b"0", b"-1", b"1e999", b"nan", b"9" * 5000, b"4294967296", b"null", b"true", b'"x"', b"[]", b"{}", b"[[1]]"]
-STRINGS = [b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\r\n", b"\x1b[31m", b"../../x", b"[" * 2000, b"{" * 2000, b'"', b"'"]
+STRINGS = [
+    b"\x00",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\r\n",
+    b"\x1b[31m",
+    b"../../x",
+    b"[" * 2000,
+    b"{" * 2000,
+    b'"',
+    b"'",
+]
 
 
 @dataclass
@@ -176,7 +187,10 @@ def main() -> None:
     for name in found.only:
         outcomes = fuzz(name, READERS[name], -(-found.cases // len(found.only)), found.seed, folder)
         total += outcomes
-        print(f"{name:30} {outcomes['read']:5} read {outcomes['refused']:5} refused {outcomes['failed']:5} failed", flush=True)
+        print(
+            f"{name:30} {outcomes['read']:5} read {outcomes['refused']:5} refused {outcomes['failed']:5} failed",
+            flush=True,
+        )
     print(f"{'all':30} {total['read']:5} read {total['refused']:5} refused {total['failed']:5} failed")
     sys.exit(1 if total["failed"] else 0)
 

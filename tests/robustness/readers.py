@@ -121,7 +121,9 @@ def table(suffix):
     def write(folder: Path) -> Path:
         path = folder / f"x{suffix}"
         if suffix == ".parquet":
-            parquet.write_table(pyarrow.table({"text": [text for text, _ in rows], "label": [k for _, k in rows]}), path)
+            parquet.write_table(
+                pyarrow.table({"text": [text for text, _ in rows], "label": [k for _, k in rows]}), path
+            )
         elif suffix == ".jsonl":
             path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
         else:

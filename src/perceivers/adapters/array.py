@@ -67,7 +67,7 @@ class ArrayOutput(OutputAdapter):
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """-> [B, *grid, channels], or [B, P, channels] at indices."""
+        """Returns [B, *grid, channels], or [B, P, channels] at indices."""
         if indices is not None:
             return y_BOE
         return y_BOE.unflatten(1, self.positions.grid)

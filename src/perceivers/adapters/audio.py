@@ -35,9 +35,8 @@ class AudioInput(InputAdapter):
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
-        sound_BS, mask_BS = samples_and_mask(data, self.patch)
+        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch)
         patches = sound_BS.unflatten(1, (-1, self.patch))
-        mask_BM = None if mask_BS is None else mask_BS.unflatten(1, (-1, self.patch)).any(-1)
         grid = (patches.shape[1],)
         return InputArray(with_positions(patches, self.positions, grid), mask_BM, grid)
 
@@ -49,9 +48,7 @@ class ConvAudioInput(InputAdapter):
     preprocessing of images (section 6); the paper has none of audio. Pooling makes it independent of the phase.
 
     Args:
-        patch: samples per patch.
-        positions: position encoding of the patches in time.
-        sample_rate: samples per second of the training data.
+        patch, positions, sample_rate: as in `AudioInput`.
         filters: number of filters.
         kernel: samples per filter.
         stride: step of the convolution, in samples; it divides the patch.
@@ -84,27 +81,22 @@ class ConvAudioInput(InputAdapter):
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
-        sound_BS, mask_BS = samples_and_mask(data, self.patch)
+        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch)
         padded_B1S = F.pad(sound_BS, self.padding)[:, None].to(self.convolution.weight.dtype)
         x_BMF = self.pool(self.norm(self.convolution(padded_B1S)).relu()).mT
-        mask_BM = None if mask_BS is None else mask_BS.unflatten(1, (-1, self.patch)).any(-1)
         grid = (x_BMF.shape[1],)
         return InputArray(with_positions(x_BMF, self.positions, grid), mask_BM, grid)
 
 
-def samples_and_mask(data: Tensor | InputArray, step: int) -> tuple[Tensor, Tensor | None]:
-    """Returns samples [B, S] and their mask [B, S].
-
-    Raises:
-        PerceiversError: the samples have other dimensions, or do not fill patches of `step` samples.
-    """
+def samples_and_patch_mask(data: Tensor | InputArray, patch: int) -> tuple[Tensor, Tensor | None]:
+    """Returns samples [B, S], which must fill patches of `patch` samples, and the mask of the patches [B, T]."""
     sound_BS, mask_BS = read_array(data)
-    if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % step:
+    if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % patch:
         raise PerceiversError(
             f"sound of shape {tuple(sound_BS.shape)} was given, "
-            f"but [batch, samples] is expected, with samples a multiple of {step}."
+            f"but [batch, samples] is expected, with samples a multiple of {patch}."
         )
-    return sound_BS.float(), mask_BS
+    return sound_BS.float(), None if mask_BS is None else mask_BS.unflatten(1, (-1, patch)).any(-1)
 
 
 class MelInput(InputAdapter):
@@ -147,23 +139,18 @@ class MelInput(InputAdapter):
 
         A patch is real if any sample from the center of its first spectrum to that of the next patch is real.
         """
-        step = self.hop * self.patch[0]
-        sound_BS, mask_BS = samples_and_mask(data, step)
+        sound_BS, mask_BT = samples_and_patch_mask(data, self.hop * self.patch[0])
         patches = self.spectrogram(sound_BS).unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
         patches = patches.transpose(2, 3)  # B T L, and within a patch: time, band
         grid = tuple(patches.shape[1:3])
-        mask_BM = None
-        if mask_BS is not None:
-            mask_BM = mask_BS.unflatten(1, (-1, step)).any(-1).repeat_interleave(grid[1], 1)
+        mask_BM = None if mask_BT is None else mask_BT.repeat_interleave(grid[1], 1)
         return InputArray(with_positions(patches.flatten(3).flatten(1, 2), self.positions, grid), mask_BM, grid)
 
     def spectrogram(self, sound_BS: Tensor) -> Tensor:
         """Returns the scaled log-mel spectrogram, [B, T, L]."""
         hann_S = torch.hann_window(self.window, device=sound_BS.device)
-        spectrum_BFT = torch.stft(
-            sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True
-        )
-        power_BTF = spectrum_BFT[..., : sound_BS.shape[1] // self.hop].abs().square().mT
+        x_BFT = torch.stft(sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True)
+        power_BTF = x_BFT[..., : sound_BS.shape[1] // self.hop].abs().square().mT
         filters_LF = mel_filters(self.bands, self.window, self.sample_rate, sound_BS.device)
         power_BTL = (power_BTF @ filters_LF.mT).float()  # autocast lowers only the precision of the product
         return (power_BTL.clamp_min(1e-10).log10() + 4) / 4

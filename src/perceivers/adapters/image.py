@@ -65,7 +65,7 @@ class Patches(Configurable, nn.Module):
         return values if self.projection is None else self.projection(values.to(self.projection.weight.dtype))
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of features that an image of this size gives."""
+        """Returns the rows and columns of features of an image."""
         return (height, width) if self.overlapping else (height // self.size, width // self.size)
 
 
@@ -76,8 +76,8 @@ class ConvStem(Configurable, nn.Module):
         channels: F.
         in_channels: channels of the image.
         padding: "same" as in the original (TensorFlow's: for even sizes by one more below and to the right), or
-            "transformers" as in that library, which pads evenly and does not pad before pooling: its features stand
-            half a pixel elsewhere, and there is a row and a column less (55 instead of 56 for 224 pixels).
+            "transformers" as in that library, which pads evenly and does not pad before pooling: its features are
+            shifted by half a pixel and have a row and a column less (55 instead of 56 for 224 pixels).
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class ConvStem(Configurable, nn.Module):
         return self.pool(pad_same(x_BFYX, 3, 2) if same else x_BFYX).movedim(1, -1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of features that an image of this size gives: a quarter, rounded up ("same")."""
+        """Returns the rows and columns of features of an image: a quarter of its size, rounded up ("same")."""
         more = 1 if self.padding == "same" else -1
         return ((height + 1) // 2 + more) // 2, ((width + 1) // 2 + more) // 2
 
 
 def pad_same(x_BFYX: Tensor, kernel: int, stride: int) -> Tensor:
-    """Zero padding with which a window of `kernel` at every `stride`-th place gives ceil(size / stride) places."""
+    """Pads with zeros, so that a window of `kernel` pixels in steps of `stride` has ceil(size / stride) positions."""
     padding: list[int] = []
     for size in reversed(x_BFYX.shape[-2:]):
-        places = -(-size // stride)
-        total = max((places - 1) * stride + kernel - size, 0)
+        positions = -(-size // stride)
+        total = max((positions - 1) * stride + kernel - size, 0)
         padding += [total // 2, total - total // 2]
     return nn.functional.pad(x_BFYX, padding)
 
@@ -122,9 +122,9 @@ class ImageInput(InputAdapter):
     Args:
         size: height and width of the images in training, in pixels.
         features: turns images into a grid of feature vectors.
-        positions: encodes the places of that grid.
+        positions: position encoding of that grid.
         mean, std: of each color over the training images, with which images in [0, 1] are normalized.
-        crop: the part of the resized image that evaluation looks at, in the middle (224 of 256 pixels in the paper).
+        crop: fraction of the side of the resized image that evaluation keeps (224 of 256 pixels in the paper).
     """
 
     def __init__(

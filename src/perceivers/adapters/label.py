@@ -31,15 +31,11 @@ class LabelOutput(OutputAdapter):
         classes: number of classes.
         query_channels: Q; None takes the average of the latents instead, as the first Perceiver does.
         names: names of the classes, in order; optional, saved with the model.
-        multilabel: whether several classes can apply at once, so that each has a probability of its own.
+        multilabel: several classes can apply at once, so that each has a probability of its own.
     """
 
     def __init__(
-        self,
-        classes: int,
-        query_channels: int | None = 1024,
-        names: list[str] | None = None,
-        multilabel: bool = False,
+        self, classes: int, query_channels: int | None = 1024, names: list[str] | None = None, multilabel: bool = False
     ) -> None:
         super().__init__()
         if names is not None and len(names) != classes:
@@ -60,5 +56,5 @@ class LabelOutput(OutputAdapter):
         return self.query if indices is None else self.query.expand(-1, indices.shape[-1], -1)
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """-> logits [B, classes], whatever the indices: there is one query."""
+        """Returns logits [B, classes], whatever the indices: there is one query."""
         return y_BOE[:, 0]

@@ -30,11 +30,8 @@ class TextInput(InputAdapter):
         self.vocabulary = vocabulary
         self.length = length
         self.channels = channels
-        self.embedding = nn.Embedding(
-            vocabulary + num_task_tokens,
-            channels,
-            _weight=trunc_normal_parameter(vocabulary + num_task_tokens, channels),
-        )
+        weight = trunc_normal_parameter(vocabulary + num_task_tokens, channels)
+        self.embedding = nn.Embedding(vocabulary + num_task_tokens, channels, _weight=weight)
         self.positions = LearnedPositions([length], channels)
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
@@ -96,5 +93,5 @@ class TextOutput(OutputAdapter):
         return mask_BM.gather(1, indices.expand(mask_BM.shape[0], -1))
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """-> logits [B, M, V], or [B, P, V] at indices."""
+        """Returns logits [B, M, V], or [B, P, V] at indices."""
         return linear(y_BOE, self.text[0].embedding.weight, self.bias)

@@ -19,7 +19,7 @@ class VideoInput(InputAdapter):
 
     Args:
         patch: frames, rows and columns of a patch.
-        positions: encodes the places of the patches.
+        positions: position encoding of the patches.
         in_channels: C.
     """
 
@@ -58,7 +58,7 @@ class VideoInput(InputAdapter):
 
 
 class VideoOutput(ArrayOutput):
-    """The colors of every pixel of every frame, asked for with its position.
+    """The colors of every pixel of every frame, queried by its position.
 
     Args:
         positions: the queries, and by their grid the number of frames, rows and columns.
@@ -69,6 +69,6 @@ class VideoOutput(ArrayOutput):
         super().__init__(in_channels, positions)
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """-> [B, T, C, Y, X], or [B, P, C] of some pixels."""
+        """Returns [B, T, C, Y, X], or [B, P, C] of some pixels."""
         video: Tensor = super().postprocess(y_BOE, encoded, indices)
         return video if indices is not None else video.movedim(-1, 2)

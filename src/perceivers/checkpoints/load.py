@@ -43,27 +43,20 @@ def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), *
         if settings:
             raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
         return read_model(path, lambda name: find_class(name, classes, path))
-    for name in plugins.find_entry_points("formats"):
+    formats = plugins.find_entry_points("formats")
+    for name in formats:
         other = find_format(name)
         if other.recognizes(path):
             return other.read(path, settings)
     if path.is_dir():
         raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
-    raise PerceiversError(
-        f"{path} is in no format that can be read: {', '.join(plugins.find_entry_points('formats'))}."
-    )
+    raise PerceiversError(f"{path} is in no format that can be read: {', '.join(formats)}.")
 
 
 def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -> type[Configurable]:
-    """Returns the class that a saved model names, if it may be imported.
+    """Returns the class that a saved model names, if it is among those given or its package may be imported.
 
-    Args:
-        name: an import path "package.module:Class"; in version 1 of the format, the name of the class alone.
-        classes: classes that the caller allows, whatever their package.
-        source: the model, for errors.
-
-    Raises:
-        PerceiversError: its package may not be imported, or the class does not exist.
+    The name is an import path "package.module:Class" or, in version 1 of the format, that of the class alone.
     """
     given = {import_path(kind): kind for kind in classes}
     if name in given:
@@ -85,28 +78,20 @@ def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -
         )
     kind = plugins.import_object(name, "class")
     if not isinstance(kind, type) or not issubclass(kind, Configurable):
-        raise PerceiversError(f"{source} names {name!r}, which is not a part of models.")
+        raise PerceiversError(f"{source} names {name!r}, which is not a part of a model.")
     return kind
 
 
 def find_format(name: str) -> Format:
-    """Returns the file format of a name, or of an import path "package.module:object".
-
-    Raises:
-        PerceiversError: there is none.
-    """
-    if name not in plugins.find_entry_points("formats") and ":" not in name:
-        formats = ["perceivers", *plugins.find_entry_points("formats")]
-        raise PerceiversError(f"there is no format {name!r}: {did_you_mean(name, formats)}")
+    """Returns the file format of a name, or of an import path "package.module:object"; or raises a PerceiversError."""
+    formats = plugins.find_entry_points("formats")
+    if name not in formats and ":" not in name:
+        raise PerceiversError(f"there is no format {name!r}: {did_you_mean(name, ['perceivers', *formats])}")
     return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 
 
 def locate(source: str | Path) -> Path:
-    """Returns the folder or file of a model, after downloading it if it is on the Hub.
-
-    Raises:
-        PerceiversError: it does not exist.
-    """
+    """Returns the folder or file of a model, after downloading it if it is on the Hub; or raises a PerceiversError."""
     path = Path(source)
     return path if path.exists() else download(str(source))
 

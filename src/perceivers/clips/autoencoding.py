@@ -127,10 +127,8 @@ class Autoencoding(Experiment):
 class ClipAutoencoder(Learner):
     """Trains with the absolute errors of random pixels and audio patches, and the cross-entropy of the label.
 
-    Args:
-        model, optimization: as in `Learner`.
-        weights, augmentation, points, label_masking: as in `Autoencoding`.
-        reconstructions: folder to write some held-out windows to, beside their reconstructions; by default none.
+    The arguments are the fields of `Autoencoding`, and a folder to write some held-out windows to, with their
+    reconstructions; by default none.
     """
 
     monitor = ("test_video_psnr", "max")
@@ -189,11 +187,10 @@ class ClipAutoencoder(Learner):
         """Returns the loss of each output, decoded at `indices`, over the real parts of clips, bytes or in [0, 1]."""
         losses = {}
         for name, output in predicted.items():
-            index_BP = indices[name]
             if name == "label":
                 losses[name] = F.cross_entropy(output.float(), batch["label"])
                 continue
-            target, mask = batch[name], batch[f"{name}_mask"]
+            target, mask, index_BP = batch[name], batch[f"{name}_mask"], indices[name]
             if index_BP is not None and name == "video":
                 mask = mask.gather(1, index_BP // target[0, 0, 0].numel())
                 target = gather_pixels(target, index_BP)

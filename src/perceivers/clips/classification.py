@@ -65,10 +65,7 @@ class ClipClassification(Experiment):
 class ClipClassifier(Learner):
     """Trains with the cross-entropy of the class, or of each class separately where several can apply.
 
-    Args:
-        model, optimization: as in `Learner`.
-        clips: number of clips to evaluate on.
-        label_smoothing: as in `ClipClassification`.
+    `clips` is the number of clips to evaluate on; the other arguments are the fields of `ClipClassification`.
     """
 
     def __init__(

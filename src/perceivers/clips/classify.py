@@ -25,7 +25,7 @@ def get_label(model: PerceiverIO) -> LabelOutput:
     output = model.outputs["label"] if is_clip_classifier(model) else None
     if not isinstance(output, LabelOutput):
         raise PerceiversError(
-            f"this model is no classifier of clips: it reads {', '.join(model.inputs)} and predicts "
+            f"this model does not classify clips: it reads {', '.join(model.inputs)} and predicts "
             f"{', '.join(model.outputs)}, instead of video, audio or both, and a label."
         )
     return output
@@ -48,7 +48,7 @@ def classify_clip(
             section 8).
 
     Raises:
-        PerceiversError: the model is no classifier of clips, or a file cannot be read.
+        PerceiversError: the model does not classify clips, or a file cannot be read.
     """
     if windows < 1:
         raise PerceiversError(f"windows = {windows} is not allowed: it must be at least 1.")

@@ -115,10 +115,8 @@ class ClipData(Checked):
         spans, positions = [(0.0, 1.0)], evenly_spaced(self.windows)
         if Path(self.path).is_file():
             spans, positions = hold_out_windows(self.path, window, self.validation_fraction)
-        return (
-            ClipDataset(splits.training, window, None, self.windows_per_epoch, spans, 1e9 * self.cache_gb),
-            ClipDataset(splits.evaluation, window, positions),
-        )
+        training = ClipDataset(splits.training, window, None, self.windows_per_epoch, spans, 1e9 * self.cache_gb)
+        return training, ClipDataset(splits.evaluation, window, positions)
 
 
 def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabelledClips:
@@ -183,7 +181,6 @@ class ClipDataset(LabelledSamples):
     """Windows of clips, as batches of "label" [B] or [B, K], "clip" [B], its index, and the tensors of `ClipWindow`.
 
     Args:
-        clips: the clips.
         window: the part of a clip that the model reads.
         positions: of the windows of each clip, see `read_window`; None for random ones.
         windows_per_clip: number of windows of each clip, one after another, if positions are random.

@@ -28,11 +28,11 @@ class ClipScores(Metric):
 
     def update(self, logits_BK: Tensor, label: Tensor, clip_B: Tensor) -> None:
         """Adds windows with labels [B], or [B, K] of 0 and 1, and the indices of their clips."""
+        logits_BK = logits_BK.float()
+        self.score_LK.index_add_(0, clip_B, logits_BK.sigmoid() if self.multilabel else logits_BK.softmax(1))
         if self.multilabel:
-            self.score_LK.index_add_(0, clip_B, logits_BK.float().sigmoid())
             self.target_LK.index_add_(0, clip_B, label.float())
         else:
-            self.score_LK.index_add_(0, clip_B, logits_BK.float().softmax(1))
             self.target_LK[clip_B, label] += 1
 
     def compute(self) -> dict[str, Tensor]:
@@ -55,8 +55,6 @@ def compute_multilabel_metrics(score_LK: Tensor, target_LK: Tensor) -> dict[str,
     score_LK = score_LK / score_LK.max().clamp_min(1)  # torchmetrics takes values above 1 for logits
     precision = multilabel_average_precision(score_LK, target_LK, score_LK.shape[1])
     area = multilabel_auroc(score_LK, target_LK, score_LK.shape[1])
-    assert isinstance(precision, Tensor)
-    assert isinstance(area, Tensor)
     return {"map": precision, "d_prime": math.sqrt(2) * torch.special.ndtri(area)}
 
 

@@ -228,8 +228,7 @@ def kinetics_preset(row: str, **settings: Any) -> Preset:
 def audioset_preset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """Returns a row of the paper's AudioSet table (section 4.6 and appendix)."""
     inputs = {"video": make_example(32, 3, 224, 224), "audio": make_example(61440)}
-    config = ClipClassifierConfig(**settings)
-    return Preset("clip_classification", row, config, inputs, paper_parameters, paper_flops)
+    return Preset("clip_classification", row, ClipClassifierConfig(**settings), inputs, paper_parameters, paper_flops)
 
 
 PERCEIVER: dict[str, Any] = {"decoder": "average"}  # the first Perceiver, as the paper reproduces it

@@ -1,1 +1,1 @@
-"""Real files and data sets -> batches: one file a kind of data. No model code."""
+"""Turns files and data sets into batches: one module per kind of data, no model code."""

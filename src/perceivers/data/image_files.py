@@ -29,7 +29,9 @@ def read_frame(path: str | Path) -> Tensor:
     except PerceiversError:
         raise
     except Exception as error:  # the decoders raise many kinds
-        raise PerceiversError(f"{path} cannot be decoded as an image: it is truncated, damaged or no image.") from error
+        raise PerceiversError(
+            f"{path} cannot be decoded as an image: it is truncated, damaged or not an image."
+        ) from error
 
 
 def flatten_transparency(image: Image.Image) -> Image.Image:

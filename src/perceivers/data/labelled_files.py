@@ -29,7 +29,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Files:
-    """Files."""
+    """Files by their paths."""
 
     paths: list[Path]
 
@@ -95,7 +95,7 @@ class Labelled:
 
 
 class LabelledSamples(Samples):
-    """Base of samples that are dicts; one that cannot be read has a "problem" alone and is left out of its batch."""
+    """Base of samples that are dicts; one that cannot be read has only a "problem" and is left out of its batch."""
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         good = [sample for sample in samples if "problem" not in sample]
@@ -137,10 +137,9 @@ def open_splits(
     root = Path(path)
     if root.is_file():
         raise PerceiversError(f"data.path = {path} is a file: give the folder that holds the {kind.noun}s.")
-    is_folder = root.exists() and next(root.rglob("*.parquet"), None) is None
-    if is_folder and validation_filter:
-        raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} is a folder of files.")
-    if is_folder:
+    if root.exists() and next(root.rglob("*.parquet"), None) is None:
+        if validation_filter:
+            raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} has only files.")
         splits = split_folder(root, partial(labelled_folder, kind), validation_fraction)
     else:
         import datasets
@@ -148,7 +147,8 @@ def open_splits(
         tables = load_tables(path)
         read = partial(labelled_rows, kind, path, column, label_column)
         if validation_filter:
-            splits = filter_rows(read(datasets.concatenate_datasets(list(tables.values()))), validation_filter, path)
+            table = datasets.concatenate_datasets(list(tables.values()))
+            splits = filter_rows(read(table), table, validation_filter, path)
         else:
             splits = choose_splits(tables, next(iter(tables.values())), read, validation_fraction)
     if len(splits.training.classes) < 2:
@@ -159,7 +159,7 @@ def open_splits(
 def choose_splits(
     parts: Mapping[str, S], whole: S, read: Callable[[S, list[str] | None], L], validation_fraction: float
 ) -> Splits[L]:
-    """Finds and reads the splits for training, by default `whole`, and evaluation, by default a part held out.
+    """Finds and reads the splits for training, by default `whole`, and evaluation, by default a random part of it.
 
     `read` is also given the classes of the training split, to read the evaluation split.
     """
@@ -215,10 +215,8 @@ def load_tables(path: str) -> dict[str, Any]:
         raise PerceiversError(f"data.path = {path} {problem}: {reason}") from error
 
 
-def filter_rows(examples: L, validation_filter: Mapping[str, Any], path: str) -> Splits[L]:
-    """Holds out the rows whose columns have the values of the filter."""
-    assert isinstance(examples.source, Rows)
-    table = examples.source.table
+def filter_rows(examples: L, table: Any, validation_filter: Mapping[str, Any], path: str) -> Splits[L]:
+    """Holds out the examples whose rows in the table have the values of the filter."""
     for column in validation_filter:
         check_column(table, column, "validation_filter", path)
     columns = [[found == value for found in table[column]] for column, value in validation_filter.items()]

@@ -46,19 +46,31 @@ class Samples(Dataset[Any], ABC):
     def loader(
         self, batch_size: int, seed: int | None = None, workers: int = 0, rank: int = 0, world_size: int = 1
     ) -> DataLoader[Any]:
-        """Returns a loader of batches, see `ResumableLoader`."""
-        return ResumableLoader(self, batch_size, seed, workers, rank, world_size)
+        """Returns a loader of batches, whose position in the epoch Lightning saves in checkpoints and restores.
+
+        Training batches are all full; the last batch of an evaluation may be smaller.
+
+        Args:
+            batch_size: samples per batch of one process.
+            seed: seed of the order, which differs between epochs; None for evaluation, in the order of the data set or,
+                if there are `lengths`, by length.
+            workers: data-loading processes.
+            rank: index of the training process, which takes every `world_size`-th sample.
+            world_size: number of training processes.
+
+        Raises:
+            PerceiversError: there are fewer samples than one training batch of all processes takes.
+        """
+        order = EpochSampler(self, batch_size, seed, rank, world_size)
+        if seed is not None and not len(order):
+            raise PerceiversError(
+                f"training.batch_size is larger than the training set of {len(self)} samples: lower it."
+            )
+        return ResumableLoader(self, order, batch_size, workers)
 
 
 class EpochSampler(Sampler[SampleIndex]):
-    """The samples of one process in one epoch.
-
-    Args:
-        samples: the data set.
-        batch_size: samples per batch of one process; training drops the last samples that fill no batch.
-        seed: seed of the order, which differs between epochs; None for the order of the data set, or of its lengths.
-        rank, world_size: index and number of the processes; each takes every `world_size`-th sample.
-    """
+    """The order of the samples of one process in one epoch; the arguments are those of `Samples.loader`."""
 
     def __init__(self, samples: Samples, batch_size: int, seed: int | None, rank: int, world_size: int) -> None:
         self.count, self.seed, self.rank, self.world_size = len(samples), seed, rank, world_size
@@ -67,12 +79,12 @@ class EpochSampler(Sampler[SampleIndex]):
         training, evaluation = self.count // self.batch_size * batch_size, len(range(rank, self.count, world_size))
         self.per_process = evaluation if seed is None else training
         self.epoch = 0
-        self.samples_to_skip = 0  # of this epoch, because they were trained on before an interruption
+        self.batches_to_skip = 0  # of this epoch, because they were trained on before an interruption
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         if epoch != self.epoch:
-            self.epoch, self.samples_to_skip = epoch, 0
+            self.epoch, self.batches_to_skip = epoch, 0
 
     def __len__(self) -> int:
         return self.per_process
@@ -88,7 +100,7 @@ class EpochSampler(Sampler[SampleIndex]):
             order = order[: self.per_process * self.world_size]
             order = bucket_by_length(order, self.lengths, self.batch_size, generator)
         seeds = torch.randint(2**31, (self.count,), generator=generator)
-        first = self.rank + self.samples_to_skip * self.world_size
+        first = self.rank + self.batches_to_skip * self.batch_size
         mine = slice(first, self.per_process * self.world_size, self.world_size)
         yield from map(SampleIndex, order[mine].tolist(), seeds[mine].tolist())
 
@@ -104,40 +116,14 @@ def bucket_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator:
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader whose position in the epoch is saved in checkpoints and restored from them, by Lightning.
+    """A DataLoader whose position in the epoch is part of a checkpoint."""
 
-    Training batches are all full; the last batch of an evaluation may be smaller.
-
-    Args:
-        samples: the data set.
-        batch_size: samples per batch of one process.
-        seed: seed of the order, see `EpochSampler`; None for evaluation.
-        workers: data-loading processes.
-        rank, world_size: index and number of the training processes.
-
-    Raises:
-        PerceiversError: there are fewer samples than one batch of all processes takes.
-    """
-
-    def __init__(
-        self,
-        samples: Samples,
-        batch_size: int,
-        seed: int | None = None,
-        workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.order = EpochSampler(samples, batch_size, seed, rank, world_size)
-        if seed is not None and not len(self.order):
-            raise PerceiversError(
-                f"training.batch_size is larger than the training set of {len(samples)} samples: choose a smaller one."
-            )
-        self.batches_done = 0
+    def __init__(self, samples: Samples, order: EpochSampler, batch_size: int, workers: int) -> None:
+        self.order, self.batches_done = order, 0
         super().__init__(
             samples,
             batch_size,
-            sampler=self.order,
+            sampler=order,
             num_workers=workers,
             collate_fn=samples.collate,
             pin_memory=torch.cuda.is_available(),
@@ -145,8 +131,7 @@ class ResumableLoader(DataLoader[Any]):
         )
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # the base class returns a private class
-        assert self.batch_size is not None
-        self.batches_done = self.order.samples_to_skip // self.batch_size
+        self.batches_done = self.order.batches_to_skip
         for batch in super().__iter__():
             self.batches_done += 1
             yield batch
@@ -155,6 +140,5 @@ class ResumableLoader(DataLoader[Any]):
         return {"epoch": self.order.epoch, "batches": self.batches_done}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        assert self.batch_size is not None
         self.order.set_epoch(state["epoch"])
-        self.order.samples_to_skip = state["batches"] * self.batch_size
+        self.order.batches_to_skip = state["batches"]

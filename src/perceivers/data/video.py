@@ -218,7 +218,7 @@ def open_media(media: Media) -> Iterator[InputContainer]:
             yield container
     except av.FFmpegError as error:
         raise PerceiversError(
-            f"{media} cannot be read as a video ({error.strerror}): it is truncated, damaged or no video."
+            f"{media} cannot be read as a video ({error.strerror}): it is truncated, damaged or not a video."
         ) from error
 
 
@@ -294,9 +294,8 @@ def clip_too_short_error(subject: str, duration: float, start: float, requested:
     """Returns the error for a clip that ends after its file."""
     latest = math.floor((duration - requested) * 100) / 100
     advice = f"start at {latest:.2f} s or before" if latest >= 0 else "ask for fewer frames, or more per second"
-    return PerceiversError(
-        f"{subject} {duration:.2f} s, but the clip is from {start:.2f} s to {start + requested:.2f} s: {advice}."
-    )
+    clip = f"the clip is from {start:.2f} s to {start + requested:.2f} s"
+    return PerceiversError(f"{subject} {duration:.2f} s, but {clip}: {advice}.")
 
 
 def read_frames_at(
@@ -362,7 +361,7 @@ def encode(
     """Writes frames and sound to a container, interleaved, since players read both at once."""
     first = next(frames, None)
     if first is None:
-        raise PerceiversError(f"There are no frames to write to {path}.")
+        raise PerceiversError(f"there are no frames to write to {path}.")
     codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     height, width = first.shape[-2:]
     video = file.add_stream(codec, rate, options=QUALITY[codec])
@@ -377,7 +376,7 @@ def encode(
         if frame is not None:
             if frame.shape != first.shape:
                 raise PerceiversError(
-                    f"Frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
+                    f"frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
                 )
             file.mux(video.encode(make_video_frame(frame, index, rate)))
         if piece_S is not None:

@@ -44,7 +44,7 @@ class FramePairInput(InputAdapter):
     ) -> None:
         super().__init__()
         if frames not in ("concatenated", "separate"):
-            raise PerceiversError(f"frames = {frames!r} is not allowed: it is 'concatenated' or 'separate'.")
+            raise PerceiversError(f"frames = {frames!r} is not allowed: it must be 'concatenated' or 'separate'.")
         self.size = (size[0], size[1])
         self.separate = frames == "separate"
         colors = 3 if self.separate else 6

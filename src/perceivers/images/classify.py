@@ -24,7 +24,7 @@ def get_image_input(model: PerceiverIO) -> ImageInput:
     adapter = next(iter(model.inputs.values()))
     if not is_image_classifier(model) or not isinstance(adapter, ImageInput):
         raise PerceiversError(
-            f"this model is no image classifier: it reads {', '.join(model.inputs)} "
+            f"this model does not classify images: it reads {', '.join(model.inputs)} "
             f"and predicts {', '.join(model.outputs)}, instead of an image and its label."
         )
     return adapter
@@ -46,7 +46,7 @@ def classify_image(
         classes: names of the classes, in order; by default those saved with the model, or else their indices.
 
     Raises:
-        PerceiversError: the model is no image classifier, or a file is missing or cannot be decoded.
+        PerceiversError: the model does not classify images, or a file is missing or cannot be decoded.
     """
     model = load_for_inference(model, device, dtype)
     adapter, names = get_image_input(model), class_names(model)

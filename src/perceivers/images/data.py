@@ -87,7 +87,6 @@ class ImageDataset(LabelledSamples):
     """Labelled images of the same size, as batches of "image", bytes [B, C, Y, X], and "label" [B].
 
     Attributes:
-        images: the images.
         size: height and width.
         in_channels: 1 or 3.
         crop: as in `evaluation_view`.

@@ -7,7 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from matplotlib.axes import Axes
@@ -31,8 +31,7 @@ DRAWN_DIGITS, EXPLAINED_DIGITS, DRAWN_LATENTS = 40, 8, 4
 
 def digits_run(output: str) -> ImageClassification:
     """Returns the run of digits.yaml beside this file, also at configs/image_classification/digits.yaml."""
-    run = read_config(Path(__file__).with_name("digits.yaml"))
-    assert isinstance(run, ImageClassification)
+    run = cast(ImageClassification, read_config(Path(__file__).with_name("digits.yaml")))
     run.training = replace(run.training, output=output)
     return run
 

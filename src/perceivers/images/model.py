@@ -83,8 +83,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
 def imagenet_preset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:
     """Returns a row of the ImageNet table of the paper (section 4.4 and appendix)."""
     inputs = {"image": make_example(3, 224, 224)}
-    config = ImageClassifierConfig(**settings)
-    return Preset("image_classification", row, config, inputs, paper_parameters, paper_flops)
+    return Preset("image_classification", row, ImageClassifierConfig(**settings), inputs, paper_parameters, paper_flops)
 
 
 LEARNED: dict[str, Any] = {"feature_channels": 256, "positions": "learned", "query_residual": False}

@@ -51,11 +51,9 @@ class ImageClassification(Experiment):
         splits = self.data.open()
         names = splits.training.classes
         config = replace(self.model, **self.settle(classes=len(names), class_names=names))
-        return Setup(
-            config.build,
-            ImageDataset(splits.training, images.size, images.in_channels, images.crop, self.augmentation.area),
-            ImageDataset(splits.evaluation, images.size, images.in_channels, images.crop),
-        )
+        view = (images.size, images.in_channels, images.crop)
+        training = ImageDataset(splits.training, *view, self.augmentation.area)
+        return Setup(config.build, training, ImageDataset(splits.evaluation, *view))
 
     def learner(self, model: PerceiverIO) -> "ImageClassifier":
         return ImageClassifier(model, self.optimization, self.augmentation, self.label_smoothing)

@@ -144,7 +144,7 @@ class Adapters(nn.Module, Generic[A]):
         adapter = self._modules.get(self.keys_by_name.get(name, ""))
         if not isinstance(adapter, kind):
             have = ", ".join(f"{key!r} ({type(part).__name__})" for key, part in self.items())
-            raise PerceiversError(f"the model needs a {kind.__name__} of the name {name!r}: it has {have}.")
+            raise PerceiversError(f"the model needs a {kind.__name__} named {name!r}: it has {have}.")
         return adapter
 
     def __iter__(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Whether operators run at once, or are recorded or transformed: then only plain ones are used."""
+"""Tells whether operators run at once, or are recorded or transformed: then only plain ones are used."""
 
 import torch
 from torch import Tensor

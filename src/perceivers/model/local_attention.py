@@ -16,7 +16,7 @@ from perceivers.model.linear import lecun_normal_
 from perceivers.model.perceiver_io import Encoder
 
 LATENT_STD = 1.0
-"""Of the positional part of latents: what layers add to it must not hide it."""
+"""Standard deviation of the positional part of latents, which must not be hidden by what layers add."""
 
 RESIDUAL_SCALE = 0.3
 """Factor of the initial output weights of the encoder's layers, for the same reason."""

@@ -1,4 +1,4 @@
-"""Where an element stands: position encodings of any number of dimensions (Perceiver IO, appendix D).
+"""Position encodings of any number of dimensions (Perceiver IO, appendix D).
 
 Shape suffixes:
     B batch, P some elements, S all elements of the grid, G dimensions of the grid, F channels of the encoding

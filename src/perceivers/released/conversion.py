@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from torch import Tensor
 from perceivers.errors import PerceiversError
 from perceivers.model.config import construct
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.sizes import ModelConfig
 
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
@@ -22,22 +21,24 @@ MODALITIES = {"video": "image", "audio": "audio", "label": "label"}
 FLOW_PROJECTION = "inputs.frames.image.features.projection.weight"
 
 
+class Config(Protocol):
+    """The config of a Perceiver IO."""
+
+    def build(self) -> PerceiverIO: ...
+
+
 class ExternalCheckpoint(NamedTuple):
     """A checkpoint in a format of another library."""
 
     source: Path  # the file with the arrays
-    config: type[ModelConfig]  # the class of the model's config
+    config: type[Config]  # the class of the model's config
     settings: dict[str, Any]  # fields of the config
     arrays: dict[str, Tensor]  # by the file's names; linear layers and convolutions are laid out as in torch
     rename: Callable[[str], str]  # maps our name of an array to the file's
 
 
 def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) -> PerceiverIO:
-    """Builds the model of a checkpoint, in evaluation mode.
-
-    Args:
-        checkpoint: the checkpoint.
-        overrides: settings to change.
+    """Builds the model of a checkpoint, with some settings changed, in evaluation mode.
 
     Raises:
         PerceiversError: a setting is not allowed, or an array is missing, unused or of another shape.
@@ -45,7 +46,6 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
     source, arrays = checkpoint.source, dict(checkpoint.arrays)
     with torch.device("meta"):  # every array is replaced
         model = construct(checkpoint.config, checkpoint.settings | dict(overrides)).build()
-    assert isinstance(model, PerceiverIO)
     tensors = {}
     for name, expected in model.state_dict().items():
         external = checkpoint.rename(name)
@@ -53,17 +53,17 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
         if array is None:
             raise PerceiversError(
                 f"{source} has no array {external!r}, which its model needs with shape {tuple(expected.shape)}: "
-                f"it is incomplete or of another model."
+                f"it is incomplete or belongs to another model."
             )
         if squeezed(array.shape) != squeezed(expected.shape):
             raise PerceiversError(
                 f"{source}: the array {external!r} has shape {tuple(array.shape)}, but its model needs "
-                f"{tuple(expected.shape)}: a setting is wrong, or it is of another model."
+                f"{tuple(expected.shape)}: a setting is wrong, or it belongs to another model."
             )
         tensors[name] = array.reshape(expected.shape)
     if arrays:
         raise PerceiversError(
-            f"{source} has an array {min(arrays)!r}, for which its model has no place: it is of another model."
+            f"{source} has an array {min(arrays)!r}, which its model does not have: it belongs to another model."
         )
     if FLOW_PROJECTION in tensors:
         tensors[FLOW_PROJECTION] = pixels_first(tensors[FLOW_PROJECTION])

@@ -33,11 +33,7 @@ PIXEL_PROJECTION = "inputs.image.features.projection.weight"
 
 
 def to_transformers(model: PerceiverIO, folder: str | Path) -> None:
-    """Writes a model to a folder that `transformers` loads, with the same outputs.
-
-    Raises:
-        PerceiversError: `transformers` has no class for such a model.
-    """
+    """Writes a model for `transformers`, with the same outputs; raises a PerceiversError if it has no such class."""
     folder = Path(folder)
     architecture = find_architecture(model)
     ours, tensors = to_config(model), model.state_dict()
@@ -74,10 +70,8 @@ def find_architecture(model: PerceiverIO) -> str:
     ]:
         return port.AUTOENCODER
     if kinds != [{"image": ImageInput}, {"label": LabelOutput}]:
-        raise PerceiversError(
-            f"transformers has no such model, from {', '.join(model.inputs)} to {', '.join(model.outputs)}: it has "
-            f"those of the published models only."
-        )
+        found = f"from {', '.join(model.inputs)} to {', '.join(model.outputs)}"
+        raise PerceiversError(f"transformers has no such model, {found}: it has those of the published models only.")
     images = cast(ImageInput, model.inputs["image"])
     if images.in_channels != 3:
         raise PerceiversError(f"transformers has no such model: inputs.image has {images.in_channels} colors, not 3.")
@@ -121,10 +115,8 @@ def make_config(model: PerceiverIO, architecture: str) -> dict[str, Any]:
     label = dict(model.outputs.items()).get("label")
     if isinstance(label, LabelOutput):
         names = label.names or [f"LABEL_{index}" for index in range(label.classes)]
-        config |= {
-            "id2label": {str(index): name for index, name in enumerate(names)},
-            "label2id": {name: index for index, name in enumerate(names)},
-        }
+        config["id2label"] = {str(index): name for index, name in enumerate(names)}
+        config["label2id"] = {name: index for index, name in enumerate(names)}
     if architecture == port.LANGUAGE:
         text = cast(TextInput, model.inputs["text"])
         return config | {

@@ -20,8 +20,7 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.saving import Model
-from perceivers.model.sizes import ModelConfig
-from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, ExternalCheckpoint, build_model
+from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, Config, ExternalCheckpoint, build_model
 from perceivers.released.unpickling import read_pickle
 from perceivers.text.model import LanguageConfig
 
@@ -125,11 +124,7 @@ def to_torch(array: Any, leaf: str, path: Path) -> Tensor:
 
 
 class Shapes:
-    """Sizes of a model, read from the shapes of its arrays (by our names).
-
-    Raises:
-        PerceiversError: a needed array is missing, or of an impossible shape.
-    """
+    """Sizes of a model, read from the shapes of its arrays (by our names); a missing or damaged one is an error."""
 
     def __init__(self, path: Path, arrays: Mapping[str, Tensor], modules: Mapping[str, str]) -> None:
         self.path, self.arrays, self.modules = path, arrays, modules
@@ -138,7 +133,9 @@ class Shapes:
         """Returns the shape of an array."""
         external = rename_array(name, self.modules)
         if external not in self.arrays:
-            raise PerceiversError(f"{self.path} has no array {external!r}: it is incomplete or of another model.")
+            raise PerceiversError(
+                f"{self.path} has no array {external!r}: it is incomplete or belongs to another model."
+            )
         shape = self.arrays[external].shape
         if len(shape) < 2 or not all(shape):
             raise PerceiversError(f"{self.path}: the array {external!r} has shape {tuple(shape)}: it is damaged.")
@@ -245,7 +242,7 @@ class PublishedModel(NamedTuple):
 
     marker: str  # our name of an array that only such files have
     modules: Mapping[str, str]  # Haiku's names of our modules and arrays
-    config: type[ModelConfig]
+    config: type[Config]
     read_settings: Callable[[Shapes], Settings]  # reads fields of the config from the shapes of the arrays
     size: tuple[int, int, int]  # latents, channels and depth
     not_in_shapes: Settings  # fields of the config that shapes do not determine
@@ -261,9 +258,7 @@ PUBLISHED = [
         "heads.audio.weight", AUTOENCODER, AutoencoderConfig, autoencoder_settings, (784, 512, 8), AUTOENCODER_SETTINGS
     ),
     classifier("inputs.image.positions.table_SF", LEARNED, not_in_shapes={"heads": 8, "num_blocks": 8}),
-    classifier(
-        "inputs.image.features.convolution.weight", CONV, not_in_shapes={"heads": 8, "num_blocks": 8, "image_size": 224}
-    ),
+    classifier("inputs.image.features.convolution.weight", CONV, not_in_shapes=IMAGE_SETTINGS),
     classifier("outputs.label.query", FOURIER, not_in_shapes=IMAGE_SETTINGS),
     PublishedModel(
         "inputs.text.embedding.weight", LANGUAGE, LanguageConfig, language_settings, (256, 1280, 26), LANGUAGE_SETTINGS
@@ -274,11 +269,7 @@ PUBLISHED = [
 
 
 def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
-    """Reads a checkpoint of the original code.
-
-    Args:
-        path: the pickle.
-        given: settings from the user.
+    """Reads a checkpoint of the original code; `given`: settings from the user.
 
     Raises:
         PerceiversError: the file cannot be read, is not of a published model, or a setting must be given.
@@ -297,7 +288,7 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
     model = next((model for model in PUBLISHED if rename_array(model.marker, model.modules) in arrays), None)
     if model is None:
         raise PerceiversError(
-            f"{path} is of none of the published models: they are image classifiers, the byte language model, "
+            f"{path} is not one of the published models, which are image classifiers, the byte language model, "
             f"optical flow, and the autoencoder of video, sound and label."
         )
     shapes, modules = Shapes(path, arrays, model.modules), model.modules
@@ -306,7 +297,7 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
     missing = [] if size == model.size else sorted(model.not_in_shapes.keys() - given.keys())
     if missing:
         raise PerceiversError(
-            f"{path} is not of the published size, and its arrays do not tell {', '.join(missing)}: "
+            f"{path} does not have the published size, and its shapes do not determine {', '.join(missing)}: "
             f"give these settings, as in {', '.join(f'{name}={model.not_in_shapes[name]}' for name in missing)}."
         )
     settings = model.not_in_shapes | settings

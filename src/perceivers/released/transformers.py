@@ -18,8 +18,7 @@ from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, WEIGHTS, Model, read_config, read_tensors
-from perceivers.model.sizes import ModelConfig
-from perceivers.released.conversion import LAYER, MODALITIES, ExternalCheckpoint, build_model
+from perceivers.released.conversion import LAYER, MODALITIES, Config, ExternalCheckpoint, build_model
 from perceivers.text.model import LanguageConfig
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -78,7 +77,7 @@ LEARNED = "PerceiverForImageClassificationLearned"
 CONV = "PerceiverForImageClassificationConvProcessing"
 FLOW = "PerceiverForOpticalFlow"
 AUTOENCODER = "PerceiverForMultimodalAutoencoding"
-CONFIGS: dict[str, type[ModelConfig]] = {
+CONFIGS: dict[str, type[Config]] = {
     LANGUAGE: LanguageConfig,
     FOURIER: ImageClassifierConfig,
     LEARNED: ImageClassifierConfig,
@@ -132,10 +131,7 @@ NAMES_BY_CLASS = {
     LANGUAGE: {"decoder.": f"{DECODER}decoding_cross_attention."},
     AUTOENCODER: {
         "outputs.label.query": f"{DECODER}modalities.label.decoder.{QUERY}",
-        **{
-            f"heads.{ours}.": f"perceiver.output_postprocessor.modalities.{theirs}.classifier."
-            for ours, theirs in MODALITIES.items()
-        },
+        **{f"heads.{o}.": f"perceiver.output_postprocessor.modalities.{t}.classifier." for o, t in MODALITIES.items()},
     },
 }
 """Prefixes that one of their classes names differently."""
@@ -157,11 +153,7 @@ def replace_prefix(name: str, architecture: str) -> str:
 
 
 def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoint:
-    """Reads a model that `transformers` saved.
-
-    Args:
-        folder: the folder of the model.
-        config: the contents of its `config.json`.
+    """Reads a model that `transformers` saved in a folder; `config` is the content of its `config.json`.
 
     Raises:
         PerceiversError: it is a model of another type, or its weights are missing or cannot be read.
@@ -173,9 +165,7 @@ def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoi
         )
     architecture = (config.get("architectures") or [None])[0]
     if architecture not in CONFIGS:
-        raise PerceiversError(
-            f"{source} has the architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}."
-        )
+        raise PerceiversError(f"{source} has architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}.")
     try:
         settings = read_settings(architecture, config, folder)
     except PerceiversError:  # a ValueError
@@ -207,11 +197,7 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
 
 
 def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Translates the fields of their config to those of ours.
-
-    Raises:
-        PerceiversError: the config requires something that our model does not support.
-    """
+    """Translates the fields of their config to those of ours; what our model does not support is an error."""
     config = DEFAULTS | dict(given)
     if "num_labels" in given and "id2label" not in given:
         config["id2label"] = {str(index): f"LABEL_{index}" for index in range(given["num_labels"])}

@@ -41,11 +41,7 @@ class DecisionData(Checked):
     split: str = "configs/starcraft/split.json"
 
     def open(self) -> dict[str, "Decisions"]:
-        """Returns the decisions of each part.
-
-        Raises:
-            PerceiversError: the tables or the split cannot be read, or do not fit each other.
-        """
+        """Returns the decisions of each part, or raises a PerceiversError if tables and split do not fit each other."""
         if not self.path:
             raise PerceiversError("data.path is not given: give the folder that `perceivers prepare-replays` wrote.")
         folder, names = Path(self.path), read_split(Path(self.split))
@@ -62,11 +58,7 @@ class DecisionData(Checked):
 
 
 def read_split(file: Path) -> dict[str, list[str]]:
-    """Reads the names of the replays for training, validation and test.
-
-    Raises:
-        PerceiversError: the file cannot be read, lacks one of the parts, or has a replay twice.
-    """
+    """Reads the names of the replays of each part; a missing part, or a replay that appears twice, is an error."""
     try:
         names = json.loads(file.read_text())
     except (OSError, ValueError) as error:
@@ -88,14 +80,12 @@ class Decisions(Samples):
         lengths: number of units of each decision.
     """
 
-    lengths: list[int]
-
     def __init__(self, files: Sequence[Path], vocabulary: Vocabulary) -> None:
         import datasets
 
         self.rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
         self.vocabulary = vocabulary
-        self.lengths = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()
+        self.lengths: list[int] = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()
 
     def list_names(self) -> tuple[list[str], list[str]]:
         """Returns the types of units and the abilities that occur in these decisions."""
@@ -131,11 +121,7 @@ class Decisions(Samples):
 
 
 class PolicyDecisions(Decisions):
-    """Decisions with a policy's indices of types and abilities.
-
-    Raises:
-        PerceiversError: the tables have other statistics of players than the policy reads.
-    """
+    """Decisions with a policy's indices of types and abilities; they must have the statistics that it reads."""
 
     def __init__(self, decisions: Decisions, policy: UnitPolicy | PolicyConfig) -> None:
         vocabulary = decisions.vocabulary

@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from perceivers.errors import PerceiversError
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
-CELLS = 256
-"""Cells of the largest map, along each side."""
-HOUR = 16 * 60 * 60
-"""Game loops of an hour, the unit of ages."""
+CELLS = 256  # of the largest map, along each side
+HOUR = 16 * 60 * 60  # in game loops
 OWNERS, FLAGS, GROUPS, RACES = 4, 3, 10, 3
 
 
@@ -36,9 +34,6 @@ class UnitFeatures(nn.Module):
         kinds: names of the types; all others share one vector.
         kind_channels: channels of the vector of a type.
         bands: frequencies of the Fourier features, along each side of the map.
-
-    Attributes:
-        channels: C.
     """
 
     def __init__(self, kinds: Sequence[str], kind_channels: int = 32, bands: int = 6) -> None:
@@ -79,12 +74,7 @@ class UnitFeatures(nn.Module):
 
 
 class ScalarFeatures(nn.Module):
-    """One vector of a player's statistics, the races and the time, by an MLP.
-
-    Args:
-        scalars: S.
-        channels: C.
-    """
+    """One vector [B, C] of a player's statistics, the races and the time, by an MLP."""
 
     def __init__(self, scalars: int, channels: int = 64) -> None:
         super().__init__()

@@ -15,41 +15,28 @@ from perceivers.starcraft.replays import SELECTED, SELF
 class SelectionScores(Metric):
     """Precision, recall and F1 over all units; fractions of exactly right selections and of right first units."""
 
-    true_positives: Tensor
-    predicted: Tensor
-    target: Tensor
-    exact: Tensor
-    first: Tensor
-    decisions: Tensor
+    counts: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("true_positives", "predicted", "target", "exact", "first", "decisions"):
-            self.add_state(name, torch.zeros((), dtype=torch.long), "sum")
+        self.add_state("counts", torch.zeros(6, dtype=torch.long), "sum")
 
     def update(self, predicted_BM: Tensor, chosen_BM: Tensor, first_B: Tensor) -> None:
-        """Adds decisions.
-
-        Args:
-            predicted_BM: mask of the predicted units.
-            chosen_BM: mask of the units that the player selected.
-            first_B: index of the unit that is predicted first; -1 for none.
-        """
-        self.true_positives += (predicted_BM & chosen_BM).sum()
-        self.predicted += predicted_BM.sum()
-        self.target += chosen_BM.sum()
-        self.exact += (predicted_BM == chosen_BM).all(1).sum()
-        self.first += (chosen_BM.gather(1, first_B.clamp_min(0)[:, None])[:, 0] & (first_B >= 0)).sum()
-        self.decisions += len(predicted_BM)
+        """Adds masks of predicted and of selected units, and the index of the unit predicted first; -1 for none."""
+        is_exact_B = (predicted_BM == chosen_BM).all(1)
+        is_first_B = chosen_BM.gather(1, first_B.clamp_min(0)[:, None])[:, 0] & (first_B >= 0)
+        masks = (predicted_BM & chosen_BM, predicted_BM, chosen_BM, is_exact_B, is_first_B, torch.ones_like(is_exact_B))
+        self.counts += torch.stack([mask.sum() for mask in masks])
 
     def compute(self) -> dict[str, Tensor]:
         """Returns "precision", "recall", "f1", "exact" and "first", all in [0, 1]."""
+        true_positives, predicted, chosen, exact, first, decisions = self.counts
         return {
-            "precision": self.true_positives / self.predicted.clamp_min(1),
-            "recall": self.true_positives / self.target.clamp_min(1),
-            "f1": 2 * self.true_positives / (self.predicted + self.target).clamp_min(1),
-            "exact": self.exact / self.decisions.clamp_min(1),
-            "first": self.first / self.decisions.clamp_min(1),
+            "precision": true_positives / predicted.clamp_min(1),
+            "recall": true_positives / chosen.clamp_min(1),
+            "f1": 2 * true_positives / (predicted + chosen).clamp_min(1),
+            "exact": exact / decisions.clamp_min(1),
+            "first": first / decisions.clamp_min(1),
         }
 
 
@@ -82,7 +69,6 @@ class PolicyScores(nn.Module):
         return self.selection.compute() | {"ability": self.ability.compute(), "target": self.target.compute()}
 
     def reset(self) -> None:
-        """Clears all metrics."""
         for metric in (self.selection, self.ability, self.target):
             metric.reset()
 
@@ -127,7 +113,3 @@ def random_unit(batch: Mapping[str, Tensor], generator: torch.Generator) -> Tens
     own_BM = own_units(batch)
     noise_BM = torch.rand(own_BM.shape, generator=generator).to(own_BM.device).masked_fill(~own_BM, -1)
     return torch.zeros_like(own_BM).scatter(1, noise_BM.argmax(1, keepdim=True), True) & own_BM
-
-
-REFERENCES = ("as before", "most frequent type", "one at random")
-"""Names of the rules `previous_selection`, `most_frequent_type` and `random_unit`."""

@@ -16,11 +16,6 @@ class PointerNetwork(nn.Module):
 
     At each step a recurrent network makes a query from the context and the elements selected before. Its products with
     the keys of the elements, and with a learned key of the end, are the logits of the next element.
-
-    Args:
-        channels: E.
-        context: C.
-        key_channels: K.
     """
 
     def __init__(self, channels: int, context: int, key_channels: int = 32) -> None:
@@ -39,16 +34,9 @@ class PointerNetwork(nn.Module):
     def log_likelihood(
         self, elements_BME: Tensor, context_BC: Tensor, allowed_BM: Tensor, chosen_BM: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns the log-likelihood of selecting exactly these elements, in index order.
+        """Returns the log-likelihood [B] of selecting exactly the chosen elements in index order, and its steps [B].
 
-        Args:
-            elements_BME: the elements.
-            context_BC: the context.
-            allowed_BM: mask of elements that may be selected.
-            chosen_BM: mask of elements that are selected; a subset of `allowed_BM`.
-
-        Returns:
-            Log-likelihoods [B] and numbers of steps, including the end [B].
+        `chosen_BM` is a subset of `allowed_BM`, the elements that may be selected. The end counts as a step.
         """
         key_BLK = self.compute_keys(elements_BME)
         end = key_BLK.shape[1] - 1
@@ -61,12 +49,12 @@ class PointerNetwork(nn.Module):
         index_BT[example_N, rank_BM[example_N, element_N]] = element_N
         selected_BTK = key_BLK.take_along_dim(index_BT[..., None], 1)
         count_T = torch.arange(max_steps, device=key_BLK.device).clamp_min(1)[:, None]
-        mean_selected_BTK = (F.pad(selected_BTK, (0, 0, 1, 0))[:, :max_steps].cumsum(1)) / count_T
+        mean_selected_BTK = F.pad(selected_BTK, (0, 0, 1, 0))[:, :max_steps].cumsum(1) / count_T
         logits_BTL = self.compute_logits(key_BLK, context_BC, mean_selected_BTK)
         selectable_BL = F.pad(allowed_BM, (0, 1), value=True)
-        already_selected_BTL = F.one_hot(index_BT, end + 1).cumsum(1).roll(1, 1).bool()
-        already_selected_BTL[:, 0] = False
-        logits_BTL = logits_BTL.masked_fill(~selectable_BL[:, None] | already_selected_BTL, -torch.inf)
+        is_selected_BTL = F.one_hot(index_BT, end + 1).cumsum(1).roll(1, 1).bool()
+        is_selected_BTL[:, 0] = False
+        logits_BTL = logits_BTL.masked_fill(~selectable_BL[:, None] | is_selected_BTL, -torch.inf)
         log_BT = logits_BTL.log_softmax(-1).take_along_dim(index_BT[..., None], -1)[..., 0]
         is_step_BT = torch.arange(max_steps, device=steps_B.device) < steps_B[:, None]
         return log_BT.where(is_step_BT, 0).sum(1), steps_B
@@ -117,7 +105,7 @@ class IndependentSelection(nn.Module):
     def log_likelihood(
         self, elements_BME: Tensor, context_BC: Tensor, allowed_BM: Tensor, chosen_BM: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As in `PointerNetwork`; every element that may be selected counts as a step."""
+        """Returns the same as in `PointerNetwork`; every element that may be selected counts as a step."""
         logits_BM = self.compute_logits(elements_BME, context_BC)
         loss_BM = F.binary_cross_entropy_with_logits(logits_BM, chosen_BM.float(), reduction="none")
         return -(loss_BM * allowed_BM).sum(1), allowed_BM.sum(1)

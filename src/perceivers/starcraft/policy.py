@@ -137,15 +137,7 @@ class PolicyConfig(ModelConfig):
 
 
 def load_policy(source: str | Path, device: str | None = None) -> UnitPolicy:
-    """Loads a policy in evaluation mode.
-
-    Args:
-        source: anything that `perceivers.load` takes.
-        device: its device; by default the accelerator if there is one.
-
-    Raises:
-        PerceiversError: it cannot be loaded, is another kind of model, or there is no such device.
-    """
+    """Loads a policy like `load_for_inference`; raises a PerceiversError if it is another kind of model."""
     policy = load_model(source)
     if not isinstance(policy, UnitPolicy):
         raise PerceiversError(f"{source} holds a {type(policy).__name__}, not a UnitPolicy.")

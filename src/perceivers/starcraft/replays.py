@@ -13,29 +13,16 @@ from typing import Any
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
 
-LOOPS = 16
-"""Game loops per second."""
-
-SELF, ALLY, ENEMY, NEUTRAL = range(4)
-"""Owners of units, from a player's view."""
-
-BUILDING, FINISHED, SELECTED = 1, 2, 4
-"""Bits of a unit's flags in tables."""
-
-MIN_LOOPS = 30 * LOOPS
-"""Loops of the shortest game that is accepted."""
-
-UPGRADES = "upgrades"
-"""The statistic that counts a player's finished upgrades."""
+LOOPS = 16  # of the game, per second
+MIN_LOOPS = 30 * LOOPS  # of the shortest game that is accepted
+SELF, ALLY, ENEMY, NEUTRAL = range(4)  # owners of units, from a player's view
+BUILDING, FINISHED, SELECTED = 1, 2, 4  # bits of a unit's flags in tables
+UPGRADES = "upgrades"  # the statistic that counts a player's finished upgrades
+UNKNOWN = "unknown"  # an ability unknown to sc2reader
+CURRENT_SELECTION = 10  # index of the selection itself, after the ten control groups
 
 IGNORED_UNIT_PREFIXES = ("Beacon", "System_Snapshot")
 """Prefixes of the names of objects that the game treats as units, but that no player sees."""
-
-UNKNOWN = "unknown"
-"""An ability unknown to sc2reader."""
-
-CURRENT_SELECTION = 10
-"""Index of the selection itself, after the ten control groups."""
 
 SELECTION_EVENTS = ("SelectionEvent", "ControlGroupEvent")
 """Endings of the names of events that change selections and control groups."""
@@ -171,7 +158,7 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
         )
     if len(replay.players) != 2 and not team_games:
         raise PerceiversError(
-            f"{path} is of {len(replay.players)} players: only games of two are accepted unless team games are allowed."
+            f"{path} has {len(replay.players)} players: only games of two are accepted unless team games are allowed."
         )
     if replay.frames < MIN_LOOPS:
         raise PerceiversError(
@@ -181,26 +168,20 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
 
 
 def read_decisions(replay: Any) -> Iterator[Decision]:
-    """Yields every selection and command of the players of a replay, in order.
+    """Yields every selection and command of the players of a replay that `open_replay` returned, in order.
 
     A selection counts if it changes which of their own living units a player has selected, by mouse or by control
     group. A command counts if any are selected. Actions of the game itself do not count.
-
-    Args:
-        replay: returned by `open_replay`.
     """
-    players = {player.pid: player for player in replay.players}
-    game = Game(
-        {number: player.team.number for number, player in players.items()},
-        {number: player.play_race for number, player in players.items()},
-    )
+    players = replay.players
+    game = Game({each.pid: each.team.number for each in players}, {each.pid: each.play_race for each in players})
     for event in replay.events:
         kind = type(event).__name__
         if kind not in COMMANDS and not kind.endswith(SELECTION_EVENTS):
             update_game(game, kind, event)
             continue
         player = getattr(getattr(event, "player", None), "pid", -1)
-        if player not in players:
+        if player not in game.team:
             continue
         before = game.selected_units(player)
         if kind in COMMANDS:
@@ -218,37 +199,22 @@ def make_decision(
     game: Game, player: int, loop: int, before: set[int], chosen: set[int], command: Any | None = None
 ) -> Decision:
     """Returns a player's decision: the units that are selected by it, or those that `command` is for."""
-    groups = game.selections[player]
-    entities = [
-        Entity(
-            unit.kind,
-            game.relation(player, unit.owner),
-            unit.x,
-            unit.y,
-            loop - unit.born,
-            loop - unit.seen,
-            unit.is_building,
-            unit.is_finished,
-            unit_id in before,
-            sum(1 << group for group in range(CURRENT_SELECTION) if unit_id in groups[group]),
-        )
-        for unit_id, unit in game.units.items()
-    ]
+    control_groups = game.selections[player][:CURRENT_SELECTION]
+    entities = []
+    for unit_id, unit in game.units.items():
+        owner, age, unseen = game.relation(player, unit.owner), loop - unit.born, loop - unit.seen
+        flags = (unit.is_building, unit.is_finished, unit_id in before)
+        groups = sum(1 << number for number, group in enumerate(control_groups) if unit_id in group)
+        entities.append(Entity(unit.kind, owner, unit.x, unit.y, age, unseen, *flags, groups))
     index = {unit_id: index for index, unit_id in enumerate(game.units)}
+    race, statistics = game.race[player], dict(game.statistics[player])
     enemies = [race for other, race in game.race.items() if game.team[other] != game.team[player]]
-    point = getattr(command, "location", None)
-    return Decision(
-        player,
-        game.race[player],
-        enemies[0],
-        loop,
-        dict(game.statistics[player]),
-        entities,
-        sorted(index[unit_id] for unit_id in chosen),
-        None if command is None else command.ability_name or UNKNOWN,
-        index.get(getattr(command, "target_unit_id", None) or 0),
-        None if point is None else (float(point[0]), float(point[1])),
-    )
+    units = sorted(index[unit_id] for unit_id in chosen)
+    ability = None if command is None else command.ability_name or UNKNOWN
+    target = index.get(getattr(command, "target_unit_id", None) or 0)
+    location = getattr(command, "location", None)
+    point = None if location is None else (float(location[0]), float(location[1]))
+    return Decision(player, race, enemies[0], loop, statistics, entities, units, ability, target, point)
 
 
 def update_game(game: Game, kind: str, event: Any) -> None:

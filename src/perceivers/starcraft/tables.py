@@ -28,13 +28,10 @@ from perceivers.starcraft.replays import (
     read_decisions,
 )
 
-MAX_UNITS = 512
-"""Most units of a decision; the least important ones beyond are left out."""
-
+MAX_UNITS = 512  # of a decision; the least important ones beyond are left out
 VOCABULARY, STATISTICS = "vocabulary.json", "statistics.json"
 RACES = ("Protoss", "Terran", "Zerg")
-UNIT_COLUMNS = ("owner", "x", "y", "age", "unseen", "groups")
-"""Columns with fields of `Entity`."""
+UNIT_COLUMNS = ("owner", "x", "y", "age", "unseen", "groups")  # with fields of `Entity`
 SCHEMA = pyarrow.schema(
     {
         "player": pyarrow.int8(),

@@ -3,8 +3,9 @@
 Shape suffixes: B batch, M units, A abilities; S selections and C commands of a batch
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -15,7 +16,6 @@ from perceivers.checks import Range, check_field
 from perceivers.starcraft import commands
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.metrics import (
-    REFERENCES,
     PolicyScores,
     SelectionScores,
     has_target,
@@ -148,24 +148,22 @@ def target_logits(model: UnitPolicy, observation: EncodedObservation, batch: Map
 
 
 def evaluate(model: UnitPolicy, decisions: Decisions, batch_size: int = 64) -> dict[str, float]:
-    """Returns the metrics of a policy, see `PolicyScores`.
-
-    Raises:
-        PerceiversError: the tables have other statistics of players than the model reads.
-    """
+    """Returns `PolicyScores`; statistics of players other than those that the model reads are an error."""
     return learner.evaluate(PolicyLearner(model), PolicyDecisions(decisions, model), batch_size)
 
 
 def evaluate_references(decisions: Decisions, batch_size: int = 64) -> dict[str, dict[str, float]]:
-    """Returns the metrics of `SelectionScores` of simple rules, by `REFERENCES`."""
-    scores = {name: SelectionScores() for name in REFERENCES}
-    generator = torch.Generator().manual_seed(0)
+    """Returns the metrics of `SelectionScores` of simple rules, by name."""
+    rules: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+        "as before": previous_selection,
+        "most frequent type": most_frequent_type,
+        "one at random": partial(random_unit, generator=torch.Generator().manual_seed(0)),
+    }
+    scores = {name: SelectionScores() for name in rules}
     for batch in decisions.loader(batch_size):
         batch = {name: value[is_selection(batch)] for name, value in batch.items()}
-        if not len(batch["real"]):
-            continue
-        predictions = (previous_selection(batch), most_frequent_type(batch), random_unit(batch, generator))
-        for name, predicted_BM in zip(REFERENCES, predictions, strict=True):
+        for name, predict_units in rules.items():
+            predicted_BM = predict_units(batch)
             first_B = predicted_BM.int().argmax(1).where(predicted_BM.any(1), -1)
             scores[name].update(predicted_BM, batch["chosen"], first_B)
     return {name: {key: float(value) for key, value in score.compute().items()} for name, score in scores.items()}

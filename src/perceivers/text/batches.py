@@ -19,7 +19,7 @@ from perceivers.text.tokenizers import Tokenizer
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """How a model reads texts: at most `length` tokens, with the prefix token of their task, if any, in front."""
+    """The form in which a model reads texts: at most `length` tokens, after the prefix token of their task, if any."""
 
     tokenizer: Tokenizer
     length: int

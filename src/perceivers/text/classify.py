@@ -36,7 +36,7 @@ def task_heads(model: PerceiverIO | BERT) -> TaskHeads:
     heads = label.heads if isinstance(label, TaskOutput) else label
     if not isinstance(heads, TaskHeads):
         raise PerceiversError(
-            f"this model is no text classifier: it reads {', '.join(model.inputs)} "
+            f"this model does not classify texts: it reads {', '.join(model.inputs)} "
             f"and predicts {', '.join(model.outputs)}, instead of a text and its label."
         )
     return heads

@@ -33,8 +33,8 @@ from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
 
 Method = Literal["single_task", "shared_token", "task_tokens", "multitask_query"]
-"""How a model knows its task (section 4.1): each task has its own model; or one model has the same token before all
-texts, a token for each task, or a query for each task."""
+"""Ways in which a model knows its task (section 4.1): a model for each task; or one model with the same token before
+all texts, a token for each task, or a query for each task."""
 
 
 @dataclass(frozen=True)

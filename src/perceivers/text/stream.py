@@ -27,7 +27,7 @@ Batch = dict[str, Any]
 """A batch of windows: "text", "indices" and "labels" as in `Masked`, as tensors."""
 
 Sources = Mapping[str, tuple[Source, float]]
-"""By name, documents and their share of all tokens."""
+"""Documents and their share of all tokens, by name."""
 
 
 @dataclass

@@ -94,7 +94,7 @@ def read_table(paths: list[Path]) -> Table:
         return read_json_lines(paths[0])
     if suffix == ".parquet":
         return read_parquet(paths)
-    raise PerceiversError(f"{paths[0]} is no table: a file with the suffix {', '.join(SUFFIXES)} is expected.")
+    raise PerceiversError(f"{paths[0]} is not a table: a file with the suffix {', '.join(SUFFIXES)} is expected.")
 
 
 def read_separated(
@@ -160,7 +160,7 @@ def read_json_lines(path: Path) -> Table:
             except json.JSONDecodeError:
                 row = None
             if not isinstance(row, dict):
-                raise PerceiversError(f"line {index} of {path} is no JSON object: one object per line is expected.")
+                raise PerceiversError(f"line {index} of {path} is not a JSON object: one object per line is expected.")
             rows.append(row)
             indices.append(index)
     if not rows:

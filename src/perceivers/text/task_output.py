@@ -14,7 +14,7 @@ from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
 class TaskHeads(nn.Module):
-    """For each task an MLP of two layers with a tanh between (section 4.1).
+    """An MLP of two layers with a tanh between them for each task (section 4.1).
 
     Args:
         tasks: number of classes of each task, by name; 1 for a number.

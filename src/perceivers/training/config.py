@@ -6,7 +6,7 @@ import textwrap
 import types
 from argparse import ArgumentError
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -132,10 +132,7 @@ def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
 
 
 def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path) -> tuple[type, dict[str, Any]]:
-    """Removes the preset from a config; -> the class of the model's config, and the values of the preset.
-
-    If an experiment takes several classes, the preset or, without one, the given fields decide between them.
-    """
+    """Removes the preset from a config; -> the class of its model, which preset or fields decide, and its values."""
     given = values.setdefault("model", {})
     if not isinstance(given, dict):
         raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
@@ -149,10 +146,8 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         check_field("model.preset", name, isinstance(name, str), "one of `perceivers models`")
         chosen = find_preset(name)
         if not isinstance(chosen.config, tuple(kinds)):
-            raise PerceiversError(
-                f"{path}: model.preset = {name} is of {chosen.experiment}: {experiment.__name__} trains "
-                f"a model of {' or '.join(kind.__name__ for kind in kinds)}."
-            )
+            trained = f"{experiment.__name__} trains a model of {' or '.join(kind.__name__ for kind in kinds)}."
+            raise PerceiversError(f"{path}: model.preset = {name} is of {chosen.experiment}: {trained}")
         return type(chosen.config), dict(vars(chosen.config))
     possible = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
     if len(kinds) > 1 and len(possible) != 1:
@@ -161,18 +156,12 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
 
 
 def model_types(experiment: type[Experiment]) -> list[type]:
-    """Returns the classes of model configs that an experiment takes.
-
-    Raises:
-        PerceiversError: it annotates `model` with a type that is not a dataclass.
-    """
+    """Returns the classes of model configs that an experiment takes."""
     annotation = get_type_hints(experiment)["model"]
     kinds = list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
     for kind in kinds:
         if not is_dataclass(kind):
-            raise PerceiversError(
-                f"{experiment.__name__} annotates model with {kind}: the dataclass of a model's config is expected."
-            )
+            raise PerceiversError(f"{experiment.__name__} annotates model with {kind}, which is not a dataclass.")
     return kinds
 
 
@@ -183,7 +172,7 @@ def field_names(kind: type) -> list[str]:
 
 def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = "", model: type | None = None) -> None:
     """Raises a PerceiversError for a key that the config class does not have."""
-    known: dict[str, Field[Any]] = {item.name: item for item in fields(config)}
+    known = field_names(config)
     annotations = get_type_hints(config) | ({} if model is None else {"model": model})
     for key, value in values.items():
         if key not in known:

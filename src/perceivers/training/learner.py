@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
@@ -18,16 +18,6 @@ from perceivers.model.saving import Model, check_tensors
 from perceivers.training.optimization import Optimization
 
 
-class Metrics(Protocol):
-    """Metrics over a data set: a `torchmetrics.MetricCollection`, or any module with these methods."""
-
-    def compute(self) -> Mapping[str, Tensor]:
-        """Returns the values, by name."""
-
-    def reset(self) -> None:
-        """Discards all batches."""
-
-
 class Learner(L.LightningModule):
     """Base of the learners of experiments: subclasses define `loss`, and `evaluate_batch` if they have other metrics.
 
@@ -36,7 +26,8 @@ class Learner(L.LightningModule):
         optimization: settings of the optimizer; evaluation needs none.
 
     Attributes:
-        metrics: a submodule that `evaluate_batch` updates; its values are logged as "test_NAME". By default "loss".
+        metrics: a submodule that `evaluate_batch` updates; its `compute` returns values by name, which are logged as
+            "test_NAME", and its `reset` discards all batches. By default a `torchmetrics.MetricCollection` of "loss".
         monitor: the logged metric that selects the best weights, and whether "min" or "max" is best.
         progress_metrics: names of the metrics in the progress bar; None for all.
     """
@@ -97,12 +88,6 @@ def check_complete(batch: Mapping[str, Any]) -> None:
 def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool = False) -> dict[str, float]:
     """Returns the metrics of a model on samples, computed as in validation, on the device of the model.
 
-    Args:
-        learner: the model with its metrics.
-        samples: samples to evaluate on.
-        batch_size: samples per batch.
-        progress: show a progress bar.
-
     Raises:
         PerceiversError: a sample cannot be read.
     """
@@ -111,7 +96,6 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
     learner.metrics.reset()
     for batch in tqdm(samples.loader(batch_size), "batches", disable=None if progress else True):
         check_complete(batch)
-        learner.evaluate_batch(
-            {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
-        )
+        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
+        learner.evaluate_batch(batch | tensors)
     return {name: float(value) for name, value in learner.metrics.compute().items()}

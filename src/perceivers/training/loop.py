@@ -15,15 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from lightning import LightningDataModule, LightningModule, Trainer
+from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    LearningRateMonitor,
-    ModelCheckpoint,
-    TQDMProgressBar,
-)
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -133,9 +127,8 @@ class RunGuard(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         for field, value in batch.items():
             if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-                raise PerceiversError(
-                    f"step {trainer.global_step}: the batch's {field!r} has NaN or infinite values: check the data."
-                )
+                step = trainer.global_step
+                raise PerceiversError(f"step {step}: the batch's {field!r} has NaN or infinite values: check the data.")
         for problem in batch.get("problems", ()):
             if problem not in self.unreadable_samples:
                 self.unreadable_samples.add(problem)
@@ -148,9 +141,8 @@ class RunGuard(Callback):
     ) -> None:
         if outputs is not None and not outputs["loss"].isfinite():
             step, loss = trainer.global_step, outputs["loss"].item()
-            raise PerceiversError(
-                f"step {step}: the loss is {loss}: lower optimization.lr, or set optimization.clip_norm."
-            )
+            hint = "lower optimization.lr, or set optimization.clip_norm."
+            raise PerceiversError(f"step {step}: the loss is {loss}: {hint}")
         now, steps = time.perf_counter(), self.config.accumulate_grad_batches
         seconds, self.last_step_time = now - self.last_step_time, now
         pl_module.log("examples_per_second", self.config.batch_size / steps / seconds, prog_bar=True)
@@ -229,13 +221,7 @@ def train(
 ) -> Path:
     """Trains, evaluates after each epoch, and saves the model.
 
-    Args:
-        learner: the model with its loss and metrics.
-        training: samples to train on.
-        validation: samples to evaluate on after each epoch.
-        config: settings of the training.
-        run_config: the whole config of the run, which is written to the run's folder.
-        finish: adds files to the folder of the trained model.
+    `run_config` is the whole config, which is written to the run's folder; `finish` adds files to that of the model.
 
     Returns:
         The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best weights and
@@ -273,8 +259,9 @@ def check_output(config: Training, last: Path) -> None:
     try:
         last.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        message = f"cannot write to {config.output}: {error.strerror}; choose another output path."
-        raise PerceiversError(message) from error
+        raise PerceiversError(
+            f"cannot write to {config.output}: {error.strerror}; choose another output path."
+        ) from error
     if config.resume:
         if not last.is_file():
             raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
@@ -282,17 +269,12 @@ def check_output(config: Training, last: Path) -> None:
             raise PerceiversError(f"the run in {config.output} is finished: set training.epochs to more than {done}.")
     # SLURM starts the same command again after it requeued a job, and Lightning resumes it.
     elif last.exists() and not any(Path(config.output).glob("hpc_ckpt_*")):
-        raise PerceiversError(
-            f"{config.output} holds a run already: add --training.resume=true, or choose another training.output."
-        )
+        hint = "add --training.resume=true, or choose another training.output."
+        raise PerceiversError(f"{config.output} holds a run already: {hint}")
 
 
 def epochs_done(last: Path) -> int:
-    """Returns the number of epochs that the run of a checkpoint has finished.
-
-    Raises:
-        PerceiversError: the checkpoint cannot be read.
-    """
+    """Returns the number of epochs that the run of a checkpoint has finished."""
     try:
         checkpoint = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError) as error:

@@ -25,7 +25,7 @@ MAX_FOLDED_OUTPUT_RATIO = 1 / 8
 
 
 class FoldedKeyValues(NamedTuple):
-    """What a folded layer attends to in place of keys and values."""
+    """Arrays that a folded layer attends to in place of keys and values."""
 
     k_B1MK: Tensor
     v_B1MV: Tensor
