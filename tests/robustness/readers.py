@@ -11,28 +11,38 @@ from PIL import Image
 from pyarrow import parquet
 
 import perceivers
-from perceivers.clips.data import ClipData
-from perceivers.clips.lists import read_classes, read_list
-from perceivers.clips.model import ClipClassifierConfig
-from perceivers.command import read_lines, read_text
 from perceivers.data.image_files import read_frame
 from perceivers.data.video import measure, read_clip, read_frames
-from perceivers.flow.datasets import open_all_layouts
 from perceivers.flow.files import read_flow, write_flow
 from perceivers.images.data import ImageData
 from perceivers.released.export import to_transformers
-from perceivers.starcraft.data import DecisionData
-from perceivers.starcraft.replays import open_replay, read_decisions
 from perceivers.text.documents import TextFiles
-from perceivers.text.glue_data import GlueData
 from perceivers.text.labelled import LabelledTextData
 from perceivers.text.tokenizers import SentencePiece, train_tokenizer
 from perceivers.training.config import read_config
-from tests.conftest import SHARED
 from tests.robustness.fuzz import Reader
-from tests.support import clips, flow, glue, images, models, starcraft
+from tests.support import clips, models, starcraft
 
-WORDS = "the quick brown fox jumps over the lazy dog while many small birds sing in old green trees".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "while",
+    "many",
+    "small",
+    "birds",
+    "sing",
+    "in",
+    "old",
+    "green",
+    "trees",
+]
 YAML = """experiment: image_classification
 model: {latents: 8, channels: 16, depth: 1, heads: 2, classes: 10, image_size: [8, 8], mean: [0.5], std: [0.5]}
 data: {path: digits, validation_fraction: 0.2}
