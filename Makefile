@@ -1,4 +1,4 @@
-# make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size.  make check: lint, types, structure.
+# make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size, fuzz: 3,000 damaged files.  make check: lint, types, structure.
 # make bench: measurements beside other implementations, into docs/performance.md, 25 minutes on two cores; bench-quick: 3.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ BIN := .venv/bin
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
-.PHONY: demo test test-slow check bench bench-quick mini-glue mini-flow mini-multimodal mini-starcraft
+.PHONY: demo test test-slow fuzz check bench bench-quick mini-glue mini-flow mini-multimodal mini-starcraft
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -17,6 +17,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow
+
+fuzz: .venv/installed
+	$(BIN)/python -m tests.robustness.fuzz --cases 3000 --seed $(or $(SEED),$(shell date +%s))
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from perceivers.errors import PerceiversError
 
 SECONDS = 20
 MEMORY = 10**9
-NUMBERS = [b"0", b"-1", b"1e999", b"nan", b"9" * 5000, b"4294967296", b"null", b"true", b'"x"', b"[]", b"{}", b"[[1]]"]
+NUMBERS = [b"0", b"-1", b"1e999", b"nan", b"9" * 5000, b"4294967296", b"null", b"true", b'"x"', b"[]", b"{}"]
 STRINGS = [
     b"\x00",
     b"\xff\xfe",
@@ -171,6 +171,12 @@ def fuzz(name: str, reader: Reader, cases: int, seed: int, folder: Path) -> Coun
     return outcomes
 
 
+def describe(name: str, outcomes: Counter[str]) -> str:
+    """Returns a line of how often each outcome came about."""
+    counts = (f"{outcomes[outcome]:5} {outcome}" for outcome in ("read", "refused", "failed"))
+    return f"{name:30} {' '.join(counts)}"
+
+
 def main() -> None:
     """Runs cases of all readers, or of those named, and exits with 1 if one failed."""
     import torch
@@ -187,11 +193,8 @@ def main() -> None:
     for name in found.only:
         outcomes = fuzz(name, READERS[name], -(-found.cases // len(found.only)), found.seed, folder)
         total += outcomes
-        print(
-            f"{name:30} {outcomes['read']:5} read {outcomes['refused']:5} refused {outcomes['failed']:5} failed",
-            flush=True,
-        )
-    print(f"{'all':30} {total['read']:5} read {total['refused']:5} refused {total['failed']:5} failed")
+        print(describe(name, outcomes), flush=True)
+    print(describe("all", total))
     sys.exit(1 if total["failed"] else 0)
 
 
