@@ -114,8 +114,8 @@ def test_wrong_values_end_in_one_sentence(perceivers, capsys, override, message)
 def test_help_shows_the_fields_of_the_model(perceivers):
     out = " ".join(perceivers("fit", "weather.yaml", "--help").split())
     assert "--model.sensors (int, at least 1; default: 5) number of sensors." in out
-    assert "--model.latents (int, at least 1; default: 32) N, number of latents." in out
-    assert "--readings (str; required) a CSV file with the columns day, sensor, hour, value; every fifth day" in out
+    assert "--model.latents (int, at least 1; required) N, number of latents." in out
+    assert '--readings (str; default: "readings.csv") a CSV file with the columns day, sensor, hour, value;' in out
 
 
 def test_an_installed_package(folder, tmp_path):

@@ -89,7 +89,7 @@ def test_files_that_cannot_be_read_and_other_models(tmp_path):
     with pytest.raises(PerceiversError, match=r"there is no file .*missing.png"):
         classify_image(classifier(), [tmp_path / "broken.png", tmp_path / "missing.png"])
     other = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1)
-    with pytest.raises(PerceiversError, match="no image classifier: it reads x and predicts y"):
+    with pytest.raises(PerceiversError, match="does not classify images: it reads x and predicts y"):
         classify_image(other, [tmp_path / "broken.png"])
 
 
@@ -129,7 +129,7 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, capsys):
         ([model, image, "--classes", str(folder / "few")], "2 names of classes were given, but the model has 10"),
         ([model, image, "--classes", str(folder / "none")], "none cannot be read as lines of text"),
         ([model, image, "--classes", image], "a.png cannot be read as lines of text"),
-        ([str(folder / "language"), image], "no image classifier: it reads text and predicts text"),
+        ([str(folder / "language"), image], "does not classify images: it reads text and predicts text"),
     ]:
         assert message in fails(capsys, "classify-image", *arguments)
     for top in ("0", "-3"):

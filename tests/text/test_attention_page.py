@@ -222,7 +222,7 @@ def test_what_cannot_be_drawn(tmp_path):
         attention_page(labels({"a": 2, "b": 2}, num_task_tokens=2, shared_query=True), "x", out)
     with pytest.raises(PerceiversError, match="no task 'c'"):
         attention_page(labels({"a": 2, "b": 2}), "x", out, task="c")
-    with pytest.raises(PerceiversError, match="no text classifier"):
+    with pytest.raises(PerceiversError, match="does not classify texts"):
         attention_page(model, "x", out, task="c")
     with pytest.raises(PerceiversError, match=r"cannot do attention, which needs one TextInput"):
         attention_page(classifier(), "x", out)

@@ -112,7 +112,9 @@ def test_the_task_is_named_where_there_are_several():
 
 def test_other_models_are_refused():
     for model, what in [(language(), "text and predicts text"), (classifier(), "image and predicts label")]:
-        with pytest.raises(PerceiversError, match=f"no text classifier: it reads {what}, instead of a text and its"):
+        with pytest.raises(
+            PerceiversError, match=f"does not classify texts: it reads {what}, instead of a text and its"
+        ):
             classify_text(model, ["a"])
 
 

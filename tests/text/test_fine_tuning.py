@@ -271,7 +271,7 @@ def test_classes_are_those_of_the_model_by_name(tmp_path, capsys):
 
 def test_models_and_tasks_that_cannot_be_evaluated():
     texts = labelled(4, 0)
-    with pytest.raises(PerceiversError, match="no text classifier: it reads image and predicts label"):
+    with pytest.raises(PerceiversError, match="does not classify texts: it reads image and predicts label"):
         evaluate(classifier(), Bytes(), {"a": TextTask(None, {"a": texts}, "accuracy")})
     model = labels({"a": 2, "b": 1}, {"a": ["bad", "good"]})
     for name, metric, examples, message in [
