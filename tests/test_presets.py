@@ -11,7 +11,8 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.model import ClipClassifierConfig
 from perceivers.flow.model import OpticalFlowConfig
-from perceivers.presets import ModelCost, find_preset, list_models, make_example, measure_cost
+from perceivers.model.costs import Cost
+from perceivers.presets import find_preset, list_models, make_example, measure_cost
 
 PRESETS = {name: find_preset(name) for name in list_models()}
 
@@ -319,7 +320,7 @@ def test_every_preset_answers_in_the_shape_of_its_domain(name):
 
 
 def test_the_command_lists_every_model(capsys, monkeypatch):
-    monkeypatch.setattr("perceivers.presets.measure_cost", lambda *arguments: ModelCost(1, 2))  # tested above
+    monkeypatch.setattr("perceivers.presets.measure_cost", lambda *arguments: Cost(1, 2))  # tested above
     main(["models", "--json"])
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == perceivers.list_models()

@@ -1,15 +1,21 @@
 """The command `models`."""
 
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from perceivers.command import Json, print_json, print_table
+from perceivers.errors import PerceiversError
 
 
-def models(*, json: Json = False) -> None:
+def models(
+    name: Annotated[str | None, "one of the models, to list the cost of its parts"] = None, *, json: Json = False
+) -> None:
     """Lists the models by name, with their size and FLOPs beside the paper's figures."""
     from perceivers.presets import create_model, find_preset, list_models, measure_cost
 
+    if name is not None:
+        print_parts(name, json)
+        return
     found: list[dict[str, Any]] = []
     for name in list_models():
         preset = find_preset(name)
@@ -35,3 +41,20 @@ def models(*, json: Json = False) -> None:
         rows.append([name, experiment, paper_row, *parameters, *flops])
     print_table(["name", "experiment", "in the paper", "parameters", "paper", "FLOPs", "paper"], rows)
     print("\nFLOPs of one forward pass of one example. docs/ explains where and why figures differ.")
+
+
+def print_parts(name: str, json: bool) -> None:
+    """Prints the parameters and FLOPs of the parts of a model."""
+    from perceivers.model.costs import measure_parts, summarize
+    from perceivers.model.perceiver_io import PerceiverIO
+    from perceivers.presets import build_on_meta, find_preset
+
+    preset = find_preset(name)
+    model = build_on_meta(preset.config.build)
+    if not isinstance(model, PerceiverIO):
+        raise PerceiversError(f"{name} is a {type(model).__name__}: only a PerceiverIO is measured by parts.")
+    if json:
+        parts = measure_parts(model, preset.inputs, preset.outputs)
+        print_json({part: cost._asdict() for part, cost in parts.items()})
+    else:
+        print(summarize(model, preset.inputs, preset.outputs))

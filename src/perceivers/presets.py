@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers import plugins
 from perceivers.model import kernels
 from perceivers.model.config import construct
+from perceivers.model.costs import Cost, count_flops, count_parameters
 from perceivers.model.sizes import ModelConfig
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,15 @@ def create_model(name: str, **overrides: Any) -> Any:
     return model_config(name, **overrides).build()
 
 
-@dataclass(frozen=True)
-class ModelCost:
-    """Number of parameters, and FLOPs of a forward pass (a multiply-add counts as two)."""
-
-    parameters: int
-    flops: int
+def build_on_meta(build: Callable[[], M]) -> M:
+    """Builds a model on the meta device, without memory for its weights."""
+    with torch.device("meta"):
+        return build()
 
 
 def measure_cost(
     build: Callable[[], nn.Module], inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor | None] | None = None
-) -> ModelCost:
+) -> Cost:
     """Counts the parameters of a model, and the FLOPs of a forward pass, on the meta device.
 
     FLOPs are counted as in the paper: those of the formulas as written, without the savings of the optimized kernels.
@@ -90,9 +90,8 @@ def measure_cost(
         inputs: one example, by input name, on the meta device.
         outputs: outputs to decode, as in `PerceiverIO.decode`.
     """
+    model = build_on_meta(build).eval().requires_grad_(False)
+    kernels.reset(model)
     with torch.device("meta"):
-        model = build().eval().requires_grad_(False)
-        kernels.reset(model)
-        with FlopCounterMode(display=False) as counter:
-            model(inputs, outputs)
-    return ModelCost(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops())
+        _, flops = count_flops(lambda: model(inputs, outputs))
+    return Cost(count_parameters(model), flops)

@@ -145,7 +145,7 @@ def test_wrong_texts_are_refused(model):
         match=r"a mask of shape \(1, 4\) was given for an array of shape \(1, 5\): its shape must be \(1, 5\)",
     ):
         model({"text": InputArray(torch.zeros(1, 5, dtype=torch.long), torch.ones(1, 4, dtype=torch.bool))})
-    with pytest.raises(PerceiversError, match="indices of output 'text' go from 4 to 5, but it has elements 0 to 4"):
+    with pytest.raises(PerceiversError, match="indices of output 'text' go from 4 to 5, but must be from 0 to 4"):
         model({"text": torch.zeros(1, 5, dtype=torch.long)}, {"text": torch.tensor([4, 5])})
 
 

@@ -287,13 +287,13 @@ def test_wrong_frames_are_refused(adapter, model):
         adapter(torch.rand(1, 3, 3, 4, 6))
     with pytest.raises(PerceiversError, match=r"frames of shape \(2, 3, 4, 6\) were given"):
         adapter(torch.rand(2, 3, 4, 6))
-    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 0 to 24, but it has elements 0 to 23"):
+    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 0 to 24, but must be from 0 to 23"):
         model({"frames": torch.rand(1, 2, 3, *SIZE)}, {"flow": torch.tensor([0, 24])})
 
 
 def test_the_second_frame_has_no_points():
     model = optical(frames="separate")
-    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 24 to 24, but it has elements 0 to 23"):
+    with pytest.raises(PerceiversError, match="indices of output 'flow' go from 24 to 24, but must be from 0 to 23"):
         model({"frames": torch.rand(1, 2, 3, *SIZE)}, {"flow": torch.tensor([24])})
 
 

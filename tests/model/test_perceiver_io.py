@@ -334,9 +334,7 @@ def test_intermediate_values(data, attention):
 
 def test_wrong_inputs_are_refused(data):
     model = two_modalities()
-    with pytest.raises(
-        PerceiversError, match="indices of output 'picture' go from 3 to 20, but it has elements 0 to 19"
-    ):
+    with pytest.raises(PerceiversError, match="indices of output 'picture' go from 3 to 20, but must be from 0 to 19"):
         model(data, {"picture": torch.tensor([3, 20])})
     with pytest.raises(
         PerceiversError,

@@ -125,7 +125,7 @@ def test_an_output_that_is_not_there_is_refused(tokens):
 
 
 def test_places_outside_of_the_text_are_refused(tokens):
-    with pytest.raises(PerceiversError, match=f"go from 0 to {tokens.shape[1]}, but it has elements 0 to"):
+    with pytest.raises(PerceiversError, match=f"go from 0 to {tokens.shape[1]}, but must be from 0 to"):
         BERT(**SMALL)({"text": tokens}, {"text": torch.tensor([0, tokens.shape[1]])})
 
 

@@ -50,7 +50,7 @@ def test_some_tasks_are_those_of_the_full_decode(tokens, shared):
     for points in ([0], [2, 1], [1, 0, 2]):
         some = model.decode(encoded, {"label": torch.tensor(points)})["label"]
         close(some, {list(TASKS)[place]: full[list(TASKS)[place]] for place in points})
-    with pytest.raises(PerceiversError, match="indices of output 'label' go from 1 to 3, but it has elements 0 to 2"):
+    with pytest.raises(PerceiversError, match="indices of output 'label' go from 1 to 3, but must be from 0 to 2"):
         model.decode(encoded, {"label": torch.tensor([1, 3])})
 
 

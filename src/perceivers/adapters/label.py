@@ -1,10 +1,13 @@
 """Class labels, in and out. Shape suffixes as in `perceivers.model.adapter`."""
 
+from typing import Literal
+
 import torch.nn.functional as F
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.arguments import check_indices
 from perceivers.model.linear import trunc_normal_parameter
 
 
@@ -21,6 +24,7 @@ class LabelInput(InputAdapter):
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes class indices [B] in 0 ... classes - 1."""
+        check_indices("class indices", data, self.channels)
         return InputArray(F.one_hot(data, self.channels)[:, None, :].float())
 
 
@@ -29,13 +33,19 @@ class LabelOutput(OutputAdapter):
 
     Args:
         classes: number of classes.
-        query_channels: Q; None takes the average of the latents instead, as the first Perceiver does.
+        query_channels: Q; "any" for as many as the widest other query of the model or, without one, the latents: the
+            decoder then costs no more than it must. None takes the average of the latents instead of a query, as the
+            first Perceiver does.
         names: names of the classes, in order; optional, saved with the model.
         multilabel: several classes can apply at once, so that each has a probability of its own.
     """
 
     def __init__(
-        self, classes: int, query_channels: int | None = 1024, names: list[str] | None = None, multilabel: bool = False
+        self,
+        classes: int,
+        query_channels: int | Literal["any"] | None = "any",
+        names: list[str] | None = None,
+        multilabel: bool = False,
     ) -> None:
         super().__init__()
         if names is not None and len(names) != classes:
@@ -44,8 +54,12 @@ class LabelOutput(OutputAdapter):
         self.query_channels = query_channels
         self.names = names
         self.multilabel = multilabel
-        if query_channels is not None:
-            self.query = trunc_normal_parameter(1, 1, query_channels)
+        if isinstance(query_channels, int):
+            self.bind_query(query_channels)
+
+    def bind_query(self, channels: int) -> None:
+        self.query_channels = channels
+        self.query = trunc_normal_parameter(1, 1, channels)
 
     @property
     def class_names(self) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
+from perceivers.model.arguments import check_range
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import trunc_normal_parameter
 from perceivers.model.positions import LearnedPositions
@@ -45,6 +46,7 @@ class TextInput(InputAdapter):
         count = token_BM.shape[1]
         if count > self.length:
             raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {self.length}.")
+        check_range("tokens", token_BM, self.embedding.num_embeddings)
         position_MC = self.positions(indices=torch.arange(count, device=token_BM.device))
         return InputArray(self.embedding(token_BM) + position_MC, mask_BM, (count,))
 

@@ -134,7 +134,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         class_names: names of the classes, in order.
         multilabel: whether several classes can apply at once.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
-        query_channels: channels of the query of the label.
+        query_channels: channels of the query of the label; by default those of the latents.
     """
 
     latents: Count = 512
@@ -158,7 +158,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
     class_names: list[str] | None = None
     multilabel: bool = True
     decoder: Literal["query", "average"] = "query"
-    query_channels: Count = 1024
+    query_channels: Count | None = None
 
     def build(self) -> PerceiverIO:
         inputs: dict[str, InputAdapter] = {}
@@ -180,7 +180,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
                 inputs["audio"] = ConvAudioInput(self.samples_per_patch, positions, rate, self.filters)
         if not inputs:
             raise PerceiversError("model.frames and model.sound are both null: give video, sound or both.")
-        query_channels = self.query_channels if self.decoder == "query" else None
+        query_channels = (self.query_channels or self.channels) if self.decoder == "query" else None
         label = LabelOutput(self.classes, query_channels, self.class_names, self.multilabel)
         return PerceiverIO(inputs=inputs, outputs={"label": label}, **self.sizes())
 
@@ -238,6 +238,6 @@ AUTOENCODER_88X = kinetics_preset("compression 88x", latents=784)
 AUTOENCODER_176X = kinetics_preset("compression 176x", latents=392)
 AUTOENCODER_352X = kinetics_preset("compression 352x", latents=196)
 AUDIOSET_RAW_PERCEIVER = audioset_preset("Perceiver, raw audio + video", 21.0e6, 52.3e9, **PERCEIVER)
-AUDIOSET_RAW = audioset_preset("Perceiver IO, raw audio + video", 25.0e6, 52.9e9)
+AUDIOSET_RAW = audioset_preset("Perceiver IO, raw audio + video", 25.0e6, 52.9e9, query_channels=1024)
 AUDIOSET_MEL_PERCEIVER = audioset_preset("Perceiver, mel + video", 21.0e6, 60.7e9, **MEL, **PERCEIVER)
 AUDIOSET_MEL = audioset_preset("Perceiver IO, mel + video", 88.2e6, 129.5e9, **MEL, channels=1024)

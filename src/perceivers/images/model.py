@@ -33,7 +33,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
         classes: number of classes.
         class_names: names of the classes, in order.
         decoder: "query" as in Perceiver IO, or "average" as in the first Perceiver.
-        query_channels: channels of the query of the label.
+        query_channels: channels of the query of the label; by default those of the latents.
     """
 
     latents: Count = 512
@@ -54,7 +54,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
     classes: Count = 1000
     class_names: list[str] | None = None
     decoder: Literal["query", "average"] = "query"
-    query_channels: Count = 1024
+    query_channels: Count | None = None
 
     def build(self) -> PerceiverIO:
         size = self.image_size
@@ -72,7 +72,7 @@ class ImageClassifierConfig(ModelConfig, Sizes):
             encoding = FourierPositions(grid, self.bands, ConvStem().grid(height, width) if is_port else None)
         else:
             encoding = LearnedPositions(grid, self.position_channels, projected=True)
-        query_channels = self.query_channels if self.decoder == "query" else None
+        query_channels = (self.query_channels or self.channels) if self.decoder == "query" else None
         return PerceiverIO(
             inputs={"image": ImageInput((height, width), features, encoding, self.mean, self.std, self.crop)},
             outputs={"label": LabelOutput(self.classes, query_channels, self.class_names)},

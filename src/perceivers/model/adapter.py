@@ -6,7 +6,7 @@ Shape suffixes:
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -81,17 +81,21 @@ class OutputAdapter(Configurable, nn.Module):
     """Queries a domain's outputs, and turns what was decoded into predictions.
 
     Attributes:
-        query_channels: Q of the queries. None: the output has no queries and gets the average of the latents, as in the
-            first Perceiver; it then has one element.
+        query_channels: Q of the queries. "any": learned queries, which can have as many as the model chooses. None: the
+            output has no queries and gets the average of the latents, as in the first Perceiver; it then has one
+            element.
         channels: E of the vectors that `postprocess` takes: the model ends in a linear layer to them. None: it takes
-            the decoder's output.
+            the decoder's output, of Q channels: a linear layer reduces it to these if queries were padded to more.
     """
 
-    query_channels: int | None
+    query_channels: int | Literal["any"] | None
     channels: int | None
 
     def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
         """Called once by the model with its input adapters, whose channels and weights the output may use."""
+
+    def bind_query(self, channels: int) -> None:
+        """Called once by the model if `query_channels` is "any": sets it, and makes the learned queries."""
 
     def context(self, inputs: Mapping[str, InputArray]) -> Any:
         """Returns what the output needs from the encoded inputs: the other methods find it in `encoded.context`."""

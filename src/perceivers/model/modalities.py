@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.adapter import module_key
 from perceivers.model.linear import trunc_normal_parameter
 
@@ -53,13 +52,3 @@ def concatenate(arrays_BMC: list[Tensor], masks_BM: list[Tensor | None]) -> tupl
         for x_BMC, mask_BM in zip(arrays_BMC, masks_BM, strict=True)
     ]
     return torch.cat(arrays_BMC, 1), torch.cat([mask_BM for mask_BM in masks_BM if mask_BM is not None], 1)
-
-
-def check_names(kind: str, given: Iterable[str], known: Iterable[str], all_needed: bool = False) -> None:
-    """Raises a PerceiversError if `given` names an unknown input or output, or leaves out one that is needed."""
-    for name in given:
-        if name not in known:
-            raise PerceiversError(f"the model has no {kind} {name!r}: {did_you_mean(name, known)}")
-    for name in known:
-        if all_needed and name not in given:
-            raise PerceiversError(f"the {kind} {name!r} is missing: the model takes {', '.join(known)}.")

@@ -17,13 +17,13 @@ from torch.utils.checkpoint import checkpoint
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
 from perceivers.model.adapter import Adapters, Encoded, InputAdapter, InputArray, OutputAdapter, module_key, read_array
+from perceivers.model.arguments import check_batch_sizes, check_devices, check_indices, check_mapping, check_names
 from perceivers.model.attention import CrossAttention, KeyValues, SelfAttention
-from perceivers.model.eager import is_concrete
 from perceivers.model.intermediates import Intermediates, record_attention, record_latents
 from perceivers.model.kernels.folding import decode
 from perceivers.model.linear import Linear, trunc_normal_parameter
 from perceivers.model.masks import drop_trivial_mask, to_bool_mask
-from perceivers.model.modalities import ModalityPadding, check_names, concatenate
+from perceivers.model.modalities import ModalityPadding, concatenate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Sizes, takes_sizes
 
@@ -149,7 +149,11 @@ class PerceiverIO(Model):
         self.outputs = Adapters(outputs)
         for adapter in outputs.values():
             adapter.bind_inputs(inputs)
-        query_channels = {name: a.query_channels for name, a in outputs.items() if a.query_channels is not None}
+        widths = [a.query_channels for a in outputs.values() if isinstance(a.query_channels, int)]
+        for adapter in outputs.values():
+            if adapter.query_channels == "any":  # all queries are padded to the widest: a wider one would cost all more
+                adapter.bind_query(max(widths, default=channels))
+        query_channels = {name: a.query_channels for name, a in outputs.items() if isinstance(a.query_channels, int)}
         if query_channels:
             self.query_padding = ModalityPadding(query_channels, MIN_QUERY_PADDING)
             decoder_channels = self.query_padding.channels
@@ -168,9 +172,10 @@ class PerceiverIO(Model):
             self.projection = nn.Identity() if output_channels is None else Linear(decoder_channels, output_channels)
         self.heads = nn.ModuleDict()  # the last linear layers of outputs
         for name, adapter in outputs.items():
-            if adapter.channels is not None:
-                in_features = (output_channels or decoder_channels) if name in query_channels else channels
-                self.heads[module_key(name)] = Linear(in_features, adapter.channels)
+            in_features = (output_channels or decoder_channels) if name in query_channels else channels
+            out_features = query_channels.get(name, in_features) if adapter.channels is None else adapter.channels
+            if adapter.channels is not None or out_features < in_features:
+                self.heads[module_key(name)] = Linear(in_features, out_features)
         kernels.optimize(self)
 
     def encode(self, data: Mapping[str, Any], hidden: Mapping[str, Tensor] | None = None) -> Encoded:
@@ -181,13 +186,16 @@ class PerceiverIO(Model):
             hidden: for `maskable` inputs, by name, the elements to hide from the model: True where the mask token of
                 the modality replaces them; [B, M], or a shape that expands to it.
         """
+        check_mapping("data", data, self.inputs)
         check_names("input", data, self.inputs, all_needed=True)
+        check_devices(data, self.encoder.latents.device)
         inputs = {name: adapter(data[name]) for name, adapter in self.inputs.items()}
         for name, array in inputs.items():
             if not isinstance(array, InputArray):
                 raise PerceiversError(f"the adapter of input {name!r} must return an InputArray, not {type(array)}.")
             x_BMC, mask_BM = read_array(array, channel_dims=1)
             inputs[name] = InputArray(x_BMC, drop_trivial_mask(mask_BM), array.grid)
+        check_batch_sizes({name: array.x_BMC for name, array in inputs.items()})
         dtype = self.encoder.latents.dtype
         hidden = {name: to_bool_mask(mask) for name, mask in (hidden or {}).items()}
         for name in hidden:
@@ -225,6 +233,7 @@ class PerceiverIO(Model):
             The predictions of each output: all in the domain's own shape, those at indices as [B, P, ...].
         """
         outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
+        check_mapping("outputs", outputs, self.outputs)
         check_names("output", outputs, self.outputs)
         uses_decoder = any(self.outputs[name].query_channels is not None for name in outputs)
         key_values = self.decoder.project_keys_values(encoded.latents) if uses_decoder else None
@@ -241,7 +250,7 @@ class PerceiverIO(Model):
         encoded = Encoded(latents, encoded.context[name])
         total = adapter.num_queries(encoded)
         if indices is not None:
-            check_indices(name, indices, total)
+            check_indices(f"indices of output {name!r}", indices, total, batch_size=latents.shape[0])
         if adapter.query_channels is None or key_values is None:
             return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
         count = total if indices is None else indices.shape[-1]
@@ -308,14 +317,3 @@ class PerceiverIO(Model):
         with record_latents(self.encoder) as latents, record_attention(self if attention else nn.Identity()) as maps:
             predictions = self(data, outputs, hidden)
         return predictions, Intermediates(latents, maps)
-
-
-def check_indices(name: str, indices: Tensor, total: int) -> None:
-    """Raises a PerceiversError for indices out of range; skipped on accelerators, where it would synchronize."""
-    if indices.device.type != "cpu" or not is_concrete(indices):
-        return
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < total:
-        raise PerceiversError(
-            f"indices of output {name!r} go from {int(indices.min())} to {int(indices.max())}, "
-            f"but it has elements 0 to {total - 1}."
-        )

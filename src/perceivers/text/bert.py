@@ -16,10 +16,10 @@ from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
 from perceivers.model.adapter import Adapters, InputArray
+from perceivers.model.arguments import check_indices
 from perceivers.model.attention import SelfAttention
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import Linear, gelu
-from perceivers.model.perceiver_io import check_indices
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Gelu
 from perceivers.text.task_output import TaskHeads
@@ -101,7 +101,8 @@ class BERT(Model):
             if name not in self.outputs:
                 raise PerceiversError(f"the model has no output {name!r}: it has {', '.join(self.outputs)}.")
             if indices is not None:
-                check_indices(name, indices, self.tasks if name == "label" else x_BMC.shape[1])
+                total = self.tasks if name == "label" else x_BMC.shape[1]
+                check_indices(f"indices of output {name!r}", indices, total, batch_size=len(x_BMC))
             if name == "label":  # every task reads the first token
                 asked = torch.arange(self.tasks) if indices is None else indices
                 predictions[name] = self.outputs[name](self.norm(x_BMC[:, :1]).expand(-1, len(asked), -1), indices)

@@ -1,0 +1,68 @@
+"""Checks of the arguments that a model is called with: each mistake is one sentence.
+
+What has to be read from an accelerator is not checked there: it would wait for the device.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.model.eager import is_concrete
+
+
+def check_mapping(argument: str, value: Any, names: Iterable[str]) -> None:
+    """Raises a PerceiversError unless an argument is a mapping by the names of inputs or outputs."""
+    if not isinstance(value, Mapping):
+        example = ", ".join(f"{name!r}: ..." for name in names)
+        found = f"{argument} is of type {type(value).__name__}"
+        raise PerceiversError(f"{found}: a dict by name is expected, such as {{{example}}}.")
+
+
+def check_names(kind: str, given: Iterable[str], known: Iterable[str], all_needed: bool = False) -> None:
+    """Raises a PerceiversError if `given` names an unknown input or output, or leaves out one that is needed."""
+    for name in given:
+        if name not in known:
+            raise PerceiversError(f"the model has no {kind} {name!r}: {did_you_mean(name, known)}")
+    for name in known:
+        if all_needed and name not in given:
+            raise PerceiversError(f"the {kind} {name!r} is missing: the model takes {', '.join(known)}.")
+
+
+def check_devices(data: Mapping[str, Any], device: torch.device) -> None:
+    """Raises a PerceiversError if a tensor of the data is on another device than the model."""
+    for name, value in data.items():
+        for array in value if isinstance(value, tuple | list) else [value]:
+            if isinstance(array, Tensor) and array.device != device:
+                found = f"the input {name!r} is on {array.device}, but the model is on {device}"
+                raise PerceiversError(f"{found}: move one of them.")
+
+
+def check_batch_sizes(arrays: Mapping[str, Tensor]) -> None:
+    """Raises a PerceiversError if inputs have different numbers of examples."""
+    sizes = {name: len(array) for name, array in arrays.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{name!r} {size}" for name, size in sizes.items())
+        raise PerceiversError(f"the inputs have different batch sizes ({found}): give the same number of examples.")
+
+
+def check_indices(what: str, indices: Any, total: int, batch_size: int | None = None) -> None:
+    """Raises a PerceiversError unless indices are integers [P], or [B, P] of a batch, from 0 to `total` - 1."""
+    if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.dtype == torch.bool:
+        found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
+        raise PerceiversError(f"{what} are of type {found}: a tensor of integers is expected.")
+    if indices.dim() != 1 and (batch_size is None or indices.dim() != 2 or len(indices) not in (1, batch_size)):
+        expected = "[count]" if batch_size is None else f"[count] or [{batch_size}, count]"
+        raise PerceiversError(f"{what} have the shape {list(indices.shape)}: {expected} is expected.")
+    check_range(what, indices, total)
+
+
+def check_range(what: str, indices: Tensor, total: int) -> None:
+    """Raises a PerceiversError unless integers are from 0 to `total` - 1."""
+    if indices.device.type != "cpu" or not is_concrete(indices) or not indices.numel():
+        return
+    least, most = int(indices.min()), int(indices.max())
+    if not 0 <= least <= most < total:
+        raise PerceiversError(f"{what} go from {least} to {most}, but must be from 0 to {total - 1}.")
