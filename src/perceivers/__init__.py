@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from perceivers.checkpoints.load import load
     from perceivers.errors import PerceiversError
     from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+    from perceivers.model.costs import summarize
     from perceivers.model.intermediates import record_attention
     from perceivers.model.perceiver_io import PerceiverIO
     from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
@@ -32,12 +33,14 @@ __all__ = [
     "list_models",
     "load",
     "record_attention",
+    "summarize",
 ]
 
 MODULES = {
     "checkpoints.load": ["load"],
     "errors": ["PerceiversError"],
     "model.adapter": ["Encoded", "InputAdapter", "InputArray", "OutputAdapter"],
+    "model.costs": ["summarize"],
     "model.intermediates": ["record_attention"],
     "model.perceiver_io": ["PerceiverIO"],
     "model.positions": ["FourierPositions", "LearnedPositions", "fourier_features"],

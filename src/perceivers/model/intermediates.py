@@ -6,7 +6,8 @@ Shape suffixes: B batch, H heads, O queries, M inputs, N latents, D latent chann
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from threading import get_ident
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -27,10 +28,19 @@ class Intermediates(NamedTuple):
 
 @contextmanager
 def record_latents(encoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects, while open, the latents after each cross-attention and self-attention layer of an encoder."""
+    """Collects, while open, the latents after each cross-attention and self-attention layer of an encoder.
+
+    Calls from other threads are ignored.
+    """
     latents: list[Tensor] = []
+    thread = get_ident()
+
+    def record(_layer: nn.Module, _inputs: Any, output: Tensor) -> None:
+        if get_ident() == thread:
+            latents.append(output)
+
     layers = [layer for layer in encoder.modules() if isinstance(layer, CrossAttention | SelfAttention)]
-    hooks = [layer.register_forward_hook(lambda _layer, _inputs, output: latents.append(output)) for layer in layers]
+    hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         yield latents
     finally:
@@ -47,6 +57,7 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         maps["cross_attentions.0.attention"][0]  # [B, H, N, M]
 
     Layers compute the formula meanwhile: memory is that of all score matrices. Record a submodule to have only its own.
+    Calls from other threads are ignored, so that several threads may use one model.
     Hooks that are added after torch.compile are ignored: record a module before it is compiled.
 
     Yields:
@@ -55,9 +66,11 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         or the query, are masked.
     """
     maps: dict[str, list[Tensor]] = {}
+    thread = get_ident()
 
     def record(name: str, _dropout: nn.Module, arguments: tuple[Tensor]) -> None:
-        maps.setdefault(name, []).append(arguments[0].detach())
+        if get_ident() == thread:
+            maps.setdefault(name, []).append(arguments[0].detach())
 
     hooks = [
         child.dropout.register_forward_pre_hook(partial(record, name))  # its input is the weights
