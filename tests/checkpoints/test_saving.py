@@ -110,8 +110,8 @@ def test_classes_of_ones_own_in_folders_of_the_release_before(tmp_path):
         ("os:system", "'os' declares no entry point of perceivers"),
         ("antigravity:fly", "'antigravity' declares no entry point of perceivers"),
         ("perceivers_of_mine.adapters:Input", "'perceivers_of_mine' declares no entry point"),
-        ("perceivers.model.saving:os.system", "is not a part of models"),
-        ("perceivers.model.saving:json", "is not a part of models"),
+        ("perceivers.model.saving:os.system", "is not a part of a model"),
+        ("perceivers.model.saving:json", "is not a part of a model"),
         ("perceivers.adapters.array:ArayInput", "has no 'ArayInput': did you mean 'ArrayInput'"),
         ("perceivers.adaptors:ArrayInput", "there is no module 'perceivers.adaptors'"),
         ("perceivers.model.saving:", "is not the import path of a class"),
@@ -189,7 +189,7 @@ def test_a_foreign_folder_is_refused(tmp_path):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(PerceiversError, match="neither a folder or file here nor a model on the hub"):
+    with pytest.raises(PerceiversError, match="neither a folder nor a file here"):
         perceivers.load("nobody/no-such-model")
 
 
