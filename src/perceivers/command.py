@@ -40,6 +40,9 @@ class Metavar:
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line."""
 
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse ignores that it cannot be written
+
     def error(self, message: str) -> NoReturn:
         raise PerceiversError(f"{self.prog.removeprefix('perceivers ')}: {message} (see --help)")
 

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from perceivers import plugins
 from perceivers.model import kernels
 from perceivers.model.config import construct
+from perceivers.model.meta import check_memory
 from perceivers.model.sizes import ModelConfig
 
 
@@ -65,9 +66,11 @@ def create_model(name: str, **overrides: Any) -> Any:
         overrides: fields of its config to change, such as `classes=10`.
 
     Raises:
-        PerceiversError: there is no such model or field, or a value is not allowed.
+        PerceiversError: there is no such model or field, a value is not allowed, or memory cannot hold the model.
     """
-    return model_config(name, **overrides).build()
+    config = model_config(name, **overrides)
+    check_memory(config.build, name)
+    return config.build()
 
 
 @dataclass(frozen=True)

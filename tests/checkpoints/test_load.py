@@ -367,7 +367,10 @@ WEIGHT = "perceiver.decoder.decoder.final_layer.weight"
             "model.safetensors cannot be read .* truncated or damaged",
         ),
         (lambda f: edit(f, lambda a: a.pop(WEIGHT)), rf"has no array '{WEIGHT}', .* with shape \(3, 16\)"),
-        (lambda f: edit(f, lambda a: a.update(more=torch.ones(1))), "has an array 'more', which its model does not have"),
+        (
+            lambda f: edit(f, lambda a: a.update(more=torch.ones(1))),
+            "has an array 'more', which its model does not",
+        ),
         (
             lambda f: edit(f, lambda a: a.update({WEIGHT: a[WEIGHT].T.contiguous()})),
             rf"the array '{WEIGHT}' has shape \(16, 3\), but its model needs \(3, 16\)",

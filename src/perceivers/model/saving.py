@@ -4,28 +4,23 @@ The config has a checksum of the weights' file, which is verified when the model
 """
 
 import hashlib
-import itertools
 import json
 import os
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import safetensors
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from perceivers.errors import PerceiversError, shorten
+from perceivers.errors import PerceiversError
 from perceivers.model.config import Configurable, from_config, to_config
+from perceivers.model.meta import build_on_meta
 from perceivers.renames import update_saved
 from perceivers.values import read_json
-
-T = TypeVar("T")
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tokenizer.model"  # beside these, for a model with a subword tokenizer
@@ -174,40 +169,6 @@ def compute_checksum(file: Path) -> str:
     """Returns the SHA-256 checksum of a file."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def build_on_meta(build: Callable[[], T], arrays: int, source: Path) -> T:
-    """Builds a model on the meta device, to compare its shapes with those of `arrays` arrays before it needs memory.
-
-    Raises:
-        PerceiversError: it cannot be built, or has many more arrays; `source` is the file that describes it.
-    """
-    try:
-        with torch.device("meta"), limit_parameters(2 * arrays + 100, source):
-            return build()
-    except PerceiversError:
-        raise
-    except Exception as error:  # constructors may raise anything, given arguments of any kind
-        if "meta" in str(error):  # a class of another package reads values of its tensors
-            return build()
-        reason = f"{type(error).__name__}: {shorten(str(error), 300)}"
-        raise PerceiversError(f"{source} describes a model that cannot be built ({reason}).") from error
-
-
-@contextmanager
-def limit_parameters(most: int, source: object) -> Iterator[None]:
-    """Raises a PerceiversError when this thread builds modules with more than `most` parameters in the context."""
-    counter, owner = itertools.count(1), threading.get_ident()
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if threading.get_ident() == owner and parameter is not None and next(counter) > most:
-            raise PerceiversError(f"{source} describes a model of more than {most} parameter arrays: a size is wrong.")
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import construct
+from perceivers.model.meta import build_on_meta
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import build_on_meta, check_numbers
+from perceivers.model.saving import check_numbers
 
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
