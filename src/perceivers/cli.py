@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from perceivers import extras, plugins
 from perceivers.command import Command, Parser, run
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.errors import PerceiversError, did_you_mean, printable, shorten
 
 EXAMPLES = """\
 examples:
@@ -38,13 +38,22 @@ Every command takes --help, and --trust PACKAGE (repeatable), which allows saved
 package, installed or in the current folder.
 """
 
+SYSTEM_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+)
+"""Errors of files that only the user can solve."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; a problem that the user can solve ends in one sentence and exit status 2."""
     try:
         prepare_output()
         try:
-            name, rest = read_command([expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)])
+            arguments = [expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+            if any("\0" in argument for argument in arguments):
+                raise PerceiversError("an argument has a zero byte: leave it out.")
+            name, rest = read_command(arguments)
             run(find_command(name), rest, f"perceivers {name}")
         finally:
             sys.stdout.flush()
@@ -59,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         discard_output()
         sys.exit(141)
     except OSError as error:
-        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+        if error.errno not in SYSTEM_ERRORS:
             raise
+        if error.filename is not None:
+            fail(f"{shorten(printable(str(error.filename)), 500)} cannot be read or written: {error.strerror}.")
         discard_output()
         fail(f"the output cannot be written: {error.strerror}.")
 

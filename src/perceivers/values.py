@@ -58,11 +58,13 @@ def read_text(file: Path) -> str:
 
 
 def check_values(values: Any, source: str) -> None:
-    """Raises a PerceiversError for values that are nested too deeply, or for integers of more than 64 bits."""
+    """Raises a PerceiversError for deep nesting, integers of more than 64 bits, and text with zero bytes."""
     level = [values]
     for _ in range(DEEPEST + 1):
         if any(isinstance(value, int) and value.bit_length() > 63 for value in level):
             raise PerceiversError(f"{source} has an integer of more than 64 bits: write a smaller one.")
+        if any(isinstance(value, str) and "\0" in value for value in level):
+            raise PerceiversError(f"{source} has a text with a zero byte: leave it out.")
         level = [item for value in level for item in list_items(value)]
         if not level:
             return
