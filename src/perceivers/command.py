@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from perceivers.checks import Range
-from perceivers.errors import PerceiversError, printable
+from perceivers.errors import PerceiversError, printable, shorten
 
 Command = Callable[..., None]
 
@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
         print(self.format_help(), end="", file=file)  # argparse ignores that it cannot be written
 
     def error(self, message: str) -> NoReturn:
-        raise PerceiversError(f"{self.prog.removeprefix('perceivers ')}: {message} (see --help)")
+        name = self.prog.replace(" ", ": ", 1)  # as other errors, "perceivers: " and a sentence
+        self.exit(2, f"{name}: {shorten(printable(message), 1000)} (see --help)\n")
 
 
 def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, annotation: Any) -> None:
