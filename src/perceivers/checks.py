@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
-from perceivers.errors import PerceiversError
+from perceivers.errors import PerceiversError, quote
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Checked:
 def check_field(field: str, value: object, allowed: bool, expected: str) -> None:
     """Raises a PerceiversError unless the value of a field is allowed."""
     if not allowed:
-        raise PerceiversError(f"{field} = {value!r} is not allowed: it must be {expected}.")
+        raise PerceiversError(f"{field} = {quote(value)} is not allowed: it must be {expected}.")
 
 
 def matches(value: Any, annotation: Any) -> bool:
@@ -79,7 +79,7 @@ def matches(value: Any, annotation: Any) -> bool:
         return isinstance(value, Mapping) and all(all(map(matches, item, parts)) for item in value.items())
     if origin is None and isinstance(annotation, type):
         if annotation is float:
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
         return isinstance(value, annotation) and (annotation is not int or not isinstance(value, bool))
     return True
 

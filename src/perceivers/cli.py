@@ -1,15 +1,18 @@
 """The command `perceivers`, which imports and runs one of the commands: functions that entry points declare."""
 
-import argparse
+import errno
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from typing import NoReturn
 
 from perceivers import extras, plugins
-from perceivers.command import Command, run
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.command import Command, Parser, run
+from perceivers.errors import PerceiversError, did_you_mean, printable, shorten
 
 EXAMPLES = """\
 examples:
@@ -35,29 +38,73 @@ Every command takes --help, and --trust PACKAGE (repeatable), which allows saved
 package, installed or in the current folder.
 """
 
+SYSTEM_ERRORS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+)
+"""Errors of files that only the user can solve."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs a command; a problem that the user can solve ends in one sentence and exit status 2."""
     try:
-        name, rest = read_command(list(sys.argv[1:] if argv is None else argv))
-        run(find_command(name), rest, f"perceivers {name}")
-        sys.stdout.flush()
+        prepare_output()
+        try:
+            arguments = [expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
+            if any("\0" in argument for argument in arguments):
+                raise PerceiversError("an argument has a zero byte: leave it out.")
+            name, rest = read_command(arguments)
+            run(find_command(name), rest, f"perceivers {name}")
+        finally:
+            sys.stdout.flush()
     except (PerceiversError, ModuleNotFoundError) as error:
         message = error if isinstance(error, PerceiversError) else extras.describe_missing(error.name)
         if message is None:
             raise
-        print(f"perceivers: {message}", file=sys.stderr)
-        sys.exit(2)
+        fail(message)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes what is flushed at exit
+        discard_output()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        if error.filename is not None:
+            fail(f"{shorten(printable(str(error.filename)), 500)} cannot be read or written: {error.strerror}.")
+        discard_output()
+        fail(f"the output cannot be written: {error.strerror}.")
+
+
+def prepare_output() -> None:
+    """Makes the output show characters that its encoding lacks as escapes; raises a PerceiversError if it is closed."""
+    if sys.stdout is None:
+        raise PerceiversError("the standard output is closed: redirect it to /dev/null to ignore it.")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def discard_output() -> None:
+    """Discards what is left to be written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def fail(message: object) -> NoReturn:
+    """Prints the sentence of an error and exits with 2."""
+    with suppress(OSError):  # the errors cannot be written, either
+        print(f"perceivers: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def expand_home(argument: str) -> str:
+    """Replaces "~/" at the beginning of an argument, or of the value in `--option=value`, by the home folder."""
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~/") else argument
 
 
 def read_command(argv: list[str]) -> tuple[str, list[str]]:
     """Returns the name of the command and its arguments; handles `--trust`, `--help` and `--version`."""
-    parser = argparse.ArgumentParser("perceivers", add_help=False, allow_abbrev=False)
+    parser = Parser("perceivers", add_help=False, allow_abbrev=False)
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE")
     found, argv = parser.parse_known_args(argv)
     for package in found.trust:

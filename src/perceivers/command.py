@@ -17,10 +17,10 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from perceivers.checks import Range
-from perceivers.errors import PerceiversError
+from perceivers.errors import PerceiversError, printable, shorten
 
 Command = Callable[..., None]
 
@@ -35,6 +35,17 @@ class Metavar:
     """The name of an argument's value in `--help`, for use in `Annotated`."""
 
     name: str | tuple[str, ...]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)  # argparse ignores that it cannot be written
+
+    def error(self, message: str) -> NoReturn:
+        name = self.prog.replace(" ", ": ", 1)  # as other errors, "perceivers: " and a sentence
+        self.exit(2, f"{name}: {shorten(printable(message), 1000)} (see --help)\n")
 
 
 def add_argument(parser: argparse.ArgumentParser, parameter: inspect.Parameter, annotation: Any) -> None:
@@ -110,7 +121,7 @@ def run(function: Command, argv: Sequence[str], prog: str) -> None:
     parameters = inspect.signature(function).parameters.values()
     hints = get_type_hints(function, include_extras=True)
     takes_rest = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters)
-    parser = argparse.ArgumentParser(prog, description=inspect.getdoc(function), add_help=not takes_rest)
+    parser = Parser(prog, description=inspect.getdoc(function), add_help=not takes_rest)
     for parameter in parameters:
         if parameter.kind is not parameter.VAR_POSITIONAL:
             add_argument(parser, parameter, hints.get(parameter.name, str))
@@ -123,13 +134,18 @@ def run(function: Command, argv: Sequence[str], prog: str) -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value as JSON."""
-    print(json_module.dumps(value, indent=2))
+    try:
+        print(json_module.dumps(value, indent=2, allow_nan=False))
+    except ValueError as error:
+        raise PerceiversError(
+            "the results have NaN or infinite values, which JSON cannot hold: check the model."
+        ) from error
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
     """Prints a table, with numbers aligned to the right."""
     columns = []
-    for title, *cells in zip(header, *rows, strict=True):
+    for title, *cells in zip(header, *([printable(cell) for cell in row] for row in rows), strict=True):
         width = max(map(len, (title, *cells)))
         is_number = any(cell[:1].isdigit() for cell in cells)
         columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in (title, *cells)])
@@ -140,7 +156,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 def print_classes(classes: Mapping[str, float]) -> None:
     """Prints classes with their probabilities."""
     for name, probability in classes.items():
-        print(f"  {probability:7.2%}  {name}")
+        print(f"  {probability:7.2%}  {printable(name)}")
 
 
 def print_files_classes(files: Sequence[str], answers: Sequence[Mapping[str, float]], top: int, json: bool) -> None:
@@ -150,7 +166,7 @@ def print_files_classes(files: Sequence[str], answers: Sequence[Mapping[str, flo
         print_json([{"file": file, "classes": classes} for file, classes in zip(files, best, strict=True)])
         return
     for file, classes in zip(files, best, strict=True):
-        print(file)
+        print(printable(file))
         print_classes(classes)
 
 

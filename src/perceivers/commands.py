@@ -46,11 +46,12 @@ def models(
 def print_parts(name: str, json: bool) -> None:
     """Prints the parameters and FLOPs of the parts of a model."""
     from perceivers.model.costs import measure_parts, summarize
+    from perceivers.model.meta import check_memory
     from perceivers.model.perceiver_io import PerceiverIO
-    from perceivers.presets import build_on_meta, find_preset
+    from perceivers.presets import find_preset
 
     preset = find_preset(name)
-    model = build_on_meta(preset.config.build)
+    model = check_memory(preset.config.build, name)
     if not isinstance(model, PerceiverIO):
         raise PerceiversError(f"{name} is a {type(model).__name__}: only a PerceiverIO is measured by parts.")
     if json:

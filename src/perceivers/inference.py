@@ -1,7 +1,7 @@
 """Loads models to a device, finds the adapter for a task, ranks classes. Shape suffix: K classes."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,18 @@ def find_adapter(parts: Adapters[Any], kind: type[T], task: str) -> tuple[str, T
         have = ", ".join(f"{name!r} ({type(part).__name__})" for name, part in parts.items())
         raise PerceiversError(f"this model cannot do {task}, which needs one {kind.__name__}: it has {have}.")
     return found[0]
+
+
+def check_answers(answers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the outputs of a model; raises a PerceiversError that names one with NaN or infinite values."""
+    for name, answer in answers.items():
+        if isinstance(answer, Mapping):
+            check_answers(answer)
+        elif not answer.isfinite().all():
+            raise PerceiversError(
+                f"the model's output {name!r} has NaN or infinite values: try precision float32 and check the input."
+            )
+    return answers
 
 
 def class_names(model: PerceiverIO, name: str = "label") -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,8 @@ from perceivers import plugins
 from perceivers.model import kernels
 from perceivers.model.config import construct
 from perceivers.model.costs import Cost, count_flops, count_parameters
+from perceivers.model.meta import check_memory
 from perceivers.model.sizes import ModelConfig
-
-M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -67,15 +66,11 @@ def create_model(name: str, **overrides: Any) -> Any:
         overrides: fields of its config to change, such as `classes=10`.
 
     Raises:
-        PerceiversError: there is no such model or field, or a value is not allowed.
+        PerceiversError: there is no such model or field, a value is not allowed, or memory cannot hold the model.
     """
-    return model_config(name, **overrides).build()
-
-
-def build_on_meta(build: Callable[[], M]) -> M:
-    """Builds a model on the meta device, without memory for its weights."""
-    with torch.device("meta"):
-        return build()
+    config = model_config(name, **overrides)
+    check_memory(config.build, name)
+    return config.build()
 
 
 def measure_cost(
@@ -90,8 +85,8 @@ def measure_cost(
         inputs: one example, by input name, on the meta device.
         outputs: outputs to decode, as in `PerceiverIO.decode`.
     """
-    model = build_on_meta(build).eval().requires_grad_(False)
-    kernels.reset(model)
     with torch.device("meta"):
+        model = build().eval().requires_grad_(False)
+        kernels.reset(model)
         _, flops = count_flops(lambda: model(inputs, outputs))
     return Cost(count_parameters(model), flops)

@@ -189,7 +189,7 @@ def test_a_foreign_folder_is_refused(tmp_path):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(PerceiversError, match="neither a folder or file here nor a model on the hub"):
+    with pytest.raises(PerceiversError, match="neither a folder nor a file here"):
         perceivers.load("nobody/no-such-model")
 
 

@@ -327,7 +327,7 @@ def test_the_command_refuses_before_it_computes(files, tmp_path, capsys, monkeyp
         ("model", ["1.png", "2.png"], ["--overlap", "22"], "overlap = 22 is not allowed"),
         ("model", ["1.png", "2.png"], ["--batch-size", "0"], "batch_size = 0 is not allowed"),
         ("classifier", ["1.png", "2.png"], [], "this model cannot do flow, which needs one FramePairInput"),
-        ("none", ["1.png", "2.png"], [], "neither a folder or file here nor a model on the hub"),
+        ("none", ["1.png", "2.png"], [], "neither a folder nor a file here"),
     ],
 )
 def test_what_the_command_cannot_do_ends_in_one_sentence(files, tmp_path, capsys, model, frames, options, message):

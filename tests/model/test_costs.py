@@ -5,7 +5,8 @@ from perceivers import FourierPositions, PerceiverIO
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
 from perceivers.cli import main
 from perceivers.model.costs import Cost, measure_parts, summarize
-from perceivers.presets import build_on_meta, create_model, find_preset, measure_cost
+from perceivers.model.meta import check_memory
+from perceivers.presets import create_model, find_preset, measure_cost
 
 
 def small(**label):
@@ -26,7 +27,7 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_parts_add_up_to_the_whole(name):
     preset = find_preset(name)
-    parts = measure_parts(build_on_meta(preset.config.build), preset.inputs, preset.outputs)
+    parts = measure_parts(check_memory(preset.config.build, name), preset.inputs, preset.outputs)
     whole = measure_cost(lambda: create_model(name), preset.inputs, preset.outputs)
     assert Cost(*map(sum, zip(*parts.values(), strict=True))) == whole
 

@@ -41,14 +41,6 @@ STRINGS = [
 ]
 
 
-@dataclass
-class Reader:
-    """A format: writes a small valid file or folder below a folder and returns its path, and reads it."""
-
-    write: Callable[[Path], Path]
-    read: Callable[[Path], Any]
-
-
 def damage(content: bytes, chance: random.Random) -> bytes:
     """Returns a file's content with one to three random changes."""
     for _ in range(chance.choice([1, 1, 2, 3])):
@@ -99,6 +91,15 @@ def damage_path(path: Path, chance: random.Random) -> None:
         file.write_bytes(b"")
     else:
         file.write_bytes(damage(file.read_bytes(), chance))
+
+
+@dataclass
+class Reader:
+    """A format: writes a small valid file or folder below a folder and returns its path, and reads it."""
+
+    write: Callable[[Path], Path]
+    read: Callable[[Path], Any]
+    damage: Callable[[Path, random.Random], None] = damage_path
 
 
 def peak_memory() -> int:
@@ -157,7 +158,7 @@ def fuzz(name: str, reader: Reader, cases: int, seed: int, folder: Path) -> Coun
     for case in range(cases):
         chance = random.Random(f"{name} {seed} {case}")
         shutil.copytree(valid, work)
-        damage_path(work / written, chance)
+        reader.damage(work / written, chance)
         outcome = run_in_child(reader, work / written)
         if outcome not in ("read", "refused"):
             kept = folder / f"{name} {seed} {case}".replace(" ", "-")

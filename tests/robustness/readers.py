@@ -1,26 +1,32 @@
 """Every format that is read: a small valid sample, and the function that reads it. A new reader is one line."""
 
+import copy
 import json
+import pickle
+import random
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import torch
+import yaml
 from PIL import Image
 from pyarrow import parquet
+from safetensors.torch import load_file
 
 import perceivers
 from perceivers.data.image_files import read_frame
 from perceivers.data.video import measure, read_clip, read_frames
 from perceivers.flow.files import read_flow, write_flow
 from perceivers.images.data import ImageData
+from perceivers.released import haiku
 from perceivers.released.export import to_transformers
 from perceivers.text.documents import TextFiles
 from perceivers.text.labelled import LabelledTextData
-from perceivers.text.tokenizers import SentencePiece, train_tokenizer
+from perceivers.text.tokenizers import SentencePiece, tokenizer_of, train_tokenizer
 from perceivers.training.config import read_config
-from tests.robustness.fuzz import Reader
+from tests.robustness.fuzz import Reader, damage
 from tests.support import clips, models, starcraft
 
 WORDS = [
@@ -175,9 +181,126 @@ def saved(build):
     return write
 
 
-def exported(folder: Path) -> Path:
-    to_transformers(models.optical(), folder / "model")
+def exported(build):
+    """Returns a function that exports a model of `tests.support.models` to the format of `transformers`."""
+
+    def write(folder: Path) -> Path:
+        to_transformers(build(), folder / "model")
+        return folder / "model"
+
+    return write
+
+
+def binary(folder: Path) -> Path:
+    path = exported(THEIRS["learned"])(folder)
+    torch.save(load_file(path / "model.safetensors"), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+    return path
+
+
+THEIRS = {
+    "language": lambda: models.language(decoder_heads=8, decoder_qk_channels=256),
+    "fourier": lambda: models.classifier(bands=64, image_size=224),
+    "learned": lambda: models.classifier(positions="learned", feature_channels=256, query_residual=False),
+    "conv": lambda: models.classifier(
+        preprocessing="conv", padding="transformers", feature_channels=64, bands=64, image_size=224
+    ),
+    "flow": lambda: models.optical(feature_channels=64, bands=64),
+    "autoencoder": lambda: models.coder(video_bands=32, audio_bands=192),
+}
+"""Small models that `transformers` has, too."""
+
+
+def haiku_pickle(folder: Path) -> Path:
+    tree = {}
+    for name, tensor in models.classifier(positions="learned", feature_channels=8).state_dict().items():
+        module, leaf = haiku.rename_array(name, haiku.LEARNED).split(" ")
+        tree.setdefault(module, {})[leaf] = (tensor.T if leaf == "w" else tensor).numpy()
+    (folder / "x.pystate").write_bytes(pickle.dumps(tree))
+    return folder / "x.pystate"
+
+
+def read_haiku(path: Path) -> None:
+    perceivers.load(path, heads=2, num_blocks=2)
+
+
+def text_model(folder: Path) -> Path:
+    words = SentencePiece(tokenizer(folder))
+    models.language(vocabulary=words.size).save(folder / "model")
+    words.save(folder / "model")
+    (folder / "x.model").unlink()
     return folder / "model"
+
+
+def read_text_model(path: Path) -> None:
+    tokenizer_of(path, perceivers.load(path).inputs["text"].embedding.num_embeddings)
+
+
+VALUES = [
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**9,
+    10**18,
+    10**4000,
+    0.5,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "\x1b",
+    [],
+    {},
+]
+"""Values that replace any value of a config."""
+
+
+def change_json(path: Path, chance: random.Random) -> None:
+    """Replaces, removes, copies, nests or renames one or two values anywhere in a JSON file, or one below a folder."""
+    file = chance.choice(sorted(path.rglob("*.json"))) if path.is_dir() else path
+    values = json.loads(file.read_text())
+    for _ in range(chance.choice([1, 1, 2])):
+        owner = chance.choice(find_owners(values))
+        key = chance.choice(list(owner) if isinstance(owner, dict) else range(len(owner)))
+        kind = chance.randrange(8)
+        if kind == 0 and len(owner) > 1:
+            del owner[key]
+        elif kind == 1:
+            owner[key] = copy.deepcopy(chance.choice(find_owners(values)))
+        elif kind == 2:
+            for _ in range(chance.choice([1, 40, 100])):
+                owner[key] = [owner[key]]
+        elif kind == 3 and isinstance(owner, dict):
+            owner[chance.choice(["x", "class", "\n", ""])] = owner.pop(key)
+        else:
+            owner[key] = chance.choice(VALUES)
+    file.write_text(json.dumps(values))
+
+
+def find_owners(value: object) -> list[dict | list]:
+    """Returns all lists and dicts in a value that are not empty."""
+    if not isinstance(value, dict | list) or not value:
+        return []
+    return [
+        value,
+        *(owner for item in (value.values() if isinstance(value, dict) else value) for owner in find_owners(item)),
+    ]
+
+
+def change_text(path: Path, chance: random.Random) -> None:
+    path.write_bytes(damage(path.read_bytes(), chance))
+
+
+def read_override(path: Path) -> None:
+    config = path.with_name("config.yaml")
+    config.write_text(YAML)
+    read_config(config, [path.read_text(errors="surrogateescape")])
+
+
+OVERRIDES = ("--model.mean=[0.5, 0.1]", "--training.epochs=3", "--data={path: digits}")
 
 
 def tables_of_decisions(folder: Path) -> Path:
@@ -204,7 +327,17 @@ READERS = {
     "tokenizer": Reader(tokenizer, SentencePiece),
     "config": Reader(text_file("x.yaml", YAML), read_config),
     "saved model": Reader(saved(models.language), perceivers.load),
-    "transformers model": Reader(exported, perceivers.load),
+    "config values": Reader(text_file("x.json", json.dumps(yaml.safe_load(YAML))), read_config, change_json),
+    **{f"override {text}": Reader(text_file("x.txt", text), read_override, change_text) for text in OVERRIDES},
+    "text model": Reader(text_model, read_text_model),
+    **{f"{name} config": Reader(saved(build), perceivers.load, change_json) for name, build in models.MODELS.items()},
+    **{f"transformers {name}": Reader(exported(build), perceivers.load) for name, build in THEIRS.items()},
+    **{
+        f"transformers {name} config": Reader(exported(build), perceivers.load, change_json)
+        for name, build in THEIRS.items()
+    },
+    "transformers bin": Reader(binary, perceivers.load),
+    "haiku pickle": Reader(haiku_pickle, read_haiku),
 }
 """By name, the formats."""
 

@@ -193,7 +193,7 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
         run({})
     with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in"):
         run({"preset": "bert_bytes", **SMALL_BERT, "vocabulary": 300})
-    with pytest.raises(PerceiversError, match="no/such/model is neither a folder or file here"):
+    with pytest.raises(PerceiversError, match="no/such/model is neither a folder nor a file here"):
         run({"preset": "bert_bytes", **SMALL_BERT, "init": "no/such/model"})
     image = create_model("imagenet_fourier", image_size=8, bands=2, latents=4, channels=8, depth=1, heads=1)
     image.save(tmp_path / "image")

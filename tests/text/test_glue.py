@@ -267,7 +267,7 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
         (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))
         with pytest.raises(PerceiversError, match=message):
             read_config(tmp_path / "config.yaml")
-    with pytest.raises(PerceiversError, match="no/such/model is neither a folder or file here"):
+    with pytest.raises(PerceiversError, match="no/such/model is neither a folder nor a file here"):
         small_sweep("no/such/model", data, tmp_path / "run").run()
     assert not (tmp_path / "run").exists()
 

@@ -1,11 +1,12 @@
 """Loads models from files, folders or the Hugging Face Hub, in any installed format."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
@@ -39,6 +40,7 @@ def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **setti
 def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
     """Loads any model: like `load`, but also baselines, set encoders, and models of other packages."""
     path = locate(source)
+    refuse_parts(path)
     if path.is_dir() and read_config(path).get("format") == FORMAT:
         if settings:
             raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
@@ -92,8 +94,36 @@ def find_format(name: str) -> Format:
 
 def locate(source: str | Path) -> Path:
     """Returns the folder or file of a model, after downloading it if it is on the Hub; or raises a PerceiversError."""
-    path = Path(source)
-    return path if path.exists() else download(str(source))
+    path = Path(os.path.expanduser(source))
+    try:
+        if path.is_dir():
+            os.scandir(path).close()
+        elif path.is_file():
+            open(path, "rb").close()
+        return path if path.exists() else download(str(source))
+    except OSError as error:
+        raise PerceiversError(f"{source} cannot be read: {error.strerror}.") from error
+
+
+def refuse_parts(path: Path) -> None:
+    """Raises a PerceiversError for a part of a model, or for a training run, that says which path to give instead."""
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(1) == b"\x80":
+                return  # a pickle of the original code may have any name
+        if path.name == CONFIG or path.name.endswith((".safetensors", ".bin", ".index.json")):
+            raise PerceiversError(f"{path} is one file of a saved model: give its folder, {path.parent}.")
+        if path.suffix == ".ckpt":
+            run = path.absolute().parent.parent
+            raise PerceiversError(
+                f"{path} is a checkpoint to resume training from: give a saved model, as {run}/model."
+            )
+    elif (path / "model" / CONFIG).is_file():
+        raise PerceiversError(f"{path} is the folder of a training run: give its model, {path / 'model'}.")
+    elif (path / "checkpoints").is_dir() and not (path / WEIGHTS).is_file():
+        raise PerceiversError(f"{path} is the folder of a training run that has saved no model yet: resume it.")
+    elif any(path.glob("*.index.json")) and not (path / WEIGHTS).is_file():
+        raise PerceiversError(f"{path} has its weights in several files: save it again with a larger max_shard_size.")
 
 
 def download(name: str) -> Path:
@@ -103,7 +133,8 @@ def download(name: str) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=[*beside, WEIGHTS]))
         if not (folder / WEIGHTS).exists():
             folder = Path(snapshot_download(name, allow_patterns=[*beside, "*.bin"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PerceiversError(f"{name} is neither a folder or file here nor a model on the hub ({reason}).") from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        is_known = isinstance(error, HFValidationError | RepositoryNotFoundError)
+        rest = " nor a model on the Hub" if is_known else ", and the Hub cannot be reached to find a model of that name"
+        raise PerceiversError(f"{name} is neither a folder nor a file here{rest}.") from error
     return folder

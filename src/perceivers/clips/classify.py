@@ -10,7 +10,7 @@ from perceivers.clips.data import ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.model import get_inputs, get_window
 from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
-from perceivers.inference import get_device, load_for_inference, sort_classes
+from perceivers.inference import check_answers, get_device, load_for_inference, sort_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 
@@ -61,7 +61,7 @@ def classify_clip(
         if problems := batch.pop("problems"):
             raise PerceiversError(problems[0])
         batch = {name: value.to(get_device(model)) for name, value in batch.items()}
-        logits_BK = model(get_inputs(model, batch))["label"].float()
+        logits_BK = check_answers(model(get_inputs(model, batch)))["label"].float()
         probability_K = (logits_BK.sigmoid() if output.multilabel else logits_BK.softmax(1)).mean(0)
         predictions.append(sort_classes(probability_K, output.class_names))
     return predictions

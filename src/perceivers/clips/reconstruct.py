@@ -17,7 +17,15 @@ from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.clips.model import FRAME_RATE, get_window
 from perceivers.data.video import check_video_path, read_clip, write_video
-from perceivers.inference import check_folder, class_names, find_adapter, get_device, load_for_inference, rank_classes
+from perceivers.inference import (
+    check_answers,
+    check_folder,
+    class_names,
+    find_adapter,
+    get_device,
+    load_for_inference,
+    rank_classes,
+)
 from perceivers.model.perceiver_io import PerceiverIO
 
 log = logging.getLogger(__name__)
@@ -95,10 +103,11 @@ def autoencode(
     if audio_in is not None:
         data[audio_in] = sound[None].to(device_)
     encoded = model.encode(data, {name: torch.ones(1, 1, dtype=torch.bool, device=device_) for name in labels})
-    predicted = model.decode(encoded, dict.fromkeys(name for name in (audio_out, label_out) if name is not None))
+    others = [name for name in (audio_out, label_out) if name is not None]
+    predicted = check_answers(model.decode(encoded, dict.fromkeys(others)))
     pixels_of_frames = torch.arange(frames * height * width, device=device_).split(height * width)
     decoded = [
-        model.decode(encoded, {video_out: indices})[video_out][0].float().cpu()
+        check_answers(model.decode(encoded, {video_out: indices}))[video_out][0].float().cpu()
         for indices in tqdm(pixels_of_frames, "frames", disable=None if progress else True)
     ]
     video = torch.stack(decoded).unflatten(1, (height, width)).movedim(-1, 1).clamp(0, 1)

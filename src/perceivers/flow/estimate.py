@@ -22,7 +22,7 @@ from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.pictures import check_max_flow, draw_flow
-from perceivers.inference import check_folder, find_adapter, get_device, load_for_inference
+from perceivers.inference import check_answers, check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 
 OVERLAP = 20  # minimum overlap of neighboring tiles in pixels, as released
@@ -104,7 +104,7 @@ def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: i
     groups = [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
     for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
         frames = torch.stack([pair[..., y, x] for y, x in group]).to(get_device(model))
-        flow_T2YX = model({name: frames})[output].float().cpu()
+        flow_T2YX = check_answers(model({name: frames}))[output].float().cpu()
         for (y, x), flow_2YX in zip(group, flow_T2YX, strict=True):
             total_2YX[:, y, x] += weight_YX * flow_2YX
             weights_YX[y, x] += weight_YX
@@ -137,7 +137,8 @@ def estimate_at_points(model: PerceiverIO, pair: Tensor, points_P2: Tensor, over
             continue
         index_P = (row_P * width + column_P)[inside_P]
         tile = pair[None, ..., y, x].to(get_device(model))
-        flow_P2 = model({name: tile}, {output: index_P.to(tile.device)})[output][0].float().cpu()
+        answers = model({name: tile}, {output: index_P.to(tile.device)})
+        flow_P2 = check_answers(answers)[output][0].float().cpu()
         weight_P1 = weight_YX.flatten()[index_P, None]
         total_P2[inside_P] += weight_P1 * flow_P2
         weights_P1[inside_P] += weight_P1

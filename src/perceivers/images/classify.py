@@ -9,7 +9,7 @@ from perceivers.adapters.image import ImageInput
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
 from perceivers.images.data import LabelledImages
-from perceivers.inference import class_names, get_device, load_for_inference, rank_classes
+from perceivers.inference import check_answers, class_names, get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
 
 
@@ -61,6 +61,7 @@ def classify_image(
     predictions = []
     for index in range(len(files)):
         view = evaluation_view(images.read(index, adapter.in_channels), adapter.size, adapter.crop)
-        logits_K = model({"image": to_tensor(view)[None].to(get_device(model))})["label"][0]
+        image_BCYX = to_tensor(view)[None].to(get_device(model))
+        logits_K = check_answers(model({"image": image_BCYX}))["label"][0]
         predictions.append(rank_classes(logits_K, names))
     return predictions

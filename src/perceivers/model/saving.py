@@ -1,5 +1,9 @@
-"""The library's format of saved models: a folder with `config.json`, to build the model, and `model.safetensors`."""
+"""The library's format of saved models: a folder with `config.json`, to build the model, and `model.safetensors`.
 
+The config has a checksum of the weights' file, which is verified when the model is loaded.
+"""
+
+import hashlib
 import json
 import os
 import tempfile
@@ -8,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import Configurable, from_config, to_config
+from perceivers.model.meta import build_on_meta
 from perceivers.renames import update_saved
+from perceivers.values import read_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER = "tokenizer.model"  # beside these, for a model with a subword tokenizer
@@ -21,6 +28,10 @@ FORMAT = "perceivers"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)
 """Version 1 names classes without their modules."""
+CHECKSUM = "sha256"
+"""The field of the config with the checksum of the weights' file; folders of release 0.1 have none."""
+PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class Model(Configurable, nn.Module):
@@ -39,7 +50,12 @@ class Model(Configurable, nn.Module):
         path = Path(path)
         config = describe_model(self) | ({} if experiment is None else {"experiment": experiment})
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        atomic_write(path / WEIGHTS, lambda file: save_file(tensors, file))
+
+        def write_weights(file: Path) -> None:
+            save_file(tensors, file)
+            config[CHECKSUM] = compute_checksum(file)
+
+        atomic_write(path / WEIGHTS, write_weights)
         atomic_write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
 
 
@@ -84,12 +100,9 @@ def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
         PerceiversError: the file is missing, or is not a JSON object.
     """
     file = folder / name
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise PerceiversError(f"{folder} is not a saved model: it has no {name}.")
-    try:
-        config = json.loads(file.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise PerceiversError(f"{file} is not valid JSON ({error}): the file is damaged.") from error
+    config = read_json(file)
     if not isinstance(config, dict):
         raise PerceiversError(f"{file} holds a {type(config).__name__} instead of an object: the file is damaged.")
     return config
@@ -101,7 +114,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     Raises:
         PerceiversError: the file is missing, or cannot be read.
     """
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise PerceiversError(f"{file.parent} is not a saved model: it has no {file.name}.")
     try:
         # Tensors whose memory is not 64-byte aligned are copied: products of them can round differently.
@@ -133,20 +146,49 @@ def read_model(path: str | Path, find_class: Callable[[str], type[Configurable]]
         )
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
-    model = from_config(update_saved(config["model"]) if config["version"] == 1 else config["model"], find_class)
+    file, described = path / WEIGHTS, config["model"]
+    tensors = read_tensors(file)
+
+    def build() -> Any:
+        return from_config(update_saved(described) if config["version"] == 1 else described, find_class)
+
+    model = build_on_meta(build, len(tensors), path / CONFIG)
     if not isinstance(model, Model):
         raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
-    tensors = read_tensors(path / WEIGHTS)
-    check_tensors(tensors, model, path / WEIGHTS)
+    check_tensors(tensors, model, file)
+    if CHECKSUM in config and config[CHECKSUM] != compute_checksum(file):
+        raise PerceiversError(
+            f"{file} was changed after it was saved, as its checksum is not the one in {CONFIG}: copy both files again."
+        )
+    model = build()
     model.load_state_dict(tensors, assign=True)  # keeps the saved precision
     return model.eval()
 
 
+def compute_checksum(file: Path) -> str:
+    """Returns the SHA-256 checksum of a file."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
 def check_tensors(tensors: Mapping[str, Tensor], model: nn.Module, source: Path) -> None:
-    """Raises a PerceiversError unless the tensors of the file `source` have the names and shapes of the model's."""
+    """Raises a PerceiversError unless the tensors of the file `source` have the names and shapes of the model's.
+
+    Their numbers must be of the same kind, and finite.
+    """
     wanted = model.state_dict()
     for name in sorted(wanted.keys() | tensors.keys()):
         have = tuple(tensors[name].shape) if name in tensors else "missing"
         want = tuple(wanted[name].shape) if name in wanted else "no such tensor"
         if have != want:
             raise PerceiversError(f"{source} belongs to another model: {name} is {have}, but its config wants {want}.")
+        check_numbers(tensors[name], wanted[name].dtype, f"{source}: {name}")
+
+
+def check_numbers(tensor: Tensor, dtype: torch.dtype, name: str) -> None:
+    """Raises a PerceiversError unless a tensor has finite numbers of the kind of `dtype`."""
+    kinds = PRECISIONS if dtype in PRECISIONS else [dtype] if dtype.is_floating_point or dtype.is_complex else INTEGERS
+    if tensor.dtype not in kinds:
+        raise PerceiversError(f"{name} has numbers of type {tensor.dtype}, but {dtype} is expected.")
+    if tensor.dtype in PRECISIONS and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise PerceiversError(f"{name} has NaN or infinite values: the training has diverged, or the file is damaged.")

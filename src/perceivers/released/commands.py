@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from perceivers.command import Metavar
 from perceivers.errors import PerceiversError
+from perceivers.values import check_values
 
 
 def convert(
@@ -41,6 +42,8 @@ def read_setting(setting: str) -> tuple[str, Any]:
     if name in ("source", "classes"):  # other arguments of `load`
         raise PerceiversError(f"--set {setting} is not allowed: {name} is not a setting of a model.")
     for read in (json.loads, ast.literal_eval):
-        with suppress(ValueError, SyntaxError, TypeError):
-            return name, read(text)
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            value = read(text)
+            check_values(value, f"--set {setting}")
+            return name, value
     return name, text

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.config import construct
+from perceivers.model.meta import build_on_meta
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.model.saving import check_numbers
 
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
@@ -44,8 +46,8 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
         PerceiversError: a setting is not allowed, or an array is missing, unused or of another shape.
     """
     source, arrays = checkpoint.source, dict(checkpoint.arrays)
-    with torch.device("meta"):  # every array is replaced
-        model = construct(checkpoint.config, checkpoint.settings | dict(overrides)).build()
+    settings = checkpoint.settings | dict(overrides)  # on the meta device: every array is replaced
+    model = build_on_meta(lambda: construct(checkpoint.config, settings).build(), len(arrays), source)
     tensors = {}
     for name, expected in model.state_dict().items():
         external = checkpoint.rename(name)
@@ -60,6 +62,7 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
                 f"{source}: the array {external!r} has shape {tuple(array.shape)}, but its model needs "
                 f"{tuple(expected.shape)}: a setting is wrong, or it belongs to another model."
             )
+        check_numbers(array, expected.dtype, f"{source}: {external}")
         tensors[name] = array.reshape(expected.shape)
     if arrays:
         raise PerceiversError(

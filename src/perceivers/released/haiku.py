@@ -277,12 +277,16 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
     contents = read_pickle(path)
     trees = [contents["params"], contents.get("state", {})] if "params" in contents else [contents]
     arrays: dict[str, Tensor] = {}
+    total = 0
     if not all(isinstance(tree, dict) for tree in trees):
         raise PerceiversError(f"{path} has no mappings as its params and state: it was not written by Haiku.")
     for module, leaves in (item for tree in trees for item in tree.items()):
         if not isinstance(module, str) or not isinstance(leaves, dict):
             raise PerceiversError(f"{path} has {module!r} without arrays in it: it was not written by Haiku.")
         for leaf, array in leaves.items():
+            total += array.nbytes if isinstance(array, np.ndarray) else 0
+            if total > path.stat().st_size:  # views that repeat their numbers, or arrays without content
+                raise PerceiversError(f"{path} has arrays of more bytes than the file itself: it is damaged.")
             if leaf != "hidden" and not (leaf == "counter" and module.endswith("var_ema")):  # of batch norm
                 arrays[f"{module} {leaf}"] = to_torch(array, leaf, path)
     model = next((model for model in PUBLISHED if rename_array(model.marker, model.modules) in arrays), None)

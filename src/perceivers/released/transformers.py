@@ -4,6 +4,7 @@ Its six classes are models of ours with particular settings, and the names of th
 writes the format by the same rules.
 """
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from perceivers.checkpoints.format import Format
 from perceivers.clips.model import AutoencoderConfig
-from perceivers.errors import PerceiversError
+from perceivers.errors import PerceiversError, quote
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.perceiver_io import PerceiverIO
@@ -163,14 +164,16 @@ def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoi
         raise PerceiversError(
             f"{source} describes a model of type {config['model_type']!r}, but only 'perceiver' can be loaded."
         )
-    architecture = (config.get("architectures") or [None])[0]
-    if architecture not in CONFIGS:
-        raise PerceiversError(f"{source} has architecture {architecture!r}, which is not one of {', '.join(CONFIGS)}.")
+    architectures = config.get("architectures") or [None]
+    architecture = architectures[0] if isinstance(architectures, list) else architectures
+    if not isinstance(architecture, str) or architecture not in CONFIGS:
+        found = quote(architecture)
+        raise PerceiversError(f"{source} has architecture {found}, which is not one of {', '.join(CONFIGS)}.")
     try:
         settings = read_settings(architecture, config, folder)
     except PerceiversError:  # a ValueError
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise PerceiversError(f"{source} has a field of the wrong type ({error!r}): it is damaged.") from error
     if (folder / PREPROCESSOR).is_file() and architecture in (FOURIER, LEARNED, CONV):
         settings |= read_preprocessing(read_config(folder, PREPROCESSOR), folder)
@@ -187,19 +190,26 @@ def read_checkpoint(folder: Path, config: Mapping[str, Any]) -> ExternalCheckpoi
 def read_pickled(file: Path) -> dict[str, Tensor]:
     """Reads the arrays of a `.bin` by torch's own allow-list."""
     try:
-        contents = torch.load(file, map_location="cpu", weights_only=True)
+        # Mapped memory ends with the file, whatever sizes it states; files from before torch 1.6 cannot be mapped.
+        contents = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except Exception as error:  # a damaged pickle may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PerceiversError(f"{file} cannot be read ({reason}): it is damaged or holds more than arrays.") from error
     if not isinstance(contents, dict) or not all(isinstance(array, Tensor) for array in contents.values()):
         raise PerceiversError(f"{file} does not hold the arrays of a model by their names.")
-    return contents
+    for name, array in contents.items():
+        is_plain = array.layout == torch.strided and array.device.type == "cpu" and not array.is_quantized
+        if not is_plain or array.nbytes > array.untyped_storage().nbytes():
+            raise PerceiversError(f"{file} does not hold all numbers of the array {quote(name)}: it is damaged.")
+    return {name: array.detach().clone() for name, array in contents.items()}
 
 
 def read_settings(architecture: str, given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Translates the fields of their config to those of ours; what our model does not support is an error."""
     config = DEFAULTS | dict(given)
     if "num_labels" in given and "id2label" not in given:
+        if given["num_labels"] > 10**6:
+            raise PerceiversError(f"{folder / CONFIG}: num_labels = {given['num_labels']} is more than a million.")
         config["id2label"] = {str(index): f"LABEL_{index}" for index in range(given["num_labels"])}
     gelu = list(GELU)
     supported = (("cross_attention_shape_for_attention", ["kv"]), ("use_query_residual", [True]), ("hidden_act", gelu))
@@ -254,7 +264,7 @@ def read_preprocessing(config: Mapping[str, Any], folder: Path) -> dict[str, Any
         if "crop_size" in config:
             settings["crop"] = config["size"]["height"] / config["crop_size"]["height"]
         return settings
-    except (KeyError, TypeError, ZeroDivisionError) as error:
+    except (ArithmeticError, KeyError, TypeError) as error:
         raise PerceiversError(
             f"{folder / PREPROCESSOR} does not say image_mean, image_std, size and crop_size as expected ({error!r}): "
             f"the file is damaged."

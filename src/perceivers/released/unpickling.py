@@ -6,6 +6,7 @@ Any other name ends the reading before anything is called. Neither haiku nor jax
 """
 
 import pickle
+import pickletools
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,14 @@ class Unpickler(pickle.Unpickler):
             raise PerceiversError(f"it names {module}.{name}") from None
 
 
+def check_sizes(path: Path) -> None:
+    """Raises a ValueError for a pickle that states sizes larger than its file, for which memory would be allocated."""
+    with open(path, "rb") as file:
+        for opcode, argument, _ in pickletools.genops(file):  # fails if bytes are missing
+            if opcode.name in ("LONG_BINPUT", "PUT", "FRAME") and int(argument or 0) > path.stat().st_size:
+                raise ValueError(f"{opcode.name} of {argument}")
+
+
 def read_pickle(path: Path) -> dict[str, Any]:
     """Reads a pickled checkpoint: nested dicts with numpy arrays.
 
@@ -79,6 +88,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         PerceiversError: the file is truncated, not a pickle, not a dict, or names anything that is not allowed.
     """
     try:
+        check_sizes(path)
         with open(path, "rb") as file:
             contents = Unpickler(file).load()
     except PerceiversError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.inference import get_device, load_for_inference, rank_classes
+from perceivers.inference import check_answers, get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.batches import TextEncoding
 from perceivers.text.bert import BERT
@@ -114,7 +114,7 @@ def classify_text(
     results = []
     for token_M in tokens:
         token_BM = torch.from_numpy(token_M)[None].to(get_device(model))
-        values_K = model({"text": token_BM}, {"label": torch.tensor([index])})["label"][name][0]
+        values_K = check_answers(model({"text": token_BM}, {"label": torch.tensor([index])})["label"])[name][0]
         names = heads.names.get(name) or [str(k) for k in range(len(values_K))]
         results.append({SCORE: values_K.item()} if len(values_K) == 1 else rank_classes(values_K, names))
     return results

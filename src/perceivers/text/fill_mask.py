@@ -8,7 +8,7 @@ import torch
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
-from perceivers.inference import find_adapter, get_device, load_for_inference
+from perceivers.inference import check_answers, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes, Tokenizer
 
@@ -59,7 +59,7 @@ def fill_mask(
     masked = [index for index, token in enumerate(tokens) if token == MASK]
     token_BM = torch.tensor([tokens], device=get_device(model))
     index_P = torch.tensor(masked, device=get_device(model))
-    logits_BPV = model({name: token_BM}, {output: index_P})[output]
+    logits_BPV = check_answers(model({name: token_BM}, {output: index_P}))[output]
     values_PK, bytes_PK = logits_BPV[0, :, FIRST_BYTE:].float().softmax(-1).topk(top)
     for index, best in zip(masked, bytes_PK[:, 0].tolist(), strict=True):
         tokens[index] = FIRST_BYTE + best

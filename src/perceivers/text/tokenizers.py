@@ -136,13 +136,15 @@ class SentencePiece(Tokenizer):
 
         advice = "give 'bytes', or a file that perceivers train-tokenizer wrote"
         try:
+            if Path(file).is_fifo():  # would be waited for
+                raise PerceiversError(f"{file} is not a file: {advice}.")
             self.content = Path(file).read_bytes()
             self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # no bytes would mean no model
+            names = [self.pieces.id_to_piece(token) for token in range(self.pieces.get_piece_size())]
         except OSError as error:
             raise PerceiversError(f"{file} cannot be read as a tokenizer ({error.strerror}): {advice}.") from error
-        except RuntimeError as error:
+        except (RuntimeError, UnicodeDecodeError) as error:  # its message may quote the file
             raise PerceiversError(f"{file} is damaged or not a SentencePiece model: {advice}.") from error
-        names = [self.pieces.id_to_piece(token) for token in range(self.pieces.get_piece_size())]
         tokens = {name: token for token, name in enumerate(names)}
         self.size, special = len(names), []
         for usual in NAMES:

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 import textwrap
 import types
 from argparse import ArgumentError
@@ -11,16 +12,16 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
-import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
 from perceivers.checks import Checked, check_field, describe_type
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
+from perceivers.values import parse_yaml, read_text
 
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
@@ -99,9 +100,10 @@ def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], t
         try:
             for parent in parents:
                 section = section.setdefault(parent, {})
-            section[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, TypeError, AttributeError) as error:
+            section[name] = parse_yaml(value, override)
+        except (PerceiversError, TypeError, AttributeError) as error:
             raise PerceiversError(f"{override!r} is not understood: quote the value, or set single fields.") from error
+    values = expand_home(values)
     experiment = find_experiment(values, path)
     model, defaults = find_model(values, experiment, path)
     parser = ArgumentParser(prog=f"perceivers fit {path}", exit_on_error=False)
@@ -109,6 +111,15 @@ def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], t
     parser.add_class_arguments(model, "model")
     parser.set_defaults({f"model.{name}": value for name, value in defaults.items()})
     return values, experiment, model, parser
+
+
+def expand_home(value: Any) -> Any:
+    """Replaces "~/" at the beginning of strings by the home folder."""
+    if isinstance(value, dict):
+        return {key: expand_home(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [expand_home(item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
@@ -120,7 +131,7 @@ def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
     name, folder = values.pop("experiment", None), values.pop("import_from", None)
     if not isinstance(name, str):
         names = ", ".join(plugins.find_entry_points("experiments"))
-        raise PerceiversError(f"{path}: experiment is {name!r}: name one of {names}, or an import path.")
+        raise PerceiversError(f"{path}: experiment is {quote(name)}: name one of {names}, or an import path.")
     if ":" in name:
         for directory in (path.parent, Path.cwd(), Path(folder or ".")):
             plugins.add_import_folder(directory)
@@ -135,7 +146,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
     """Removes the preset from a config; -> the class of its model, which preset or fields decide, and its values."""
     given = values.setdefault("model", {})
     if not isinstance(given, dict):
-        raise PerceiversError(f"{path}: model = {given!r}, but it has fields, such as preset.")
+        raise PerceiversError(f"{path}: model = {quote(given)}, but it has fields, such as preset.")
     kinds = model_types(experiment)
     if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == ["init"]]):
         if len(kinds) > 1:  # replaces the model with fresh weights that the config describes
@@ -175,6 +186,10 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
     known = field_names(config)
     annotations = get_type_hints(config) | ({} if model is None else {"model": model})
     for key, value in values.items():
+        if not isinstance(key, str):
+            raise PerceiversError(
+                f"{path}: {quote(key)} is not the name of a field{f' of {parents[:-1]}' * bool(parents)}."
+            )
         if key not in known:
             new_names = FIELDS.get(parents + key, "").split()  # experiments may have different new names for an old one
             if (new := next((name for name in new_names if name.removeprefix(parents) in known), None)) is not None:
@@ -183,18 +198,15 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
         if is_dataclass(annotations[key]):
             if not isinstance(value, dict):
                 names = ", ".join(field_names(annotations[key]))
-                raise PerceiversError(f"{path}: {parents + key} = {value!r}, but it has fields: {names}.")
+                raise PerceiversError(f"{path}: {parents + key} = {quote(value)}, but it has fields: {names}.")
             check_keys(value, annotations[key], path, f"{parents}{key}.")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a config file as plain values."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise PerceiversError(f"there is no config file {path}.")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise PerceiversError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(read_text(path), str(path))
     if not isinstance(values, dict):
         raise PerceiversError(f"{path} is not a config: it needs fields, such as 'experiment: image_classification'.")
     return values

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
-import torch
 from torch import nn
 
 from perceivers import plugins
 from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
+from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
@@ -84,8 +84,7 @@ class Experiment(Checked, ABC):
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""
-        with torch.device("meta"):
-            return self.model.build()
+        return check_memory(self.model.build, "the config")
 
     def settle(self, **values: Any) -> dict[str, Any]:
         """Returns the fields that the data decides; raises a PerceiversError if the config gives another value."""
