@@ -304,7 +304,7 @@ def test_a_clip_that_does_not_lie_in_the_file_is_refused(tmp_path, settings, mes
 
 def test_unreadable_files_are_refused(tmp_path):
     path = tmp_path / "a.mp4"
-    with pytest.raises(PerceiversError, match=r"a.mp4 is not a file"):
+    with pytest.raises(PerceiversError, match=r"a.mp4 is not a readable file"):
         read_clip(path)
     path.write_text("not a video")
     for read in (read_clip, read_frames):

@@ -21,6 +21,7 @@ from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, op
 from perceivers.data.loader import SampleIndex
 from perceivers.data.video import Content, Media, measure
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files, require_file
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -147,8 +148,7 @@ def find_clips(path: Path) -> LabelledClips:
     """Returns all clips of a folder, or a single clip, without classes; raises a PerceiversError if there are none."""
     if not path.exists():
         raise PerceiversError(f"{path} is neither a folder of clips nor a clip.")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in LabelledClips.suffixes]
-    files = [path] if path.is_file() else files
+    files = find_files(path, LabelledClips.suffixes, report=True) if path.is_dir() else [require_file(path)]
     if not files:
         raise PerceiversError(f"{path} has no clips: files such as .mp4, .mkv and .wav are expected below it.")
     return LabelledClips.from_files(files)

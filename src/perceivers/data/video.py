@@ -27,6 +27,7 @@ from torch import Tensor
 
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
+from perceivers.files import require_file
 from perceivers.model.saving import atomic_write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
@@ -210,8 +211,8 @@ def write_video(
 @contextmanager
 def open_media(media: Media) -> Iterator[InputContainer]:
     """Opens a file for decoding, and turns errors of av into one sentence."""
-    if not isinstance(media, Content) and not Path(media).is_file():
-        raise PerceiversError(f"{media} is not a file: give the path of a video.")
+    if not isinstance(media, Content):
+        require_file(media)
     try:
         source = io.BytesIO(media.data) if isinstance(media, Content) else media
         with av.open(source, "r", metadata_errors="ignore") as container:

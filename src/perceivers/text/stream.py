@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from perceivers.checks import Checked, Count, ProperFraction
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
 from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
@@ -81,7 +82,7 @@ class TextData(Checked):
     def find_source(self, path: str, seed: int) -> Source:
         """Returns the documents of one path."""
         root = Path(path)
-        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
+        files = [root] if root.is_file() else find_files(root, SUFFIXES) if root.exists() else []
         if not files:
             return TextRows(path)
         files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
+from perceivers.files import require_file
 from perceivers.model.saving import TOKENIZER, Model, atomic_write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -136,7 +137,7 @@ class SentencePiece(Tokenizer):
 
         advice = "give 'bytes', or a file that perceivers train-tokenizer wrote"
         try:
-            self.content = Path(file).read_bytes()
+            self.content = require_file(file).read_bytes()
             self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # no bytes would mean no model
         except OSError as error:
             raise PerceiversError(f"{file} cannot be read as a tokenizer ({error.strerror}): {advice}.") from error
