@@ -75,7 +75,7 @@ def test_names_of_tables_and_model_are_brought_together(tables):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("nothing", "cannot be read as JSON"),
+        ("nothing", "split.json is not valid JSON"),
         ('{"training": ["a"], "validation": ["b"]}', "needs names of replays for each of training, validation, test"),
         ('{"training": ["a", "b"], "validation": ["b"], "test": ["c"]}', "has 'b' twice"),
         ('{"training": ["e"], "validation": ["b"], "test": ["c"]}', "has no replay 'e' of training"),

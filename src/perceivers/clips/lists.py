@@ -138,6 +138,11 @@ def read_classes(path: Path) -> dict[str, str]:
     """
     rows = read_csv(path)
     if rows and rows[0][1][:3] == ["index", "mid", "display_name"]:
+        for line, row in rows:
+            if len(row) < 3:
+                raise PerceiversError(
+                    f"{path}, line {line} has {len(row)} columns: index, mid, display_name are expected."
+                )
         pairs = [(line, row[1], row[2]) for line, row in rows[1:]]
     else:
         lines = enumerate(read_lines(path), 1)
