@@ -21,8 +21,10 @@ def touch(path):
     return path
 
 
-def test_only_regular_files_are_opened(tmp_path):
+def test_only_regular_files_are_opened(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     assert require_file(str(touch(tmp_path / "a"))) == tmp_path / "a"
+    assert require_file("~/a") == tmp_path / "a"
     (tmp_path / "link").symlink_to("a")
     assert require_file(tmp_path / "link") == tmp_path / "link"
     os.mkfifo(tmp_path / "fifo")
@@ -45,7 +47,7 @@ def test_find_files_takes_any_case_follows_links_and_passes_over_what_is_hidden(
     os.mkfifo(root / "fifo.png")
     found = [str(path.relative_to(root)) for path in find_files(root, {".png"}, report=True)]
     assert found == ["a.Png", "b/10.png", "b/2.PNG", "c/c.png", "same/10.png", "same/2.PNG"]
-    line = f"7 files below {root} are left out: 4 .heic, 2 without a suffix, 1 that cannot be read.\n"
+    line = f"Left out of {root}: 7 of 13 files, 4 .heic, 2 without a suffix, 1 that cannot be read.\n"
     assert capsys.readouterr().err == line
     find_files(root, {".png"})
     assert capsys.readouterr().err == ""

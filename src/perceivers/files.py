@@ -19,8 +19,8 @@ DEFAULT_LIMIT = 2**26
 
 
 def require_file(path: str | Path) -> Path:
-    """Returns the path of a file; raises a PerceiversError for anything but a regular file that can be read."""
-    path = Path(path)
+    """Returns the path of a file, with ~ replaced; a PerceiversError for all but regular files that can be read."""
+    path = Path(os.path.expanduser(path))
     if not os.path.isfile(path) or not os.access(path, os.R_OK):  # Path.is_file raises for a name that is too long
         raise PerceiversError(f"{path} is not a readable file: give the path of one.")
     return path
@@ -71,7 +71,7 @@ def find_files(folder: Path, suffixes: Collection[str], report: bool = False) ->
             found.append(Path(entry.path))
     if report and left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(10))
-        warn(f"{left_out.total()} files below {folder} are left out: {kinds}.")
+        warn(f"Left out of {folder}: {left_out.total()} of {left_out.total() + len(found)} files, {kinds}.")
     return found
 
 

@@ -231,7 +231,7 @@ MISSING = [("a.csv", GOOD + content) for content in (" ,a\n", '"\n\n",a\n', "x, 
 def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys, name, content):
     splits = LabelledTextData(make(tmp_path / name, content)).open()
     assert (len(splits.training), len(splits.evaluation)) == (3, 1)
-    assert f"1 rows of {tmp_path / name} without text or label are left out." in capsys.readouterr().err
+    assert f"Left out of {tmp_path / name}: 1 of 5 rows, without text or label." in capsys.readouterr().err
 
 
 def test_texts_are_not_numbers(tmp_path):

@@ -65,7 +65,8 @@ def read_image(source: Path | BinaryIO | Image.Image, name: object, mode: Litera
         with image:
             check_count(name, image.width * image.height, "pixels")
             image.load()
-            if turn := TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1)):
+            turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+            if turn is not None:  # one of them is 0
                 image = image.transpose(turn)
             if image.mode[0] in "IF":
                 image = to_uint8(image, name)

@@ -143,9 +143,9 @@ def open_splits(
         validation_filter: columns and values of the rows to evaluate on, instead of the splits of the data set.
     """
     root = Path(path)
-    if os.path.exists(root) and not root.is_dir():
+    if os.path.exists(root) and not os.path.isdir(root):
         raise PerceiversError(f"data.path = {path} is a file: give the folder that holds the {kind.noun}s.")
-    if root.is_dir() and not find_files(root, {".parquet"}):
+    if os.path.isdir(root) and not find_files(root, {".parquet"}):
         if validation_filter:
             raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} has only files.")
         splits = split_folder(root, partial(labelled_folder, kind), validation_fraction)
@@ -196,7 +196,7 @@ def split_folder(root: Path, read: Callable[[Path, list[str] | None], L], valida
         folders[name] = folder
     others = [folder.name for name, folder in folders.items() if name not in (*TRAINING_NAMES, *EVALUATION_NAMES)]
     if others and not folders.keys().isdisjoint(TRAINING_NAMES):
-        warn(f"Folders of {root} that are not splits are left out: {', '.join(others)}.")
+        warn(f"Left out of {root}: folders that are not splits, {', '.join(others)}.")
     return choose_splits(folders, root, read, validation_fraction)
 
 
@@ -225,11 +225,12 @@ def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None)
             f"or metadata.csv with the columns file_name and label."
         )
     if files and len(files) < len(found):
-        warn(f"{len(found) - len(files)} {kind.noun}s of {root} beside the folders of classes are left out.")
+        beside = len(found) - len(files)
+        warn(f"Left out of {root}: {beside} of {len(found)} {kind.noun}s, beside the folders of classes.")
     labels = [file.relative_to(root).parts[0] for file in files]
     empty = [folder.name for folder in list_folders(root) if folder.name not in set(labels)]
     if empty:
-        warn(f"Folders of {root} without {kind.noun}s are no classes: {', '.join(empty)}.")
+        warn(f"Left out of {root}: folders without {kind.noun}s, {', '.join(empty)}.")
     names, indices = index_labels(labels, classes, str(root))
     return kind(names, indices, Files(files), range(len(files)))
 
@@ -300,7 +301,8 @@ def labelled_rows(
         if is_there and not is_missing(value) and not (is_class and value < 0)
     ]
     if len(rows) < len(values):
-        warn(f"{len(values) - len(rows)} rows of {name} without a label or {kind.noun} are left out.")
+        missing = len(values) - len(rows)
+        warn(f"Left out of {name}: {missing} of {len(values)} rows, without a label or {kind.noun}.")
     if is_class:
         check_labels(values, feature, name)
         names, labels = list(feature.names), [values[row] for row in rows]

@@ -68,7 +68,8 @@ class Table:
             return self
         if not kept:
             raise PerceiversError(f"{self.name} has no row with {' and '.join(columns)}.")
-        warn(f"{len(self.indices) - len(kept)} rows of {self.name} without {' or '.join(columns)} are left out.")
+        missing = len(self.indices) - len(kept)
+        warn(f"Left out of {self.name}: {missing} of {len(self.indices)} rows, without {' or '.join(columns)}.")
         values = {name: [column[index] for index in kept] for name, column in self.columns.items()}
         return replace(self, columns=values, indices=[self.indices[index] for index in kept])
 

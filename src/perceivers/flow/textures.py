@@ -4,6 +4,7 @@ Shape suffixes: T textures, S shapes, C colors, Y rows, X columns, P points of a
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def load_photographs() -> list[Tensor]:
 
 def read_images(folder: Path, max_count: int, random: Generator) -> list[Tensor]:
     """Reads up to `max_count` random images of a folder, bytes [3, Y, X]; unreadable ones are skipped."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise PerceiversError(f"there is no folder of textures {folder}: give one with images.")
     paths = find_files(folder, SUFFIXES, report=True)
     images: list[Tensor] = []

@@ -1,6 +1,7 @@
 """Tables of the decisions in replays: written once, one parquet file per replay, and read in training."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -183,7 +184,7 @@ def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Returns the vocabulary of a folder of tables; an empty one if there are no tables yet."""
     file = folder / VOCABULARY
-    if not file.exists():
+    if not os.path.exists(file):
         return Vocabulary()
     names = read_json(file)
     if not matches(names, dict[str, list[str]]) or names.keys() != {"kinds", "abilities", "scalars"}:
@@ -194,7 +195,7 @@ def read_vocabulary(folder: Path) -> Vocabulary:
 def read_statistics(folder: Path) -> dict[str, Any]:
     """Returns the statistics of a folder of tables; empty ones if there are no tables yet."""
     file = folder / STATISTICS
-    if not file.exists():
+    if not os.path.exists(file):
         return {"replays": {}, "refused": {}}
     statistics = read_json(file)
     if not matches(statistics, dict[str, dict[str, Any]]) or statistics.keys() != {"replays", "refused"}:

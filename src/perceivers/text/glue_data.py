@@ -1,5 +1,6 @@
 """The eight GLUE tasks of the paper, from the original TSV files or from the Hub's parquet files."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,7 @@ class GlueData(Checked):
     def available_tasks(self) -> dict[str, Path | None]:
         """Returns the folder of each requested task that is available; None on the Hub."""
         root, names = Path(self.path), self.requested_tasks()
-        if not root.exists():
+        if not os.path.exists(root):
             return dict.fromkeys(names)
         if not root.is_dir():
             raise PerceiversError(f"data.path = {self.path} is a file: give the folder that holds those of the tasks.")

@@ -115,7 +115,7 @@ class LabelledTextData(Checked):
         """
         training, evaluations = self.find()
         if training is None:
-            kind = "file (.csv, .tsv, .jsonl, .json or .parquet)" if Path(self.path).is_dir() else "split"
+            kind = "file (.csv, .tsv, .jsonl, .json or .parquet)" if os.path.isdir(self.path) else "split"
             raise PerceiversError(f"{self.path} has no {kind} called 'train'.")
         first = training()
         text, label = self.find_columns(first)
@@ -144,7 +144,7 @@ class LabelledTextData(Checked):
             PerceiversError: as in `open`; or there is no evaluation split, or a label is not one of the classes.
         """
         training, evaluations = self.find()
-        may_hold_out = validation_fraction is not None or Path(self.path).is_file()
+        may_hold_out = validation_fraction is not None or os.path.isfile(self.path)
         found = self.find_labelled(evaluations or ([training] if training and may_hold_out else []))
         if found is None:
             raise PerceiversError(
@@ -190,7 +190,7 @@ class LabelledTextData(Checked):
         path = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
-        if path.is_dir():
+        if os.path.isdir(path):
             files = [split_files(path, names) for names in (TRAINING_NAMES, *((name,) for name in EVALUATION_NAMES))]
             reads: list[Callable[[], Table] | None] = [partial(read_table, found) if found else None for found in files]
             return reads[0], list(filter(None, reads[1:]))

@@ -6,6 +6,7 @@ Shape suffixes: B batch, M tokens, W windows
 import copy
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +83,7 @@ class TextData(Checked):
     def find_source(self, path: str, seed: int) -> Source:
         """Returns the documents of one path."""
         root = Path(path)
-        files = [root] if root.is_file() else find_files(root, SUFFIXES) if root.exists() else []
+        files = [root] if os.path.isfile(root) else find_files(root, SUFFIXES) if os.path.isdir(root) else []
         if not files:
             return TextRows(path)
         files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
