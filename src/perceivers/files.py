@@ -47,7 +47,8 @@ def is_visible(name: str) -> bool:
 
 def list_folder(folder: Path, pattern: str = "*") -> list[Path]:
     """Returns the visible files and folders in a folder that match a pattern, sorted; none if it does not exist."""
-    return sorted(path for path in folder.glob(pattern) if is_visible(path.name))
+    paths = folder.glob(pattern) if os.path.isdir(folder) else ()
+    return sorted(path for path in paths if is_visible(path.name))
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -86,6 +86,8 @@ class TextData(Checked):
         files = [root] if os.path.isfile(root) else find_files(root, SUFFIXES) if os.path.isdir(root) else []
         if not files:
             return TextRows(path)
+        if os.path.isdir(root):
+            find_files(root, SUFFIXES, report=True)
         files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
         if not files:
             raise PerceiversError(f"data.leave_out leaves no text file of {path}.")
