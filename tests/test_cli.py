@@ -157,7 +157,7 @@ def test_help_teaches_every_field(capsys):
         ("--training.devices=0", "is not available on this machine"),
         ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for gray images"),
         ("--experiment=images", "there is no experiment 'images'"),
-        ("--data.path=/nonexistent/data", "neither a folder nor a data set on the Hub"),
+        ("--data.path=/nonexistent/data", "neither here nor on the Hub"),
         ("--training.batch_size=5000", "larger than the training set of 1198 samples"),
         ("epochs=3", "is not understood: write --field.of.config=value"),
     ],

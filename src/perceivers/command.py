@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from perceivers import files
 from perceivers.checks import Range
 from perceivers.errors import PerceiversError, printable, shorten
+from perceivers.files import decode
 
 Command = Callable[..., None]
 
@@ -170,14 +172,6 @@ def print_files_classes(files: Sequence[str], answers: Sequence[Mapping[str, flo
         print_classes(classes)
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """Returns the lines of a file."""
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PerceiversError(f"{path} cannot be read as lines of text ({error}).") from error
-
-
 def read_text(text: str | None, file: str | None, command: str) -> str:
     """Returns the text of a command: from the command line, a file, or standard input ("-").
 
@@ -188,8 +182,5 @@ def read_text(text: str | None, file: str | None, command: str) -> str:
         raise PerceiversError(f"{command} needs one text: as an argument, with --file, or '-' for standard input.")
     if text is not None and text != "-":
         return text
-    try:
-        content = sys.stdin.buffer.read() if file is None else Path(file).read_bytes()
-        return content.decode().removesuffix("\n")  # editors and shells end the last line
-    except (OSError, UnicodeDecodeError) as error:
-        raise PerceiversError(f"{file or 'standard input'} cannot be read as text ({error}).") from error
+    content = decode(sys.stdin.buffer.read(), "standard input") if file is None else files.read_text(file)
+    return content.removesuffix("\n")  # editors and shells end the last line

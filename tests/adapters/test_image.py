@@ -4,6 +4,7 @@ from torch import nn
 
 from perceivers import FourierPositions, LearnedPositions, PerceiversError
 from perceivers.adapters import ConvStem, ImageInput, Patches
+from perceivers.adapters.image import scale_colors
 
 
 def test_pixels_are_normalized_and_get_their_positions():
@@ -107,3 +108,21 @@ def test_a_convolution_of_the_port_is_padded_evenly():
     convolved = nn.functional.conv2d(image, stem.convolution.weight, stride=2, padding=3)
     want = nn.functional.max_pool2d(stem.norm(convolved).relu(), 3, 2)
     torch.testing.assert_close(stem(image), want.movedim(1, -1))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "top"), [(torch.uint8, 255), (torch.uint16, 65535), (torch.bool, 1), (torch.float64, 1)]
+)
+def test_colors_of_any_type_are_scaled(dtype, top):
+    assert scale_colors(torch.tensor([0, top]).to(dtype)).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64])
+def test_other_integers_and_floats_up_to_255_are_refused(dtype):
+    with pytest.raises(
+        PerceiversError, match=rf"colors of {dtype} were given: give torch.uint8 from 0 to 255, or floats"
+    ):
+        scale_colors(torch.tensor([0, 100]).to(dtype))
+    with pytest.raises(PerceiversError, match=r"colors of up to 255 were given: give floats from 0 to 1"):
+        scale_colors(torch.tensor([0.0, 255.0]))
+    assert scale_colors(torch.full((2,), 255.0, device="meta")).device.type == "meta"

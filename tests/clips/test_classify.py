@@ -86,7 +86,7 @@ def test_what_cannot_be_classified_ends_in_one_sentence(tmp_path, clip, capsys):
     (tmp_path / "broken.mp4").write_bytes(b"nothing")
     model = str(tmp_path / "model")
     for arguments, message in [
-        ([model, str(tmp_path / "none.mp4")], "none.mp4 is not a file"),
+        ([model, str(tmp_path / "none.mp4")], "none.mp4 is not a readable file"),
         ([model, str(clip), str(tmp_path / "broken.mp4")], "broken.mp4 cannot be read"),
         ([str(tmp_path / "images"), str(clip)], "does not classify clips: it reads image and predicts label"),
     ]:

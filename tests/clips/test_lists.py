@@ -105,10 +105,10 @@ def test_what_is_no_list(write, text, message):
 
 
 def test_what_cannot_be_read(tmp_path, write):
-    with pytest.raises(PerceiversError, match=r"none\.csv cannot be read as a CSV file"):
+    with pytest.raises(PerceiversError, match=r"none\.csv is not a readable file"):
         read_list(tmp_path / "none.csv")
     (tmp_path / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(PerceiversError, match=r"bytes\.csv cannot be read as a CSV file"):
+    with pytest.raises(PerceiversError, match=r"bytes\.csv is not UTF-8 text: byte 0 is 0xff"):
         read_list(tmp_path / "bytes.csv")
     with pytest.raises(PerceiversError, match=r"line 3: the class 'dog' appears twice"):
         read_classes(write("dog\ncat\ndog\n", "classes.txt"))

@@ -87,7 +87,7 @@ def test_what_a_window_cannot_show(tmp_path):
         read_window(Content(b"RIFF and no more", "a recording"), SOUND, 0.0)
     with pytest.raises(PerceiversError, match="an empty one has no decodable frames"):
         read_window(Content(wav([]), "an empty one"), SOUND, 0.0)
-    with pytest.raises(PerceiversError, match=r"none\.wav is not a file"):
+    with pytest.raises(PerceiversError, match=r"none\.wav is not a readable file"):
         read_window(tmp_path / "none.wav", SOUND, 0.0)
 
 

@@ -304,7 +304,7 @@ def test_a_clip_that_does_not_lie_in_the_file_is_refused(tmp_path, settings, mes
 
 def test_unreadable_files_are_refused(tmp_path):
     path = tmp_path / "a.mp4"
-    with pytest.raises(PerceiversError, match=r"a.mp4 is not a file"):
+    with pytest.raises(PerceiversError, match=r"a.mp4 is not a readable file"):
         read_clip(path)
     path.write_text("not a video")
     for read in (read_clip, read_frames):
@@ -340,3 +340,28 @@ def test_real_video(shared_data):
     read = read_frames(path)
     assert next(read.frames).shape == (3, 240, 426)
     assert float(read.rate) == pytest.approx(29.97, abs=0.1)
+
+
+def test_frames_that_change_their_size_are_refused(tmp_path):
+    """MPEG transport streams can be joined; the second one has another size."""
+    content = b""
+    for side in (32, 48):
+        with av.open(str(tmp_path / "part.ts"), "w", format="mpegts") as container:
+            stream = container.add_stream("mpeg2video", rate=25)
+            stream.width = stream.height = side
+            stream.pix_fmt = "yuv420p"
+            for picture in ramp(4, side, side):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+            container.mux(stream.encode(None))
+        content += (tmp_path / "part.ts").read_bytes()
+    (tmp_path / "a.ts").write_bytes(content)
+    with pytest.raises(PerceiversError, match=r"a\.ts has frames of different sizes: convert it to one size"):
+        list(read_frames(tmp_path / "a.ts").frames)
+
+
+def test_large_frames_are_refused_unless_the_limit_is_raised(tmp_path, monkeypatch):
+    make(tmp_path / "a.mp4", ramp(3))
+    monkeypatch.setenv("PERCEIVERS_MAX_VALUES", "1023")
+    for read in (read_frames, read_clip):
+        with pytest.raises(PerceiversError, match=r"a\.mp4 has 1,024 pixels in a frame, more than 1,023"):
+            read(tmp_path / "a.mp4")

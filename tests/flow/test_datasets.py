@@ -154,6 +154,22 @@ def test_each_layout_is_recognized_alone(known, layout):
             assert (pair.flow.shape, pair.flow.dtype) == ((2, *SIZE), torch.float32)
 
 
+@pytest.mark.parametrize("layout", BUILDERS)
+def test_what_is_hidden_is_no_part_of_a_data_set(known, layout):
+    """Archives made by macOS have a file "._NAME" for each file; Jupyter makes folders beside those it shows."""
+    BUILDERS[layout](known)
+    before = [pairs.files for pairs in open_all_layouts(known.root)]
+    for path in list(known.root.rglob("*")):
+        if path.is_file():
+            path.with_name(f"._{path.name}").write_bytes(b"x")
+        else:
+            (path / ".ipynb_checkpoints").mkdir()
+    for folder in [known.root, *(path for path in known.root.iterdir() if path.is_dir())]:
+        shutil.copytree(folder, folder.parent / "copy")
+        shutil.move(folder.parent / "copy", folder / "__MACOSX")
+    assert [pairs.files for pairs in open_all_layouts(known.root)] == before
+
+
 @pytest.mark.parametrize("rendering", ["clean", "final"])
 def test_sintel(known, rendering):
     sintel(known)

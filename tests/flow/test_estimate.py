@@ -340,7 +340,7 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(files, tmp_path, capsys
     [
         ("model", "clip.mp4", ["--overlap", "22"], "overlap = 22 is not allowed"),
         ("model", "clip.mp4", ["--overlap=-1"], "overlap = -1 is not allowed"),
-        ("model", "none.mp4", [], "none.mp4 is not a file"),
+        ("model", "none.mp4", [], "none.mp4 is not a readable file"),
         ("model", "model/config.json", [], "config.json cannot be read as a video"),
         ("classifier", "clip.mp4", [], "this model cannot do flow"),
     ],

@@ -1,6 +1,7 @@
 import io
 import pickle
 import struct
+import tracemalloc
 import zlib
 from math import inf, nan
 
@@ -394,3 +395,77 @@ def test_undecodable_frames_are_refused(tmp_path):
         Image.fromarray(values).save(tmp_path / name)
         with pytest.raises(PerceiversError, match=f"{name} has values outside 0 to {top}: save it with 8 or 16 bits"):
             read_frame(tmp_path / name)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b" "])
+def test_pfm_has_any_line_ends(tmp_path, end):
+    values = np.arange(18, dtype="<f4").reshape(2, 3, 3)
+    (tmp_path / "a.pfm").write_bytes(b"PF" + end + b"3 2" + end + b"-1.0" + end + values[::-1].tobytes())
+    flow_2YX, _ = read_flow(tmp_path / "a.pfm")
+    assert flow_2YX.tolist() == values[..., :2].transpose(2, 0, 1).tolist()
+
+
+def npy_header(shape, dtype="<f4"):
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return content.getvalue()
+
+
+def png_header(width, height):
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+
+
+PROMISES = {
+    "a.flo": b"PIEH" + struct.pack("<ii", 2**20, 2**20),
+    "a.pfm": b"PF\n100000 100000\n-1.0\n",
+    "a.npy": npy_header((10**6, 10**6, 2)),
+    "b.npy": npy_header((10**30, 10**30, 2)),
+    "c.npy": npy_header((2, 2, 2), "|O"),
+    "a.png": png_header(100_000, 100_000),
+}
+
+
+@pytest.mark.parametrize("name", PROMISES)
+def test_headers_that_promise_more_than_the_file_holds_are_refused_before_memory_is_taken(tmp_path, name):
+    (tmp_path / name).write_bytes(PROMISES[name])
+    tracemalloc.start()
+    with pytest.raises(PerceiversError, match=name):
+        read_flow(tmp_path / name)
+    assert tracemalloc.get_traced_memory()[1] < 10**7
+    tracemalloc.stop()
+
+
+def test_large_flow_is_refused_unless_the_limit_is_raised(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.flo5", "w") as file:
+        file.create_dataset("flow", (2**14, 2**14, 2), "f4", chunks=(1024, 1024, 2), compression="gzip")
+    with pytest.raises(
+        PerceiversError, match=r"a\.flo5 has 536,870,912 values, more than 67,108,864: set PERCEIVERS_M"
+    ):
+        read_flow(tmp_path / "a.flo5")
+    monkeypatch.setenv("PERCEIVERS_MAX_VALUES", "11")
+    for suffix in (".flo", ".png", ".pfm", ".npy"):
+        write_flow(tmp_path / f"b{suffix}", torch.zeros(2, 3, 4))
+        with pytest.raises(PerceiversError, match=rf"b\{suffix} has (12 pixels|24 values), more than 11"):
+            read_flow(tmp_path / f"b{suffix}")
+
+
+def test_flow_of_spring_is_not_read_from_other_files(tmp_path):
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["flow"] = np.zeros((2, 3, 2), np.float32)
+    (tmp_path / "secret").write_bytes(bytes(48))
+    with h5py.File(tmp_path / "link.flo5", "w") as file:
+        file["flow"] = h5py.ExternalLink(str(tmp_path / "secret.h5"), "flow")
+    with h5py.File(tmp_path / "soft.flo5", "w") as file:
+        file["flow"] = h5py.SoftLink("/other")
+    with h5py.File(tmp_path / "storage.flo5", "w") as file:
+        file.create_dataset("flow", (2, 3, 2), "f4", external=[(str(tmp_path / "secret"), 0, 48)])
+    with h5py.File(tmp_path / "virtual.flo5", "w") as file:
+        layout = h5py.VirtualLayout((2, 3, 2), "f4")
+        layout[:] = h5py.VirtualSource(str(tmp_path / "secret.h5"), "flow", (2, 3, 2))
+        file.create_virtual_dataset("flow", layout)
+    for name in ("link", "soft", "storage", "virtual"):
+        with pytest.raises(
+            PerceiversError, match=rf"{name}\.flo5 (is not a Spring flow file|refers to data in other files)"
+        ):
+            read_flow(tmp_path / f"{name}.flo5")

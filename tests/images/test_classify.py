@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read_and_other_models(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     with pytest.raises(PerceiversError, match=r"broken.png cannot be decoded"):
         classify_image(classifier(), [tmp_path / "broken.png"])
-    with pytest.raises(PerceiversError, match=r"there is no file .*missing.png"):
+    with pytest.raises(PerceiversError, match=r"missing.png is not a readable file"):
         classify_image(classifier(), [tmp_path / "broken.png", tmp_path / "missing.png"])
     other = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1)
     with pytest.raises(PerceiversError, match="does not classify images: it reads x and predicts y"):
@@ -124,11 +124,11 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, capsys):
     model, image = str(folder / "model"), str(folder / "a.png")
     language().save(folder / "language")
     for arguments, message in [
-        ([model, str(folder / "none.png")], "there is no file"),
+        ([model, str(folder / "none.png")], "none.png is not a readable file"),
         ([model, image, str(folder / "names")], "names cannot be decoded as an image"),
         ([model, image, "--classes", str(folder / "few")], "2 names of classes were given, but the model has 10"),
-        ([model, image, "--classes", str(folder / "none")], "none cannot be read as lines of text"),
-        ([model, image, "--classes", image], "a.png cannot be read as lines of text"),
+        ([model, image, "--classes", str(folder / "none")], "none is not a readable file"),
+        ([model, image, "--classes", image], "a.png is not UTF-8 text: byte 0 is 0x89"),
         ([str(folder / "language"), image], "does not classify images: it reads text and predicts text"),
     ]:
         assert message in fails(capsys, "classify-image", *arguments)

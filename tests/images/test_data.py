@@ -127,7 +127,7 @@ def test_real_images(shared_data):
         (lambda path: (make_folder(path, classes=("cat",)) / "empty").mkdir(), "has only the class 'cat'"),
         (broken_parquet, "cannot be read as a data set"),
         (lambda path: path.write_text(""), "is a file: give the folder"),
-        (lambda path: None, "neither a folder nor a data set on the Hub"),
+        (lambda path: None, "neither here nor on the Hub"),
     ],
 )
 def test_unusable_data_is_refused(tmp_path, prepare, message):

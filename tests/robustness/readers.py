@@ -7,6 +7,7 @@ import random
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow
 import torch
@@ -16,14 +17,24 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 import perceivers
+from perceivers.clips.data import ClipData
+from perceivers.clips.lists import read_classes
+from perceivers.clips.model import Window
 from perceivers.data.image_files import read_frame
-from perceivers.data.video import measure, read_clip, read_frames
+from perceivers.data.loader import SampleIndex
+from perceivers.data.video import measure, read_clip, read_frames, read_sound, write_video
+from perceivers.files import read_lines
+from perceivers.flow.datasets import FlowPair, open_all_layouts, write_pair
 from perceivers.flow.files import read_flow, write_flow
-from perceivers.images.data import ImageData
+from perceivers.images.data import ImageData, ImageDataset
 from perceivers.released import haiku
 from perceivers.released.export import to_transformers
+from perceivers.starcraft.data import DecisionData
+from perceivers.starcraft.tables import Vocabulary, make_table
 from perceivers.text.documents import TextFiles
+from perceivers.text.glue_data import GlueData
 from perceivers.text.labelled import LabelledTextData
+from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import SentencePiece, tokenizer_of, train_tokenizer
 from perceivers.training.config import read_config
 from tests.robustness.fuzz import Reader, damage
@@ -108,9 +119,9 @@ def image_parquet(folder: Path) -> Path:
 
 def read_images(path: Path) -> None:
     splits = ImageData(str(path)).open()
-    for examples in (splits.training, splits.validation):
+    for examples in (splits.training, splits.evaluation):
         for index in range(len(examples)):
-            examples.read(index)
+            ImageDataset(examples, (8, 8), 3, 1.0)[SampleIndex(index, 0)]
 
 
 def clip(folder: Path) -> Path:
@@ -120,14 +131,112 @@ def clip(folder: Path) -> Path:
     return folder / "clip.mkv"
 
 
+def mp4(folder: Path) -> Path:
+    tone = torch.from_numpy(np.sin(np.arange(4800) / 9)).float()
+    write_video(folder / "clip.mp4", torch.randint(256, (4, 3, 16, 16), dtype=torch.uint8), 25, tone)
+    return folder / "clip.mp4"
+
+
+def read_media(path: Path) -> None:
+    timeline = measure(path, True, True)
+    assert timeline.duration >= 0
+    read_clip(path, frames=3, size=8, sample_rate=8000)
+
+
+def clip_folder(folder: Path) -> Path:
+    for label in ("low", "high"):
+        (folder / "clips" / label).mkdir(parents=True)
+        for number in range(2):
+            sound(folder / "clips" / label).rename(folder / "clips" / label / f"{number}.wav")
+    return folder / "clips"
+
+
+def clip_list(text):
+    """Returns a function that writes a folder of clips with a list of them."""
+
+    def write(folder: Path) -> Path:
+        (clip_folder(folder).parent / "list.csv").write_text(text)
+        return folder / "list.csv"
+
+    return write
+
+
+def read_clip_list(path: Path) -> None:
+    read_clips(path.with_name("clips"), training_list=str(path), skip_missing=True)
+
+
+def read_clips(path: Path, **options) -> None:
+    data = ClipData(str(path), validation_fraction=0.5, **options)
+    for samples in data.datasets(data.open(), Window(samples=100, sample_rate=8000)):
+        for index in range(len(samples)):
+            samples[SampleIndex(index, 0)]
+
+
+def glue_folder(folder: Path) -> Path:
+    for task in ("RTE", "STS-B", "CoLA"):
+        (folder / "glue" / task).mkdir(parents=True)
+        label, header = {"RTE": ("entailment", True), "STS-B": ("2.5", True), "CoLA": ("1", False)}[task]
+        names = ["id", "sentence1", "sentence2", "score" if task == "STS-B" else "label"]
+        row = ["0", "an old film", 'a "good" film', label] if header else ["x", label, "", "an old film"]
+        lines = ["\t".join(names)] * header + ["\t".join(row)] * 4
+        for name in ("train.tsv", "dev.tsv"):
+            (folder / "glue" / task / name).write_text("\n".join(lines) + "\n")
+    return folder / "glue"
+
+
+def flow_folder(folder: Path) -> Path:
+    """Writes one pair each of the layouts of FlyingChairs and Sintel."""
+    frames, flow = torch.randint(256, (2, 3, 8, 12), dtype=torch.uint8), torch.randn(2, 8, 12)
+    for number in (1, 2):
+        write_pair(folder / "flow", number, FlowPair(frames, flow, torch.zeros(8, 12, dtype=torch.bool)))
+    (folder / "flow" / "FlyingChairs_train_val.txt").write_text("1\n2\n")
+    scene = "training/{}/alley"
+    for kind in ("clean", "flow"):
+        (folder / "flow" / scene.format(kind)).mkdir(parents=True)
+    for number in (1, 2):
+        shutil.copy(folder / "flow/00001_img1.png", folder / "flow" / scene.format("clean") / f"frame_000{number}.png")
+    write_flow(folder / "flow" / scene.format("flow") / "frame_0001.flo", flow)
+    return folder / "flow"
+
+
+def read_flow_folder(path: Path) -> None:
+    for pairs in open_all_layouts(path):
+        for index in range(len(pairs)):
+            pairs[index]
+
+
+def metadata_folder(folder: Path) -> Path:
+    (folder / "images").mkdir()
+    for number in range(4):
+        image_file(f"{number}.png")(folder / "images")
+    lines = "".join(f"{number}.png,{'ab'[number % 2]}\n" for number in range(4))
+    (folder / "images" / "metadata.csv").write_text("file_name,label\n" + lines)
+    return folder / "images"
+
+
+def replay(folder: Path) -> Path:
+    shutil.copy(SHARED / "replays" / "3.1.0__1.SC2Replay", folder / "x.SC2Replay")
+    return folder / "x.SC2Replay"
+
+
+def read_decision_tables(path: Path) -> None:
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", path / "cache")
+        for decisions in DecisionData(str(path), str(path / "split.json")).open().values():
+            decisions.collate([decisions[SampleIndex(index, 0)] for index in range(min(len(decisions), 4))])
+            decisions.list_names()
+
+
 def sound(folder: Path) -> Path:
     (folder / "x.wav").write_bytes(clips.wav(np.sin(np.arange(4000) / 9)))
     return folder / "x.wav"
 
 
-def read_sound(path: Path) -> None:
+def read_wav(path: Path) -> None:
     timeline = measure(path, False, True)
-    read_clip(path, timeline.start, None, 1000, 8000) if hasattr(timeline, "start") else None
+    read_sound(path, timeline.origin, timeline.origin, 1000, 8000)
 
 
 def table(suffix):
@@ -140,6 +249,8 @@ def table(suffix):
             parquet.write_table(
                 pyarrow.table({"text": [text for text, _ in rows], "label": [k for _, k in rows]}), path
             )
+        elif suffix == ".json":
+            path.write_text(json.dumps([{"text": text, "label": label} for text, label in rows]))
         elif suffix == ".jsonl":
             path.write_text("".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in rows))
         else:
@@ -306,10 +417,19 @@ OVERRIDES = ("--model.mean=[0.5, 0.1]", "--training.epochs=3", "--data={path: di
 def tables_of_decisions(folder: Path) -> Path:
     import pytest
 
+    (folder / "tables").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         starcraft.write_tables(folder / "tables", patch, training=20)
     return folder / "tables"
 
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+LISTS = {
+    "Kinetics": "label,youtube_id,time_start,time_end,split\nlow,0,0,10,train\nhigh,1,0,10,train\n",
+    "AudioSet": "# a, b\n# YTID, start_seconds, end_seconds, positive_labels\n"
+    '0, 0.0, 10.0, "low,x"\n1, 0.0, 10.0, "high"\n',
+    "files": "file,label\nlow/0.wav,low\nhigh/0.wav,high\nhigh/1.wav,high\n",
+}
 
 READERS = {
     "png": Reader(image_file("x.png"), read_frame),
@@ -321,8 +441,23 @@ READERS = {
     "image folder": Reader(image_folder, read_images),
     "image parquet": Reader(image_parquet, read_images),
     **{f"flow {suffix}": Reader(flow_file(suffix), read_flow) for suffix in (".flo", ".png", ".npy", ".pfm", ".flo5")},
+    "image folder with metadata": Reader(metadata_folder, read_images),
+    "flow folder": Reader(flow_folder, read_flow_folder),
     "video": Reader(clip, lambda path: list(read_frames(path).frames)),
-    **{f"texts {suffix}": Reader(table(suffix), read_labelled) for suffix in (".csv", ".tsv", ".jsonl", ".parquet")},
+    "mp4": Reader(mp4, read_media),
+    "wav": Reader(sound, read_wav),
+    "clip folder": Reader(clip_folder, read_clips),
+    **{f"list of {name}": Reader(clip_list(text), read_clip_list) for name, text in LISTS.items()},
+    "list of classes": Reader(text_file("x.csv", "index,mid,display_name\n0,/m/1,Low\n1,/m/2,High\n"), read_classes),
+    "GLUE": Reader(glue_folder, lambda path: GlueData(str(path)).open()),
+    "tables of decisions": Reader(tables_of_decisions, read_decision_tables),
+    "lines": Reader(text_file("x.txt", "first\nsecond\n"), read_lines),
+    "tokenized text": Reader(words, lambda path: list(TextData(str(path)).all_documents())),
+    **({"replay": Reader(replay, lambda path: make_table(path, Vocabulary()))} if SHARED.is_dir() else {}),
+    **{
+        f"texts {suffix}": Reader(table(suffix), read_labelled)
+        for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+    },
     "text": Reader(words, read_words),
     "tokenizer": Reader(tokenizer, SentencePiece),
     "config": Reader(text_file("x.yaml", YAML), read_config),

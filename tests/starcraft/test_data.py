@@ -16,7 +16,7 @@ from perceivers.data.loader import SampleIndex
 from perceivers.starcraft.data import DecisionData, PolicyDecisions, read_split
 from perceivers.starcraft.policy import PolicyConfig
 from perceivers.starcraft.replays import UNKNOWN
-from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
+from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY, read_statistics, read_vocabulary
 from tests.support.starcraft import row
 
 
@@ -75,7 +75,7 @@ def test_names_of_tables_and_model_are_brought_together(tables):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ("nothing", "cannot be read as JSON"),
+        ("nothing", "split.json is not valid JSON"),
         ('{"training": ["a"], "validation": ["b"]}', "needs names of replays for each of training, validation, test"),
         ('{"training": ["a", "b"], "validation": ["b"], "test": ["c"]}', "has 'b' twice"),
         ('{"training": ["e"], "validation": ["b"], "test": ["c"]}', "has no replay 'e' of training"),
@@ -108,3 +108,45 @@ def test_the_committed_split_is_of_the_real_replays(shared_data):
     every = [name for part in names.values() for name in part]
     assert set(every) <= there
     assert len(every) == 38
+
+
+def change(tables, **columns):
+    table = parquet.read_table(tables / "a.parquet").to_pydict()
+    table |= {name: values(table[name]) for name, values in columns.items()}
+    parquet.write_table(pyarrow.Table.from_pydict(table, SCHEMA), tables / "a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("kind", lambda rows: [[3, *row[1:]] for row in rows], "has an index in 'kind' that there is not"),
+        ("ability", lambda rows: [2] * len(rows), "has an index in 'ability' that there is not"),
+        ("target", lambda rows: [500] * len(rows), "has an index in 'target' that there is not"),
+        ("chosen", lambda rows: [[-1]] * len(rows), "has an index in 'chosen' that there is not"),
+        ("x", lambda rows: [row[1:] for row in rows], "has too few or many values in 'x'"),
+        ("scalars", lambda rows: [[1.0]] * len(rows), "has too few or many values in 'scalars'"),
+        ("owner", lambda rows: [None] * len(rows), "has too few or many values in 'owner'|cannot be read"),
+    ],
+)
+def test_damaged_tables_are_refused(tables, name, values, message):
+    change(tables, **{name: values})
+    with pytest.raises(PerceiversError, match=f"a.parquet .*{message}"):
+        DecisionData(str(tables), str(tables / "split.json")).open()
+
+
+def test_other_parquet_files_and_names_that_lead_outside_are_refused(tables):
+    parquet.write_table(pyarrow.table({"x": [1]}), tables / "a.parquet")
+    with pytest.raises(PerceiversError, match=r"a\.parquet cannot be read as a table of decisions"):
+        DecisionData(str(tables), str(tables / "split.json")).open()
+    (tables / "statistics.json").write_text(json.dumps({"replays": {n: {} for n in ("../x", "b", "c")}, "refused": {}}))
+    (tables / "split.json").write_text(json.dumps({"training": ["../x"], "validation": ["b"], "test": ["c"]}))
+    with pytest.raises(PerceiversError, match=r"names the file \.\./x\.parquet, which is outside of"):
+        DecisionData(str(tables), str(tables / "split.json")).open()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"kinds": 3}', "{", '{"replays": {}, "refused": []}'])
+def test_damaged_names_and_statistics_are_refused(tables, content):
+    for name in ("vocabulary.json", "statistics.json"):
+        (tables / name).write_text(content)
+        with pytest.raises(PerceiversError, match=name):
+            (read_vocabulary if name == "vocabulary.json" else read_statistics)(tables)

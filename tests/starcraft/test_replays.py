@@ -133,7 +133,7 @@ def test_commands_have_their_ability_and_target(replay):
         ("invalid/4.1.2.60604__1", r"has no record of its units \(version 4\.1\.2\.60604\)"),
         ("invalid/4.11.0.77379__Oblivion_Express", "has 7 players: only games of two are accepted"),
         ("2.0.8.25446__ggtracker_3167674", "has 3 players"),
-        ("none", "is not a file"),
+        ("none", "is not a readable file"),
     ],
 )
 def test_what_is_no_game_of_two_is_refused(shared_data, name, message):

@@ -113,7 +113,7 @@ def test_the_task_is_named_where_there_are_several():
 def test_other_models_are_refused():
     for model, what in [(language(), "text and predicts text"), (classifier(), "image and predicts label")]:
         with pytest.raises(
-            PerceiversError, match=f"does not classify texts: it reads {what}, instead of a text and its"
+            PerceiversError, match=f"this model does not classify texts: it reads {what}, instead of a text and its"
         ):
             classify_text(model, ["a"])
 
@@ -137,7 +137,7 @@ def test_the_command(folder, capsys):
 
 
 def test_the_command_reads_a_text_a_line(folder, tmp_path, capsys, monkeypatch):
-    content = "né\r\na\u2028b\nlast\n".encode()
+    content = "\ufeffné\r\na\u2028b\nlast\n".encode()
     (tmp_path / "texts").write_bytes(content)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), encoding="latin-1"))
     texts = ["né", "a\u2028b", "last"]
@@ -159,7 +159,10 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, tmp_path, capsy
         (["-", "b"], "give a pair of texts as two arguments"),
         (["a"], "the model has several tasks"),
         (["a", "--task", "none"], "the model has no task 'none': there are: alike, mood, topic."),
-        (["--file", str(tmp_path / "blank"), "--task", "mood"], "text 2 is empty"),
+        (
+            ["--file", str(tmp_path / "blank"), "--task", "mood"],
+            "line 2 of " + str(tmp_path / "blank") + " is blank: each line is a text; remove it",
+        ),
         (["x" * 49, "--task", "mood"], "text 1 has 49 tokens, but the model reads at most 48"),
         (["\udcff", "--task", "mood"], "the text cannot be written in UTF-8"),
     ]:

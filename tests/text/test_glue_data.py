@@ -92,7 +92,7 @@ def test_tsv_of_mnli_qnli_and_qqp(tmp_path, capsys):
     assert tasks["QQP"].training == LabelledTexts(
         [("what?", "which?"), ("", "no?")], [1, 0], ["not_duplicate", "duplicate"]
     )
-    assert capsys.readouterr().err == f"\nSkipped: 2 rows of {tmp_path}/QQP/train.tsv that have too few fields.\n"
+    assert capsys.readouterr().err == f"Skipped: 2 rows of {tmp_path}/QQP/train.tsv that have too few fields.\n"
 
 
 def test_files_of_the_hub_in_a_folder(tmp_path):

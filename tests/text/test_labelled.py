@@ -127,9 +127,10 @@ def test_data_set_of_the_hub(monkeypatch):
 def test_a_label_below_0_is_none(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["a", "b"])})
-    datasets.Dataset.from_dict({"text": ["x", "y"], "label": [1, -1]}, features).to_parquet(tmp_path / "a.parquet")
-    with pytest.raises(PerceiversError, match=r"row 1 of .*a.parquet has no label in column 'label'"):
-        LabelledTextData(str(tmp_path / "a.parquet")).open()
+    columns = {"text": list("abcde"), "label": [1, -1, 0, 0, 1]}
+    datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / "a.parquet")
+    texts, _ = together(LabelledTextData(str(tmp_path / "a.parquet")).open())
+    assert sorted(texts) == [("a",), ("c",), ("d",), ("e",)]
 
 
 @pytest.mark.parametrize(
@@ -177,11 +178,7 @@ GOOD = rows(4)
         ("a.csv", GOOD + "x\n", {}, "line 6 of .*a.csv has 1 fields, but the file has 2 columns"),
         ("a.csv", 'text,label\n"x\n\ny",a\nx,y,b\n', {}, "line 5 of .*a.csv has 3 fields, but the file has 2 columns"),
         ("a.csv", GOOD + '"x,a\ny,b\n', {}, "line 6 of .*a.csv cannot be read .*has to end with one"),
-        ("a.tsv", 'text\tlabel\n"x" y\ta\n', {}, "line 2 of .*a.tsv cannot be read"),
         ("a.csv", "text,label,text\nx,y,z\n", {}, "has the column 'text' twice"),
-        ("a.csv", GOOD + '"\n\n",a\nx,b\n', {}, "line 6 of .*a.csv has an empty text"),
-        ("a.csv", GOOD + " ,a\n", {}, "line 6 of .*a.csv has an empty text in column 'text'"),
-        ("a.csv", GOOD + "x, \n", {}, "line 6 of .*a.csv has no label in column 'label'"),
         ("a.csv", GOOD.encode() + "né,a\n".encode("latin-1"), {}, "a.csv is not UTF-8 text: byte 32 is 0xe9"),
         ("a.csv", b"\xef\xbb\xbf\xff", {}, "byte 3 is 0xff"),
         ("a.csv", rows(4, "text,kind"), {}, "has the columns 'text', 'kind': say with data.label"),
@@ -195,10 +192,18 @@ GOOD = rows(4)
         ("a.csv", "text,label\nx,a\ny,a\n", {}, "has only the class 'a': a classifier needs at least two"),
         ("a.csv", "text,label\nx,a\ny,b\nz,c\nz,c\nz,c\n", {}, "has 3 different labels for 5 texts .*data.label"),
         ("a.jsonl", '{"text": "x", "label": 1}\n\n{"text"\n', {}, "line 3 of .*a.jsonl is not a JSON object"),
-        ("a.json", '[{"text": "x", "label": 1}]', {}, "line 1 of .*a.json is not a JSON object"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "y"}\n', {}, "line 2 of .*a.jsonl has no label"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x", "label": NaN}', {}, "line 2 of .* has no label"),
-        ("a.jsonl", '{"text": "x", "label": 1}\n{"text": "x", "label": null}', {}, "line 2 of .* has no label"),
+        ("a.json", '[{"text": "x", "label": 1}, 7]', {}, "row 1 of .*a.json is not a JSON object"),
+        ("a.json", '[{"text": "x", "label": 1}', {}, "a.json is not valid JSON"),
+        ("a.json", "[" * 100_000, {}, "a.json is not valid JSON"),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", {}, "line 1 of .*a.jsonl is not a JSON object"),
+        (
+            "a.jsonl",
+            '{"text": "x", "label": [' + "1, " * 5000 + "1]}",
+            {},
+            r"line 1 of .* has \[1.{,250} instead of a text",
+        ),
+        ("a.csv", "text label\nx a\n", {}, "a.csv has the single column 'text label': separate columns by"),
+        ("a.csv", "text,label\n,a\nx,\n", {}, "a.csv has no row with text and label"),
         ("a.jsonl", '{"text": "x", "label": [1]}', {}, r"line 1 of .* has \[1\] in column 'label'"),
         ("a.parquet", b"PAR1", {}, "a.parquet cannot be read as parquet"),
         ("a.xlsx", "", {}, "a.xlsx is not a table: a file with the suffix .csv, "),
@@ -211,27 +216,81 @@ def test_unusable_data_is_refused(tmp_path, name, content, fields, message):
         LabelledTextData(str(tmp_path / "train.csv") if "/" in name else path, **fields).open()
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "line 4 of .* has no text in column 'text'"),
-        (float("nan"), "line 4 of .* has no text in column 'text'"),
-        (7, "line 4 of .* has 7 in column 'text' instead of text"),
-    ],
-)
-def test_texts_that_are_none(tmp_path, text, message):
-    values = [("x", 0), ("y", 1), ("z", 0), (text, 1)]
-    content = "\n".join(json.dumps({"text": text, "label": label}) for text, label in values)
-    with pytest.raises(PerceiversError, match=message):
+MISSING = [("a.csv", GOOD + content) for content in (" ,a\n", '"\n\n",a\n', "x, \n", "x,\n")] + [
+    ("a.jsonl", "".join(json.dumps({"text": str(k), "label": k % 2}) + "\n" for k in range(4)) + last)
+    for last in (
+        '{"text": "y"}',
+        '{"text": "y", "label": NaN}',
+        '{"text": null, "label": 1}',
+        '{"text": " ", "label": 1}',
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "content"), MISSING)
+def test_rows_without_text_or_label_are_left_out_and_counted(tmp_path, capsys, name, content):
+    splits = LabelledTextData(make(tmp_path / name, content)).open()
+    assert (len(splits.training), len(splits.evaluation)) == (3, 1)
+    assert f"Left out of {tmp_path / name}: 1 of 5 rows, without text or label." in capsys.readouterr().err
+
+
+def test_texts_are_not_numbers(tmp_path):
+    content = "".join(
+        json.dumps({"text": text, "label": label}) + "\n" for text, label in (("x", 0), ("y", 1), (7, 0), ("z", 1))
+    )
+    with pytest.raises(PerceiversError, match=r"line 3 of .* has 7 in column 'text' instead of text"):
         LabelledTextData(make(tmp_path / "a.jsonl", content)).open()
 
 
 def test_parquet_rows_without_text_or_any(tmp_path):
-    path = make_parquet(tmp_path / "a.parquet", {"text": ["x", "y", None, "z"], "label": [0, 0, 1, 1]})
-    with pytest.raises(PerceiversError, match=r"row 2 of .*a.parquet has no text"):
-        LabelledTextData(path).open()
+    path = make_parquet(tmp_path / "a.parquet", {"text": ["x", "y", None, "z", "w"], "label": [0, 0, 1, 1, 1]})
+    assert sorted(together(LabelledTextData(path).open())[0]) == [("w",), ("x",), ("y",), ("z",)]
     with pytest.raises(PerceiversError, match=r"b.parquet has no rows"):
         LabelledTextData(make_parquet(tmp_path / "b.parquet", {"text": [], "label": []})).open()
+
+
+def test_parquet_files_that_announce_many_rows_are_not_read(tmp_path, monkeypatch):
+    path = make_parquet(tmp_path / "a.parquet", {"text": ["x"] * 1000, "label": ["a", "b"] * 500})
+    monkeypatch.setenv("PERCEIVERS_MAX_VALUES", "999")
+    with pytest.raises(PerceiversError, match=r"a\.parquet has 1,000 rows, more than 999: set PERCEIVERS_MAX_VALUES"):
+        LabelledTextData(path).open()
+    monkeypatch.setenv("PERCEIVERS_MAX_VALUES", "1000")
+    assert len(LabelledTextData(path).open().training) == 900
+
+
+def test_quotes_in_tsv_are_characters(tmp_path):
+    content = 'text\tlabel\nfine film\tpos\n"I loved it\tpos\nwent twice\tpos\nand again"\tneg\na "b" c\tneg\n'
+    texts, labels = together(LabelledTextData(make(tmp_path / "a.tsv", content)).open())
+    found = dict(zip(texts, labels, strict=True))
+    assert found == {
+        ("fine film",): 1, ('"I loved it',): 1, ("went twice",): 1, ('and again"',): 0, ('a "b" c',): 0
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.json"])
+def test_other_separators_and_arrays_are_read(tmp_path, name):
+    rows = [(f"a, {k}", "xy"[k % 2]) for k in range(4)]
+    content = "text;label\n" + "".join(f"{text};{label}\n" for text, label in rows)
+    if name == "a.json":
+        content = json.dumps([{"text": text, "label": label} for text, label in rows])
+    texts, labels = together(LabelledTextData(make(tmp_path / name, content)).open())
+    assert sorted(zip(texts, labels, strict=True)) == [((text,), "xy".index(label)) for text, label in rows]
+
+
+def test_whole_numbers_beside_a_missing_one_are_the_same_classes(tmp_path):
+    make_parquet(tmp_path / "train.parquet", {"text": list("abcde"), "label": [0.0, 1.0, 0.0, 1.0, float("nan")]})
+    make_parquet(tmp_path / "test.parquet", {"text": list("ab"), "label": [0, 1]})
+    splits = LabelledTextData(str(tmp_path)).open()
+    assert (splits.training.classes, splits.evaluation.labels) == (["0", "1"], [0, 1])
+
+
+@pytest.mark.parametrize("content", ["text\nx\ny\n", "text,label\nx,\ny, \n"])
+def test_a_split_without_labels_is_not_evaluated_on(tmp_path, capsys, content):
+    make(tmp_path / "Train.CSV", rows(10))
+    make(tmp_path / "test.csv", content)
+    splits = LabelledTextData(str(tmp_path)).open()
+    assert (len(splits.training), len(splits.evaluation)) == (9, 1)
+    assert "test.csv has no labels: it is not evaluated on." in capsys.readouterr().err
 
 
 def test_splits_that_do_not_fit(tmp_path):

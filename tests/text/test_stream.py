@@ -7,10 +7,10 @@ import pytest
 
 from perceivers import PerceiversError
 from perceivers.data.loader import SampleIndex
+from perceivers.files import read_text
 from perceivers.text import documents as module
 from perceivers.text.documents import TextFiles, TextRows, next_boundary
 from perceivers.text.stream import HeldOutText, Stream, StreamedText, StreamLoader, TextData, pack, read_windows
-from perceivers.text.tables import read_utf8
 from perceivers.text.tokenizers import SEP, Bytes
 
 datasets = pytest.importorskip("datasets")
@@ -83,7 +83,7 @@ def test_pieces_are_the_whole_text(tmp_path, separator):
     path = tmp_path / "a.txt"
     path.write_text(text, encoding="utf-8")
     places = [next_boundary(path, offset) for offset in range(0, path.stat().st_size + 1024, 1024)]
-    parts = [read_utf8(path, start, end) for start, end in itertools.pairwise(places)]
+    parts = [read_text(path, start, end) for start, end in itertools.pairwise(places)]
     assert "".join(parts) == text
     assert len(parts) > 60
     assert sum(not part for part in parts) == 0
@@ -396,9 +396,9 @@ def test_the_column_of_the_text(tmp_path):
 
 
 def test_data_sets_that_cannot_be_had(tmp_path):
-    with pytest.raises(PerceiversError, match=r"data\.path: nobody/nothing:en is neither here nor on the Hub"):
+    with pytest.raises(PerceiversError, match=r"data\.path = nobody/nothing:en is neither here nor on the Hub"):
         TextRows("nobody/nothing:en")
-    with pytest.raises(PerceiversError, match=rf"data\.path: {tmp_path} cannot be read as a data set"):
+    with pytest.raises(PerceiversError, match=rf"data\.path = {tmp_path} cannot be read as a data set"):
         TextData(str(tmp_path)).open(0)
     folder = parquet(tmp_path / "rows", "test", ["a"])
     with pytest.raises(PerceiversError, match="has no split 'train', but test"):

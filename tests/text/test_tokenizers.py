@@ -343,13 +343,9 @@ def test_models_of_others(tmp_path):
 
 
 def test_files_that_are_no_tokenizer(file, tmp_path):
-    with pytest.raises(
-        PerceiversError, match=r"none.model cannot be read as a tokenizer \(No such file or directory\)"
-    ):
+    with pytest.raises(PerceiversError, match=r"none.model is not a readable file"):
         open_tokenizer(tmp_path / "none.model")
-    with pytest.raises(
-        PerceiversError, match=r"cannot be read as a tokenizer \(Is a directory\): give 'bytes', or a file"
-    ):
+    with pytest.raises(PerceiversError, match=r"is not a readable file"):
         open_tokenizer(tmp_path)
     for content in (b"", b"some text\n", file.read_bytes()[:-7]):
         (tmp_path / "bad.model").write_bytes(content)

@@ -14,6 +14,7 @@ from perceivers.adapters.array import with_positions
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.config import Configurable
+from perceivers.model.eager import is_concrete
 from perceivers.model.linear import Linear, lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -106,6 +107,23 @@ class ConvStem(Configurable, nn.Module):
         return ((height + 1) // 2 + more) // 2, ((width + 1) // 2 + more) // 2
 
 
+def scale_colors(data: Tensor) -> Tensor:
+    """Returns the colors of images or video as floats in [0, 1]; raises a PerceiversError for any but these or bytes.
+
+    Floats far outside that range, such as those from 0 to 255, are refused; how far depends on no batch: 10.
+    """
+    if data.dtype in (torch.uint8, torch.uint16):
+        return data.float() / (255 if data.dtype == torch.uint8 else 65535)
+    if not data.is_floating_point() and data.dtype != torch.bool:
+        raise PerceiversError(
+            f"colors of {data.dtype} were given: give torch.uint8 from 0 to 255, or floats from 0 to 1."
+        )
+    colors = data.float()
+    if is_concrete(colors) and colors.numel() and (most := float(colors.detach().abs().amax())) > 10:
+        raise PerceiversError(f"colors of up to {most:g} were given: give floats from 0 to 1, or bytes (torch.uint8).")
+    return colors
+
+
 def pad_same(x_BFYX: Tensor, kernel: int, stride: int) -> Tensor:
     """Pads with zeros, so that a window of `kernel` pixels in steps of `stride` has ceil(size / stride) positions."""
     padding: list[int] = []
@@ -160,7 +178,7 @@ class ImageInput(InputAdapter):
                 f"images of shape {tuple(data.shape)} were given, "
                 f"but [batch, {self.in_channels} colors, height, width] is expected."
             )
-        images = data.float() / 255 if data.dtype == torch.uint8 else data.float()
+        images = scale_colors(data)
         mean, std = torch.tensor(self.normalization, dtype=torch.float32, device=data.device)[..., None, None]
         features_BYXF: Tensor = self.features((images - mean) / std)
         return features_BYXF

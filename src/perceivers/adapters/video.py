@@ -5,10 +5,10 @@ Shape suffixes: B batch, C colors, T frames, Y rows, X columns; others as in `pe
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from perceivers.adapters.array import ArrayOutput, with_positions
+from perceivers.adapters.image import scale_colors
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray
 from perceivers.model.positions import Positions
@@ -47,7 +47,7 @@ class VideoInput(InputAdapter):
                 f"a video of {data.shape[1]} frames of {data.shape[3]} x {data.shape[4]} pixels cannot be cut into "
                 f"patches of {time} x {height} x {width}: cut or resize it to multiples of these."
             )
-        video = data.float() / 255 if data.dtype == torch.uint8 else data.float()
+        video = scale_colors(data)
         patches = video.unflatten(4, (-1, width)).unflatten(3, (-1, height)).unflatten(1, (-1, time))
         patches = patches.permute(0, 1, 4, 6, 2, 5, 7, 3)  # B T Y X, and within a patch: time, height, width, C
         grid = tuple(patches.shape[1:4])

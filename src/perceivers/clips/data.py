@@ -3,6 +3,7 @@
 Shape suffixes: B batch, K classes
 """
 
+import os
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, op
 from perceivers.data.loader import SampleIndex
 from perceivers.data.video import Content, Media, measure
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files, require_file
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -113,7 +115,7 @@ class ClipData(Checked):
     def datasets(self, splits: Splits[LabelledClips], window: Window) -> tuple["ClipDataset", "ClipDataset"]:
         """Returns the windows for training and for evaluation."""
         spans, positions = [(0.0, 1.0)], evenly_spaced(self.windows)
-        if Path(self.path).is_file():
+        if os.path.isfile(self.path):
             spans, positions = hold_out_windows(self.path, window, self.validation_fraction)
         training = ClipDataset(splits.training, window, None, self.windows_per_epoch, spans, 1e9 * self.cache_gb)
         return training, ClipDataset(splits.evaluation, window, positions)
@@ -122,7 +124,7 @@ class ClipData(Checked):
 def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabelledClips:
     """Finds the clips of a list, see `read_list`, in a folder; `classes` gives names of the classes in the list."""
     clips = read_list(path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise PerceiversError(f"data.path = {root} is not a folder: give the one with the clips of the lists.")
     labels, files = clips.class_indices(classes), clips.find_files(root, LabelledClips.suffixes, skip_missing)
     pairs = [(file, label) for file, label in zip(files, labels, strict=True) if file is not None]
@@ -135,7 +137,7 @@ def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missin
 
 def split_unlabelled(path: Path, validation_fraction: float) -> Splits[LabelledClips]:
     """Returns all clips of a folder in splits, or a single clip as both splits."""
-    if path.is_file():
+    if os.path.isfile(path):
         return Splits(find_clips(path), find_clips(path))
     splits = split_folder(path, lambda folder, _: find_clips(folder), validation_fraction)
     if len(splits.training) + len(splits.evaluation) < 2:
@@ -145,10 +147,9 @@ def split_unlabelled(path: Path, validation_fraction: float) -> Splits[LabelledC
 
 def find_clips(path: Path) -> LabelledClips:
     """Returns all clips of a folder, or a single clip, without classes; raises a PerceiversError if there are none."""
-    if not path.exists():
+    if not os.path.exists(path):
         raise PerceiversError(f"{path} is neither a folder of clips nor a clip.")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in LabelledClips.suffixes]
-    files = [path] if path.is_file() else files
+    files = find_files(path, LabelledClips.suffixes, report=True) if path.is_dir() else [require_file(path)]
     if not files:
         raise PerceiversError(f"{path} has no clips: files such as .mp4, .mkv and .wav are expected below it.")
     return LabelledClips.from_files(files)

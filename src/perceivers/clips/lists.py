@@ -1,11 +1,11 @@
 """Lists of clips and their classes, as CSV files: those of Kinetics and AudioSet, and custom ones."""
 
-import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.files import find_files, read_lines, read_rows, read_text
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,16 @@ class ClipList:
         for entry in self.entries:
             for label in entry.labels:
                 if label not in index:
-                    raise PerceiversError(
-                        f"{self.path}, line {entry.line}: the class {label!r} is unknown: {did_you_mean(label, index)}"
-                    )
+                    problem = f"the class {quote(label)} is unknown: {did_you_mean(label, index)}"
+                    raise PerceiversError(f"{self.path}, line {entry.line}: {problem}")
         return [tuple(index[label] for label in entry.labels) for entry in self.entries]
 
-    def find_files(self, root: Path, suffixes: Iterable[str], skip_missing: bool = True) -> list[Path | None]:
+    def find_files(self, root: Path, suffixes: Collection[str], skip_missing: bool = True) -> list[Path | None]:
         """Returns the file of each clip, anywhere below a folder; None, or a PerceiversError, if it is missing."""
         known: dict[str, Path] = {}
-        for file in sorted(root.rglob("*")):
-            if file.suffix.lower() in suffixes:
-                for name in (str(file.relative_to(root)), file.name, file.stem):
-                    known.setdefault(name, file)
+        for file in find_files(root, suffixes):
+            for name in (str(file.relative_to(root)), file.name, file.stem):
+                known.setdefault(name, file)
         files = [next((known[name] for name in entry.names if name in known), None) for entry in self.entries]
         missing = [entry for entry, file in zip(self.entries, files, strict=True) if file is None]
         if missing and not skip_missing:
@@ -63,7 +61,7 @@ def read_list(path: Path) -> ClipList:
     Raises:
         PerceiversError: the file cannot be read, has another format, or a line is incomplete.
     """
-    lines = read_rows(path)
+    lines = read_csv(path)
     while len(lines) > 1 and lines[0][1][0].startswith("#") and not lines[0][1][0].startswith("# YTID"):
         lines = lines[1:]  # lists of AudioSet begin with comments
     (_, first), *rows = lines or [(0, [""])]
@@ -83,7 +81,7 @@ def read_list(path: Path) -> ClipList:
         fields = dict(zip(header, (cell.strip() for cell in row), strict=False))
         try:
             entries.append(Entry(line, *read_row(fields)))
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:  # not a number, or infinite
             raise PerceiversError(f"{path}, line {line}: {error}; expected a number of seconds.") from error
         if "label" in header and not entries[-1].labels[0]:
             raise PerceiversError(f"{path}, line {line} has no label: give the clip a class, or remove the line.")
@@ -92,14 +90,9 @@ def read_list(path: Path) -> ClipList:
     return ClipList(path, "label" not in header, entries)
 
 
-def read_rows(path: Path) -> list[tuple[int, list[str]]]:
+def read_csv(path: Path) -> list[tuple[int, list[str]]]:
     """Returns the nonempty rows of a CSV file with their line numbers."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            return [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PerceiversError(f"{path} cannot be read as a CSV file ({error}).") from error
+    return list(read_rows(read_text(path), path, skip_blanks=True))
 
 
 def kinetics_row(fields: Mapping[str, str]) -> tuple[tuple[str, ...], list[str]]:
@@ -143,16 +136,21 @@ def read_classes(path: Path) -> dict[str, str]:
     The file is class_labels_indices.csv of AudioSet, with the columns index, mid and display_name, or has one class per
     line.
     """
-    rows = read_rows(path)
+    rows = read_csv(path)
     if rows and rows[0][1][:3] == ["index", "mid", "display_name"]:
+        for line, row in rows:
+            if len(row) < 3:
+                raise PerceiversError(
+                    f"{path}, line {line} has {len(row)} columns: index, mid, display_name are expected."
+                )
         pairs = [(line, row[1], row[2]) for line, row in rows[1:]]
     else:
-        lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+        lines = enumerate(read_lines(path), 1)
         pairs = [(line, name.strip(), name.strip()) for line, name in lines if name.strip()]
     classes: dict[str, str] = {}
     for line, key, name in pairs:
         if key in classes:
-            raise PerceiversError(f"{path}, line {line}: the class {key!r} appears twice: remove one.")
+            raise PerceiversError(f"{path}, line {line}: the class {quote(key)} appears twice: remove one.")
         classes[key] = name
     return classes
 

@@ -1,6 +1,7 @@
 """Files or rows of data sets with class labels: a folder for each class, or a Hugging Face data set."""
 
 import io
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,10 +12,13 @@ import torch
 from torch.utils.data import default_collate
 
 from perceivers.data.loader import Samples
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.data.tables import Table, check_labels, describe, format_label, hub_splits, is_missing, read_table
+from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.files import find_files, list_folder, list_folders, resolve_inside, warn
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
+METADATA = ("metadata.csv", "metadata.jsonl")
 
 
 class Source(Protocol):
@@ -42,15 +46,19 @@ class Files:
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded files in a column of a Hugging Face data set."""
+    """Encoded files in a column of a Hugging Face data set; `root` is its folder, None on the Hub."""
 
     table: Any
     column: str
     name: str
+    root: Path | None = None
 
     def open(self, index: int) -> Any:
         entry = self.table[index][self.column]
-        return entry["path"] if entry["bytes"] is None else io.BytesIO(entry["bytes"])
+        if entry["bytes"] is not None:
+            return io.BytesIO(entry["bytes"])
+        path = str(entry["path"])
+        return Path(path) if self.root is None else resolve_inside(self.root, path, self.describe(index))
 
     def describe(self, index: int) -> str:
         return f"row {index} of {self.name}"
@@ -135,22 +143,24 @@ def open_splits(
         validation_filter: columns and values of the rows to evaluate on, instead of the splits of the data set.
     """
     root = Path(path)
-    if root.is_file():
+    if os.path.exists(root) and not os.path.isdir(root):
         raise PerceiversError(f"data.path = {path} is a file: give the folder that holds the {kind.noun}s.")
-    if root.exists() and next(root.rglob("*.parquet"), None) is None:
+    if os.path.isdir(root) and not find_files(root, {".parquet"}):
         if validation_filter:
             raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} has only files.")
         splits = split_folder(root, partial(labelled_folder, kind), validation_fraction)
     else:
         import datasets
 
-        tables = load_tables(path)
+        tables = hub_splits(path)
         read = partial(labelled_rows, kind, path, column, label_column)
         if validation_filter:
             table = datasets.concatenate_datasets(list(tables.values()))
             splits = filter_rows(read(table), table, validation_filter, path)
         else:
             splits = choose_splits(tables, next(iter(tables.values())), read, validation_fraction)
+    if not splits.training.labels:
+        raise PerceiversError(f"{path} has no {kind.noun}s with labels to train on.")
     if len(splits.training.classes) < 2:
         raise PerceiversError(f"{path} has only the class {splits.training.classes[0]!r}: a classifier needs two.")
     return splits
@@ -161,35 +171,79 @@ def choose_splits(
 ) -> Splits[L]:
     """Finds and reads the splits for training, by default `whole`, and evaluation, by default a random part of it.
 
-    `read` is also given the classes of the training split, to read the evaluation split.
+    `read` is also given the classes of the training split, to read the evaluation split; one without labels is passed
+    over.
     """
-    names = (TRAINING_NAMES, EVALUATION_NAMES)
-    training, evaluation = (next((parts[name] for name in usual if name in parts), None) for usual in names)
+    parts = {name.lower(): part for name, part in parts.items()}
+    training = next((parts[name] for name in TRAINING_NAMES if name in parts), None)
     examples = read(whole if training is None else training, None)
-    if training is None or evaluation is None:
-        return random_split(examples, validation_fraction)
-    return Splits(examples, read(evaluation, examples.classes))
+    if training is not None:
+        for name in EVALUATION_NAMES:
+            if name in parts:
+                evaluation = read(parts[name], examples.classes)
+                if len(evaluation):
+                    return Splits(examples, evaluation)
+                warn(f"The split {name!r} has no labels: it is not evaluated on.")
+    return random_split(examples, validation_fraction)
 
 
 def split_folder(root: Path, read: Callable[[Path, list[str] | None], L], validation_fraction: float) -> Splits[L]:
-    """Reads the splits of a folder, see `choose_splits`."""
-    return choose_splits({path.name: path for path in root.glob("*") if path.is_dir()}, root, read, validation_fraction)
+    """Reads the splits of a folder, see `choose_splits`; prints the names of folders beside them that are no splits."""
+    folders: dict[str, Path] = {}
+    for folder in list_folders(root):
+        if (name := folder.name.lower()) in (*TRAINING_NAMES, *EVALUATION_NAMES) and name in folders:
+            raise PerceiversError(f"{folder} and {folders[name].name} are of the same split: keep one of them.")
+        folders[name] = folder
+    others = [folder.name for name, folder in folders.items() if name not in (*TRAINING_NAMES, *EVALUATION_NAMES)]
+    if others and not folders.keys().isdisjoint(TRAINING_NAMES):
+        warn(f"Left out of {root}: folders that are not splits, {', '.join(others)}.")
+    return choose_splits(folders, root, read, validation_fraction)
 
 
 def random_split(examples: L, fraction: float) -> Splits[L]:
     """Holds out a random fraction of the examples, the same one in every run."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
-    count = max(1, round(fraction * len(examples)))
+    count = min(max(1, round(fraction * len(examples))), len(examples) - 1)
     return Splits(examples.subset(order[count:]), examples.subset(order[:count]))
 
 
 def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None) -> L:
-    """Finds files in a folder for each class, named after the class; `classes` as in `index_labels`."""
-    folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-    files = [file for folder in folders for file in sorted(folder.rglob("*")) if file.suffix.lower() in kind.suffixes]
-    if not files:
-        raise PerceiversError(f"{root} has no {kind.noun}s: a folder of {kind.noun}s for each class is expected in it.")
-    names, labels = index_labels([file.relative_to(root).parts[0] for file in files], classes, str(root))
+    """Finds files in a folder for each class, named after the class, or those that metadata.csv or .jsonl lists.
+
+    `classes` are those of the training split, for another split, which has no examples if its files have no labels.
+    """
+    for path in list_folder(root):
+        if path.name.lower() in METADATA:
+            table = read_table([path])
+            if table.columns.keys() >= {"file_name", "label"}:
+                return listed_files(kind, table, root, classes)
+    found = find_files(root, kind.suffixes, report=True)
+    files = [file for file in found if file.parent != root]
+    if not files and (classes is None or not found):
+        raise PerceiversError(
+            f"{root} has no {kind.noun}s: a folder of {kind.noun}s for each class is expected in it, "
+            f"or metadata.csv with the columns file_name and label."
+        )
+    if files and len(files) < len(found):
+        beside = len(found) - len(files)
+        warn(f"Left out of {root}: {beside} of {len(found)} {kind.noun}s, beside the folders of classes.")
+    labels = [file.relative_to(root).parts[0] for file in files]
+    empty = [folder.name for folder in list_folders(root) if folder.name not in set(labels)]
+    if empty:
+        warn(f"Left out of {root}: folders without {kind.noun}s, {', '.join(empty)}.")
+    names, indices = index_labels(labels, classes, str(root))
+    return kind(names, indices, Files(files), range(len(files)))
+
+
+def listed_files(kind: type[L], table: Table, root: Path, classes: list[str] | None) -> L:
+    """Returns the files of a table with the columns file_name and label; `classes` as in `labelled_folder`."""
+    table = table.drop_missing(["file_name", "label"])
+    files = []
+    for index, (name,) in enumerate(table.texts(["file_name"])):
+        files.append(resolve_inside(root, name, table.location(index)))
+        if not os.path.isfile(files[-1]):
+            raise PerceiversError(f"{table.location(index)} names the file {quote(name)}, which does not exist.")
+    names, labels = index_labels(table.labels("label"), classes, table.name)
     return kind(names, labels, Files(files), range(len(files)))
 
 
@@ -198,21 +252,8 @@ def index_labels(labels: list[str], classes: list[str] | None, name: str) -> tup
     indices = {label: index for index, label in enumerate(classes or sorted(set(labels)))}
     unknown = set(labels) - set(indices)
     if unknown:
-        raise PerceiversError(f"{name} has the class {min(unknown)!r}, which the training split does not have.")
+        raise PerceiversError(f"{name} has the class {quote(min(unknown))}, which the training split does not have.")
     return list(indices), [indices[label] for label in labels]
-
-
-def load_tables(path: str) -> dict[str, Any]:
-    """Loads the splits of a Hugging Face data set, from the Hub or a local folder."""
-    import datasets
-
-    try:
-        return dict(datasets.load_dataset(path))
-    except Exception as error:  # the library raises many kinds
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        is_local = Path(path).exists()
-        problem = "cannot be read as a data set" if is_local else "is neither a folder nor a data set on the Hub"
-        raise PerceiversError(f"data.path = {path} {problem}: {reason}") from error
 
 
 def filter_rows(examples: L, table: Any, validation_filter: Mapping[str, Any], path: str) -> Splits[L]:
@@ -224,7 +265,9 @@ def filter_rows(examples: L, table: Any, validation_filter: Mapping[str, Any], p
     if all(is_held_out) or not any(is_held_out):
         which = "every row" if any(is_held_out) else "no row"
         raise PerceiversError(f"data.validation_filter = {dict(validation_filter)} holds for {which} of {path}.")
-    training, evaluation = ([i for i, held in enumerate(is_held_out) if held == part] for part in (False, True))
+    training, evaluation = (
+        [i for i, row in enumerate(examples.indices) if is_held_out[row] == part] for part in (False, True)
+    )
     return Splits(examples.subset(training), examples.subset(evaluation))
 
 
@@ -233,6 +276,7 @@ def labelled_rows(
 ) -> L:
     """Returns the rows of a split; `classes` are those of the training split, for another split."""
     import datasets
+    import pyarrow.compute
 
     name = path if table.split is None else f"{path} ({table.split})"
     types = tuple(getattr(datasets, feature) for feature in kind.features)
@@ -240,14 +284,32 @@ def labelled_rows(
     label = label_column or find_column(table, (datasets.ClassLabel,), "label", name)
     check_column(table, content, f"{kind.noun}_column", name)
     check_column(table, label, "label_column", name)
-    feature = table.features[label]
-    if isinstance(feature, datasets.ClassLabel):
-        names, labels = list(feature.names), list(table[label])
-    else:
-        names, labels = index_labels([str(value) for value in table[label]], classes, name)
     encoding = table.features[content] if isinstance(table.features[content], types) else types[0]()
-    encoded = table.cast_column(content, type(encoding)(decode=False))
-    return kind(names, labels, Rows(encoded, content, name), range(len(labels)))
+    try:
+        encoded = table.cast_column(content, type(encoding)(decode=False))
+    except Exception as error:  # the library raises many kinds
+        raise PerceiversError(f"{name} has no {kind.noun}s in column {content!r}: {describe(error)}") from error
+    values, feature = list(table[label]), table.features[label]
+    is_class = isinstance(feature, datasets.ClassLabel)
+    files = encoded.data.column(content)
+    has_file = pyarrow.compute.or_(
+        *(pyarrow.compute.struct_field(files, part).is_valid() for part in ("bytes", "path"))
+    )
+    rows = [
+        row
+        for row, (value, is_there) in enumerate(zip(values, has_file.to_pylist(), strict=True))
+        if is_there and not is_missing(value) and not (is_class and value < 0)
+    ]
+    if len(rows) < len(values):
+        missing = len(values) - len(rows)
+        warn(f"Left out of {name}: {missing} of {len(values)} rows, without a label or {kind.noun}.")
+    if is_class:
+        check_labels(values, feature, name)
+        names, labels = list(feature.names), [values[row] for row in rows]
+    else:
+        names, labels = index_labels([format_label(values[row]) for row in rows], classes, name)
+    root = Path(path) if os.path.isdir(path) else None
+    return kind(names, labels, Rows(encoded, content, name, root), rows)
 
 
 def check_column(table: Any, column: str, field: str, name: str) -> None:

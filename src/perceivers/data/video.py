@@ -27,6 +27,7 @@ from torch import Tensor
 
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
+from perceivers.files import check_count, require_file
 from perceivers.model.saving import atomic_write
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
@@ -158,8 +159,13 @@ def read_frames(path: str | Path) -> Frames:
 
     def decode_all() -> Iterator[Tensor]:
         with open_media(path) as container:
+            size: torch.Size | None = None
             for frame in container.decode(video_stream(container, path)):
-                yield to_tensor(Image.fromarray(to_rgb(frame)))
+                picture_CYX = to_tensor(Image.fromarray(to_rgb(frame)))
+                if size not in (None, picture_CYX.shape):
+                    raise PerceiversError(f"{path} has frames of different sizes: convert it to one size.")
+                size = picture_CYX.shape
+                yield picture_CYX
 
     with open_media(path) as container:
         stream = video_stream(container, path)
@@ -210,8 +216,8 @@ def write_video(
 @contextmanager
 def open_media(media: Media) -> Iterator[InputContainer]:
     """Opens a file for decoding, and turns errors of av into one sentence."""
-    if not isinstance(media, Content) and not Path(media).is_file():
-        raise PerceiversError(f"{media} is not a file: give the path of a video.")
+    if not isinstance(media, Content):
+        require_file(media)
     try:
         source = io.BytesIO(media.data) if isinstance(media, Content) else media
         with av.open(source, "r", metadata_errors="ignore") as container:
@@ -224,7 +230,10 @@ def open_media(media: Media) -> Iterator[InputContainer]:
 
 def video_streams(container: InputContainer) -> list[av.VideoStream]:
     """Returns the video streams, without cover art, which is stored as a video."""
-    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    for stream in streams:
+        check_count(container.name or "the video", stream.width * stream.height, "pixels in a frame")
+    return streams
 
 
 def video_stream(container: InputContainer, media: Media) -> av.VideoStream:

@@ -3,6 +3,7 @@
 Shape suffixes: Y rows, X columns, C colors (3)
 """
 
+import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def open_all_layouts(path: str | Path, split: str = "training") -> list[FlowPair
 
 def detect_layouts(root: Path) -> list[str]:
     """Returns the names of the layouts that a folder has, at least one."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise PerceiversError(f"{root} is not a folder: give the folder of an optical flow data set.")
     names = [name for name, layout in LAYOUTS.items() if layout.find_splits(root)]
     if not names:

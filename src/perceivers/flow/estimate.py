@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from perceivers.adapters.image import scale_colors
 from perceivers.data.image_files import read_frame
 from perceivers.data.video import check_video_path, read_frames, write_video
 from perceivers.errors import PerceiversError
@@ -79,7 +80,7 @@ def to_floats(frame: Tensor | str | Path) -> Tensor:
     if frame_CYX.dim() != 3 or frame_CYX.shape[0] != 3:
         shape = tuple(frame_CYX.shape)
         raise PerceiversError(f"a frame of shape {shape} was given, but [3 colors, height, width] is expected.")
-    return frame_CYX / 255 if frame_CYX.dtype == torch.uint8 else frame_CYX
+    return scale_colors(frame_CYX)
 
 
 def warn_if_padded(model: PerceiverIO, frames: Tensor) -> None:

@@ -14,10 +14,12 @@ import h5py
 import kornia_rs
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from perceivers.data.image_files import require_file
+from perceivers.data.tables import describe
 from perceivers.errors import PerceiversError
+from perceivers.files import check_count, require_file
 from perceivers.model.saving import atomic_write
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +27,9 @@ Array = np.ndarray[Any, Any]
 FLO_MAGIC = b"PIEH"  # 202021.25 as a little-endian float
 MAX_KNOWN = 1e9  # in pixels; Middlebury's files have more where the flow is unknown
 UNKNOWN = 1e10
-PFM_HEADER = re.compile(rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+(-?)[\d.eE+-]+\s")  # width, height, minus if little-endian
+PFM_HEADER = re.compile(
+    rb"PF\s+(\d{1,9})\s+(\d{1,9})\s+(-?)[\d.eE+-]+(?:\r\n|\s)"
+)  # width, height, minus if little-endian
 KITTI_ZERO, KITTI_STEPS = 2**15, 64  # level of zero flow; levels per pixel
 
 
@@ -96,18 +100,20 @@ def check_length(path: Path, width: int, height: int, channels: int, length: int
     if width < 1 or height < 1 or length != 4 * channels * width * height:
         found = f"its header gives {width} x {height} pixels, but {length} bytes of flow follow"
         raise PerceiversError(f"{path} is truncated or damaged: {found}.")
+    check_count(path, width * height, "pixels")
 
 
 def read_flo(path: Path) -> Array:
     """Reads Middlebury's format as [Y, X, 2]."""
-    content = path.read_bytes()
-    if content[:4] != FLO_MAGIC:
-        raise PerceiversError(f"{path} is not a Middlebury flow file: it does not begin with {FLO_MAGIC.decode()}.")
-    if len(content) < 12:
-        raise PerceiversError(f"{path} is truncated: it ends before the size of the flow.")
-    width, height = struct.unpack("<ii", content[4:12])
-    check_length(path, width, height, 2, len(content) - 12)
-    return np.frombuffer(content, "<f4", offset=12).reshape(height, width, 2)
+    with path.open("rb") as file:
+        header = file.read(12)
+        if header[:4] != FLO_MAGIC:
+            raise PerceiversError(f"{path} is not a Middlebury flow file: it does not begin with {FLO_MAGIC.decode()}.")
+        if len(header) < 12:
+            raise PerceiversError(f"{path} is truncated: it ends before the size of the flow.")
+        width, height = struct.unpack("<ii", header[4:])
+        check_length(path, width, height, 2, path.stat().st_size - 12)
+        return np.frombuffer(file.read(), "<f4").reshape(height, width, 2)
 
 
 def write_flo(path: Path, flow_YX2: Array) -> None:
@@ -120,9 +126,13 @@ def write_flo(path: Path, flow_YX2: Array) -> None:
 def read_kitti(path: Path) -> Array:
     """Reads KITTI's format as [Y, X, 2]."""
     try:
+        with Image.open(path, formats=["PNG"]) as image:
+            check_count(path, image.width * image.height, "pixels")
         levels_YXC = kornia_rs.io.read_image(str(path))
+    except PerceiversError:
+        raise
     except Exception as error:  # the library documents no class of errors
-        raise PerceiversError(f"{path} cannot be decoded as a PNG image ({str(error).strip('.')}).") from error
+        raise PerceiversError(f"{path} cannot be decoded as a PNG image ({describe(error)}).") from error
     if levels_YXC.dtype != np.uint16 or levels_YXC.shape[-1] != 3:
         found = f"{levels_YXC.shape[-1]} colors of {8 * levels_YXC.itemsize} bits"
         raise PerceiversError(f"{path} is not a KITTI flow file: it has {found}, 3 of 16 bits are expected.")
@@ -144,11 +154,24 @@ def write_kitti(path: Path, flow_YX2: Array) -> None:
 
 def read_array(path: Path) -> Array:
     """Reads NumPy's format."""
+    problem = f"{path} cannot be read as a NumPy array: it is damaged or of another format."
     try:
         with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            count = math.prod(shape)
+            if dtype.hasobject or count * dtype.itemsize != path.stat().st_size - file.tell():
+                raise PerceiversError(problem)
+            check_count(path, count, "values")
+            file.seek(0)
             return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, MemoryError) as error:
-        raise PerceiversError(f"{path} cannot be read as a NumPy array: it is damaged or of another format.") from error
+    except PerceiversError:
+        raise
+    except Exception as error:  # headers are evaluated as Python literals, which raise many kinds
+        raise PerceiversError(problem) from error
 
 
 def write_array(path: Path, flow_YX2: Array) -> None:
@@ -160,13 +183,16 @@ def write_array(path: Path, flow_YX2: Array) -> None:
 
 def read_pfm(path: Path) -> Array:
     """Reads the first two of a PFM file's three colors."""
-    content = path.read_bytes()
-    header = PFM_HEADER.match(content)
-    if header is None:
-        raise PerceiversError(f"{path} is not a PFM file of three colors: it does not begin with PF, size and scale.")
-    width, height = int(header[1]), int(header[2])
-    check_length(path, width, height, 3, len(content) - header.end())
-    levels = np.frombuffer(content, "<f4" if header[3] else ">f4", offset=header.end())
+    with path.open("rb") as file:
+        header = PFM_HEADER.match(file.read(100))
+        if header is None:
+            raise PerceiversError(
+                f"{path} is not a PFM file of three colors: it does not begin with PF, size and scale."
+            )
+        width, height = int(header[1]), int(header[2])
+        check_length(path, width, height, 3, path.stat().st_size - header.end())
+        file.seek(header.end())
+        levels = np.frombuffer(file.read(), "<f4" if header[3] else ">f4")
     return levels.reshape(height, width, 3)[::-1, :, :2]  # the bottom row comes first
 
 
@@ -179,13 +205,23 @@ def write_pfm(path: Path, flow_YX2: Array) -> None:
 
 
 def read_flo5(path: Path) -> Array:
-    """Reads Spring's format."""
+    """Reads Spring's format; not data that is in other files."""
     try:
         with h5py.File(path, "r") as file:
-            if not isinstance(file.get("flow"), h5py.Dataset):
+            if not isinstance(file.get("flow", getlink=True), h5py.HardLink):
+                raise PerceiversError(f"{path} is not a Spring flow file: it has no data set 'flow' of its own.")
+            flow = file["flow"]
+            if not isinstance(flow, h5py.Dataset):
                 raise PerceiversError(f"{path} is not a Spring flow file: it has no data set 'flow'.")
-            return file["flow"][()]
-    except (OSError, RuntimeError) as error:
+            if flow.is_virtual or flow.external:
+                raise PerceiversError(
+                    f"{path} refers to data in other files, which are not read: copy it into the file."
+                )
+            check_count(path, flow.size or 0, "values")
+            return flow[()]
+    except PerceiversError:
+        raise
+    except Exception as error:  # the library raises many kinds
         raise PerceiversError(f"{path} cannot be read as an HDF5 file: it is damaged or of another format.") from error
 
 

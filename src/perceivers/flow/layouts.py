@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perceivers.errors import PerceiversError
+from perceivers.files import is_visible, list_folder, read_text
 
 MIDDLEBURY_FRAMES = ("other-data", "other-color-twoframes/other-data", "other-color-twoframes")
 KITTI_2012 = ("colored_0", "image_0")
@@ -39,7 +40,7 @@ class PairFiles(NamedTuple):
 def find_numbers(template: Path) -> set[int]:
     """Returns the numbers of the existing files whose names have a number in place of "#"."""
     prefix, suffix = template.name.rsplit("#", 1)
-    names = (file.name for file in template.parent.glob(f"{prefix}*{suffix}"))
+    names = (file.name for file in list_folder(template.parent, f"{prefix}*{suffix}"))
     digits = (name[len(prefix) : len(name) - len(suffix)] for name in names)
     return {int(number) for number in digits if number.isdecimal()}
 
@@ -63,9 +64,16 @@ def consecutive_pairs(frames: Path, flow: Path, sequence: str, scale: int = 1) -
         yield PairFiles(sequence, f"{sequence}_{number:04d}", first, second, motion, flow_scale=scale)
 
 
+def find_visible(root: Path, pattern: str) -> list[Path]:
+    """Returns the paths below a folder that match a pattern and no part of which is hidden, see `is_visible`."""
+    return [path for path in root.glob(pattern) if all(map(is_visible, path.relative_to(root).parts))]
+
+
 def find_scenes(pattern: str, *bases: Path) -> list[Path]:
     """Returns the folders that match the pattern in any of the base folders, relative to these."""
-    return sorted({folder.relative_to(base) for base in bases for folder in base.glob(pattern) if folder.is_dir()})
+    return sorted(
+        {folder.relative_to(base) for base in bases for folder in find_visible(base, pattern) if folder.is_dir()}
+    )
 
 
 def sintel(rendering: str, root: Path, split: str) -> Iterator[PairFiles]:
@@ -84,7 +92,7 @@ def kitti(images: tuple[str, ...], root: Path, split: str) -> Iterator[PairFiles
     base = root / split
     frames = next(base / name for name in images if (base / name).is_dir())
     flow, visible = base / "flow_occ", base / "flow_noc"
-    for name in sorted({file.name for folder in (frames, flow) for file in folder.glob("*_10.png")}):
+    for name in sorted({file.name for folder in (frames, flow) for file in list_folder(folder, "*_10.png")}):
         second = frames / name.replace("_10.png", "_11.png")
         known_visible = visible / name if visible.is_dir() else None
         yield PairFiles(split, Path(name).stem, frames / name, second, flow / name, visible=known_visible)
@@ -105,12 +113,12 @@ def flying_chairs(root: Path, split: str) -> Iterator[PairFiles]:
     `..._occ1.png`, as in FlyingChairsOcc, is optional.
     """
     folder = root / "data" if (root / "data").is_dir() else root
-    present = {file.name for file in folder.iterdir()}
+    present = {file.name for file in list_folder(folder)}
     ends = ("_flow.flo", "_img1.ppm", "_img1.png")
     numbers = {name.removesuffix(end) for name in present for end in ends if name.endswith(end)}
     splits, path = ["1"] * len(numbers), root / CHAIRS_SPLITS
     if path.is_file():
-        splits = path.read_text(errors="replace").split()
+        splits = read_text(path).split()
         if len(splits) != len(numbers) or set(splits) - {"1", "2"}:
             raise PerceiversError(f"{path} does not fit its {len(numbers)} pairs: it must have a 1 or 2 for each.")
     by_number = sorted(numbers, key=lambda number: (len(number), number))  # there may be more than 99,999
@@ -144,13 +152,15 @@ def spring(root: Path, split: str) -> Iterator[PairFiles]:
 def hd1k(root: Path, split: str) -> Iterator[PairFiles]:
     """HD1K: `hd1k_input/image_2/000000_0010.png`, `hd1k_flow_gt/flow_occ/000000_0010.png`."""
     frames, flow = root / "hd1k_input" / "image_2", root / "hd1k_flow_gt" / "flow_occ"
-    for sequence in sorted({file.name.split("_")[0] for folder in (frames, flow) for file in folder.glob("*_*.png")}):
+    for sequence in sorted(
+        {file.name.split("_")[0] for folder in (frames, flow) for file in list_folder(folder, "*_*.png")}
+    ):
         yield from consecutive_pairs(frames / f"{sequence}_#.png", flow / f"{sequence}_#.png", sequence)
 
 
 def autoflow(root: Path, split: str) -> Iterator[PairFiles]:
     """AutoFlow: `static_40k_png_1_of_4/table_0_batch_0/{im0.png,im1.png,forward.flo}`, any of the four parts."""
-    files = (file for name in ("im0.png", "forward.flo") for file in root.glob(f"{AUTOFLOW}/**/{name}"))
+    files = (file for name in ("im0.png", "forward.flo") for file in find_visible(root, f"{AUTOFLOW}/**/{name}"))
     for folder in sorted({file.parent for file in files}):
         yield PairFiles(split, folder.name, folder / "im0.png", folder / "im1.png", folder / "forward.flo")
 
@@ -168,7 +178,7 @@ class Layout(NamedTuple):
 
     def find_splits(self, root: Path) -> list[str]:
         """Returns the names of the splits that a folder has."""
-        return [name for name, signs in self.splits.items() if any(any(root.glob(sign)) for sign in signs)]
+        return [name for name, signs in self.splits.items() if any(find_visible(root, sign) for sign in signs)]
 
 
 LAYOUTS = {

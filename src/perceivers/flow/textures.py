@@ -4,6 +4,7 @@ Shape suffixes: T textures, S shapes, C colors, Y rows, X columns, P points of a
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tqdm import tqdm
 
 from perceivers.data.image_files import SUFFIXES, read_frame
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files
 
 TEXTURE_SIZE = 320  # side of a texture in pixels
 SHAPE_SIZE = 128  # side of a shape's map of distances
@@ -55,9 +57,9 @@ def load_photographs() -> list[Tensor]:
 
 def read_images(folder: Path, max_count: int, random: Generator) -> list[Tensor]:
     """Reads up to `max_count` random images of a folder, bytes [3, Y, X]; unreadable ones are skipped."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise PerceiversError(f"there is no folder of textures {folder}: give one with images.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    paths = find_files(folder, SUFFIXES, report=True)
     images: list[Tensor] = []
     for index in tqdm(random.permutation(len(paths)), "textures", disable=None):
         if len(images) == max_count:

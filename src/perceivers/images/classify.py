@@ -8,6 +8,7 @@ import torch
 from perceivers.adapters.image import ImageInput
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
+from perceivers.files import require_file
 from perceivers.images.data import LabelledImages
 from perceivers.inference import check_answers, class_names, get_device, load_for_inference, rank_classes
 from perceivers.model.perceiver_io import PerceiverIO
@@ -54,9 +55,8 @@ def classify_image(
         if len(classes) != len(names):
             raise PerceiversError(f"{len(classes)} names of classes were given, but the model has {len(names)}.")
         names = list(classes)
-    missing = [file for file in files if not Path(file).is_file()]
-    if missing:
-        raise PerceiversError(f"there is no file {missing[0]}.")
+    for file in files:
+        require_file(file)
     images = LabelledImages.from_files(files)
     predictions = []
     for index in range(len(files)):

@@ -12,8 +12,8 @@ from perceivers.command import (
     Precision,
     print_files_classes,
     print_json,
-    read_lines,
 )
+from perceivers.files import read_lines
 
 
 def demo(

@@ -1,17 +1,19 @@
 """Labelled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from perceivers.checks import Checked, ProperFraction
-from perceivers.data.image_files import SUFFIXES, evaluation_view, flatten_transparency, to_tensor, training_view
+from perceivers.data.image_files import SUFFIXES, evaluation_view, read_image, to_tensor, training_view
 from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, open_splits, random_split
 from perceivers.data.loader import SampleIndex
 from perceivers.errors import PerceiversError
+from perceivers.files import require_file
 
 
 @dataclass(frozen=True)
@@ -21,16 +23,10 @@ class LabelledImages(Labelled):
     noun, suffixes, features = "image", SUFFIXES, ("Image",)
 
     def read(self, index: int, in_channels: int) -> Image.Image:
-        """Decodes an image as gray (1 channel) or RGB (3) on white, with 8 bits; raises a PerceiversError."""
-        try:
-            source = self.source.open(self.indices[index])
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            image.load()
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise PerceiversError(f"{self.describe(index)} cannot be decoded as an image.") from error
-        if image.mode.startswith("I"):
-            image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-        return flatten_transparency(image).convert("L" if in_channels == 1 else "RGB")
+        """Reads an image as gray (1 channel) or RGB (3), see `read_image`."""
+        source = self.source.open(self.indices[index])
+        source = require_file(source) if isinstance(source, str | Path) else source
+        return read_image(source, self.describe(index), "L" if in_channels == 1 else "RGB")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 Shape suffixes: B batch, M units
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from pyarrow import parquet
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from perceivers.checks import Checked
+from perceivers.checks import Checked, matches
 from perceivers.data.loader import SampleIndex, Samples
+from perceivers.data.tables import check_parquet, describe
 from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.files import resolve_inside
 from perceivers.starcraft.features import index_names
 from perceivers.starcraft.policy import PolicyConfig, UnitPolicy
 from perceivers.starcraft.replays import UNKNOWN
-from perceivers.starcraft.tables import Vocabulary, read_statistics, read_vocabulary
+from perceivers.starcraft.tables import RACES, SCHEMA, Vocabulary, read_statistics, read_vocabulary
+from perceivers.values import read_json
 
 PARTS = ("training", "validation", "test")
 UNIT_COLUMNS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
@@ -54,22 +58,56 @@ class DecisionData(Checked):
                     hint = did_you_mean(name, available)
                     raise PerceiversError(f"{self.split}: {folder} has no replay {name!r} of {part}: {hint}")
         vocabulary = read_vocabulary(folder)
-        return {part: Decisions([folder / f"{name}.parquet" for name in names[part]], vocabulary) for part in PARTS}
+        files = {
+            part: [resolve_inside(folder, f"{name}.parquet", self.split) for name in names[part]] for part in PARTS
+        }
+        return {part: Decisions(files[part], vocabulary) for part in PARTS}
 
 
 def read_split(file: Path) -> dict[str, list[str]]:
     """Reads the names of the replays of each part; a missing part, or a replay that appears twice, is an error."""
-    try:
-        names = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise PerceiversError(f"data.split = {file} cannot be read as JSON ({error}).") from error
-    if not isinstance(names, dict) or any(not names.get(part) for part in PARTS):
+    names = read_json(file)
+    if not matches(names, dict[str, list[str]]) or any(not names.get(part) for part in PARTS):
         raise PerceiversError(f"data.split = {file} needs names of replays for each of {', '.join(PARTS)}.")
     every = [name for part in PARTS for name in names[part]]
     duplicates = {name for name in every if every.count(name) > 1}
     if duplicates:
         raise PerceiversError(f"data.split = {file} has {min(duplicates)!r} twice: a replay belongs to one part.")
     return {part: list(names[part]) for part in PARTS}
+
+
+def check_decisions(file: Path, vocabulary: Vocabulary) -> None:
+    """Raises a PerceiversError unless a table has the columns that were written, and indices of what there is."""
+    check_parquet(file)
+    try:
+        table = parquet.read_table(file, schema=SCHEMA)
+        units = table["kind"].combine_chunks().value_lengths().to_numpy()
+        lengths = {name: table[name].combine_chunks().value_lengths().to_numpy() for name in (*UNIT_COLUMNS, "scalars")}
+        flat = {
+            name: flatten(table[name])
+            for name in ("kind", "owner", "chosen", "ability", "target", "race", "enemy_race")
+        }
+    except Exception as error:  # the library raises many kinds
+        raise PerceiversError(f"{file} cannot be read as a table of decisions: {describe(error)}") from error
+    expected = dict.fromkeys(UNIT_COLUMNS, units) | {"scalars": len(vocabulary.scalars)}
+    chosen = np.repeat(units, table["chosen"].combine_chunks().value_lengths().to_numpy())
+    below = {"kind": len(vocabulary.kinds), "ability": len(vocabulary.abilities), "target": units, "chosen": chosen}
+    for name, values in flat.items():
+        least = -1 if name in ("ability", "target", "race", "enemy_race") else 0
+        if not ((values >= least) & (values < below.get(name, 4 if name == "owner" else len(RACES)))).all():
+            raise PerceiversError(
+                f"{file} has an index in {name!r} that there is not: write it again by prepare-replays."
+            )
+    for name, count in expected.items():
+        if (lengths[name] != count).any():
+            raise PerceiversError(f"{file} has too few or many values in {name!r}: write it again by prepare-replays.")
+
+
+def flatten(column: Any) -> NDArray[Any]:
+    """Returns the values of a column, or of its lists; raises a ValueError if one is missing."""
+    values = column.combine_chunks()
+    values = values.flatten() if hasattr(values, "flatten") and hasattr(values, "value_lengths") else values
+    return np.asarray(values.to_numpy(zero_copy_only=True))
 
 
 class Decisions(Samples):
@@ -83,6 +121,8 @@ class Decisions(Samples):
     def __init__(self, files: Sequence[Path], vocabulary: Vocabulary) -> None:
         import datasets
 
+        for file in files:
+            check_decisions(file, vocabulary)
         self.rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
         self.vocabulary = vocabulary
         self.lengths: list[int] = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()

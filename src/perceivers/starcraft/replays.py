@@ -12,6 +12,7 @@ from typing import Any
 
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
+from perceivers.files import require_file
 
 LOOPS = 16  # of the game, per second
 MIN_LOOPS = 30 * LOOPS  # of the shortest game that is accepted
@@ -139,8 +140,7 @@ def open_replay(path: str | Path, team_games: bool = False) -> Any:
     require_extra("starcraft")
     import sc2reader
 
-    if not Path(path).is_file():
-        raise PerceiversError(f"{path} is not a file: give the path of a replay.")
+    require_file(path)
     resumed = f"{path} is of a game that was resumed: its units cannot be tracked."
     try:
         replay = sc2reader.load_replay(str(path), load_level=4)

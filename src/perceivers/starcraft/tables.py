@@ -1,6 +1,7 @@
 """Tables of the decisions in replays: written once, one parquet file per replay, and read in training."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,10 @@ import pyarrow
 from pyarrow import parquet
 from tqdm import tqdm
 
+from perceivers.checks import matches
+from perceivers.data.tables import describe
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files
 from perceivers.model.saving import atomic_write
 from perceivers.starcraft.replays import (
     ALLY,
@@ -27,6 +31,7 @@ from perceivers.starcraft.replays import (
     open_replay,
     read_decisions,
 )
+from perceivers.values import read_json
 
 MAX_UNITS = 512  # of a decision; the least important ones beyond are left out
 VOCABULARY, STATISTICS = "vocabulary.json", "statistics.json"
@@ -91,7 +96,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     Raises:
         PerceiversError: there are no replays, or all are refused.
     """
-    files = sorted(source.rglob("*.SC2Replay"))
+    files = find_files(source, {".sc2replay"})
     if not files:
         raise PerceiversError(f"{source} has no replays: it must contain files that end in .SC2Replay.")
     vocabulary, statistics = read_vocabulary(out), read_statistics(out)
@@ -100,11 +105,24 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
         if name in statistics["replays"] and (out / f"{name}.parquet").is_file():
             continue
         try:
-            replay = open_replay(file, team_games)
+            table, statistics["replays"][name] = make_table(file, vocabulary, team_games)
         except PerceiversError as error:
             statistics["refused"][name] = str(error)
             continue
-        rows, figures = [], {"decisions": 0, "selections": 0, "most_units": 0, "cut": 0, "unknown_abilities": 0}
+        atomic_write(out / f"{name}.parquet", partial(parquet.write_table, table, compression="zstd"))
+        statistics["refused"].pop(name, None)
+        for path, contents in ((VOCABULARY, asdict(vocabulary)), (STATISTICS, statistics)):
+            atomic_write(out / path, partial(Path.write_text, data=json.dumps(contents, indent=1) + "\n"))
+    if not statistics["replays"]:
+        raise PerceiversError(f"{source} has no usable replay: {next(iter(statistics['refused'].values()))}")
+    return statistics
+
+
+def make_table(file: Path, vocabulary: Vocabulary, team_games: bool = False) -> tuple[pyarrow.Table, dict[str, Any]]:
+    """Returns the decisions of a replay as a table, and figures of it; raises a PerceiversError as `open_replay`."""
+    replay = open_replay(file, team_games)
+    rows, figures = [], {"decisions": 0, "selections": 0, "most_units": 0, "cut": 0, "unknown_abilities": 0}
+    try:
         for decision in read_decisions(replay):
             figures["decisions"] += 1
             figures["selections"] += decision.ability is None
@@ -113,14 +131,11 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
             figures["unknown_abilities"] += decision.ability == UNKNOWN
             rows.append(to_row(truncate_units(decision), vocabulary))
         table = pyarrow.Table.from_pylist(rows, SCHEMA)
-        atomic_write(out / f"{name}.parquet", partial(parquet.write_table, table, compression="zstd"))
-        statistics["replays"][name] = figures | {"version": replay.release_string, "map": replay.map_name}
-        statistics["refused"].pop(name, None)
-        for path, contents in ((VOCABULARY, asdict(vocabulary)), (STATISTICS, statistics)):
-            atomic_write(out / path, partial(Path.write_text, data=json.dumps(contents, indent=1) + "\n"))
-    if not statistics["replays"]:
-        raise PerceiversError(f"{source} has no usable replay: {next(iter(statistics['refused'].values()))}")
-    return statistics
+    except Exception as error:  # damaged events have any values
+        raise PerceiversError(
+            f"{file} has events that cannot be followed ({describe(error)}): it is damaged."
+        ) from error
+    return table, figures | {"version": replay.release_string, "map": replay.map_name}
 
 
 def truncate_units(decision: Decision, max_units: int = MAX_UNITS) -> Decision:
@@ -169,10 +184,20 @@ def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
 def read_vocabulary(folder: Path) -> Vocabulary:
     """Returns the vocabulary of a folder of tables; an empty one if there are no tables yet."""
     file = folder / VOCABULARY
-    return Vocabulary(**json.loads(file.read_text())) if file.is_file() else Vocabulary()
+    if not os.path.exists(file):
+        return Vocabulary()
+    names = read_json(file)
+    if not matches(names, dict[str, list[str]]) or names.keys() != {"kinds", "abilities", "scalars"}:
+        raise PerceiversError(f"{file} does not have the names of kinds, abilities and scalars: it is damaged.")
+    return Vocabulary(**names)
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:
     """Returns the statistics of a folder of tables; empty ones if there are no tables yet."""
     file = folder / STATISTICS
-    return json.loads(file.read_text()) if file.is_file() else {"replays": {}, "refused": {}}
+    if not os.path.exists(file):
+        return {"replays": {}, "refused": {}}
+    statistics = read_json(file)
+    if not matches(statistics, dict[str, dict[str, Any]]) or statistics.keys() != {"replays", "refused"}:
+        raise PerceiversError(f"{file} does not have the replays and refused ones: it is damaged.")
+    return dict(statistics)

@@ -16,6 +16,7 @@ from perceivers.command import (
     read_text,
 )
 from perceivers.errors import PerceiversError
+from perceivers.files import split_lines
 
 BatchSize = Annotated[Count, "texts per batch"]
 Patterns = Annotated[tuple[str, ...], "patterns of names of text files not to read", Metavar("PATTERN")]
@@ -83,7 +84,11 @@ def read_texts(text: str | None, second: str | None, file: str | None) -> list[s
     content = read_text(text, file, "classify-text")
     if file is None and text != "-":
         return [content]
-    return [line.removesuffix("\r") for line in content.split("\n")]
+    lines = split_lines(content)
+    blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
+    if blank is not None:
+        raise PerceiversError(f"line {blank} of {file or 'standard input'} is blank: each line is a text; remove it.")
+    return list(lines)
 
 
 def attention(

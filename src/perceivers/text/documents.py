@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from perceivers.data.tables import hub_splits
 from perceivers.errors import PerceiversError
-from perceivers.text.tables import hub_splits, read_utf8
+from perceivers.files import read_text
 
 SUFFIXES = (".txt", ".text", ".md")
 BLANK_LINE = r"\n[ \t\r]*\n"
@@ -88,7 +89,7 @@ class TextFiles:
 def read_documents(path: Path, start: int, end: int) -> list[str]:
     """Reads the documents that begin in a piece of a file, the last one to its end."""
     advice = "convert the file, or leave it out with data.leave_out"
-    text = read_utf8(path, next_boundary(path, start), next_boundary(path, end), advice)
+    text = read_text(path, next_boundary(path, start), next_boundary(path, end), advice)
     return [document for part in re.split(BLANK_LINE, text) if (document := part.strip())]
 
 

@@ -1,13 +1,15 @@
 """The eight GLUE tasks of the paper, from the original TSV files or from the Hub's parquet files."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from perceivers.checks import Checked
-from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.data.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
+from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.files import list_folder, list_folders
 from perceivers.text.labelled import LabelledTexts, Metric, TextTask
-from perceivers.text.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,11 @@ class GlueData(Checked):
     def available_tasks(self) -> dict[str, Path | None]:
         """Returns the folder of each requested task that is available; None on the Hub."""
         root, names = Path(self.path), self.requested_tasks()
-        if not root.exists():
+        if not os.path.exists(root):
             return dict.fromkeys(names)
         if not root.is_dir():
             raise PerceiversError(f"data.path = {self.path} is a file: give the folder that holds those of the tasks.")
-        folders = {normalized_name(folder.name): folder for folder in sorted(root.iterdir()) if folder.is_dir()}
+        folders = {normalized_name(folder.name): folder for folder in list_folders(root)}
         return {name: folders[normalized_name(name)] for name in names if normalized_name(name) in folders}
 
 
@@ -133,7 +135,7 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: b
             if split not in splits:
                 raise PerceiversError(f"{path} has no split {split!r} of {task.name}; it has {', '.join(splits)}.")
             return label_examples(task, to_table(splits[split], f"{hub_name} ({split})"), task.hub_text, "label")
-        if next(folder.glob("*.parquet"), None) is not None:
+        if list_folder(folder, "*.parquet"):
             paths = split_files(folder, (split,))
             if not paths:
                 raise PerceiversError(f"{folder / split}-00000-of-00001.parquet does not exist; {task.name} needs it.")
@@ -141,7 +143,7 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: b
         if not (folder / file).is_file():
             raise PerceiversError(f"{folder / file} does not exist; {task.name} needs it.")
         # a few rows of QQP are broken in the published files, and everyone leaves them out
-        table = read_separated(folder / file, "\t", quotes=False, columns=task.header, skip_short=task.name == "QQP")
+        table = read_separated(folder / file, "\t", columns=task.header, skip_short=task.name == "QQP")
         return label_examples(task, table, task.text, task.label)
 
     training = None if only_evaluation else read("train.tsv", "train")
@@ -165,7 +167,7 @@ def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: s
     if None in labels:
         row = labels.index(None)
         raise PerceiversError(
-            f"{table.location(row)} has the {kind} {values[row]!r}, where {task.name} has {expected}."
+            f"{table.location(row)} has the {kind} {quote(values[row])}, where {task.name} has {expected}."
         )
     return LabelledTexts(table.texts(text), labels, task.classes)
 

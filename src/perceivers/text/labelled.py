@@ -1,7 +1,8 @@
 """Texts, or pairs of texts, with labels: from CSV, TSV, JSON lines or parquet."""
 
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from perceivers.checks import Checked, ProperFraction
-from perceivers.errors import PerceiversError
-from perceivers.text.tables import SUFFIXES, Table, hub_splits, read_table, split_files, to_table
+from perceivers.data.tables import SUFFIXES, Table, hub_splits, is_missing, read_table, split_files, to_table
+from perceivers.errors import PerceiversError, quote
+from perceivers.files import warn
 
 TRAINING_NAMES = ("train", "training")
 EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
@@ -111,16 +113,18 @@ class LabelledTextData(Checked):
             PerceiversError: the data cannot be read, columns are missing or ambiguous, or a text or label is missing
                 or invalid; names the file and the line or column.
         """
-        training, evaluation = self.find()
+        training, evaluations = self.find()
         if training is None:
-            kind = "file (.csv, .tsv, .jsonl, .json or .parquet)" if Path(self.path).is_dir() else "split"
+            kind = "file (.csv, .tsv, .jsonl, .json or .parquet)" if os.path.isdir(self.path) else "split"
             raise PerceiversError(f"{self.path} has no {kind} called 'train'.")
-        first, second = training(), None if evaluation is None else evaluation()
-        text, label = self.find_columns(first, second)
+        first = training()
+        text, label = self.find_columns(first)
+        first = first.drop_missing([*text, label])
         classes = class_names(first, label)
         examples = label_texts(first, text, label, classes)
-        if second is not None:
-            return LabelledSplits(examples, label_texts(second, text, label, classes))
+        found = self.find_labelled(evaluations, (text, label))
+        if found is not None:
+            return LabelledSplits(examples, label_texts(*found, classes))
         return random_split(examples, self.validation_fraction)
 
     def open_evaluation(
@@ -139,56 +143,75 @@ class LabelledTextData(Checked):
         Raises:
             PerceiversError: as in `open`; or there is no evaluation split, or a label is not one of the classes.
         """
-        training, evaluation = self.find()
-        may_hold_out = validation_fraction is not None or Path(self.path).is_file()
-        read = evaluation or (training if may_hold_out else None)
-        if read is None:
+        training, evaluations = self.find()
+        may_hold_out = validation_fraction is not None or os.path.isfile(self.path)
+        found = self.find_labelled(evaluations or ([training] if training and may_hold_out else []))
+        if found is None:
             raise PerceiversError(
                 f"{self.path} has no split to evaluate on, called {', '.join(EVALUATION_NAMES)}: give a file, or the "
                 f"fraction that training held out (--validation-fraction)."
             )
-        table = read()
-        text, label = self.find_columns(table)
-        examples = label_texts(table, text, label, classes, "the model does not know")
-        if evaluation is not None or validation_fraction is None:
-            return examples, table.name
+        name = found[0].name
+        examples = label_texts(*found, classes, "the model does not know")
+        if evaluations or validation_fraction is None:
+            return examples, name
         held_out = random_split(examples, validation_fraction).evaluation
-        return held_out, f"the part of {table.name} that training held out"
+        return held_out, f"the part of {name} that training held out"
 
-    def find_columns(self, first: Table, second: Table | None = None) -> tuple[list[str], str]:
-        """Returns the text columns and the label column of the first table, and checks that both tables have them."""
-        label = self.label or only_column(first, "label", [c for c in first.columns if c.lower() in LABEL_COLUMNS])
-        others = [column for column in first.columns if column != label]
+    def find_labelled(
+        self, tables: Iterable[Callable[[], Table]], columns: tuple[list[str], str] | None = None
+    ) -> tuple[Table, list[str], str] | None:
+        """Returns the first table with labels, without the rows that have none, and its columns of text and label."""
+        for read in tables:
+            table = read()
+            text, label = columns or self.find_columns(table)
+            check_columns(table, "text", text)
+            if not all(map(is_missing, table.columns.get(label, ()))):
+                return table.drop_missing([*text, label]), text, label
+            warn(f"{table.name} has no labels: it is not evaluated on.")
+        return None
+
+    def find_columns(self, table: Table) -> tuple[list[str], str]:
+        """Returns the text columns and the label column of a table."""
+        label = self.label or only_column(table, "label", [c for c in table.columns if c.lower() in LABEL_COLUMNS])
+        others = [column for column in table.columns if column != label]
         usual = [column for column in others if column.lower() in TEXT_COLUMNS]
-        found = usual or [column for column in others if any(map(is_words, first.columns[column]))]
-        text = self.text or [only_column(first, "text", found)]
-        for table in filter(None, (first, second)):
-            for field, column in [("label", label), *(("text", name) for name in text)]:
-                if column not in table.columns:
-                    names = table.column_names()
-                    raise PerceiversError(f"data.{field}: {table.name} has no column {column!r}; it has {names}.")
+        found = usual or [column for column in others if any(map(is_words, table.columns[column]))]
+        text = self.text or [only_column(table, "text", found)]
+        check_columns(table, "label", [label])
+        check_columns(table, "text", text)
         return text, label
 
-    def find(self) -> list[Callable[[], Table] | None]:
-        """Returns functions that read the training table and the evaluation table; None for one that does not exist.
+    def find(self) -> tuple[Callable[[], Table] | None, list[Callable[[], Table]]]:
+        """Returns functions that read the training table, if there is one, and those to evaluate on.
 
         A single file is the training table.
         """
-        path, usual = Path(self.path), (TRAINING_NAMES, EVALUATION_NAMES)
+        path = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
-        if path.is_dir():
-            files = [split_files(path, names) for names in usual]
-            return [partial(read_table, found) if found else None for found in files]
-        if path.exists():
-            return [partial(read_table, [path]), None]
+        if os.path.isdir(path):
+            files = [split_files(path, names) for names in (TRAINING_NAMES, *((name,) for name in EVALUATION_NAMES))]
+            reads: list[Callable[[], Table] | None] = [partial(read_table, found) if found else None for found in files]
+            return reads[0], list(filter(None, reads[1:]))
+        if os.path.exists(path):
+            return partial(read_table, [path]), []
         if path.suffix.lower() in SUFFIXES:
             raise PerceiversError(f"data.path = {path} does not exist.")
-        splits = hub_splits(self.path)
-        found = [next((name for name in names if name in splits), None) for names in usual]
-        if not any(found):
+        splits = {name.lower(): split for name, split in hub_splits(self.path).items()}
+        found = {name: partial(to_table, split, f"{self.path} ({name})") for name, split in splits.items()}
+        if found.keys().isdisjoint((*TRAINING_NAMES, *EVALUATION_NAMES)):
             raise PerceiversError(f"{self.path} has no split 'train'; it has {', '.join(splits)}.")
-        return [partial(to_table, splits[name], f"{self.path} ({name})") if name else None for name in found]
+        first = next((found[name] for name in TRAINING_NAMES if name in found), None)
+        return first, [found[name] for name in EVALUATION_NAMES if name in found]
+
+
+def check_columns(table: Table, field: str, columns: Iterable[str]) -> None:
+    """Raises a PerceiversError if a table lacks a column that a field of `LabelledTextData` names."""
+    for column in columns:
+        if column not in table.columns:
+            found = f"{table.name} has no column {quote(column)}; it has {table.column_names()}"
+            raise PerceiversError(f"data.{field}: {found}.")
 
 
 def random_split(examples: LabelledTexts, validation_fraction: float) -> LabelledSplits:
@@ -200,8 +223,12 @@ def random_split(examples: LabelledTexts, validation_fraction: float) -> Labelle
 
 def only_column(table: Table, field: str, found: list[str]) -> str:
     """Returns the only column found for a field of `LabelledTextData`."""
+    names = table.column_names()
+    if len(table.columns) < 2:
+        raise PerceiversError(
+            f"{table.name} has the single column {names}: separate columns by the character of .csv or .tsv."
+        )
     if len(found) != 1:
-        names = table.column_names()
         raise PerceiversError(f"{table.name} has the columns {names}: say with data.{field} which has the {field}.")
     return found[0]
 
@@ -214,10 +241,10 @@ def is_words(value: Any) -> bool:
 def class_names(table: Table, column: str) -> list[str]:
     """Returns the labels in order, numerical if all are integers; raises a PerceiversError if they are no classes."""
     names = sorted(set(table.labels(column)))
-    if all(re.fullmatch(r"[-+]?\d+", name) for name in names):
+    if all(re.fullmatch(r"[-+]?\d{1,18}", name) for name in names):
         names.sort(key=int)
     if len(names) < 2:
-        raise PerceiversError(f"{table.name} has only the class {names[0]!r}: a classifier needs at least two.")
+        raise PerceiversError(f"{table.name} has only the class {quote(names[0])}: a classifier needs at least two.")
     if len(names) > len(table.indices) / 2:
         found = f"{len(names)} different labels for {len(table.indices)} texts in column {column!r}"
         raise PerceiversError(f"{table.name} has {found}, too many for classes: name the label column in data.label.")
@@ -230,10 +257,7 @@ def label_texts(
     """Returns the examples of a table, with labels as indices of `classes`; errors call other labels `unknown`."""
     texts, labels = table.texts(text), table.labels(label)
     class_indices = {name: index for index, name in enumerate(classes)}
-    for index, (parts, name) in enumerate(zip(texts, labels, strict=True)):
-        for column, part in zip(text, parts, strict=True):
-            if not part.strip():
-                raise PerceiversError(f"{table.location(index)} has an empty text in column {column!r}: remove it.")
+    for index, name in enumerate(labels):
         if name not in class_indices:
-            raise PerceiversError(f"{table.location(index)} has the label {name!r}, which {unknown}.")
+            raise PerceiversError(f"{table.location(index)} has the label {quote(name)}, which {unknown}.")
     return LabelledTexts(texts, [class_indices[name] for name in labels], classes)

@@ -6,6 +6,7 @@ Shape suffixes: B batch, M tokens, W windows
 import copy
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from perceivers.checks import Checked, Count, ProperFraction
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.errors import PerceiversError
+from perceivers.files import find_files
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
 from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
@@ -81,9 +83,11 @@ class TextData(Checked):
     def find_source(self, path: str, seed: int) -> Source:
         """Returns the documents of one path."""
         root = Path(path)
-        files = [root] if root.is_file() else sorted(file for file in root.rglob("*") if file.suffix in SUFFIXES)
+        files = [root] if os.path.isfile(root) else find_files(root, SUFFIXES) if os.path.isdir(root) else []
         if not files:
             return TextRows(path)
+        if os.path.isdir(root):
+            find_files(root, SUFFIXES, report=True)
         files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
         if not files:
             raise PerceiversError(f"data.leave_out leaves no text file of {path}.")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from perceivers.checkpoints.load import locate
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
+from perceivers.files import require_file
 from perceivers.model.saving import TOKENIZER, Model, atomic_write
 
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -136,9 +137,7 @@ class SentencePiece(Tokenizer):
 
         advice = "give 'bytes', or a file that perceivers train-tokenizer wrote"
         try:
-            if Path(file).is_fifo():  # would be waited for
-                raise PerceiversError(f"{file} is not a file: {advice}.")
-            self.content = Path(file).read_bytes()
+            self.content = require_file(file).read_bytes()
             self.pieces = SentencePieceProcessor(model_proto=self.content or b"empty")  # no bytes would mean no model
             names = [self.pieces.id_to_piece(token) for token in range(self.pieces.get_piece_size())]
         except OSError as error:
