@@ -1,8 +1,6 @@
 """A model with its loss and metrics, for training, validation and `perceivers evaluate`."""
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -14,7 +12,7 @@ from tqdm import tqdm
 
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import Model, check_tensors
+from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 
 
@@ -41,6 +39,8 @@ class Learner(L.LightningModule):
         self.model: Any = model
         self.optimization = optimization or Optimization()
         self.metrics = MetricCollection({"loss": MeanMetric()})
+        self.unreadable_batches = 0
+        self.has_gradients = False
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Returns the loss of a training batch; may log its terms."""
@@ -51,16 +51,24 @@ class Learner(L.LightningModule):
         samples = next(len(value) for value in batch.values() if isinstance(value, Tensor))
         self.metrics["loss"].update(self.loss(batch), samples)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        if set(batch) == {"problems"}:
-            return None  # none of its samples could be read
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        if self.trainer.strategy.reduce_boolean_decision(set(batch) == {"problems"}, all=False):
+            self.unreadable_batches += 1  # all processes pass over it: each waits for the gradients of the others
+            return sum((p.sum() * 0 for p in self.model.parameters()), torch.zeros((), device=self.device))
+        self.has_gradients = True
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.has_gradients:
+            optimizer.zero_grad()  # no weight changes if nothing could be read
+        self.has_gradients = False
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         check_complete(batch)
-        self.evaluate_batch(batch)
+        if set(batch) != {"problems"}:
+            self.evaluate_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():
@@ -68,14 +76,8 @@ class Learner(L.LightningModule):
             self.log(f"test_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_tensors(checkpoint["state_dict"], self, Path("last.ckpt"))
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = (self.trainer.max_epochs or 1) * math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return self.optimization.build(self.model, steps)
+        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:
