@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from perceivers.checks import Checked, Count, Range, check_field
@@ -25,7 +24,7 @@ from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
 from perceivers.text.tokenizers import Tokenizer
-from perceivers.training.checkpoints import LAST, hold_folder
+from perceivers.training.checkpoints import LAST, hold_folder, is_first_process
 from perceivers.training.experiment import Setup
 from perceivers.training.loop import CONFIG, METRICS
 
@@ -93,7 +92,7 @@ class Glue(FineTuning):
             return super().run()
         self.model.load()  # reports a wrong model before any data is read
         output = Path(self.training.output)
-        with hold_folder(output) if rank_zero_only.rank == 0 else nullcontext():
+        with hold_folder(output) if is_first_process() else nullcontext():
             self.check_output(output)
             return self.run_all(output)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
@@ -93,7 +94,7 @@ def compute_checksum(checkpoint: Mapping[str, Any]) -> str:
     def add(value: Any) -> None:
         if isinstance(value, Tensor):
             total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(value, Mapping):
             for key, item in value.items():
                 total.update(repr(key).encode())
@@ -137,6 +138,11 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
             fields[prefix + name] = value
     free = ("import_from", "data.tasks", "sweep")
     return {name: value for name, value in fields.items() if not name.startswith(free)}
+
+
+def is_first_process() -> bool:
+    """Returns whether this is the first process of a run, before there is a trainer."""
+    return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
 @contextmanager

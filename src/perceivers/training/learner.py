@@ -1,5 +1,6 @@
 """A model with its loss and metrics, for training, validation and `perceivers evaluate`."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -91,7 +92,7 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
     """Returns the metrics of a model on samples, computed as in validation, on the device of the model.
 
     Raises:
-        PerceiversError: a sample cannot be read.
+        PerceiversError: a sample cannot be read, or a metric is NaN.
     """
     device = next(learner.model.parameters()).device
     learner.to(device).eval()
@@ -100,4 +101,15 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
         check_complete(batch)
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         learner.evaluate_batch(batch | tensors)
-    return {name: float(value) for name, value in learner.metrics.compute().items()}
+    results = {name: float(value) for name, value in learner.metrics.compute().items()}
+    if problem := find_nan(results):
+        raise PerceiversError(problem)
+    return results
+
+
+def find_nan(metrics: Mapping[str, float]) -> str | None:
+    """Returns a sentence about the first metric that is NaN, if any."""
+    for name, value in metrics.items():
+        if math.isnan(value):
+            return f"{name} is NaN: the weights have diverged, or the evaluation data has nothing to measure it by."
+    return None

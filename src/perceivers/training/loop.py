@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -41,7 +41,7 @@ from perceivers.training.checkpoints import (
     hold_folder,
     verify_checkpoint,
 )
-from perceivers.training.learner import Learner
+from perceivers.training.learner import Learner, find_nan
 
 CONFIG, METRICS = "config.json", "metrics.json"
 
@@ -101,11 +101,11 @@ class Batches(LightningDataModule):
         self.loader: Any = None
         self.position: dict[str, Any] | None = None
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> Any:
         self.loader = self.make_loader(self.training, self.config.seed)
         if self.position is not None:
             self.loader.load_state_dict(self.position)
-        return self.loader  # type: ignore[no-any-return]
+        return self.loader
 
     def val_dataloader(self) -> Iterable[Any]:
         loader = self.make_loader(self.validation, None)
@@ -172,7 +172,8 @@ class RunGuard(Callback):
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGCHLD, report_stopped)
+        if hasattr(os, "waitid"):
+            signal.signal(signal.SIGCHLD, report_stopped)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -218,7 +219,7 @@ class RunGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         samples = set().union(*gather(trainer, self.unreadable_samples))
-        batches = max(gather(trainer, pl_module.unreadable_batches))
+        batches = max(gather(trainer, cast(Learner, pl_module).unreadable_batches))
         if samples and trainer.is_global_zero:
             print(
                 f"\n{len(samples)} samples could not be read and were skipped, and with them {batches} batches "
@@ -252,8 +253,9 @@ class RunGuard(Callback):
         """Keeps the weights with the best metric: they are those saved when the evaluation started."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        metric, mode = pl_module.monitor  # type: ignore[misc]
+        metric, mode = cast(Learner, pl_module).monitor
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
+        raise_together(trainer, find_nan(found))
         if metric not in found:
             raise PerceiversError(f"there is no metric {metric!r} to choose the best weights by: {list(found)}.")
         value = found[metric]
@@ -410,7 +412,7 @@ def train(
 
 def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) -> None:
     """Runs the training; what ends it from outside is raised as a PerceiversError."""
-    guard = next(callback for callback in trainer.callbacks if isinstance(callback, RunGuard))
+    guard = next(callback for callback in trainer.callbacks if isinstance(callback, RunGuard))  # type: ignore[attr-defined]
     last = guard.folder / LAST if config.resume else None
     try:
         trainer.fit(learner, datamodule=batches, ckpt_path=last, weights_only=True)
@@ -445,7 +447,7 @@ def check_output(config: Training, learner: Learner, run_config: Mapping[str, An
     try:
         last.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=last.parent).close()
-        for left in output.glob(f"*/.*{PART}"):  # by a run that was killed
+        for left in (*output.glob(f".*{PART}"), *output.glob(f"*/.*{PART}")):  # by a run that was killed
             left.unlink()
     except OSError as error:
         raise PerceiversError(
