@@ -1,4 +1,4 @@
-# make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size, fuzz: 3,000 damaged files.  make check: lint, types, structure.
+# make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size, fuzz: 3,000 damaged files, 20 kills of each experiment.  make check: lint, types, structure.
 # make bench: measurements beside other implementations, into docs/performance.md, 25 minutes on two cores; bench-quick: 3.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,6 +20,7 @@ test-slow: .venv/installed
 
 fuzz: .venv/installed
 	$(BIN)/python -m tests.robustness.fuzz --cases 3000 --seed $(or $(SEED),$(shell date +%s))
+	$(BIN)/python -m tests.robustness.kills --kills 20 --seed $(or $(SEED),$(shell date +%s))
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -40,7 +40,7 @@ def read_results(folder):
             values = json.loads(path.read_text(), object_hook=without_times)
         elif path.name == "model.safetensors":
             values = load_file(path)
-        elif path.name == "last.ckpt":
+        elif path.suffix == ".ckpt":
             values = torch.load(path, weights_only=True)["state_dict"]
         else:
             continue
@@ -48,8 +48,18 @@ def read_results(folder):
     return results
 
 
+def differences(found, expected):
+    """Returns the names of results of two folders that are not the same bit for bit."""
+
+    def same(one, other):
+        return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+    names = sorted(found.keys() | expected.keys())
+    return [
+        name for name in names if name not in found or name not in expected or not same(found[name], expected[name])
+    ]
+
+
 def assert_equal_results(found, expected):
     """Asserts that the results of two folders are the same bit for bit."""
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value, name
+    assert differences(found, expected) == []

@@ -1,7 +1,9 @@
 """Batches in an order that depends only on seed and epoch, so that training resumes exactly where it stopped."""
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -115,17 +117,52 @@ def bucket_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator:
     return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
 
+@dataclass(eq=False)
+class BatchReader(Dataset[Any]):
+    """Reads a batch at a time; an error of a data-loading process is handed on to the process that trains."""
+
+    samples: Samples
+
+    def __getitems__(self, items: list[SampleIndex]) -> dict[str, Any] | PerceiversError:
+        try:
+            return self.samples.collate([self.samples[item] for item in items])
+        except PerceiversError as error:
+            return error
+
+
+def unchanged(batch: Any) -> Any:
+    """Returns a batch that `BatchReader` has collated."""
+    return batch
+
+
+def raise_error(batch: Any) -> Any:
+    """Returns a batch, or raises the error that was handed on instead."""
+    if isinstance(batch, PerceiversError):
+        raise batch
+    return batch
+
+
+def ignore_signals(worker: int) -> None:
+    """Makes a data-loading process survive the signals that its whole process group gets, to save what was trained.
+
+    Only a second SIGTERM ends it: PyTorch sends one, and Python another at its exit.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader whose position in the epoch is part of a checkpoint."""
 
     def __init__(self, samples: Samples, order: EpochSampler, batch_size: int, workers: int) -> None:
         self.order, self.batches_done = order, 0
         super().__init__(
-            samples,
+            BatchReader(samples),
             batch_size,
             sampler=order,
             num_workers=workers,
-            collate_fn=samples.collate,
+            collate_fn=unchanged,
+            worker_init_fn=ignore_signals,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=workers > 0,
         )
@@ -134,7 +171,7 @@ class ResumableLoader(DataLoader[Any]):
         self.batches_done = self.order.batches_to_skip
         for batch in super().__iter__():
             self.batches_done += 1
-            yield batch
+            yield raise_error(batch)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.order.epoch, "batches": self.batches_done}

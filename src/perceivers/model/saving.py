@@ -32,6 +32,8 @@ CHECKSUM = "sha256"
 """The field of the config with the checksum of the weights' file; folders of release 0.1 have none."""
 PRECISIONS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+PART = ".part"
+"""The end of the names of files that are being written."""
 
 
 class Model(Configurable, nn.Module):
@@ -62,21 +64,36 @@ class Model(Configurable, nn.Module):
 def atomic_write(path: Path, write_to: Callable[[Path], Any]) -> None:
     """Writes a file completely or not at all: `write_to` writes to a temporary file, which is then renamed.
 
+    An earlier file of this name stays until the new one is on the disk.
+
     Raises:
         PerceiversError: the path cannot be written to.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         os.close(handle)
-    except OSError as error:
-        raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another output path.") from error
+        temporary = Path(name)
+        try:
+            write_to(temporary)
+            temporary.chmod(0o644)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise PerceiversError(f"cannot write {path}: {reason}; choose another output path.") from error
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        write_to(Path(temporary))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.fsync(handle)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        os.close(handle)
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import json
 import shutil
 import statistics
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from torch import nn
 from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import atomic_write
+from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
 from perceivers.text.classify import is_text_classifier, task_heads
@@ -23,8 +24,9 @@ from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
 from perceivers.text.tokenizers import Tokenizer
+from perceivers.training.checkpoints import LAST, hold_folder, is_first_process
 from perceivers.training.experiment import Setup
-from perceivers.training.loop import CONFIG, LAST, epochs_done
+from perceivers.training.loop import CONFIG, METRICS
 
 PAPER = {
     "Perceiver IO, bytes": (50.19, 83.56, 87.24, 91.71, 90.12, 64.84, 93.17, 86.81),
@@ -90,7 +92,12 @@ class Glue(FineTuning):
             return super().run()
         self.model.load()  # reports a wrong model before any data is read
         output = Path(self.training.output)
-        self.check_output(output)
+        with hold_folder(output) if is_first_process() else nullcontext():
+            self.check_output(output)
+            return self.run_all(output)
+
+    def run_all(self, output: Path) -> Path:
+        """Runs what is left of the sweep in a folder."""
         tasks = {name: limit_training(task, self.examples) for name, task in self.data.open().items()}
         if missing := self.data.missing():
             print(f"Not in {self.data.path}, and left out: {', '.join(missing)}.")
@@ -99,15 +106,11 @@ class Glue(FineTuning):
         runs = list(itertools.product(together, self.sweep.batch_sizes, self.sweep.lrs, self.sweep.seeds))
         for number, (name, batch_size, lr, seed) in enumerate(runs, 1):
             folder = output / name / f"batch{batch_size}_lr{lr:g}_seed{seed}"
-            if (folder / "metrics.json").is_file():
+            if (folder / METRICS).is_file():
                 continue
-            last = folder / "checkpoints" / LAST
-            if last.is_file() and epochs_done(last) >= self.training.epochs:
-                shutil.rmtree(folder)  # it was killed between its last step and its result
             print(f"\nRun {number} of {len(runs)}: {name}, batch size {batch_size}, learning rate {lr:g}, seed {seed}")
-            training = replace(
-                self.training, batch_size=batch_size, seed=seed, output=str(folder), resume=last.is_file()
-            )
+            resume = (folder / "checkpoints" / LAST).is_file()
+            training = replace(self.training, batch_size=batch_size, seed=seed, output=str(folder), resume=resume)
             run = replace(self, training=training, optimization=replace(self.optimization, lr=lr))
             run.parent, run.tasks = self, together[name]
             run.run()
@@ -117,7 +120,7 @@ class Glue(FineTuning):
         for name, settings in results.items():
             delete_other_models(output / name, settings)
         scores = {name: score for settings in results.values() for name, score in best_scores(settings).items()}
-        atomic_write(output / "metrics.json", lambda file: file.write_text(json.dumps(scores, indent=2) + "\n"))
+        atomic_write(output / METRICS, lambda file: file.write_text(json.dumps(scores, indent=2) + "\n"))
         print("\n" + format_table({f"this ({self.method})": scores}))
         return output
 
@@ -138,7 +141,7 @@ class Glue(FineTuning):
         """Raises a PerceiversError if the folder has a sweep of another model, method or data."""
         if not (output / CONFIG).is_file():
             return
-        there, here = json.loads((output / CONFIG).read_text()), self.to_config()
+        there, here = read_config(output, CONFIG), self.to_config()
         for config in (there, here):  # these fields may differ
             config.pop("sweep", None)
             config.get("data", {}).pop("tasks", None)
@@ -179,7 +182,7 @@ Results = dict[str, dict[str, dict[str, float]]]
 def read_results(folder: Path) -> Results:
     """Reads the metrics of the finished runs in a folder."""
     results: Results = {}
-    for file in sorted(folder.glob("*/metrics.json")):
+    for file in sorted(folder.glob(f"*/{METRICS}")):
         setting, _, seed = file.parent.name.rpartition("_seed")
         results.setdefault(setting, {})[seed] = json.loads(file.read_text())
     return results

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from perceivers.checks import Checked, Count, ProperFraction
-from perceivers.data.loader import SampleIndex, Samples
+from perceivers.data.loader import SampleIndex, Samples, ignore_signals, raise_error
 from perceivers.errors import PerceiversError
 from perceivers.files import find_files
 from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
@@ -186,7 +186,7 @@ def pack(
 
 
 @dataclass(eq=False)
-class Stream(IterableDataset[Batch]):
+class Stream(IterableDataset[Any]):
     """Masked batches of a mixture of sources, endless.
 
     Args:
@@ -209,7 +209,14 @@ class Stream(IterableDataset[Batch]):
         self.states: list[State] = [{} for _ in range(self.workers)]
         self.batches_done = 0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | PerceiversError]:
+        """Yields each worker's batches from its state on, or the error that ends them."""
+        try:
+            yield from self.read_batches()
+        except PerceiversError as error:
+            yield error
+
+    def read_batches(self) -> Iterator[Batch]:
         """Yields each worker's batches from its state on; a batch has the state after it."""
         info = get_worker_info()
         # Batches are taken from worker 0, 1, ... in turn: the next one is due from the reader after the last.
@@ -240,14 +247,20 @@ class StreamLoader(DataLoader[Batch]):
     def __init__(self, stream: Stream, batches: int, workers: int) -> None:
         self.stream, self.batches = stream, batches
         self.done = 0
-        super().__init__(stream, batch_size=None, num_workers=workers, pin_memory=torch.cuda.is_available())
+        super().__init__(
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=ignore_signals,
+        )
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # the base class promises a private class
         self.done %= self.batches  # an interrupted epoch continues
-        for batch in itertools.islice(super().__iter__(), self.batches - self.done):
+        for batch in map(raise_error, itertools.islice(super().__iter__(), self.batches - self.done)):
             self.stream.states[batch.pop("worker")] = batch.pop("state")
             self.stream.batches_done += 1
             self.done += 1

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import lightning as L
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import Model, check_tensors
+from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 
 
@@ -41,6 +40,8 @@ class Learner(L.LightningModule):
         self.model: Any = model
         self.optimization = optimization or Optimization()
         self.metrics = MetricCollection({"loss": MeanMetric()})
+        self.unreadable_batches = 0
+        self.has_gradients = False
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Returns the loss of a training batch; may log its terms."""
@@ -51,16 +52,24 @@ class Learner(L.LightningModule):
         samples = next(len(value) for value in batch.values() if isinstance(value, Tensor))
         self.metrics["loss"].update(self.loss(batch), samples)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        if set(batch) == {"problems"}:
-            return None  # none of its samples could be read
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        if self.trainer.strategy.reduce_boolean_decision(set(batch) == {"problems"}, all=False):
+            self.unreadable_batches += 1  # all processes pass over it: each waits for the gradients of the others
+            return sum((p.sum() * 0 for p in self.model.parameters()), torch.zeros((), device=self.device))
+        self.has_gradients = True
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.has_gradients:
+            optimizer.zero_grad()  # no weight changes if nothing could be read
+        self.has_gradients = False
+
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         check_complete(batch)
-        self.evaluate_batch(batch)
+        if set(batch) != {"problems"}:
+            self.evaluate_batch(batch)
 
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():
@@ -68,14 +77,8 @@ class Learner(L.LightningModule):
             self.log(f"test_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_tensors(checkpoint["state_dict"], self, Path("last.ckpt"))
-
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        # Not trainer.estimated_stepping_batches: it makes Lightning forget to restore the loader when resuming.
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
-        steps = (self.trainer.max_epochs or 1) * math.ceil(batches / self.trainer.accumulate_grad_batches)
-        return self.optimization.build(self.model, steps)
+        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:
@@ -89,7 +92,7 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
     """Returns the metrics of a model on samples, computed as in validation, on the device of the model.
 
     Raises:
-        PerceiversError: a sample cannot be read.
+        PerceiversError: a sample cannot be read, or a metric is NaN.
     """
     device = next(learner.model.parameters()).device
     learner.to(device).eval()
@@ -98,4 +101,15 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
         check_complete(batch)
         tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
         learner.evaluate_batch(batch | tensors)
-    return {name: float(value) for name, value in learner.metrics.compute().items()}
+    results = {name: float(value) for name, value in learner.metrics.compute().items()}
+    if problem := find_nan(results):
+        raise PerceiversError(problem)
+    return results
+
+
+def find_nan(metrics: Mapping[str, float]) -> str | None:
+    """Returns a sentence about the first metric that is NaN, if any."""
+    for name, value in metrics.items():
+        if math.isnan(value):
+            return f"{name} is NaN: the weights have diverged, or the evaluation data has nothing to measure it by."
+    return None

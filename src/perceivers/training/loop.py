@@ -2,33 +2,50 @@
 
 import json
 import logging
+import math
 import os
-import pickle
+import re
 import shlex
+import shutil
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from perceivers.checks import Checked, Count, ProperFraction, Range, check_field
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import atomic_write, describe_model
-from perceivers.training.learner import Learner
+from perceivers.model import saving
+from perceivers.model.saving import PART, atomic_write, check_tensors, describe_model
+from perceivers.training.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointFiles,
+    check_settings,
+    count_epochs,
+    hold_folder,
+    verify_checkpoint,
+)
+from perceivers.training.learner import Learner, find_nan
 
-CONFIG, LAST = "config.json", "last.ckpt"
+CONFIG, METRICS = "config.json", "metrics.json"
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -76,45 +93,87 @@ class Training(Checked):
 
 
 class Batches(LightningDataModule):
-    """Batches of samples for training and validation."""
+    """Batches of samples for training and validation; the position in those for training is part of a checkpoint."""
 
     def __init__(self, training: Samples, validation: Samples, config: Training) -> None:
         super().__init__()
         self.training, self.validation, self.config = training, validation, config
+        self.loader: Any = None
+        self.position: dict[str, Any] | None = None
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        return self.make_loader(self.training, self.config.seed)
+    def train_dataloader(self) -> Any:
+        self.loader = self.make_loader(self.training, self.config.seed)
+        if self.position is not None:
+            self.loader.load_state_dict(self.position)
+        return self.loader
 
-    def val_dataloader(self) -> DataLoader[Any]:
-        return self.make_loader(self.validation, None)
+    def val_dataloader(self) -> Iterable[Any]:
+        loader = self.make_loader(self.validation, None)
+        # A process without samples takes part in the evaluation, as all add up their metrics.
+        return loader if len(loader) else [{"problems": []}]
 
     def make_loader(self, samples: Samples, seed: int | None) -> DataLoader[Any]:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         return samples.loader(self.config.batch_per_process(world_size), seed, self.config.workers, rank, world_size)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.loader.state_dict()} if hasattr(self.loader, "state_dict") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = state_dict["position"]
+
 
 class RunGuard(Callback):
-    """Seeds each step, checks batches and losses, logs throughput, and saves on Ctrl-C."""
+    """Seeds each step, checks batches, losses and weights, logs throughput, and saves: after the last update of each
+    epoch, and when the run is to be stopped by Ctrl-C or SIGTERM.
 
-    def __init__(self, config: Training, run_config: Mapping[str, Any]) -> None:
-        self.config, self.run_config = config, run_config
-        self.interrupted = False
+    Attributes:
+        signal: number of the signal that is to stop the run, or 0.
+    """
+
+    def __init__(self, config: Training, run_config: Mapping[str, Any], files: CheckpointFiles) -> None:
+        self.config, self.run_config, self.files = config, run_config, files
+        self.folder = Path(config.output) / "checkpoints"
+        self.signal = 0
+        self.best: float | None = None
+        self.common_batches = 0
         self.unreadable_samples: set[str] = set()
         self.last_step_time = time.perf_counter()
         self.compiled = False
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"config": dict(self.run_config), "best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owner = os.getpid()
 
-        def interrupt(number: int, frame: object) -> None:
+        def stop(number: int, frame: object) -> None:
             if os.getpid() != owner:
-                return  # a data-loading process
-            self.interrupted = True
-            print("\nFinishing this step, then saving. Press Ctrl-C again to stop at once.", file=sys.stderr)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+                return  # a data-loading process that has just begun
+            if self.signal and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            if not self.signal and trainer.is_global_zero:
+                print("\nFinishing this step, then saving. Press Ctrl-C again to stop at once.", file=sys.stderr)
+            self.signal = self.signal or number
 
-        signal.signal(signal.SIGINT, interrupt)
+        def report_stopped(number: int, frame: object) -> None:
+            with suppress(ChildProcessError):
+                while found := os.waitid(os.P_ALL, 0, os.WSTOPPED | os.WNOHANG):
+                    process = found.si_pid
+                    print(
+                        f"\nProcess {process}, which loads data, was stopped: run `kill -CONT {process}` to go on, "
+                        f"or press Ctrl-C twice.",
+                        file=sys.stderr,
+                    )
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        if hasattr(os, "waitid"):
+            signal.signal(signal.SIGCHLD, report_stopped)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -125,10 +184,14 @@ class RunGuard(Callback):
         self.last_step_time = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        for field, value in batch.items():
-            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-                step = trainer.global_step
-                raise PerceiversError(f"step {step}: the batch's {field!r} has NaN or infinite values: check the data.")
+        bad = [
+            field
+            for field, value in batch.items()
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all()
+        ]
+        step = trainer.global_step
+        problem = f"step {step}: the batch's {bad[0]!r} has NaN or infinite values: check the data." if bad else None
+        raise_together(trainer, problem)
         for problem in batch.get("problems", ()):
             if problem not in self.unreadable_samples:
                 self.unreadable_samples.add(problem)
@@ -139,35 +202,128 @@ class RunGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if outputs is not None and not outputs["loss"].isfinite():
-            step, loss = trainer.global_step, outputs["loss"].item()
-            hint = "lower optimization.lr, or set optimization.clip_norm."
-            raise PerceiversError(f"step {step}: the loss is {loss}: {hint}")
+        loss = outputs["loss"]
+        hint = "lower optimization.lr, or set optimization.clip_norm."
+        problem = f"step {trainer.global_step}: the loss is {loss.item()}: {hint}" if not loss.isfinite() else None
+        raise_together(trainer, problem)
         now, steps = time.perf_counter(), self.config.accumulate_grad_batches
         seconds, self.last_step_time = now - self.last_step_time, now
         pl_module.log("examples_per_second", self.config.batch_size / steps / seconds, prog_bar=True)
         if self.config.compile and not self.compiled and trainer.is_global_zero:
             print(f"The first step, in which the model was compiled, took {seconds:.0f} s.", flush=True)
         self.compiled = True
-        has_updated = (batch_idx + 1) % steps == 0 or batch_idx + 1 == trainer.num_training_batches
-        if has_updated and trainer.strategy.reduce_boolean_decision(self.interrupted, all=False):
-            output = Path(self.config.output)
-            trainer.save_checkpoint(output / "checkpoints" / LAST)
-            if trainer.is_global_zero:
-                print(
-                    f"\nStopped after step {trainer.global_step}; everything is saved. Resume with:\n"
-                    f"  {program_name()} fit {shlex.quote(str(output / CONFIG))} --training.resume=true",
-                    file=sys.stderr,
-                )
-            raise KeyboardInterrupt
+        is_last = batch_idx + 1 == trainer.num_training_batches  # saved when the evaluation starts
+        if (batch_idx + 1) % steps == 0 and not is_last and self.is_to_stop(trainer):
+            self.save(trainer)
+            self.stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if self.unreadable_samples:
-            print(f"\n{len(self.unreadable_samples)} samples could not be read and were skipped.", file=sys.stderr)
+        samples = set().union(*gather(trainer, self.unreadable_samples))
+        batches = max(gather(trainer, cast(Learner, pl_module).unreadable_batches))
+        if samples and trainer.is_global_zero:
+            print(
+                f"\n{len(samples)} samples could not be read and were skipped, and with them {batches} batches "
+                f"of which nothing could be read.",
+                file=sys.stderr,
+            )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        batches = torch.tensor(sum(trainer.num_val_batches), device=pl_module.device)
+        self.common_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+        self.save(trainer)
+        if self.is_to_stop(trainer):
+            self.stop(trainer)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # Processes may have different numbers of batches, but can only decide together.
+        if trainer.state.fn == TrainerFn.FITTING and batch_idx < self.common_batches and self.is_to_stop(trainer):
+            self.stop(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keeps the weights with the best metric: they are those saved when the evaluation started."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        metric, mode = cast(Learner, pl_module).monitor
+        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
+        raise_together(trainer, find_nan(found))
+        if metric not in found:
+            raise PerceiversError(f"there is no metric {metric!r} to choose the best weights by: {list(found)}.")
+        value = found[metric]
+        if self.best is None or (value < self.best if mode == "min" else value > self.best):
+            self.best = value
+            if trainer.is_global_zero:
+                atomic_write(self.folder / BEST, lambda file: shutil.copyfile(self.folder / LAST, file))
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.validating:  # Lightning evaluates again only if a batch of the evaluation has been started
+            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
+            for part in ("total", "current"):
+                progress[part] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+
+    def is_to_stop(self, trainer: Trainer) -> bool:
+        """Returns whether any process has received a signal to stop."""
+        self.signal = (
+            max(gather(trainer, self.signal))
+            if trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
+            else 0
+        )
+        return bool(self.signal)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the state of the run, unless the weights are not finite.
+
+        Raises:
+            PerceiversError: they are not, or the checkpoint cannot be written.
+        """
+        step, hint = trainer.global_step, "lower optimization.lr, or set optimization.clip_norm."
+        weights = trainer.lightning_module.state_dict().items()
+        bad = [name for name, tensor in weights if tensor.is_floating_point() and not tensor.isfinite().all()]
+        raise_together(trainer, f"step {step}: {bad[0]} has NaN or infinite values: {hint}" if bad else None)
+        trainer.save_checkpoint(self.folder / LAST)
+        raise_together(trainer, None if self.files.error is None else str(self.files.error))
+
+    def stop(self, trainer: Trainer) -> NoReturn:
+        """Ends the run, whose state is saved, with the status of its signal."""
+        if not trainer.is_global_zero:
+            sys.exit(0)  # with another status, Lightning would kill the first process
+        verify_checkpoint(self.folder / LAST)
+        print(
+            f"\nStopped after step {trainer.global_step}; everything is saved. Resume with:\n"
+            f"  {program_name()} fit {shlex.quote(str(Path(self.config.output, CONFIG)))} --training.resume=true",
+            file=sys.stderr,
+        )
+        sys.exit(128 + self.signal)
+
+
+def gather(trainer: Trainer, value: T) -> list[T]:
+    """Returns a value of each process."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def raise_together(trainer: Trainer, problem: str | None) -> None:
+    """Raises a PerceiversError in the first process if any has a problem, and ends the others.
+
+    All processes must call it; else those without a problem would wait for the others.
+    """
+    if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+        problems = [found for found in gather(trainer, problem) if found is not None]
+        if not trainer.is_global_zero:
+            sys.exit(0)
+        raise PerceiversError(problems[0])
 
 
 def program_name() -> str:
@@ -231,65 +387,102 @@ def train(
         PerceiversError: the folder holds a run already, or cannot be written to.
     """
     output = Path(config.output)
-    last = output / "checkpoints" / LAST
-    check_output(config, last)
     describe_model(learner.model)  # fails before training, not after it, if the model cannot be saved
-    if config.compile:
-        learner.model.compile()
-    batches = Batches(training, validation, config)
     trainer = build_trainer(config, learner, run_config)
-    started = time.perf_counter()
-    trainer.fit(learner, datamodule=batches, ckpt_path=last if config.resume else None, weights_only=True)
-    if not any(name.startswith("test") for name in trainer.callback_metrics):
-        trainer.validate(learner, datamodule=batches, verbose=False)  # it was stopped between last step and evaluation
-    if trainer.is_global_zero:
-        parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-        results = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
-        results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
-        learner.model.save(output / "model", run_config.get("experiment"))
-        if finish is not None:
-            finish(output / "model")
-        atomic_write(output / "metrics.json", lambda file: file.write_text(json.dumps(results, indent=2) + "\n"))
-    trainer.strategy.barrier()  # other processes may read these files
+    with hold_folder(output) if trainer.is_global_zero else nullcontext():
+        check_output(config, learner, run_config)
+        if config.compile:
+            learner.model.compile()
+        started = time.perf_counter()
+        fit(trainer, learner, Batches(training, validation, config), config)
+        if trainer.is_global_zero:
+            parameters = sum(parameter.numel() for parameter in learner.model.parameters())
+            results = {
+                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")
+            }
+            results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
+            learner.model.save(output / "model", run_config.get("experiment"))
+            if finish is not None:
+                finish(output / "model")
+            text = json.dumps(without_infinity(results), indent=2, allow_nan=False) + "\n"
+            atomic_write(output / METRICS, lambda file: file.write_text(text))
+        trainer.strategy.barrier()  # other processes may read these files
     return output
 
 
-def check_output(config: Training, last: Path) -> None:
+def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) -> None:
+    """Runs the training; what ends it from outside is raised as a PerceiversError."""
+    guard = next(callback for callback in trainer.callbacks if isinstance(callback, RunGuard))  # type: ignore[attr-defined]
+    last = guard.folder / LAST if config.resume else None
+    try:
+        trainer.fit(learner, datamodule=batches, ckpt_path=last, weights_only=True)
+    except SystemExit as stop:  # Lightning's status for Ctrl-C is that of an error
+        raise SystemExit(128 + guard.signal if guard.signal and stop.code else stop.code) from None
+    except OSError as error:
+        raise PerceiversError(f"the run in {config.output} cannot go on: {error}.") from error
+    except RuntimeError as error:
+        if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)", str(error)):
+            raise PerceiversError(
+                f"process {found[1]}, which loads data, was killed, perhaps for lack of memory: "
+                f"lower training.workers, and resume with --training.resume=true."
+            ) from error
+        if trainer.world_size > 1 and re.search(r"gloo|NCCL|[Cc]onnection", str(error)):
+            raise PerceiversError("another process of the run has ended, so that this one cannot go on.") from error
+        raise
+    finally:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if sys.exc_info()[0] is not None and trainer.strategy.launcher is not None:
+            trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this process
+
+
+def without_infinity(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns figures with null instead of those that JSON cannot hold, such as the PSNR of a perfect copy."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+
+def check_output(config: Training, learner: Learner, run_config: Mapping[str, Any]) -> None:
     """Raises a PerceiversError if the run's folder cannot be written to, or contradicts `config.resume`."""
+    output = Path(config.output)
+    last = output / "checkpoints" / LAST
     try:
         last.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=last.parent).close()
+        for left in (*output.glob(f".*{PART}"), *output.glob(f"*/.*{PART}")):  # by a run that was killed
+            left.unlink()
     except OSError as error:
         raise PerceiversError(
-            f"cannot write to {config.output}: {error.strerror}; choose another output path."
+            f"cannot write to {error.filename}: {error.strerror}; choose another output path."
         ) from error
-    if config.resume:
-        if not last.is_file():
-            raise PerceiversError(f"there is nothing to resume: {last} does not exist.")
-        if (done := epochs_done(last)) >= config.epochs:
-            raise PerceiversError(f"the run in {config.output} is finished: set training.epochs to more than {done}.")
-    # SLURM starts the same command again after it requeued a job, and Lightning resumes it.
-    elif last.exists() and not any(Path(config.output).glob("hpc_ckpt_*")):
-        hint = "add --training.resume=true, or choose another training.output."
-        raise PerceiversError(f"{config.output} holds a run already: {hint}")
+    is_finished = (output / METRICS).is_file()
+    if not config.resume:
+        # SLURM starts the same command again after it requeued a job, and Lightning resumes it.
+        if (last.exists() or is_finished) and not any(output.glob("hpc_ckpt_*")):
+            hint = "add --training.resume=true, or choose another training.output."
+            raise PerceiversError(f"{config.output} holds a run already: {hint}")
+        return
+    if not last.is_file():
+        raise PerceiversError(
+            f"there is nothing to resume: {last} does not exist; start again without training.resume."
+        )
+    checkpoint = verify_checkpoint(last)
+    done, is_finished = count_epochs(checkpoint), is_finished and has_model(output / "model")
+    if done > config.epochs or (done == config.epochs and is_finished):
+        raise PerceiversError(f"the run in {config.output} is finished: set training.epochs to more than {done}.")
+    check_tensors(checkpoint["state_dict"], learner, last)
+    check_settings(checkpoint["callbacks"][RunGuard.__qualname__]["config"], run_config)
+    (output / METRICS).unlink(missing_ok=True)  # until the run is finished again
 
 
-def epochs_done(last: Path) -> int:
-    """Returns the number of epochs that the run of a checkpoint has finished."""
-    try:
-        checkpoint = torch.load(last, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise PerceiversError(f"{last} is truncated or damaged: start again with another training.output.") from error
-    return int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+def has_model(folder: Path) -> bool:
+    """Returns whether a folder holds a saved model."""
+    return all((folder / name).is_file() for name in (saving.CONFIG, saving.WEIGHTS))
 
 
 def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, Any]) -> Trainer:
     """Returns Lightning's trainer for a run; raises a PerceiversError if there are no such devices."""
-    output, on_terminal = Path(config.output), sys.stderr.isatty()
-    metric, mode = learner.monitor
+    output, on_terminal, files = Path(config.output), sys.stderr.isatty(), CheckpointFiles()
     callbacks: list[Callback] = [
-        RunGuard(config, run_config),
-        ModelCheckpoint(output / "checkpoints", "best", metric, mode=mode, enable_version_counter=False),
-        ModelCheckpoint(output / "checkpoints", Path(LAST).stem, enable_version_counter=False),
+        RunGuard(config, run_config, files),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
     ]
@@ -315,6 +508,8 @@ def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, A
             use_distributed_sampler=False,
             enable_model_summary=False,
             enable_progress_bar=on_terminal,
+            enable_checkpointing=False,  # RunGuard saves
+            plugins=[files],
         )
     except (MisconfigurationException, RuntimeError, ValueError) as error:
         devices = f"training.accelerator={config.accelerator}, training.devices={config.devices}"

@@ -1,0 +1,76 @@
+"""A small run of every experiment, and its data."""
+
+import pytest
+
+from perceivers.presets import create_model
+from perceivers.starcraft.data import DecisionData
+from perceivers.text.fine_tuning import Pretrained, TextClassification
+from perceivers.text.labelled import LabelledTextData
+from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
+from tests.support.fine_tuning import Several
+
+
+def write_language_model(folder):
+    sizes = {"latents": 4, "channels": 16, "depth": 1, "v_channels": 16}
+    create_model("language_bytes", length=24, **sizes).save(folder / "language")
+
+
+def write_reviews(folder):
+    write_language_model(folder)
+    fine_tuning.write_csv(folder / "reviews.csv", fine_tuning.labelled(40, 0))
+
+
+def write_glue(folder):
+    write_language_model(folder)
+    glue.write_glue(folder)
+
+
+def write_tables(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        starcraft.write_tables(folder, patch, training=160)
+
+
+DATA = {
+    "masked_language": lambda folder: pretraining.write_text(folder / "text.txt"),
+    "text_classification": write_reviews,
+    "glue": write_glue,
+    "clip_classification": clips.write_tones,
+    "autoencoding": clips.write_clips,
+    "behavioral_cloning": write_tables,
+}
+"""Writes the data of an experiment to a folder."""
+
+
+def text_classification(folder, **training):
+    data = LabelledTextData(str(folder / "reviews.csv"))
+    model = Pretrained(str(folder / "language"))
+    return TextClassification(model=model, data=data, **fine_tuning.settings(epochs=2, **training))
+
+
+def several_tasks(folder, **training):
+    settings = fine_tuning.settings(epochs=2, **training)
+    return Several(model=fine_tuning.config(), method="multitask_query", **settings)
+
+
+def glue_sweep(folder, **training):
+    return glue.small_sweep(folder / "language", folder, tasks=["RTE"], sweep={"lrs": [1e-2, 1e-3]}, **training)
+
+
+def behavioral_cloning(folder, **training):
+    return starcraft.small_run(tables=DecisionData(str(folder), str(folder / "split.json")), **training)
+
+
+RUNS = {
+    "image_classification": lambda folder, **training: images.small_run(**training),
+    "masked_language": lambda folder, **training: pretraining.small_run(text=folder / "text.txt", **training),
+    "text_classification": text_classification,
+    "several tasks": several_tasks,
+    "glue": glue_sweep,
+    "optical_flow": lambda folder, **training: flow.small_run(**training),
+    "clip_classification": lambda folder, **training: clips.classification_run(
+        data=folder, model=clips.SOUND, **training
+    ),
+    "autoencoding": lambda folder, **training: clips.autoencoding_run(data=folder, **training),
+    "behavioral_cloning": behavioral_cloning,
+}
+"""Makes a small run of an experiment, on the data of a folder."""
