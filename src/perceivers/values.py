@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from perceivers.errors import PerceiversError, shorten
+from perceivers.files import read_text, require_file
 
 LARGEST_FILE = 2**24
 DEEPEST = 64
@@ -15,13 +16,20 @@ DEEPEST = 64
 
 def read_json(file: Path) -> Any:
     """Reads a JSON file; raises a PerceiversError if it cannot be read or is not valid."""
-    text = read_text(file)
+    text = read_small_text(file)
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # a ValueError also for numbers of thousands of digits
         raise PerceiversError(f"{file} is not valid JSON ({error}): the file is damaged.") from error
     check_values(values, str(file))
     return values
+
+
+def read_small_text(file: Path) -> str:
+    """Reads a text file of limited size; errors are as in `read_text`."""
+    if (size := require_file(file).stat().st_size) > LARGEST_FILE:
+        raise PerceiversError(f"{file} has {size} bytes, but at most {LARGEST_FILE} are expected of such a file.")
+    return read_text(file)
 
 
 def parse_yaml(text: str, source: str) -> Any:
@@ -41,20 +49,6 @@ def parse_yaml(text: str, source: str) -> Any:
         raise PerceiversError(f"{source} is not valid YAML: {shorten(' '.join(str(error).split()), 300)}") from error
     check_values(values, source)
     return values
-
-
-def read_text(file: Path) -> str:
-    """Reads a small text file in UTF-8; raises a PerceiversError if it cannot be read or is too large."""
-    try:
-        if not file.is_file():
-            raise PerceiversError(f"there is no file {file}.")
-        if (size := file.stat().st_size) > LARGEST_FILE:
-            raise PerceiversError(f"{file} has {size} bytes, but at most {LARGEST_FILE} are expected of such a file.")
-        return file.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise PerceiversError(f"{file} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise PerceiversError(f"{file} is not valid UTF-8 ({error.reason} at byte {error.start}).") from error
 
 
 def check_values(values: Any, source: str) -> None:

@@ -151,8 +151,10 @@ def test_filters_find_tones_wherever_they_are_in_a_patch():
 def test_patches_of_filters_are_those_of_their_samples():
     adapter = ConvAudioInput(64, FourierPositions((10,), 4), filters=4).eval()
     sound, mask = torch.randn(1, 640), torch.arange(640)[None] < 100
-    before, found, _ = adapter(InputArray(sound, mask))
+    masked, found, _ = adapter(InputArray(sound, mask))
     assert found.tolist() == [[True, True, *[False] * 8]]
+    assert masked.equal(adapter(sound * mask).x_BMC)
+    before = adapter(sound).x_BMC
     sound[:, 320:384] += 1
     after = adapter(sound).x_BMC
     changed = (after - before).abs().amax(-1)[0] > 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from perceivers.adapters.array import with_positions
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import InputAdapter, InputArray
+from perceivers.model.adapter import InputAdapter, InputArray, read_array
 from perceivers.model.config import Configurable
 from perceivers.model.eager import is_concrete
 from perceivers.model.linear import Linear, lecun_normal_
@@ -173,6 +173,7 @@ class ImageInput(InputAdapter):
 
     def extract_features(self, data: Tensor) -> Tensor:
         """Returns the features [B, Y, X, F] of images, without their positions."""
+        data, _ = read_array(data)
         if data.dim() != 4 or data.shape[1] != self.in_channels:
             raise PerceiversError(
                 f"images of shape {tuple(data.shape)} were given, "

@@ -10,7 +10,7 @@ from torch import Tensor
 from perceivers.adapters.array import ArrayOutput, with_positions
 from perceivers.adapters.image import scale_colors
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, read_array
 from perceivers.model.positions import Positions
 
 
@@ -35,7 +35,7 @@ class VideoInput(InputAdapter):
 
         The mask [B, T] says which frames are real; a patch with any of them is real.
         """
-        data, mask_BT, _ = data if isinstance(data, InputArray) else InputArray(data)
+        data, mask_BT = read_array(data, channel_dims=3)
         if data.dim() != 5 or data.shape[2] != self.in_channels:
             raise PerceiversError(
                 f"video of shape {tuple(data.shape)} was given, "

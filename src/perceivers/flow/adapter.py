@@ -16,7 +16,7 @@ from perceivers.adapters.array import with_positions
 from perceivers.adapters.image import ConvStem, ImageInput, Patches
 from perceivers.adapters.set import select_elements
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
+from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
 from perceivers.model.positions import Positions
 
 UPSAMPLING_MASK_SCALE = 0.25  # of the scores, as in RAFT: they begin near 0, and the weights near 1/9 each
@@ -56,6 +56,7 @@ class FramePairInput(InputAdapter):
 
     def forward(self, data: Tensor) -> InputArray:
         """Takes frames [B, 2, 3, Y, X] of any size in [0, 1], or bytes; the grid is the flow's, not the elements'."""
+        data, _ = read_array(data)
         if data.dim() != 5 or data.shape[1:3] != (2, 3):
             found = f"frames of shape {tuple(data.shape)} were given"
             raise PerceiversError(f"{found}, but [batch, 2 frames, 3 colors, height, width] is expected.")

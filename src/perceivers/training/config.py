@@ -21,7 +21,7 @@ from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
-from perceivers.values import parse_yaml, read_text
+from perceivers.values import parse_yaml, read_small_text
 
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
@@ -206,7 +206,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a config file as plain values."""
     if not os.path.isfile(path):
         raise PerceiversError(f"there is no config file {path}.")
-    values = parse_yaml(read_text(path), str(path))
+    values = parse_yaml(read_small_text(path), str(path))
     if not isinstance(values, dict):
         raise PerceiversError(f"{path} is not a config: it needs fields, such as 'experiment: image_classification'.")
     return values
