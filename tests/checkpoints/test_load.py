@@ -464,7 +464,7 @@ def test_our_own_models_tell_all_their_settings(folder):
 
 
 def test_a_name_that_is_not_in_the_cache_is_refused_offline():
-    with pytest.raises(PerceiversError, match=r"^nobody/no-such-model is neither a folder nor a file here on"):
+    with pytest.raises(PerceiversError, match=r"^nobody/no-such-model is neither a folder nor a file here"):
         perceivers.load("nobody/no-such-model")
     with pytest.raises(PerceiversError, match=r"^no/such/folder is neither a folder nor a file here"):
         perceivers.load("no/such/folder")
