@@ -6,7 +6,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import signal
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, cast
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import torch
 from lightning import Callback, LightningDataModule, LightningModule, Trainer
@@ -39,6 +38,7 @@ from perceivers.training.checkpoints import (
     check_settings,
     count_epochs,
     hold_folder,
+    open_checkpoint,
     verify_checkpoint,
 )
 from perceivers.training.learner import Learner, find_nan
@@ -132,21 +132,25 @@ class RunGuard(Callback):
         signal: number of the signal that is to stop the run, or 0.
     """
 
-    def __init__(self, config: Training, run_config: Mapping[str, Any], files: CheckpointFiles) -> None:
+    def __init__(
+        self, config: Training, run_config: Mapping[str, Any], monitor: tuple[str, str], files: CheckpointFiles
+    ) -> None:
         self.config, self.run_config, self.files = config, run_config, files
+        self.metric, self.mode = monitor
         self.folder = Path(config.output) / "checkpoints"
         self.signal = 0
         self.best: float | None = None
         self.common_batches = 0
         self.unreadable_samples: set[str] = set()
+        self.unreadable_batches = 0
         self.last_step_time = time.perf_counter()
         self.compiled = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": dict(self.run_config), "best": self.best}
+        return {"config": dict(self.run_config), "monitor": self.metric, "best_model_score": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best = state_dict["best_model_score"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owner = os.getpid()
@@ -196,6 +200,10 @@ class RunGuard(Callback):
             if problem not in self.unreadable_samples:
                 self.unreadable_samples.add(problem)
                 print(f"\nSkipped: {problem}", file=sys.stderr)
+        if trainer.strategy.reduce_boolean_decision(set(batch) == {"problems"}, all=False):
+            self.unreadable_batches += 1
+            for name in batch.keys() - {"problems"}:  # all processes pass over a batch together
+                del batch[name]
         # Every step has its own random numbers, so that a resumed run draws the same ones as an uninterrupted run.
         torch.manual_seed(hash((self.config.seed, trainer.current_epoch, batch_idx, trainer.global_rank)))
 
@@ -219,11 +227,10 @@ class RunGuard(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         samples = set().union(*gather(trainer, self.unreadable_samples))
-        batches = max(gather(trainer, cast(Learner, pl_module).unreadable_batches))
         if samples and trainer.is_global_zero:
             print(
-                f"\n{len(samples)} samples could not be read and were skipped, and with them {batches} batches "
-                f"of which nothing could be read.",
+                f"\n{len(samples)} samples could not be read and were skipped, and with them "
+                f"{self.unreadable_batches} batches of which nothing could be read.",
                 file=sys.stderr,
             )
 
@@ -253,16 +260,18 @@ class RunGuard(Callback):
         """Keeps the weights with the best metric: they are those saved when the evaluation started."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        metric, mode = cast(Learner, pl_module).monitor
         found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
         raise_together(trainer, find_nan(found))
-        if metric not in found:
-            raise PerceiversError(f"there is no metric {metric!r} to choose the best weights by: {list(found)}.")
-        value = found[metric]
-        if self.best is None or (value < self.best if mode == "min" else value > self.best):
-            self.best = value
-            if trainer.is_global_zero:
-                atomic_write(self.folder / BEST, lambda file: shutil.copyfile(self.folder / LAST, file))
+        if self.metric not in found:
+            raise PerceiversError(f"there is no metric {self.metric!r} to choose the best weights by: {list(found)}.")
+        value, file = found[self.metric], self.folder / BEST
+        is_better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
+        if trainer.is_global_zero and (is_better or not file.exists()):
+            checkpoint = open_checkpoint(self.folder / LAST)
+            checkpoint["callbacks"][self.state_key]["best_model_score"] = value
+            self.files.save_checkpoint(checkpoint, file)
+        self.best = value if is_better else self.best
+        self.raise_write_error(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.validating:  # Lightning evaluates again only if a batch of the evaluation has been started
@@ -272,12 +281,10 @@ class RunGuard(Callback):
 
     def is_to_stop(self, trainer: Trainer) -> bool:
         """Returns whether any process has received a signal to stop."""
-        self.signal = (
-            max(gather(trainer, self.signal))
-            if trainer.strategy.reduce_boolean_decision(bool(self.signal), all=False)
-            else 0
-        )
-        return bool(self.signal)
+        is_to_stop = trainer.strategy.reduce_boolean_decision(self.signal > 0, all=False)
+        if is_to_stop:
+            self.signal = max(gather(trainer, self.signal))
+        return is_to_stop
 
     def save(self, trainer: Trainer) -> None:
         """Saves the state of the run, unless the weights are not finite.
@@ -290,6 +297,10 @@ class RunGuard(Callback):
         bad = [name for name, tensor in weights if tensor.is_floating_point() and not tensor.isfinite().all()]
         raise_together(trainer, f"step {step}: {bad[0]} has NaN or infinite values: {hint}" if bad else None)
         trainer.save_checkpoint(self.folder / LAST)
+        self.raise_write_error(trainer)
+
+    def raise_write_error(self, trainer: Trainer) -> None:
+        """Raises the PerceiversError of a checkpoint that could not be written."""
         raise_together(trainer, None if self.files.error is None else str(self.files.error))
 
     def stop(self, trainer: Trainer) -> NoReturn:
@@ -482,7 +493,7 @@ def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, A
     """Returns Lightning's trainer for a run; raises a PerceiversError if there are no such devices."""
     output, on_terminal, files = Path(config.output), sys.stderr.isatty(), CheckpointFiles()
     callbacks: list[Callback] = [
-        RunGuard(config, run_config, files),
+        RunGuard(config, run_config, learner.monitor, files),
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
     ]
