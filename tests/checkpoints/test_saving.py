@@ -205,6 +205,6 @@ def test_nothing_half_written_remains(model, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     monkeypatch.setattr("perceivers.model.saving.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(PerceiversError, match="disk full; choose another output path"):
         model.save(tmp_path)
     assert list(tmp_path.iterdir()) == []

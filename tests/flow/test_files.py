@@ -276,7 +276,7 @@ def test_a_failing_disk_leaves_nothing(tmp_path, monkeypatch, suffix):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("perceivers.model.saving.os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(PerceiversError, match="no space left on device; choose another output path"):
         write_flow(tmp_path / f"a{suffix}", flow_of((1, 2)))
     assert list(tmp_path.iterdir()) == []
 

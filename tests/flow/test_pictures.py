@@ -159,7 +159,7 @@ def test_a_failing_disk_leaves_no_picture(tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     monkeypatch.setattr("perceivers.model.saving.os.replace", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(PerceiversError, match="no space left on device; choose another output path"):
         write_picture(tmp_path / "a.png", flow_of((1, 2)))
     assert list(tmp_path.iterdir()) == []
 

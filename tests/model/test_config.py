@@ -88,7 +88,7 @@ def test_the_outermost_constructor_is_the_one_that_is_recorded():
 
 def test_defaults_are_recorded():
     assert Plain().config == {"value": None, "size": (1, 2)}
-    assert LabelOutput(3).config == {"classes": 3, "query_channels": 1024, "names": None, "multilabel": False}
+    assert LabelOutput(3).config == {"classes": 3, "query_channels": "any", "names": None, "multilabel": False}
     assert PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, 2, 8, 1).config["gelu"] == "tanh"
 
 

@@ -243,7 +243,7 @@ def test_pipes_are_not_waited_for(folder, tmp_path):
     refused_at_once(lambda: perceivers.load(tmp_path / "x"), "x is in no format that can be read")
     refused_at_once(lambda: perceivers.load("/dev/zero"), "/dev/zero is in no format that can be read")
     refused_at_once(lambda: read_config(tmp_path / "x"), "there is no config file")
-    refused_at_once(lambda: SentencePiece(tmp_path / "x"), "x is not a file")
+    refused_at_once(lambda: SentencePiece(tmp_path / "x"), "x is not a readable file")
 
 
 def test_a_part_of_a_model_names_the_whole(folder, tmp_path):

@@ -176,7 +176,7 @@ def test_the_command_reads_arguments_files_and_standard_input_alike(saved, tmp_p
 
 def test_standard_input_that_is_no_text(saved, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff[MASK]")))
-    assert "standard input cannot be read as text (" in fails(capsys, "fill-mask", saved[1], "-")
+    assert "standard input is not UTF-8 text: byte 0 is 0xff" in fails(capsys, "fill-mask", saved[1], "-")
 
 
 def test_what_the_command_cannot_do_ends_in_one_sentence(saved, tmp_path, capsys):
@@ -191,9 +191,9 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(saved, tmp_path, capsys
         (["a[MASK]", "--top", "300"], "top = 300 is not allowed"),
         ([], "fill-mask needs one text"),
         (["a[MASK]", "--file", str(tmp_path / "latin")], "fill-mask needs one text"),
-        (["--file", str(tmp_path / "latin")], "latin cannot be read as text ("),
-        (["--file", str(tmp_path / "none")], "none cannot be read as text ("),
-        (["--file", str(tmp_path)], "cannot be read as text ("),
+        (["--file", str(tmp_path / "latin")], "latin is not UTF-8 text: byte 3 is 0xe9"),
+        (["--file", str(tmp_path / "none")], "none is not a readable file"),
+        (["--file", str(tmp_path)], "is not a readable file"),
     ]:
         assert message in fails(capsys, "fill-mask", folder, *arguments)
     assert "cannot do fill-mask" in fails(capsys, "fill-mask", str(tmp_path / "classifier"), "a[MASK]")

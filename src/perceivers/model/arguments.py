@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.model.eager import is_concrete
+from perceivers.model.eager import is_concrete, is_eager
 
 
 def check_mapping(argument: str, value: Any, names: Iterable[str]) -> None:
@@ -42,8 +42,8 @@ def check_devices(data: Mapping[str, Any], device: torch.device) -> None:
 
 def check_batch_sizes(arrays: Mapping[str, Tensor]) -> None:
     """Raises a PerceiversError if inputs have different numbers of examples."""
-    sizes = {name: len(array) for name, array in arrays.items()}
-    if len(set(sizes.values())) > 1:
+    sizes = {name: array.shape[0] for name, array in arrays.items()}
+    if is_eager() and len(set(sizes.values())) > 1:
         found = ", ".join(f"{name!r} {size}" for name, size in sizes.items())
         raise PerceiversError(f"the inputs have different batch sizes ({found}): give the same number of examples.")
 
@@ -53,7 +53,8 @@ def check_indices(what: str, indices: Any, total: int, batch_size: int | None = 
     if not isinstance(indices, Tensor) or indices.is_floating_point() or indices.dtype == torch.bool:
         found = indices.dtype if isinstance(indices, Tensor) else type(indices).__name__
         raise PerceiversError(f"{what} are of type {found}: a tensor of integers is expected.")
-    if indices.dim() != 1 and (batch_size is None or indices.dim() != 2 or len(indices) not in (1, batch_size)):
+    is_batch = indices.dim() == 2 and (not is_eager() or indices.shape[0] in (1, batch_size))
+    if indices.dim() != 1 and (batch_size is None or not is_batch):
         expected = "[count]" if batch_size is None else f"[count] or [{batch_size}, count]"
         raise PerceiversError(f"{what} have the shape {list(indices.shape)}: {expected} is expected.")
     check_range(what, indices, total)
