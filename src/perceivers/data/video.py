@@ -229,8 +229,9 @@ def open_media(media: Media) -> Iterator[InputContainer]:
 
 
 def video_streams(container: InputContainer) -> list[av.VideoStream]:
-    """Returns the video streams, without cover art, which is stored as a video."""
-    streams = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    """Returns the video streams of a known codec, without cover art, which is stored as a video."""
+    found = (stream for stream in container.streams.video if stream.codec_context is not None)
+    streams = [stream for stream in found if not stream.disposition & Disposition.attached_pic]
     for stream in streams:
         check_count(container.name or "the video", stream.width * stream.height, "pixels in a frame")
     return streams

@@ -13,7 +13,7 @@ import numpy as np
 
 from perceivers.data.tables import hub_splits
 from perceivers.errors import PerceiversError
-from perceivers.files import read_text
+from perceivers.files import read_text, require_file
 
 SUFFIXES = (".txt", ".text", ".md")
 BLANK_LINE = r"\n[ \t\r]*\n"
@@ -53,7 +53,7 @@ class TextFiles:
 
     def __init__(self, paths: list[Path], validation_fraction: float, seed: int) -> None:
         self.paths, self.seed = paths, seed
-        sizes = [path.stat().st_size for path in paths]
+        sizes = [require_file(path).stat().st_size for path in paths]
         step = min(max(sum(sizes) // 64, 2**10), 2**16)  # short enough that even a small text has pieces to hold out
         pieces = [
             (path, start, min(start + step, size))
