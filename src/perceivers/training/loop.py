@@ -152,7 +152,7 @@ class RunGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best_model_score"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owner = os.getpid()
 
         def stop(number: int, frame: object) -> None:
@@ -174,12 +174,11 @@ class RunGuard(Callback):
                         file=sys.stderr,
                     )
 
+        # Lightning has set its own before, and restores those that were set at first.
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
         if hasattr(os, "waitid"):
             signal.signal(signal.SIGCHLD, report_stopped)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             text = json.dumps(self.run_config, indent=2) + "\n"
             atomic_write(Path(self.config.output, CONFIG), lambda file: file.write_text(text))
@@ -441,7 +440,6 @@ def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) 
             raise PerceiversError("another process of the run has ended, so that this one cannot go on.") from error
         raise
     finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if sys.exc_info()[0] is not None and trainer.strategy.launcher is not None:
             trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this process
 
