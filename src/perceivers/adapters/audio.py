@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perceivers.adapters.array import ArrayOutput, with_positions
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, read_array
+from perceivers.model.batch_norm import BatchNorm1d
 from perceivers.model.linear import lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -75,7 +76,7 @@ class ConvAudioInput(InputAdapter):
         self.padding = ((kernel - stride) // 2, kernel - stride - (kernel - stride) // 2)
         self.convolution = nn.Conv1d(1, filters, kernel, stride, bias=False)
         lecun_normal_(self.convolution.weight)
-        self.norm = nn.BatchNorm1d(filters)
+        self.norm = BatchNorm1d(filters)
         self.pool = nn.MaxPool1d(patch // stride)
         self.channels = filters + positions.channels
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from perceivers.adapters.array import with_positions
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray, read_array
+from perceivers.model.batch_norm import BatchNorm2d
 from perceivers.model.config import Configurable
 from perceivers.model.eager import is_concrete
 from perceivers.model.linear import Linear, lecun_normal_
@@ -90,7 +91,7 @@ class ConvStem(Configurable, nn.Module):
         self.padding = padding
         self.convolution = nn.Conv2d(in_channels, channels, 7, stride=2, bias=False)
         lecun_normal_(self.convolution.weight)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm2d(channels)
         self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, images_BCYX: Tensor) -> Tensor:

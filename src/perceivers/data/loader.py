@@ -1,6 +1,8 @@
 """Batches in an order that depends only on seed and epoch, so that training resumes exactly where it stopped."""
 
+import os
 import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -143,12 +145,21 @@ def raise_error(batch: Any) -> Any:
 
 
 def ignore_signals(worker: int) -> None:
-    """Makes a data-loading process survive the signals that its whole process group gets, to save what was trained.
+    """Makes a data-loading process survive the signals that its whole group gets, so that what was trained is saved.
 
-    Only a second SIGTERM ends it: PyTorch sends one, and Python another at its exit.
+    Only the SIGTERM of the process that trains ends it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def wait() -> None:
+        while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class ResumableLoader(DataLoader[Any]):

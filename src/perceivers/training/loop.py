@@ -152,7 +152,7 @@ class RunGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best_model_score"]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         owner = os.getpid()
 
         def stop(number: int, frame: object) -> None:
@@ -174,12 +174,11 @@ class RunGuard(Callback):
                         file=sys.stderr,
                     )
 
+        # Lightning has set its own before, and restores those that were set at first.
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
         if hasattr(os, "waitid"):
             signal.signal(signal.SIGCHLD, report_stopped)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             text = json.dumps(self.run_config, indent=2) + "\n"
             atomic_write(Path(self.config.output, CONFIG), lambda file: file.write_text(text))
@@ -426,7 +425,12 @@ def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) 
     guard = next(callback for callback in trainer.callbacks if isinstance(callback, RunGuard))  # type: ignore[attr-defined]
     last = guard.folder / LAST if config.resume else None
     try:
-        trainer.fit(learner, datamodule=batches, ckpt_path=last, weights_only=True)
+        try:
+            trainer.fit(learner, datamodule=batches, ckpt_path=last, weights_only=True)
+        except Exception:
+            if trainer.strategy.launcher is not None:
+                trainer.strategy.launcher.kill(signal.SIGKILL)  # other processes would wait for this one
+            raise
     except SystemExit as stop:  # Lightning's status for Ctrl-C is that of an error
         raise SystemExit(128 + guard.signal if guard.signal and stop.code else stop.code) from None
     except OSError as error:
@@ -440,10 +444,6 @@ def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) 
         if trainer.world_size > 1 and re.search(r"gloo|NCCL|[Cc]onnection", str(error)):
             raise PerceiversError("another process of the run has ended, so that this one cannot go on.") from error
         raise
-    finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if sys.exc_info()[0] is not None and trainer.strategy.launcher is not None:
-            trainer.strategy.launcher.kill(signal.SIGKILL)  # they would wait for this process
 
 
 def without_infinity(figures: Mapping[str, float]) -> dict[str, float | None]:
