@@ -28,8 +28,8 @@ from perceivers.flow.datasets import open_all_layouts
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.pictures import draw_flow, to_image
 from perceivers.flow.scenes import SceneConfig
+from perceivers.training.checkpoints import LAST
 from perceivers.training.config import read_config
-from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/flow/mini.yaml"

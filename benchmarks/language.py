@@ -27,8 +27,8 @@ from perceivers.presets import create_model, make_example, measure_cost
 from perceivers.text.glue import format_table
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import train_tokenizer
+from perceivers.training.checkpoints import LAST
 from perceivers.training.config import read_config
-from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/language"

@@ -33,12 +33,13 @@ from perceivers.clips.reconstruct import autoencode, compression
 from perceivers.clips.windows import read_window
 from perceivers.data.image_files import to_tensor
 from perceivers.data.loader import SampleIndex
-from perceivers.data.video import measure, read_clip, write_video
+from perceivers.data.video import measure, read_clip
+from perceivers.data.video_writer import write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.pictures import to_image
 from perceivers.images.data import load_digit_images
+from perceivers.training.checkpoints import LAST
 from perceivers.training.config import read_config
-from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"

@@ -30,8 +30,8 @@ from perceivers.model import kernels
 from perceivers.starcraft.data import DecisionData, Decisions, PolicyDecisions
 from perceivers.starcraft.policy import UnitPolicy
 from perceivers.starcraft.training import compute_losses, evaluate, evaluate_references
+from perceivers.training.checkpoints import LAST
 from perceivers.training.config import read_config
-from perceivers.training.loop import LAST
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/starcraft"

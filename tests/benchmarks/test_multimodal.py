@@ -9,7 +9,7 @@ from benchmarks.multimodal import CONFIGS, RUNS, accuracy, folder, keeps_up, win
 from perceivers.clips.data import ClipData
 from perceivers.clips.model import Window
 from perceivers.clips.windows import read_window
-from perceivers.data.video import write_video
+from perceivers.data.video_writer import write_video
 from perceivers.images.data import load_digit_images
 from perceivers.training.config import read_config
 from tests.clips.test_windows import wav

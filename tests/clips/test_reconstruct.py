@@ -8,7 +8,8 @@ import torch
 from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.clips.reconstruct import autoencode, psnr
-from perceivers.data.video import read_clip, read_frames, write_video
+from perceivers.data.video import read_clip, read_frames
+from perceivers.data.video_writer import write_video
 from tests.support.cli import fails
 from tests.support.models import classifier, coder
 

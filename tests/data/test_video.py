@@ -8,7 +8,8 @@ from perceivers import PerceiversError
 
 av = pytest.importorskip("av")
 from perceivers.data import video  # noqa: E402
-from perceivers.data.video import read_clip, read_frames, write_video  # noqa: E402
+from perceivers.data.video import read_clip, read_frames  # noqa: E402
+from perceivers.data.video_writer import write_video  # noqa: E402
 
 STEP = 8  # gray levels from one frame of `ramp` to the next, so that compression does not hide the number
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.data.video import read_frames, write_video
+from perceivers.data.video import read_frames
+from perceivers.data.video_writer import write_video
 from perceivers.flow.commands import split_model
 from perceivers.flow.estimate import BUNDLED_MODEL, draw_video_flow, estimate_flow, make_tile_weights, tile_offsets
 from perceivers.flow.files import read_flow

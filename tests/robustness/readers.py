@@ -22,7 +22,8 @@ from perceivers.clips.lists import read_classes
 from perceivers.clips.model import Window
 from perceivers.data.image_files import read_frame
 from perceivers.data.loader import SampleIndex
-from perceivers.data.video import measure, read_clip, read_frames, read_sound, write_video
+from perceivers.data.video import measure, read_clip, read_frames, read_sound
+from perceivers.data.video_writer import write_video
 from perceivers.files import read_lines
 from perceivers.flow.datasets import FlowPair, open_all_layouts, write_pair
 from perceivers.flow.files import read_flow, write_flow

@@ -40,11 +40,11 @@ def change_config(folder, change):
 
 
 def refused_at_once(read, message):
-    """Checks that reading fails with a message, in a second, with less than 100 MB more than before."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    """Checks that reading fails with a message, with two seconds of computation and 100 MB at most."""
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(PerceiversError, match=message):
         read()
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**5
 
 

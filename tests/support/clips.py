@@ -9,7 +9,7 @@ import torch
 from perceivers.clips.autoencoding import Autoencoding, Weights
 from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
-from perceivers.data.video import write_video
+from perceivers.data.video_writer import write_video
 from perceivers.presets import model_config
 from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization

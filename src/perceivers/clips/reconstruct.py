@@ -16,7 +16,8 @@ from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.clips.model import FRAME_RATE, get_window
-from perceivers.data.video import check_video_path, read_clip, write_video
+from perceivers.data.video import read_clip
+from perceivers.data.video_writer import check_video_path, write_video
 from perceivers.inference import (
     check_answers,
     check_folder,

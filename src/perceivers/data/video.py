@@ -1,4 +1,4 @@
-"""Reads and writes video: clips of a fixed frame rate and size with their sound, or all frames of a file.
+"""Reads video: clips of a fixed frame rate and size with their sound, or all frames of a file.
 
 Timestamps are exact fractions of a second on the clock of the file, which need not start at 0 and is the same for
 frames and sound; times that users give count from the first frame.
@@ -9,18 +9,18 @@ Shape suffixes: T frames, C colors, Y rows, X columns, S samples
 import io
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import chain, zip_longest
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
 import torch
-from av.container import InputContainer, OutputContainer
+from av.container import InputContainer
 from av.stream import Disposition
 from PIL import Image
 from torch import Tensor
@@ -28,12 +28,7 @@ from torch import Tensor
 from perceivers.data.image_files import evaluation_view, to_tensor
 from perceivers.errors import PerceiversError
 from perceivers.files import check_count, require_file
-from perceivers.model.saving import atomic_write
 
-CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
-"""Suffixes of files that can be written, and their formats in av."""
-QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
-"""Encoders and their options for little visible loss; the second is for builds of av without the first."""
 BT709 = 1  # the colors that players assume; the code is the same for matrix, primaries and transfer
 MILLISECOND = Fraction(1, 1000)  # tick of the coarsest clock that rounds; those of AVI and GIF are coarser, but exact
 DECODER_WARMUP = Fraction(1, 10)  # seconds of sound to decode in advance: the first packets of a decoder can be wrong
@@ -170,47 +165,6 @@ def read_frames(path: str | Path) -> Frames:
     with open_media(path) as container:
         stream = video_stream(container, path)
         return Frames(decode_all(), frame_rate(stream), stream.frames or None)
-
-
-def check_video_path(path: str | Path) -> None:
-    """Raises a PerceiversError unless videos can be written with the suffix of a path."""
-    if Path(path).suffix.lower() not in CONTAINERS:
-        raise PerceiversError(f"{path} cannot be written as a video: it must end in {', '.join(CONTAINERS)}.")
-
-
-def write_video(
-    path: str | Path,
-    frames: Iterable[Tensor],
-    rate: float | Fraction,
-    audio: Tensor | None = None,
-    sample_rate: int = 48000,
-) -> None:
-    """Writes a video, H.264 and AAC, completely or not at all, and overwrites an earlier one.
-
-    Args:
-        path: ends in .mp4, .mkv or .mov.
-        frames: bytes [3, Y, X], RGB, of the same size; one is held at a time. Odd sizes grow by a row or column.
-        rate: frames per second.
-        audio: mono sound, [S] in [-1, 1].
-        sample_rate: samples per second of the sound.
-
-    Raises:
-        PerceiversError: the suffix is unknown, the rate is 0, there are no frames or frames of different sizes, or the
-            path cannot be written to.
-    """
-    path = Path(path)
-    if not 0 < rate < math.inf:
-        raise PerceiversError(f"rate = {rate} is not allowed for {path}: it must be above 0 frames per second.")
-    check_video_path(path)
-
-    def write_to(file: Path) -> None:
-        try:
-            with av.open(file, "w", format=CONTAINERS[path.suffix.lower()]) as container:
-                encode(container, iter(frames), Fraction(rate).limit_denominator(1001), audio, sample_rate, path)
-        except av.FFmpegError as error:
-            raise PerceiversError(f"cannot write {path}: {error.strerror}; choose another path or rate.") from error
-
-    atomic_write(path, write_to)
 
 
 @contextmanager
@@ -363,53 +317,3 @@ def read_sound(media: Media, begin: Fraction, origin: Fraction, count: int, samp
     if np.isnan(sound_S).any():
         raise PerceiversError(f"the sound of {media} has NaN samples: use another file.")
     return Sound(torch.from_numpy(sound_S.clip(-1, 1)), max(first, 0), index)
-
-
-def encode(
-    file: OutputContainer, frames: Iterator[Tensor], rate: Fraction, audio: Tensor | None, sample_rate: int, path: Path
-) -> None:
-    """Writes frames and sound to a container, interleaved, since players read both at once."""
-    first = next(frames, None)
-    if first is None:
-        raise PerceiversError(f"there are no frames to write to {path}.")
-    codec: Literal["libx264", "mpeg4"] = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    height, width = first.shape[-2:]
-    video = file.add_stream(codec, rate, options=QUALITY[codec])
-    video.width, video.height, video.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
-    video.colorspace = video.color_primaries = video.color_trc = BT709
-    pieces: Sequence[Tensor] = []
-    if audio is not None:
-        sound = file.add_stream("aac", sample_rate, layout="mono")
-        pieces = audio.detach().cpu().float().clamp(-1, 1).split(math.ceil(sample_rate / rate))
-    samples_done = 0
-    for index, (frame, piece_S) in enumerate(zip_longest(chain([first], frames), pieces)):
-        if frame is not None:
-            if frame.shape != first.shape:
-                raise PerceiversError(
-                    f"frame {index} for {path} has shape {list(frame.shape)}, but the first has {list(first.shape)}."
-                )
-            file.mux(video.encode(make_video_frame(frame, index, rate)))
-        if piece_S is not None:
-            file.mux(sound.encode(make_audio_frame(piece_S, samples_done, sample_rate)))
-            samples_done += len(piece_S)
-    file.mux(video.encode(None))
-    if audio is not None:
-        file.mux(sound.encode(None))
-
-
-def make_video_frame(frame_CYX: Tensor, index: int, rate: Fraction) -> av.VideoFrame:
-    """Returns a frame for the encoder, which needs even sizes."""
-    pixels_YXC = frame_CYX.cpu().permute(1, 2, 0).numpy()
-    height, width, _ = pixels_YXC.shape
-    pixels_YXC = np.pad(pixels_YXC, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_YXC), "rgb24")
-    frame = frame.reformat(format="yuv420p", dst_colorspace=BT709, threads=1)
-    frame.pts, frame.time_base = index, 1 / rate
-    return frame
-
-
-def make_audio_frame(wave_S: Tensor, index: int, sample_rate: int) -> av.AudioFrame:
-    """Returns samples for the encoder; `index` is that of the first one."""
-    frame = av.AudioFrame.from_ndarray(wave_S[None].numpy(), "fltp", "mono")
-    frame.sample_rate, frame.pts, frame.time_base = sample_rate, index, Fraction(1, sample_rate)
-    return frame

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from perceivers.adapters.image import scale_colors
 from perceivers.data.image_files import read_frame
-from perceivers.data.video import check_video_path, read_frames, write_video
+from perceivers.data.video import read_frames
+from perceivers.data.video_writer import check_video_path, write_video
 from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.pictures import check_max_flow, draw_flow

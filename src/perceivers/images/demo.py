@@ -23,7 +23,7 @@ from perceivers.model.intermediates import record_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import atomic_write
 from perceivers.training.config import read_config, read_yaml
-from perceivers.training.loop import program_name
+from perceivers.training.guard import program_name
 
 DRAWN_DIGITS, EXPLAINED_DIGITS, DRAWN_LATENTS = 40, 8, 4
 """Number of digits in the picture, of those with attention maps, and of the latents in these."""

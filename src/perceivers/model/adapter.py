@@ -5,6 +5,7 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -63,7 +64,7 @@ class Encoded(NamedTuple):
     context: Any = None
 
 
-class InputAdapter(Configurable, nn.Module):
+class InputAdapter(Configurable, nn.Module, ABC):
     """Turns data of a domain into an input array.
 
     Attributes:
@@ -72,9 +73,9 @@ class InputAdapter(Configurable, nn.Module):
 
     channels: int
 
+    @abstractmethod
     def forward(self, data: Any) -> InputArray:
         """Takes the data of one modality."""
-        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
 
 class OutputAdapter(Configurable, nn.Module):
@@ -107,7 +108,7 @@ class OutputAdapter(Configurable, nn.Module):
 
     def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """Makes all queries, [B or 1, O, Q], or those at integer `indices` [P] or [B, P], [B or 1, P, Q]."""
-        raise NotImplementedError(f"{type(self).__name__} has query_channels, but defines no queries.")
+        raise PerceiversError(f"{type(self).__name__} has query_channels: it must define queries.")
 
     def query_mask(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor | None:
         """Returns which queries are real, [B, O] or [B, P]: the others read nothing. None if all are."""

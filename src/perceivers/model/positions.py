@@ -5,6 +5,7 @@ Shape suffixes:
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,7 +16,7 @@ from perceivers.model.config import Configurable
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
-class Positions(Configurable, nn.Module):
+class Positions(Configurable, nn.Module, ABC):
     """A position encoding of the elements of a grid, of time, of an image, of a volume.
 
     Attributes:
@@ -26,6 +27,7 @@ class Positions(Configurable, nn.Module):
     grid: tuple[int, ...]
     channels: int
 
+    @abstractmethod
     def forward(
         self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
     ) -> Tensor:
@@ -39,7 +41,6 @@ class Positions(Configurable, nn.Module):
         Returns:
             [S, F] for all positions, else [P, F] or [B, P, F].
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no forward.")
 
 
 class FourierPositions(Positions):

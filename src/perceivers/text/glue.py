@@ -24,9 +24,8 @@ from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
 from perceivers.text.tokenizers import Tokenizer
-from perceivers.training.checkpoints import LAST, hold_folder, is_first_process
+from perceivers.training.checkpoints import CONFIG, LAST, METRICS, hold_folder, is_first_process
 from perceivers.training.experiment import Setup
-from perceivers.training.loop import CONFIG, METRICS
 
 PAPER = {
     "Perceiver IO, bytes": (50.19, 83.56, 87.24, 91.71, 90.12, 64.84, 93.17, 86.81),

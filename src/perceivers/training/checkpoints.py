@@ -16,7 +16,8 @@ from torch import Tensor
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import atomic_write
 
-BEST, LAST = "best.ckpt", "last.ckpt"
+CONFIG, METRICS, BEST, LAST = "config.json", "metrics.json", "best.ckpt", "last.ckpt"
+"""Names of the files of a run."""
 CHECKSUM = "sha256"
 """The field of a checkpoint with the checksum of all others."""
 

@@ -1,6 +1,7 @@
 """A model with its loss and metrics, for training, validation and `perceivers evaluate`."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,7 @@ from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 
 
-class Learner(L.LightningModule):
+class Learner(L.LightningModule, ABC):
     """Base of the learners of experiments: subclasses define `loss`, and `evaluate_batch` if they have other metrics.
 
     Args:
@@ -42,9 +43,9 @@ class Learner(L.LightningModule):
         self.metrics = MetricCollection({"loss": MeanMetric()})
         self.has_gradients = False
 
+    @abstractmethod
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Returns the loss of a training batch; may log its terms."""
-        raise NotImplementedError(f"{type(self).__name__} defines no loss")
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
         """Adds a batch to the metrics. By default, adds its loss, weighted by the number of samples."""
