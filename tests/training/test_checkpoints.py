@@ -62,10 +62,9 @@ def test_a_resumed_run_refuses_other_settings(stopped, field, value, message):
     assert (stopped / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_run_goes_on_for_more_epochs_as_if_it_had_had_them(tmp_path):
+def test_a_finished_run_may_have_more_epochs(tmp_path):
     small_run(tmp_path / "run").run()
     more = small_run(tmp_path / "run", resume=True)
-    more.optimization.schedule = "warmup_cosine"
     more.training.epochs = 3
     more.run()
     steps = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
