@@ -7,7 +7,6 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from perceivers.errors import PerceiversError
 from perceivers.model.attention import SelfAttention
 
 NAME = "fsdp"
@@ -22,11 +21,6 @@ class FullySharded(ModelParallelStrategy):
 
     def setup_environment(self) -> None:
         self._data_parallel_size = self.num_nodes * self.num_processes
-        if self._data_parallel_size == 1:
-            raise PerceiversError(
-                "trainer.strategy = 'fsdp' shards weights over several processes: set trainer.devices to 2 or more, "
-                "or leave it out."
-            )
         super().setup_environment()
 
 
