@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from perceivers.flow.training import Curriculum
+from perceivers.images.augmentation import Augmentation
 from tests.support import flow
 from tests.support.experiments import RUNS
 
@@ -16,7 +17,7 @@ def train(folder, output, experiment, **settings):
     run = RUNS[experiment](folder / experiment, output=output / experiment, **settings)
     run.trainer["max_epochs"] = 1
     if experiment == "image_classification":
-        run.model = replace(run.model, dropout=0.0)
+        run.model, run.augmentation = replace(run.model, dropout=0.0), Augmentation()
     if experiment == "optical_flow":
         run.curriculum = Curriculum(1.0, 0.0)
     run.run()

@@ -43,8 +43,11 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_two_processes_train_like_one(trained, experiment, strategy):
-    """Sums of gradients are in another order, so that weights are equal but for rounding."""
+    """But for rounding, as gradients are added up in another order.
+
+    The gradient of the keys' bias is 0, and rounding alone tells AdamW its sign.
+    """
     one, two = (load_file(trained / name / experiment / "model" / "model.safetensors") for name in ("one", strategy))
     assert one.keys() == two.keys()
-    for name in one:
+    for name in [name for name in one if not name.endswith("key.bias")]:
         torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
