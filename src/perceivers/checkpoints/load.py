@@ -10,41 +10,55 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
+from perceivers.checkpoints.settings import change_model
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.config import Configurable, import_path
+from perceivers.model.device import check_dtype, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read_config, read_model
 
 
-def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> PerceiverIO:
-    """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
+def load(
+    source: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    custom_classes: Sequence[type[Configurable]] = (),
+    **settings: Any,
+) -> PerceiverIO:
+    """Loads a Perceiver IO in evaluation mode. The format is detected from the content.
 
     Args:
         source: a folder written by `model.save` or a training run; a folder in the format of `transformers`; the name
             of a repository with either on the Hub; or a file of the original code (`.pystate`, `.pickle`).
-        classes: your own classes that the model consists of; not needed if their package declares an entry point of
-            perceivers.
-        settings: for other formats than ours, fields of the model's config that are changed, or missing in the file,
-            such as `heads=4`.
+        device: device, such as "cuda:1"; the CPU by default.
+        dtype: "float32", "bfloat16" or "float16"; that of the file by default.
+        custom_classes: your own Python classes that the model consists of; not needed if their package declares an
+            entry point of perceivers.
+        settings: fields of the model's config that are changed, such as `classes=3` or `image_size=64`, or that are
+            missing in a file of the original code, such as `heads=4`. Weights that fit are kept; a warning names those
+            that are fresh, such as a head for other classes.
 
     Raises:
         PerceiversError: the source does not exist; a file is missing, truncated, of unknown format or of another model;
-            or the model names a class that may not be imported.
+            a setting is unknown or has no effect; or the model names a class that may not be imported.
     """
-    model = load_model(source, classes, **settings)
+    check_dtype(dtype)
+    model = load_model(source, custom_classes, **settings)
     if not isinstance(model, PerceiverIO):
         raise PerceiversError(f"{source} holds a {type(model).__name__}, not a PerceiverIO: give another model.")
-    return model
+    return move_model(model, device, dtype)
 
 
-def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
-    """Loads any model: like `load`, but also baselines, set encoders, and models of other packages."""
+def load_model(source: str | Path, custom_classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
+    """Loads any model, on the CPU: like `load`, but also baselines, set encoders, and models of other packages."""
+    if isinstance(settings.get("classes"), type | Sequence):
+        raise PerceiversError("classes is the number of classes: pass your own Python classes as custom_classes=[...].")
     path = locate(source)
     refuse_parts(path)
     if path.is_dir() and read_config(path).get("format") == FORMAT:
-        if settings:
-            raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
-        return read_model(path, lambda name: find_class(name, classes, path))
+        model = read_model(path, lambda name: find_class(name, custom_classes, path))
+        return change_model(model, settings, path) if settings else model
     formats = plugins.find_entry_points("formats")
     for name in formats:
         other = find_format(name)
@@ -55,28 +69,28 @@ def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), *
     raise PerceiversError(f"{path} is in no format that can be read: {', '.join(formats)}.")
 
 
-def find_class(name: str, classes: Sequence[type[Configurable]], source: Path) -> type[Configurable]:
+def find_class(name: str, custom_classes: Sequence[type[Configurable]], source: Path) -> type[Configurable]:
     """Returns the class that a saved model names, if it is among those given or its package may be imported.
 
     The name is an import path "package.module:Class" or, in version 1 of the format, that of the class alone.
     """
-    given = {import_path(kind): kind for kind in classes}
+    given = {import_path(kind): kind for kind in custom_classes}
     if name in given:
         return given[name]
     module, _, qualified = name.rpartition(":")
     if module in ("", "__main__"):  # the name alone does not identify the class
-        same = [kind for kind in classes if kind.__qualname__.rpartition(".")[2] == qualified.rpartition(".")[2]]
+        same = [kind for kind in custom_classes if kind.__qualname__.rpartition(".")[2] == qualified.rpartition(".")[2]]
         if len(same) == 1:
             return same[0]
         raise PerceiversError(
             f"{source} names the class {name!r}, which is not one of this package: "
-            f"if it is yours, pass it with load(..., classes=[{qualified}])."
+            f"if it is yours, pass it with load(..., custom_classes=[{qualified}])."
         )
     package = module.split(".")[0]
     if not plugins.is_trusted(package):
         raise PerceiversError(
             f"{source} names the class {name!r}, and {package!r} declares no entry point of perceivers: if you trust "
-            f"its code, pass load(..., classes=[{qualified}]), or --trust {package} on the command line."
+            f"its code, pass load(..., custom_classes=[{qualified}]), or --trust {package} on the command line."
         )
     kind = plugins.import_object(name, "class")
     if not isinstance(kind, type) or not issubclass(kind, Configurable):
