@@ -1,10 +1,10 @@
 """A small sweep over GLUE, and its data."""
 
-from perceivers.text.fine_tuning import Pretrained
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.text.glue import Glue, Sweep
 from perceivers.text.glue_data import GlueData
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 
 def write_rows(path, *rows):
@@ -40,11 +40,11 @@ def write_glue(folder):
 
 def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
     return Glue(
-        model=Pretrained(str(language)),
+        model=pretrained_config(language),
         data=GlueData(str(data), tasks),
         method=method,
         examples=examples,
         sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
         optimization=Optimization(schedule="flat_cosine"),
-        training=Training(epochs=2, accelerator="cpu", output=str(output), **training),
+        **run_settings(**{"max_epochs": 2, "output": str(output)} | training),
     )

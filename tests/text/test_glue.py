@@ -10,7 +10,6 @@ from perceivers.cli import main
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import fine_tuning
-from perceivers.text.fine_tuning import Pretrained
 from perceivers.text.glue import (
     Glue,
     Sweep,
@@ -21,6 +20,7 @@ from perceivers.text.glue import (
     read_results,
 )
 from perceivers.text.labelled import LabelledTexts, TextTask
+from perceivers.text.model import LanguageConfig
 from perceivers.training import experiment
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
@@ -142,8 +142,8 @@ def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, 
     metrics = json.loads((run / "metrics.json").read_text())
     scores = json.loads((output / "metrics.json").read_text())
     assert list(scores) == ["CoLA", "MNLI", "RTE", "STS-B"]
-    assert scores["MNLI"]["mean"] == pytest.approx((metrics["test_MNLI_matched"] + metrics["test_MNLI_mismatched"]) / 2)
-    assert metrics["test_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
+    assert scores["MNLI"]["mean"] == pytest.approx((metrics["val_MNLI_matched"] + metrics["val_MNLI_mismatched"]) / 2)
+    assert metrics["val_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
     model = load_model(run / "model")
     assert model.outputs["label"].heads.tasks == list(scores)
     assert model.outputs["label"].shared == (method != "multitask_query")
@@ -166,33 +166,33 @@ def results():
     return {
         "a": {
             "9": {
-                "test_mean": 0.9,
-                "test_MNLI_matched": 0.8,
-                "test_MNLI_mismatched": 1.0,
-                "test_RTE": 0.9,
+                "val_mean": 0.9,
+                "val_MNLI_matched": 0.8,
+                "val_MNLI_mismatched": 1.0,
+                "val_RTE": 0.9,
                 "seconds": 4,
             },
             "10": {
-                "test_mean": 0.1,
-                "test_MNLI_matched": 0.1,
-                "test_MNLI_mismatched": 0.1,
-                "test_RTE": 0.1,
+                "val_mean": 0.1,
+                "val_MNLI_matched": 0.1,
+                "val_MNLI_mismatched": 0.1,
+                "val_RTE": 0.1,
                 "seconds": 4,
             },
         },
         "b": {
             "9": {
-                "test_mean": 0.6,
-                "test_MNLI_matched": 0.4,
-                "test_MNLI_mismatched": 0.6,
-                "test_RTE": 0.7,
+                "val_mean": 0.6,
+                "val_MNLI_matched": 0.4,
+                "val_MNLI_mismatched": 0.6,
+                "val_RTE": 0.7,
                 "seconds": 1,
             },
             "10": {
-                "test_mean": 0.8,
-                "test_MNLI_matched": 0.8,
-                "test_MNLI_mismatched": 0.9,
-                "test_RTE": 0.75,
+                "val_mean": 0.8,
+                "val_MNLI_matched": 0.8,
+                "val_MNLI_mismatched": 0.9,
+                "val_RTE": 0.75,
                 "seconds": 3,
             },
         },
@@ -258,11 +258,11 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
         with pytest.raises(PerceiversError, match=rf"sweep\.{name} = .* is not allowed"):
             Sweep(**{name: values})
     with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
-        Glue(model=Pretrained("x"), examples=0)
+        Glue(model=LanguageConfig(init="x"), examples=0)
     for model, message in [
         ({}, r"model\.init"),
-        ({"preset": "language_bytes"}, "Glue trains a model of Pretrained"),
-        ({"init": "x", "depth": 3}, r"there is no field 'model\.depth'"),
+        ({"preset": "language_bytes"}, r"model\.init = null is not allowed: it must be a pretrained language model"),
+        ({"init": "x"}, "x is neither a folder nor a file here"),
     ]:
         (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))
         with pytest.raises(PerceiversError, match=message):
@@ -278,7 +278,7 @@ def test_single_runs_hold_the_config_of_the_sweep_and_their_models_the_experimen
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "csv", "metrics.json", "model", "tensorboard"]
     assert (run / "config.json").read_text() == (output / "config.json").read_text()
     config = json.loads((run / "config.json").read_text())
-    assert (config["experiment"], config["model"]) == ("glue", {"init": str(language)})
+    assert (config["experiment"], config["model"]["init"]) == ("glue", str(language))
     assert config["training"]["output"] == str(output)
     assert find_experiment(run / "model") is Glue
     again = read_config(run / "config.json")
@@ -310,7 +310,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
         assert some.pop(name) == figures[name]
     assert list(some) == ["mean"]
     main(["evaluate", str(model), "--data", str(data), "--tasks", "CoLA"])
-    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["task", "result"],
         ["CoLA", f"{100 * score:.1f}"],
@@ -322,7 +322,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
 
 def test_a_model_of_one_task_is_evaluated_on_it_alone(tmp_path, capsys, language, data):
     run = next(small_sweep(language, data, tmp_path / "run", ["CoLA"]).run().glob("CoLA/*/model")).parent
-    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     assert measure(capsys, run / "model", "--data", data) == {
         "CoLA": pytest.approx(score),
         "mean": pytest.approx(score),

@@ -1,7 +1,8 @@
 """Loads models from files, folders or the Hugging Face Hub, in any installed format."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
-from perceivers.checkpoints.settings import change_model
+from perceivers.checkpoints.run import describe_run, model_weights, open_checkpoint, verify_checkpoint
+from perceivers.checkpoints.settings import change_model, find_config, list_config_types
 from perceivers.errors import PerceiversError, did_you_mean
+from perceivers.model.adapter import Adapters
 from perceivers.model.config import Configurable, import_path
 from perceivers.model.device import check_dtype, move_model
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read_config, read_model
+from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, build_model, read_config, read_model
+from perceivers.model.sizes import ModelConfig
 
 
 def load(
@@ -29,8 +33,9 @@ def load(
     """Loads a Perceiver IO in evaluation mode. The format is detected from the content.
 
     Args:
-        source: a folder written by `model.save` or a training run; a folder in the format of `transformers`; the name
-            of a repository with either on the Hub; or a file of the original code (`.pystate`, `.pickle`).
+        source: a folder written by `model.save`, or one of its files; the folder of a training run, or its checkpoint;
+            a folder in the format of `transformers`; the name of a repository with either on the Hub; or a file of the
+            original code (`.pystate`, `.pickle`).
         device: device, such as "cuda:1"; the CPU by default.
         dtype: "float32", "bfloat16" or "float16"; that of the file by default.
         custom_classes: your own Python classes that the model consists of; not needed if their package declares an
@@ -55,9 +60,8 @@ def load_model(source: str | Path, custom_classes: Sequence[type[Configurable]] 
     if isinstance(settings.get("classes"), type | Sequence):
         raise PerceiversError("classes is the number of classes: pass your own Python classes as custom_classes=[...].")
     path = locate(source)
-    refuse_parts(path)
-    if path.is_dir() and read_config(path).get("format") == FORMAT:
-        model = read_model(path, lambda name: find_class(name, custom_classes, path))
+    if is_own(path):
+        model = load_own(path, custom_classes)
         return change_model(model, settings, path) if settings else model
     formats = plugins.find_entry_points("formats")
     for name in formats:
@@ -67,6 +71,41 @@ def load_model(source: str | Path, custom_classes: Sequence[type[Configurable]] 
     if path.is_dir():
         raise PerceiversError(f"{path / CONFIG} was not written by perceivers: it has no format {FORMAT!r}.")
     raise PerceiversError(f"{path} is in no format that can be read: {', '.join(formats)}.")
+
+
+def pretrained_config(source: str | Path, *kinds: type[ModelConfig]) -> Any:
+    """Returns the config of a saved model with that model as `init`: a run with it starts from those weights.
+
+    Args:
+        source: as in `load`.
+        kinds: the classes of model configs that may describe the model; by default those of all installed models.
+
+    Raises:
+        PerceiversError: the model cannot be loaded, or is of another kind.
+    """
+    model = load_model(source)
+    kinds = kinds or tuple(list_config_types())
+    config = find_config(model, kinds)
+    if config is None:
+        parts = [getattr(model, part, None) for part in ("inputs", "outputs")]
+        reads, predicts = (", ".join(part) if isinstance(part, Adapters) else "other data" for part in parts)
+        raise PerceiversError(
+            f"{source} is a model of another domain, which reads {reads} and predicts {predicts}: "
+            f"give one that {' or '.join(kind.__name__ for kind in kinds)} describes."
+        )
+    return replace(config, init=str(source))
+
+
+def load_own(path: Path, custom_classes: Sequence[type[Configurable]]) -> Model:
+    """Loads a model in the library's own format."""
+
+    def find(name: str) -> type[Configurable]:
+        return find_class(name, custom_classes, path)
+
+    if not is_checkpoint(path):
+        return read_model(path, find)
+    checkpoint = verify_checkpoint(path)
+    return build_model(describe_run(checkpoint)["model"], model_weights(checkpoint), path, path, find)
 
 
 def find_class(name: str, custom_classes: Sequence[type[Configurable]], source: Path) -> type[Configurable]:
@@ -106,38 +145,68 @@ def find_format(name: str) -> Format:
     return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Returns whether a path is a checkpoint of a training run."""
+    return path.is_file() and path.suffix == ".ckpt"
+
+
+def is_own(path: Path) -> bool:
+    """Returns whether a model is in the library's own format."""
+    return is_checkpoint(path) or (path.is_dir() and read_config(path).get("format") == FORMAT)
+
+
+def describe_source(path: Path) -> Mapping[str, Any]:
+    """Returns the description of a model in the library's own format, see `saving.describe_model`."""
+    description: Mapping[str, Any] = (
+        describe_run(open_checkpoint(path))["model"] if is_checkpoint(path) else read_config(path)
+    )
+    return description
+
+
 def locate(source: str | Path) -> Path:
-    """Returns the folder or file of a model, after downloading it if it is on the Hub; or raises a PerceiversError."""
+    """Returns the folder or file of a model, after downloading it if it is on the Hub.
+
+    The folder of a training run stands for its model, and a file of a saved model for its folder.
+
+    Raises:
+        PerceiversError: there is no model, or it cannot be read.
+    """
     path = Path(os.path.expanduser(source))
     try:
         if path.is_dir():
             os.scandir(path).close()
-        elif path.is_file():
+            return find_model_folder(path)
+        if path.is_file():
             open(path, "rb").close()
+            return find_whole(path)
         return path if path.exists() else download(str(source))
     except OSError as error:
         raise PerceiversError(f"{source} cannot be read: {error.strerror}.") from error
 
 
-def refuse_parts(path: Path) -> None:
-    """Raises a PerceiversError for a part of a model, or for a training run, that says which path to give instead."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            if file.read(1) == b"\x80":
-                return  # a pickle of the original code may have any name
-        if path.name == CONFIG or path.name.endswith((".safetensors", ".bin", ".index.json")):
-            raise PerceiversError(f"{path} is one file of a saved model: give its folder, {path.parent}.")
-        if path.suffix == ".ckpt":
-            run = path.absolute().parent.parent
-            raise PerceiversError(
-                f"{path} is a checkpoint to resume training from: give a saved model, as {run}/model."
-            )
-    elif (path / "model" / CONFIG).is_file():
-        raise PerceiversError(f"{path} is the folder of a training run: give its model, {path / 'model'}.")
-    elif (path / "checkpoints").is_dir() and not (path / WEIGHTS).is_file():
-        raise PerceiversError(f"{path} is the folder of a training run that has saved no model yet: resume it.")
-    elif any(path.glob("*.index.json")) and not (path / WEIGHTS).is_file():
+def find_model_folder(path: Path) -> Path:
+    """Returns the model in the folder of a training run, or the folder itself; or raises a PerceiversError."""
+    if (path / "model" / CONFIG).is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir() and not (path / WEIGHTS).is_file():
+        last = path / "checkpoints" / "last.ckpt"
+        hint = f"resume it, or give {last}" if last.is_file() else "resume it"
+        raise PerceiversError(f"{path} is the folder of a training run that has saved no model yet: {hint}.")
+    if any(path.glob("*.index.json")) and not (path / WEIGHTS).is_file():
         raise PerceiversError(f"{path} has its weights in several files: save it again with a larger max_shard_size.")
+    return path
+
+
+def find_whole(file: Path) -> Path:
+    """Returns the folder of a saved model that a file belongs to, or else the file; or raises a PerceiversError."""
+    with open(file, "rb") as content:
+        if content.read(1) == b"\x80":
+            return file  # a pickle of the original code may have any name
+    if file.name in (CONFIG, WEIGHTS) and (file.parent / CONFIG).is_file():
+        return find_model_folder(file.parent)
+    if file.name == CONFIG or file.name.endswith((".safetensors", ".bin", ".index.json")):
+        raise PerceiversError(f"{file} is one file of a saved model: give its folder, {file.parent}.")
+    return file
 
 
 def download(name: str) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -60,7 +60,7 @@ def change_settings(model: Model, config: ModelConfig, settings: Mapping[str, An
         new.load_state_dict(weights)  # classes may have other names
     else:
         found.warn(source)
-    return new  # type: ignore[no-any-return]
+    return cast(Model, new)
 
 
 def has_no_effect(config: ModelConfig, name: str, value: Any) -> bool:

@@ -110,12 +110,8 @@ class AutoencoderConfig(ModelConfig, Sizes):
         if not isinstance(model, PerceiverIO) or set(model.inputs) != set(model.outputs) or not model.maskable:
             return None
         inputs, outputs = dict(model.inputs.items()), dict(model.outputs.items())
-        video, pixels, sound, label = (
-            inputs.get("video"),
-            outputs.get("video"),
-            inputs.get("audio"),
-            outputs.get("label"),
-        )
+        video, sound = inputs.get("video"), inputs.get("audio")
+        pixels, label = outputs.get("video"), outputs.get("label")
         if not isinstance(video, VideoInput) or not isinstance(pixels, VideoOutput):
             return None
         frames, height, width = pixels.positions.grid

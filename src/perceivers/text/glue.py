@@ -20,9 +20,10 @@ from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
 from perceivers.text.classify import is_text_classifier, task_heads
-from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
+from perceivers.text.fine_tuning import FineTuning, Method
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
+from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer
 from perceivers.text.tokenizers import Tokenizer
 from perceivers.training.checkpoints import CONFIG, LAST, METRICS, hold_folder, is_first_process
 from perceivers.training.experiment import Setup
@@ -63,7 +64,7 @@ class Glue(FineTuning):
     Called again, the same command skips finished runs and resumes an interrupted one.
 
     Attributes:
-        model: `init`, a pretrained language model in any format.
+        model: `init`, a pretrained language model in any format, and fields that differ from it.
         data: the tasks.
         method: single_task, shared_token, task_tokens or multitask_query.
         examples: the maximum number of training examples per task; tasks are sampled in proportion to it. By default
@@ -74,7 +75,7 @@ class Glue(FineTuning):
 
     evaluate = staticmethod(commands.evaluate_glue)
 
-    model: Pretrained
+    model: LanguageConfig | BertConfig
     data: GlueData = field(default_factory=GlueData)
     method: Method = "single_task"
     examples: Count | None = None
@@ -82,6 +83,7 @@ class Glue(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_field("model.init", self.model.init, self.model.init is not None, "a pretrained language model")
         self.parent: Glue | None = None
         """The sweep that a single run belongs to."""
 
@@ -89,7 +91,7 @@ class Glue(FineTuning):
         """Runs the sweep and prints the table; -> the folder of the runs."""
         if self.parent is not None:
             return super().run()
-        self.model.load()  # reports a wrong model before any data is read
+        choose_tokenizer(None, self.model)  # reports a wrong model before any data is read
         output = Path(self.training.output)
         with hold_folder(output) if is_first_process() else nullcontext():
             self.check_output(output)
@@ -125,8 +127,7 @@ class Glue(FineTuning):
 
     def prepare(self) -> Setup:
         """Prepares a single run."""
-        model, tokenizer = self.model.load()
-        return self.prepare_tasks(lambda: model, tokenizer, self.tasks, self.method)
+        return self.prepare_tasks(self.model.build, choose_tokenizer(None, self.model), self.tasks, self.method)
 
     def to_config(self) -> dict[str, Any]:
         """Returns the config of the sweep; its single runs save it, too: the sweep is what can be resumed."""
@@ -144,7 +145,7 @@ class Glue(FineTuning):
         for config in (there, here):  # these fields may differ
             config.pop("sweep", None)
             config.get("data", {}).pop("tasks", None)
-            for name in ("resume", "output", "workers", "devices", "accelerator"):
+            for name in ("resume", "output", "workers"):
                 config.get("training", {}).pop(name, None)
         if there != here:
             names = " and ".join(name for name in here if here[name] != there.get(name))
@@ -193,7 +194,7 @@ def best_scores(results: Results) -> dict[str, dict[str, Any]]:
     runs = list(results[setting].values())
     scores: dict[str, dict[str, Any]] = {}
     for task in TASKS:
-        sets = [name for name in runs[0] if name in (f"test_{task}", f"test_{task}_matched", f"test_{task}_mismatched")]
+        sets = [name for name in runs[0] if name in (f"val_{task}", f"val_{task}_matched", f"val_{task}_mismatched")]
         if sets:
             seeds = [statistics.mean(run[name] for name in sets) for run in runs]
             seconds = statistics.mean(run["seconds"] for run in runs)
@@ -203,13 +204,13 @@ def best_scores(results: Results) -> dict[str, dict[str, Any]]:
 
 def best_setting(results: Results) -> str:
     """Returns the setting with the best mean over seeds and tasks."""
-    return max(results, key=lambda setting: statistics.mean(run["test_mean"] for run in results[setting].values()))
+    return max(results, key=lambda setting: statistics.mean(run["val_mean"] for run in results[setting].values()))
 
 
 def delete_other_models(folder: Path, results: Results) -> None:
     """Deletes the models of all runs except the best run at the best setting."""
     setting = best_setting(results)
-    seed = max(results[setting], key=lambda seed: results[setting][seed]["test_mean"])
+    seed = max(results[setting], key=lambda seed: results[setting][seed]["val_mean"])
     for run in folder.iterdir():
         if run.is_dir() and run.name != f"{setting}_seed{seed}":
             shutil.rmtree(run / "model", ignore_errors=True)

@@ -19,7 +19,7 @@ from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_attention import init_local_attention
 from perceivers.text.task_output import TaskOutput
-from perceivers.text.tokenizers import Tokenizer, tokenizer_of
+from perceivers.text.tokenizers import Tokenizer, open_tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +100,13 @@ class BertConfig(ModelConfig):
         if not isinstance(model, BERT):
             return None
         return cls(**{name: value for name, value in model.config.items() if name in cls.__dataclass_fields__})
+
+
+def choose_tokenizer(name: str | None, config: LanguageConfig | BertConfig) -> Tokenizer:
+    """Returns the tokenizer of a name or file; by default that of `config.init` or, without it, bytes."""
+    if name is None and config.init is not None:
+        return tokenizer_of(config.init, config.vocabulary)
+    return open_tokenizer(name or "bytes")
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:

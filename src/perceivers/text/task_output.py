@@ -37,7 +37,7 @@ class TaskHeads(nn.Module):
                     f"{len(classes)} names of classes were given for the task {task!r}, "
                     f"which has {tasks.get(task, 'no such place in tasks')}: give one for each."
                 )
-        self.tasks = list(tasks)
+        self.tasks, self.channels = list(tasks), channels
         self.classes = dict(tasks)
         self.names = {task: list(classes) for task, classes in (names or {}).items()}
         self.heads = nn.ModuleList(  # a list, since torch lets no module be called "CoLA.x" or "values"
@@ -47,10 +47,10 @@ class TaskHeads(nn.Module):
 
     def index_names(self) -> dict[str, tuple[int, list[tuple[str, str | int]]]]:
         """Returns the task and index, or the class, of each row of the weights of all layers."""
-        rows = {}
+        rows: dict[str, tuple[int, list[tuple[str, str | int]]]] = {}
         for index, (task, classes) in enumerate(self.classes.items()):
-            hidden = [(task, row) for row in range(self.heads[index][0].out_features)]
-            names = [(task, name) for name in self.names.get(task, range(classes))]
+            hidden: list[tuple[str, str | int]] = [(task, row) for row in range(self.channels)]
+            names: list[tuple[str, str | int]] = [(task, name) for name in self.names.get(task, range(classes))]
             for leaf in ("weight", "bias"):
                 rows |= {f"heads.{index}.0.{leaf}": (0, hidden), f"heads.{index}.2.{leaf}": (0, names)}
         return rows

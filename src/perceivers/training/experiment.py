@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from perceivers import plugins
+from perceivers.checkpoints.load import load_model
 from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
 from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
+from perceivers.model.sizes import ModelConfig
+from perceivers.model.transfer import transfer_weights
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
+from perceivers.training.trainer import parse_trainer
 
 
 class Setup(NamedTuple):
@@ -36,8 +41,11 @@ class Experiment(Checked, ABC):
     `prepare` and `learner`. To support `perceivers evaluate`, it defines `evaluate` and `evaluates`.
 
     Attributes:
-        model: config of the model: `preset`, one of `perceivers models`, and fields that override the preset's.
+        model: config of the model: `preset`, one of `perceivers models`, or `init`, a saved model to start from, and
+            fields that override those of that model.
         optimization: settings of the optimizer.
+        trainer: arguments of Lightning's Trainer by name; objects, such as callbacks and loggers, by `class_path` and
+            `init_args`.
         training: settings of the training run.
     """
 
@@ -50,10 +58,12 @@ class Experiment(Checked, ABC):
 
     model: Any
     optimization: Optimization = field(default_factory=Optimization)
+    trainer: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_trainer(self.trainer)
         self.given: dict[str, Any] = {}
         """Values of `decided_by_data` that the config gives."""
         self.settled: set[str] = set()
@@ -79,8 +89,24 @@ class Experiment(Checked, ABC):
         """Trains and returns the folder of the run, see `train`."""
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
-        learner = self.learner(setup.build())
-        return train(learner, setup.training, setup.validation, self.training, self.to_config(), self.finish)
+        model = setup.build()
+        if isinstance(self.model, ModelConfig) and self.model.init is not None:
+            self.transfer(self.model.init, model)
+        learner = self.learner(model)
+        samples = (setup.training, setup.validation)
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
+
+    def transfer(self, init: str, model: Model) -> None:
+        """Transfers the weights of a pretrained model, as far as they fit, and prints which ones do not.
+
+        Raises:
+            PerceiversError: the pretrained model cannot be loaded, or not all fit, and `strict` asks for it.
+        """
+        found = transfer_weights(load_model(init), model)
+        if self.model.strict:
+            found.check_complete(f"model.init = {init}")
+        if self.training.resume is not True:  # a checkpoint has the weights
+            rank_zero_only(print)("\n  ".join([f"From {init}:", *found.describe()]))
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""
