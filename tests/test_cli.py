@@ -420,7 +420,7 @@ def test_convert_writes_nothing_that_the_format_cannot_hold(original, tmp_path, 
         ),
         (["heads"], "--set heads is not allowed: write NAME=VALUE, such as --set heads=8"),
         (["source=a"], "--set source=a is not allowed"),
-        (["classes=5"], "--set classes=5 is not allowed"),
+        (["custom_classes=5"], "--set custom_classes=5 is not allowed"),
         (["heads=4", "image_size=wide"], "image_size = 'wide' is not allowed: it must be of type"),
         (["heads=null", "image_size=[24, 32]"], "heads = None is not allowed: it must be of type int"),
         (["heads=4", "image_size=[24, 32]", "head=5"], "no argument 'head': did you mean 'heads'"),
@@ -447,9 +447,11 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     assert "Not a directory; choose another output path" in fails(capsys, *command)
     command = ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--to", "perceivers"]
     assert "neither a folder nor a file here" in fails(capsys, *command)
-    command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "heads=4"]
-    assert "stores all its settings: heads cannot be given" in fails(capsys, *command)
+    command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "head=4"]
+    assert "LanguageConfig has no argument 'head': did you mean 'heads'?" in fails(capsys, *command)
     assert not (tmp_path / "new").exists()
+    main([*command[:-1], "length=20"])
+    assert perceivers.load(tmp_path / "new").inputs["text"].length == 20
 
 
 EXPERIMENTS = {

@@ -261,7 +261,7 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
         Glue(model=LanguageConfig(init="x"), examples=0)
     for model, message in [
         ({}, r"model\.init"),
-        ({"preset": "language_bytes"}, r"model\.init = null is not allowed: it must be a pretrained language model"),
+        ({"preset": "language_bytes"}, r"model\.init = None is not allowed: it must be a pretrained language model"),
         ({"init": "x"}, "x is neither a folder nor a file here"),
     ]:
         (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))

@@ -94,12 +94,18 @@ class ModelConfig(Checked, ABC):
         init: a pretrained model whose weights a training run starts from, as far as they fit: a folder or file in any
             format, or a name on the Hub. The other fields are then those of that model, if they are not given.
         strict: refuse an `init` that does not have exactly the weights of this model.
+        train: parts of the model to train, such as [head, decoder], while all others keep their weights: beginnings of
+            the names of weights, as in [encoder.layers.5], or "head", all that makes predictions of what the decoder
+            returns. By default everything is trained.
+        freeze: parts of the model not to train, as an alternative.
     """
 
     section = "model."
 
     init: str | None = None
     strict: bool = False
+    train: list[str] | None = None
+    freeze: list[str] | None = None
 
     @abstractmethod
     def build(self) -> nn.Module:

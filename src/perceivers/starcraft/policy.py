@@ -47,6 +47,8 @@ class EncodedObservation(NamedTuple):
 class UnitPolicy(Model):
     """Predicts the selection, ability and target of a decision; the arguments are the fields of `PolicyConfig`."""
 
+    head = ("selection", "ability", "ability_vector", "target_query")
+
     def __init__(
         self,
         kinds: Sequence[str],

@@ -22,6 +22,7 @@ from perceivers.model.transfer import transfer_weights
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
+from perceivers.training.parts import freeze_parts
 from perceivers.training.trainer import parse_trainer
 
 
@@ -92,6 +93,8 @@ class Experiment(Checked, ABC):
         model = setup.build()
         if isinstance(self.model, ModelConfig) and self.model.init is not None:
             self.transfer(self.model.init, model)
+        if isinstance(self.model, ModelConfig):
+            freeze_parts(model, self.model.train, self.model.freeze)
         learner = self.learner(model)
         samples = (setup.training, setup.validation)
         return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
