@@ -89,7 +89,7 @@ def test_classes_go_by_their_names():
     found = transfer_weights(old, more)
     assert torch.equal(more.heads["label"].weight[1], old.heads["label"].weight[1])
     assert torch.equal(more.heads["label"].weight[[0, 2, 3]], fresh[[0, 2, 3]])
-    assert found.partial["heads.label.weight"] == "1 of 4 are known by their names"
+    assert found.partial["heads.label.weight"] == "1 of 4 kept"
 
 
 def test_the_prediction_for_another_image_size_uses_the_frequencies_of_training():

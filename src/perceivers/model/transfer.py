@@ -152,7 +152,7 @@ def number_repeated(names: Iterable[Hashable]) -> list[tuple[Hashable, int]]:
 def describe_names(old: Sequence[Hashable], new: Sequence[Hashable]) -> str:
     """Describes what differs between names."""
     known = len(match_names(old, new))
-    return f"{len(new)} instead of {len(old)}" if not known else f"{known} of {len(new)} are known by their names"
+    return f"{known} of {len(new)} kept" if known else f"{len(new)} instead of {len(old)}"
 
 
 def join(shape: Iterable[int]) -> str:

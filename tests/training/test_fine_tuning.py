@@ -1,0 +1,162 @@
+"""A run starts from a pretrained model of any format, and changes only the parts that it is to train."""
+
+import json
+
+import pytest
+import torch
+
+import perceivers
+from perceivers.cli import main
+from perceivers.released import transformers as port
+from tests.support.flow import use_few_textures
+from tests.support.peers import peer
+
+
+def write_images(folder, shared_data):
+    """Three real images of three classes, to train and to evaluate on."""
+    for image in sorted((shared_data / "imagenet_samples").glob("*/*"))[:3]:
+        for split in ("train", "val"):
+            (folder / split / image.parent.name).mkdir(parents=True)
+            (folder / split / image.parent.name / image.name).symlink_to(image)
+    return {"path": str(folder)}
+
+
+def write_videos(folder, shared_data):
+    """One real video as four clips of two classes."""
+    for name in ("one/a", "one/b", "two/a", "two/b"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.mkv").symlink_to(shared_data / "video" / "flipping_a_pancake.mkv")
+    return {"path": str(folder), "validation_fraction": 0.5}
+
+
+def choose_text(folder, shared_data):
+    text = {"path": str(shared_data / "text" / "tinyshakespeare" / "input.txt")}
+    return text | {"steps_per_epoch": 2, "eval_windows": 8, "documents_per_pack": 1}
+
+
+def choose_pairs(folder, shared_data):
+    """Real pairs to train on; those to evaluate on are small and generated."""
+    return {"path": str(shared_data / "flow" / "middlebury"), "validation_pairs": 2, "scenes": {"size": [16, 24]}}
+
+
+RUNS = {
+    port.FOURIER: ("image_classification", write_images, ["head"], ["heads", "outputs"]),
+    port.LEARNED: ("image_classification", write_images, ["head", "inputs"], ["heads", "outputs", "inputs"]),
+    port.CONV: ("image_classification", write_images, ["head", "decoder"], ["heads", "outputs", "decoder"]),
+    port.LANGUAGE: ("masked_language", choose_text, ["encoder.layers"], ["encoder.layers"]),
+    port.FLOW: ("optical_flow", choose_pairs, ["decoder", "head"], ["decoder", "heads"]),
+    port.AUTOENCODER: ("autoencoding", write_videos, ["head"], ["projection", "heads", "outputs"]),
+}
+"""The experiment of each class, its data, the parts to train, and the beginnings of the names of their weights."""
+
+
+@pytest.mark.parametrize("architecture", RUNS)
+def test_models_of_transformers_are_fine_tuned_saved_evaluated_and_converted_back(
+    tmp_path, shared_data, monkeypatch, capsys, architecture
+):
+    use_few_textures(monkeypatch)
+    experiment, prepare_data, train, changing = RUNS[architecture]
+    peer(architecture, tmp_path / "pretrained", audio_samples_per_frame=320)  # of a rate that can be written
+    config = {
+        "experiment": experiment,
+        "model": {"train": train},
+        "data": prepare_data(tmp_path / "data", shared_data),
+        "optimization": {"lr": 0.01},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "limit_train_batches": 2},
+        "training": {"batch_size": 2, "output": str(tmp_path / "run"), "ema": 0.5},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    main(["fit", str(tmp_path / "config.yaml"), f"--model.init={tmp_path / 'pretrained'}"])
+    assert f"From {tmp_path / 'pretrained'}:\n  taken: " in capsys.readouterr().out
+
+    before, after = perceivers.load(tmp_path / "pretrained"), perceivers.load(tmp_path / "run")
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys()
+    for name, tensor in new.items():
+        is_trained = name.startswith(tuple(f"{beginning}." for beginning in changing))
+        if not is_trained and tensor.shape == old[name].shape:  # the vector of labels is as wide as their number asks
+            assert torch.equal(tensor, old[name]), name
+    changed = {name for name, tensor in new.items() if not torch.equal(tensor, old[name])}
+    for beginning in changing:
+        assert any(name.startswith(f"{beginning}.") for name in changed), beginning
+
+    if experiment != "optical_flow":  # the run's generated pairs are in no folder
+        metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        command = ["evaluate", str(tmp_path / "run"), "--data", str(config["data"]["path"]), "--json"]
+        if experiment == "masked_language":
+            command += ["--batch-size=2", "--eval-windows=8", "--documents-per-pack=1"]
+        main([*command, "--device=cpu"])
+        found = json.loads(capsys.readouterr().out)
+        compared = {name: value for name, value in found.items() if f"val_{name}" in metrics}
+        if experiment == "image_classification" or experiment == "masked_language":
+            assert compared == {name: pytest.approx(metrics[f"val_{name}"], rel=1e-3) for name in compared}
+        assert compared
+
+    main(["convert", str(tmp_path / "run"), str(tmp_path / "back"), "--to", "transformers"])
+    back = perceivers.load(tmp_path / "back")
+    for name, tensor in back.state_dict().items():
+        torch.testing.assert_close(tensor, new[name])
+
+
+def fit(folder, *overrides, **config):
+    """Reads a config, with overrides, from a file."""
+    (folder / "config.yaml").write_text(json.dumps(config))
+    return read_config(folder / "config.yaml", overrides)
+
+
+def test_the_fields_of_a_pretrained_model_are_the_defaults(tmp_path):
+    classifier(image_size=16, class_names=[f"class {k}" for k in range(10)]).save(tmp_path / "model")
+    init = f"--model.init={tmp_path / 'model'}"
+    preset = {"preset": "imagenet_fourier", "latents": 99, "freeze": ["encoder"]}
+    run = fit(tmp_path, init, "--model.image_size=20", experiment="image_classification", model=preset)
+    assert (run.model.latents, run.model.image_size, run.model.bands) == (6, 20, 3)
+    assert run.model.freeze == ["encoder"]  # how the model is trained, not what it is
+    assert (run.model.classes, run.model.class_names) == (10, None)  # the names come from the data
+    assert run.settle(classes=3)
+    given = {"init": str(tmp_path / "model"), "dropout": 0.2}
+    run = fit(tmp_path, "--model.strict=true", experiment="image_classification", model=given)
+    assert (run.model.latents, run.model.dropout, run.model.strict) == (6, 0.2, True)
+    again = fit(tmp_path, **run.to_config())
+    assert again.to_config() == run.to_config()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {"init": "flow"},
+            "flow is a model of another domain, which reads frames and predicts flow: give one that Imag",
+        ),
+        (
+            {"init": "image", "preset": "imagenet_conv"},
+            "model.init and model.preset both name a model: leave one of th",
+        ),
+        ({"init": 3}, "model.init = 3 is not allowed: it must be a saved model"),
+        ({"init": "none"}, "none is neither a folder nor a file here"),
+        ({"init": "image", "train": ["hed"]}, "model.train: the model has no part 'hed': did you mean 'head'?"),
+        ({"init": "image", "freeze": ["encoder.layers.3"]}, "model.freeze: the model has no part 'encoder.layers.3'"),
+        ({"init": "image", "latent": 3}, "there is no field 'model.latent': did you mean 'latents'?"),
+        ({"init": "image", "classes": 7}, "model.classes = 7 is not allowed: it must be 10, as in the data"),
+        (
+            {"init": "image", "strict": True},
+            "weights of this model (fresh: heads.label.weight, heads.label.bias (10 in",
+        ),
+    ],
+)
+def test_what_cannot_be_fine_tuned_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, model, message):
+    monkeypatch.chdir(tmp_path)
+    classifier(mean=(0.5,), std=(0.5,), classes=4).save("image")
+    optical().save("flow")
+    config = {"experiment": "image_classification", "model": model, "data": {"path": "digits"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    assert message in fails(capsys, "fit", "config.yaml", "--training.output=run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_python_starts_from_a_pretrained_model(tmp_path):
+    optical().save(tmp_path)
+    config = pretrained_config(tmp_path)
+    assert isinstance(config, OpticalFlowConfig)
+    assert (config.init, config.latents) == (str(tmp_path), 6)
+    with pytest.raises(PerceiversError, match="another domain, .* give one that ImageClassifierConfig describes"):
+        pretrained_config(tmp_path, ImageClassifierConfig)
