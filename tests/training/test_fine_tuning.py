@@ -6,9 +6,16 @@ import pytest
 import torch
 
 import perceivers
+from perceivers import PerceiversError
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.cli import main
+from perceivers.flow.model import OpticalFlowConfig
+from perceivers.images.model import ImageClassifierConfig
 from perceivers.released import transformers as port
+from perceivers.training.config import read_config
+from tests.support.cli import fails
 from tests.support.flow import use_few_textures
+from tests.support.models import classifier, optical
 from tests.support.peers import peer
 
 
@@ -158,5 +165,5 @@ def test_python_starts_from_a_pretrained_model(tmp_path):
     config = pretrained_config(tmp_path)
     assert isinstance(config, OpticalFlowConfig)
     assert (config.init, config.latents) == (str(tmp_path), 6)
-    with pytest.raises(PerceiversError, match="another domain, .* give one that ImageClassifierConfig describes"):
+    with pytest.raises(PerceiversError, match=r"another domain, .* give one that ImageClassifierConfig describes"):
         pretrained_config(tmp_path, ImageClassifierConfig)
