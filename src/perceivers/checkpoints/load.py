@@ -10,6 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
 from perceivers import plugins
+from perceivers.checkpoints.adapter import apply_adapter
 from perceivers.checkpoints.format import Format
 from perceivers.checkpoints.run import describe_run, model_weights, open_checkpoint, verify_checkpoint
 from perceivers.checkpoints.settings import change_model, find_config, list_config_types
@@ -27,6 +28,7 @@ def load(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    adapter: str | Path | None = None,
     custom_classes: Sequence[type[Configurable]] = (),
     **settings: Any,
 ) -> PerceiverIO:
@@ -38,6 +40,8 @@ def load(
             original code (`.pystate`, `.pickle`).
         device: device, such as "cuda:1"; the CPU by default.
         dtype: "float32", "bfloat16" or "float16"; that of the file by default.
+        adapter: folder of an adapter that a training run with `model.lora` wrote, if `source` is the model that the run
+            started from.
         custom_classes: your own Python classes that the model consists of; not needed if their package declares an
             entry point of perceivers.
         settings: fields of the model's config that are changed, such as `classes=3` or `image_size=64`, or that are
@@ -50,6 +54,9 @@ def load(
     """
     check_dtype(dtype)
     model = load_model(source, custom_classes, **settings)
+    if adapter is not None:
+        folder = Path(os.path.expanduser(adapter))
+        model = apply_adapter(model, folder, lambda name: find_class(name, custom_classes, folder))
     if not isinstance(model, PerceiverIO):
         raise PerceiversError(f"{source} holds a {type(model).__name__}, not a PerceiverIO: give another model.")
     return move_model(model, device, dtype)

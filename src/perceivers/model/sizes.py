@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from perceivers.checks import Checked, Count, Range
 from perceivers.errors import PerceiversError
 from perceivers.model.config import construct, to_config
+from perceivers.model.lora import Lora
 
 Gelu = Literal["tanh", "exact"]
 """GELU by the tanh approximation (the original code), or exact (the `transformers` port)."""
@@ -98,6 +99,8 @@ class ModelConfig(Checked, ABC):
             the names of weights, as in [encoder.layers.5], or "head", all that makes predictions of what the decoder
             returns. By default everything is trained.
         freeze: parts of the model not to train, as an alternative.
+        lora: updates of low rank to train, of layers of `init`; of the other weights, those of `train` are trained, by
+            default the head.
     """
 
     section = "model."
@@ -106,6 +109,7 @@ class ModelConfig(Checked, ABC):
     strict: bool = False
     train: list[str] | None = None
     freeze: list[str] | None = None
+    lora: Lora = field(default_factory=Lora)
 
     @abstractmethod
     def build(self) -> nn.Module:

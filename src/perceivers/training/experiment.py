@@ -8,21 +8,18 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from perceivers import plugins
-from perceivers.checkpoints.load import load_model
 from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
 from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
-from perceivers.model.transfer import transfer_weights
+from perceivers.training.initialization import initialize
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
-from perceivers.training.parts import freeze_parts
 from perceivers.training.trainer import parse_trainer
 
 
@@ -91,25 +88,18 @@ class Experiment(Checked, ABC):
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
         model = setup.build()
-        if isinstance(self.model, ModelConfig) and self.model.init is not None:
-            self.transfer(self.model.init, model)
+        adapter = None
         if isinstance(self.model, ModelConfig):
-            freeze_parts(model, self.model.train, self.model.freeze)
+            adapter = initialize(model, self.model, is_resumed=self.training.resume is True)
+
+        def finish(folder: Path) -> None:
+            self.finish(folder)
+            if adapter is not None:
+                adapter.write(folder)
+
         learner = self.learner(model)
         samples = (setup.training, setup.validation)
-        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
-
-    def transfer(self, init: str, model: Model) -> None:
-        """Transfers the weights of a pretrained model, as far as they fit, and prints which ones do not.
-
-        Raises:
-            PerceiversError: the pretrained model cannot be loaded, or not all fit, and `strict` asks for it.
-        """
-        found = transfer_weights(load_model(init), model)
-        if self.model.strict:
-            found.check_complete(f"model.init = {init}")
-        if self.training.resume is not True:  # a checkpoint has the weights
-            rank_zero_only(print)("\n  ".join([f"From {init}:", *found.describe()]))
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), finish)
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

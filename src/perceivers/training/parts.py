@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -40,6 +41,27 @@ def freeze_parts(model: Model, train: Sequence[str] | None, freeze: Sequence[str
     for module in model.modules():
         if isinstance(module, _BatchNorm) and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
+
+
+def find_trained(model: nn.Module) -> set[str]:
+    """Returns the names of weights that training changes, with the statistics of batch normalization."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, part in model.named_modules()
+        if any(parameter.requires_grad for parameter in part.parameters(recurse=False))
+        for name in part.state_dict()
+        if not name.count(".")
+    }
+
+
+def find_equal(one: nn.Module, other: nn.Module) -> set[str]:
+    """Returns the names of weights that are equal in two models."""
+    known = one.state_dict()
+    return {
+        name
+        for name, value in other.state_dict().items()
+        if name in known and value.shape == known[name].shape and torch.equal(value, known[name].to(value))
+    }
 
 
 def find_prefixes(model: Model, field: str, parts: Sequence[str]) -> list[str]:
