@@ -195,7 +195,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         if not isinstance(chosen.config, tuple(kinds)):
             trained = f"{experiment.__name__} trains a model of {' or '.join(kind.__name__ for kind in kinds)}."
             raise PerceiversError(f"{path}: model.preset = {name} is of {chosen.experiment}: {trained}")
-        return type(chosen.config), dict(vars(chosen.config))
+        return type(chosen.config), chosen.config.settings()
     possible = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
     if len(kinds) > 1 and len(possible) != 1:
         raise PerceiversError(
