@@ -1,22 +1,28 @@
 """A run starts from a pretrained model of any format, and changes only the parts that it is to train."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 import perceivers
 from perceivers import PerceiversError
-from perceivers.checkpoints.load import pretrained_config
+from perceivers.checkpoints.load import load_model, pretrained_config
 from perceivers.cli import main
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.released import transformers as port
+from perceivers.text.fine_tuning import TextClassification
+from perceivers.text.labelled import LabelledTextData
 from perceivers.training.config import read_config
+from tests.support import clips, fine_tuning
 from tests.support.cli import fails
+from tests.support.experiments import DATA, RUNS
 from tests.support.flow import use_few_textures
 from tests.support.models import classifier, optical
 from tests.support.peers import peer
+from tests.support.runs import interrupt_at
 
 
 def write_images(folder, shared_data):
@@ -46,7 +52,7 @@ def choose_pairs(folder, shared_data):
     return {"path": str(shared_data / "flow" / "middlebury"), "validation_pairs": 2, "scenes": {"size": [16, 24]}}
 
 
-RUNS = {
+CLASSES = {
     port.FOURIER: ("image_classification", write_images, ["head"], ["heads", "outputs"]),
     port.LEARNED: ("image_classification", write_images, ["head", "inputs"], ["heads", "outputs", "inputs"]),
     port.CONV: ("image_classification", write_images, ["head", "decoder"], ["heads", "outputs", "decoder"]),
@@ -57,12 +63,12 @@ RUNS = {
 """The experiment of each class, its data, the parts to train, and the beginnings of the names of their weights."""
 
 
-@pytest.mark.parametrize("architecture", RUNS)
+@pytest.mark.parametrize("architecture", CLASSES)
 def test_models_of_transformers_are_fine_tuned_saved_evaluated_and_converted_back(
     tmp_path, shared_data, monkeypatch, capsys, architecture
 ):
     use_few_textures(monkeypatch)
-    experiment, prepare_data, train, changing = RUNS[architecture]
+    experiment, prepare_data, train, changing = CLASSES[architecture]
     peer(architecture, tmp_path / "pretrained", audio_samples_per_frame=320)  # of a rate that can be written
     config = {
         "experiment": experiment,
@@ -167,3 +173,89 @@ def test_python_starts_from_a_pretrained_model(tmp_path):
     assert (config.init, config.latents) == (str(tmp_path), 6)
     with pytest.raises(PerceiversError, match=r"another domain, .* give one that ImageClassifierConfig describes"):
         pretrained_config(tmp_path, ImageClassifierConfig)
+
+
+FROZEN = {
+    "image_classification": "encoder.layers",
+    "masked_language": "inputs.text.embedding",
+    "text_classification": "encoder",
+    "optical_flow": "encoder",
+    "clip_classification": "encoder",
+    "autoencoding": "encoder",
+    "behavioral_cloning": "units",
+}
+"""A part that stays as it is, of the model of each experiment."""
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_run_of_every_experiment_starts_from_the_model_of_another_run(tmp_path, monkeypatch, name):
+    use_few_textures(monkeypatch)
+    data = tmp_path / "data"
+    data.mkdir()
+    DATA.get(name, lambda folder: None)(data)
+    first = RUNS[name](data, output=tmp_path / "first")
+    first.trainer = first.trainer | {"max_epochs": 1}
+    first.run()
+    second = RUNS[name](data, output=tmp_path / "second")
+    second.trainer = second.trainer | {"max_epochs": 1}
+    second.model = replace(second.model, init=str(tmp_path / "first"), freeze=[FROZEN[name]], strict=True)
+    second.run()
+    pretrained = load_model(tmp_path / "first")
+    assert type(second.model).from_model(pretrained) is not None
+    before, after = pretrained.state_dict(), load_model(tmp_path / "second").state_dict()
+    equal = {key for key, value in after.items() if torch.equal(value, before[key])}
+    frozen = {key for key in after if key.startswith(f"{FROZEN[name]}.")}
+    assert frozen
+    assert frozen <= equal
+    assert len(equal) < len(after)
+
+
+@pytest.mark.parametrize("kind", ["language_bytes", "bert_bytes"])
+def test_text_is_classified_from_a_language_model_and_from_a_classifier(tmp_path, capsys, kind):
+    language = fine_tuning.config(kind).build()
+    language.save(tmp_path / "language")
+    data = LabelledTextData(str(fine_tuning.write_csv(tmp_path / "reviews.csv", fine_tuning.labelled(40, 0))))
+    for number, init in enumerate(("language", "0", "1")):
+        config = replace(pretrained_config(tmp_path / init), freeze=["inputs"], strict=number == 2)
+        TextClassification(model=config, data=data, **fine_tuning.settings(tmp_path / str(number))).run()
+        trained = load_model(tmp_path / str(number))
+        assert torch.equal(trained.inputs["text"].embedding.weight, language.inputs["text"].embedding.weight)
+        fresh = "fresh: outputs.label." in capsys.readouterr().out
+        assert fresh == (init == "language")
+
+
+def test_a_modality_is_left_out_and_added(tmp_path, capsys):
+    clips.write_clips(tmp_path / "data")
+    clips.autoencoding_run(tmp_path / "both", tmp_path / "data").run()
+    silent = replace(pretrained_config(tmp_path / "both"), samples_per_frame=None, classes=None, class_names=None)
+    run = clips.autoencoding_run(tmp_path / "silent", tmp_path / "data")
+    run.model = silent
+    run.run()
+    assert list(perceivers.load(tmp_path / "silent").inputs) == ["video"]
+    assert "left over: " in capsys.readouterr().out
+    run = clips.autoencoding_run(tmp_path / "again", tmp_path / "data")
+    run.model = replace(pretrained_config(tmp_path / "silent"), samples_per_frame=320, classes=2)
+    run.run()
+    assert "fresh: input_padding.vectors.audio" in capsys.readouterr().out
+    assert set(perceivers.load(tmp_path / "again").inputs) == {"video", "audio", "label"}
+
+
+def test_a_resumed_run_starts_from_its_checkpoint(tmp_path, monkeypatch, capsys):
+    classifier(mean=(0.5,), std=(0.5,), classes=4, dropout=0.1).save(tmp_path / "model")
+    config = {
+        "experiment": "image_classification",
+        "model": {"init": str(tmp_path / "model"), "train": ["head", "decoder"]},
+        "data": {"path": "digits"},
+        "trainer": {"max_epochs": 2, "accelerator": "cpu", "limit_train_batches": 3},
+        "training": {"batch_size": 32, "ema": 0.9},
+    }
+    fit(tmp_path, f"--training.output={tmp_path / 'whole'}", **config).run()
+    interrupt_at(4, monkeypatch)
+    run = fit(tmp_path, f"--training.output={tmp_path / 'run'}", **config)
+    with pytest.raises(SystemExit):
+        run.run()
+    capsys.readouterr()
+    read_config(tmp_path / "run" / "config.json", ["--training.resume=true"]).run()
+    assert "taken: " not in capsys.readouterr().out
+    whole, run = (load_model(tmp_path / name).state_dict() for name in ("whole", "run"))
+    assert all(torch.equal(value, run[name]) for name, value in whole.items())
