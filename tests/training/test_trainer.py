@@ -201,9 +201,7 @@ def test_help_describes_the_arguments(tmp_path, capsys):
 
 
 def test_sharding_needs_several_processes(tmp_path):
-    with pytest.raises(
-        PerceiversError, match=r"'fsdp' shards weights over several processes: set trainer"
-    ):
+    with pytest.raises(PerceiversError, match=r"'fsdp' shards weights over several processes: set trainer"):
         small_run(tmp_path / "run", strategy="fsdp", devices=1).run()
     with pytest.raises(PerceiversError, match=r"training.ema = 0.9 is not allowed: it must be left out where trainer"):
         small_run(tmp_path / "run", strategy="fsdp", devices=2, ema=0.9).run()
