@@ -19,7 +19,6 @@ from perceivers.cli import main
 from perceivers.extras import MODULES
 from perceivers.images.demo import digits_run
 from perceivers.presets import find_preset
-from perceivers.text.fine_tuning import Pretrained
 from perceivers.training.config import read_config
 from tests.support.cli import fails
 from tests.support.models import classifier, language, optical
@@ -30,12 +29,16 @@ TINY = [f"--model.{field}={value}" for field, value in {"latents": 4, "channels"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_is_valid_and_its_model_can_be_built(path):
-    run = read_config(path)
-    if isinstance(run.model, Pretrained):  # a model that another config trains
-        trained = Path(run.model.init).parent.name
+def test_every_config_is_valid_and_its_model_can_be_built(path, tmp_path):
+    if (
+        init := yaml.safe_load(path.read_text())["model"].get("init")
+    ) is not None:  # a model that another config trains
+        trained = Path(init).parent.name
         assert read_config(ROOT / f"configs/language/{trained}.yaml").training.output == f"runs/{trained}"
+        language().save(tmp_path)
+        assert read_config(path, [f"--model.init={tmp_path}"]).model.length == 48
         return
+    run = read_config(path)
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in run.model.build().parameters()) > 10_000
 
@@ -417,7 +420,7 @@ def test_convert_writes_nothing_that_the_format_cannot_hold(original, tmp_path, 
         ),
         (["heads"], "--set heads is not allowed: write NAME=VALUE, such as --set heads=8"),
         (["source=a"], "--set source=a is not allowed"),
-        (["classes=5"], "--set classes=5 is not allowed"),
+        (["custom_classes=5"], "--set custom_classes=5 is not allowed"),
         (["heads=4", "image_size=wide"], "image_size = 'wide' is not allowed: it must be of type"),
         (["heads=null", "image_size=[24, 32]"], "heads = None is not allowed: it must be of type int"),
         (["heads=4", "image_size=[24, 32]", "head=5"], "no argument 'head': did you mean 'heads'"),
@@ -444,9 +447,11 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
     assert "Not a directory; choose another output path" in fails(capsys, *command)
     command = ["convert", str(tmp_path / "none"), str(tmp_path / "new"), "--to", "perceivers"]
     assert "neither a folder nor a file here" in fails(capsys, *command)
-    command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "heads=4"]
-    assert "stores all its settings: heads cannot be given" in fails(capsys, *command)
+    command = ["convert", str(tmp_path / "model"), str(tmp_path / "new"), "--to", "perceivers", "--set", "head=4"]
+    assert "LanguageConfig has no argument 'head': did you mean 'heads'?" in fails(capsys, *command)
     assert not (tmp_path / "new").exists()
+    main([*command[:-1], "length=20"])
+    assert perceivers.load(tmp_path / "new").inputs["text"].length == 20
 
 
 EXPERIMENTS = {

@@ -1,5 +1,6 @@
 """The base classes and helpers for your own models, data sets and experiments (docs/extending.md)."""
 
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.checks import Checked, Count, Fraction, ProperFraction, Range, check_field
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.inference import load_for_inference
@@ -28,4 +29,5 @@ __all__ = [
     "evaluate",
     "load_for_inference",
     "make_example",
+    "pretrained_config",
 ]

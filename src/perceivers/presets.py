@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from perceivers import plugins
 from perceivers.model import kernels
-from perceivers.model.config import construct
 from perceivers.model.costs import Cost, count_flops, count_parameters
 from perceivers.model.meta import check_memory
 from perceivers.model.sizes import ModelConfig
@@ -54,8 +53,7 @@ def find_preset(name: str) -> Preset:
 
 def model_config(name: str, **overrides: Any) -> ModelConfig:
     """Returns the config of a preset with some fields overridden; raises the errors of `create_model`."""
-    config = find_preset(name).config
-    return construct(type(config), vars(config) | overrides)
+    return find_preset(name).config.change(overrides)
 
 
 def create_model(name: str, **overrides: Any) -> Any:

@@ -15,6 +15,7 @@ import transformers as hub
 from safetensors.torch import load_file, save_file
 
 import perceivers
+from perceivers.adapters import ArrayInput, LabelOutput
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD
 from perceivers.clips.model import AutoencoderConfig
 from perceivers.errors import PerceiversError
@@ -197,8 +198,9 @@ def test_settings_of_the_original_can_be_given_and_wrong_ones_are_refused(origin
         perceivers.load(file, **(settings | {"heads": "four"}))
     with pytest.raises(PerceiversError, match=r"channels = \d+ cannot be split over heads = 3"):
         perceivers.load(file, **(settings | {"heads": 3}))
-    with pytest.raises(PerceiversError, match=r"file: the array '.+' has shape .+, but its model needs .+"):
-        perceivers.load(file, **(settings | {"latents": 5}))
+    with pytest.warns(UserWarning, match=r"file: partial: encoder.latents \(4 x 16 to 5 x 16\)\.$"):
+        more = perceivers.load(file, **(settings | {"latents": 5}))
+    torch.testing.assert_close(more.encoder.latents[:4], loaded.encoder.latents)
 
 
 SMALL = {
@@ -453,14 +455,46 @@ def test_settings_of_transformers_can_be_changed(folder):
     assert model.outputs["label"].names == ["a", "b", "c"]
     with pytest.raises(PerceiversError, match=r"ImageClassifierConfig has no argument 'head': did you mean 'heads'\?"):
         perceivers.load(folder, head=2)
-    with pytest.raises(PerceiversError, match=r"latents' has shape \(4, 16\), but its model needs \(8, 16\)"):
-        perceivers.load(folder, latents=8)
 
 
-def test_our_own_models_tell_all_their_settings(folder):
+def test_settings_of_our_own_models_can_be_changed_and_what_is_fresh_is_said(folder, recwarn):
+    model = perceivers.load(folder)
+    model.save(folder / "ours")
+    same = perceivers.load(folder / "ours", heads=2, dropout=0.1, classes=3, dtype="bfloat16", device="cpu")
+    assert (same.config["heads"], same.config["dropout"]) == (2, 0.1)
+    assert same.encoder.latents.dtype == torch.bfloat16
+    assert not recwarn.list
+    for source in (folder, folder / "ours"):
+        with pytest.warns(UserWarning, match=r"fresh: heads\.label\.weight, heads\.label\.bias \(2 instead of 3\)\.$"):
+            other = perceivers.load(source, classes=2)
+        assert other.outputs["label"].classes == len(other.heads["label"].weight) == 2
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, other.state_dict()[name]) or name.startswith("heads"), name
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"bands": 7}, "ours holds a model on which bands has no effect: leave it out"),
+        ({"head": 2}, r"ImageClassifierConfig has no argument 'head': did you mean 'heads'\?"),
+        ({"classes": 2, "class_names": ["a"]}, "1 names were given for classes = 2"),
+        ({"init": "x"}, "init is a setting of a training run, not of a model"),
+        ({"classes": [LanguageConfig]}, "classes is the number of classes: pass your own Python classes as custom_cl"),
+        ({"dtype": "float8"}, "dtype = 'float8' is not allowed"),
+        ({"device": "gpu"}, "device = 'gpu' cannot be used here"),
+    ],
+)
+def test_settings_that_would_be_ignored_are_refused(folder, settings, message):
     perceivers.load(folder).save(folder / "ours")
-    with pytest.raises(PerceiversError, match="ours stores all its settings: heads, dropout cannot be given"):
-        perceivers.load(folder / "ours", heads=2, dropout=0.1)
+    with pytest.raises(PerceiversError, match=message):
+        perceivers.load(folder / "ours", **settings)
+
+
+def test_settings_of_models_that_no_config_describes_are_refused(tmp_path):
+    model = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2)}, 4, 8, 1, heads=1)
+    model.save(tmp_path)
+    with pytest.raises(PerceiversError, match="holds a model that no installed config describes: heads cannot be giv"):
+        perceivers.load(tmp_path, heads=2)
 
 
 def test_a_name_that_is_not_in_the_cache_is_refused_offline():

@@ -58,10 +58,10 @@ def test_own_adapters_are_passed_by_class(tmp_path):
 
     perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
     with pytest.raises(
-        PerceiversError, match=r"names the class 'tests.*MyInput'.*classes=\[.*MyInput\].*--trust tests"
+        PerceiversError, match=r"names the class 'tests.*MyInput'.*custom_classes=\[.*MyInput\].*--trust tests"
     ):
         perceivers.load(tmp_path)
-    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+    assert isinstance(perceivers.load(tmp_path, custom_classes=[MyInput]).inputs["x"], MyInput)
 
 
 def test_classes_of_a_script_are_known_by_their_name(tmp_path):
@@ -70,7 +70,7 @@ def test_classes_of_a_script_are_known_by_their_name(tmp_path):
 
     perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
     break_config(lambda c: c["model"]["inputs"]["x"].update({"class": "__main__:MyInput"}))(tmp_path)
-    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
+    assert isinstance(perceivers.load(tmp_path, custom_classes=[MyInput]).inputs["x"], MyInput)
     with pytest.raises(PerceiversError, match="names the class '__main__:MyInput', which is not one of this package"):
         perceivers.load(tmp_path)
 
@@ -99,8 +99,8 @@ def test_classes_of_ones_own_in_folders_of_the_release_before(tmp_path):
 
     perceivers.PerceiverIO({"x": MyInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).save(tmp_path)
     break_config(to_version_1)(tmp_path)
-    assert isinstance(perceivers.load(tmp_path, classes=[MyInput]).inputs["x"], MyInput)
-    with pytest.raises(PerceiversError, match=r"names the class 'MyInput'.*classes=\[MyInput\]"):
+    assert isinstance(perceivers.load(tmp_path, custom_classes=[MyInput]).inputs["x"], MyInput)
+    with pytest.raises(PerceiversError, match=r"names the class 'MyInput'.*custom_classes=\[MyInput\]"):
         perceivers.load(tmp_path)
 
 

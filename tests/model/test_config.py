@@ -66,7 +66,7 @@ def again(value, *classes):
 def test_an_adapter_with_arguments_without_annotations_is_loaded(tmp_path):
     model = PerceiverIO({"x": Readings(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1).eval()
     model.save(tmp_path)
-    loaded = perceivers.load(tmp_path, classes=[Readings])
+    loaded = perceivers.load(tmp_path, custom_classes=[Readings])
     x = torch.randn(1, 5, 3)
     assert torch.equal(loaded({"x": x})["y"], model({"x": x})["y"])
 

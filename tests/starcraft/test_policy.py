@@ -1,5 +1,4 @@
 import inspect
-from dataclasses import fields
 
 import pytest
 import torch
@@ -87,7 +86,7 @@ def test_values_that_are_not_allowed(field):
 
 def test_a_config_has_the_arguments_of_its_policy():
     arguments = dict(inspect.signature(UnitPolicy).parameters)
-    assert [item.name for item in fields(PolicyConfig)] == list(arguments)
+    assert list(PolicyConfig().settings()) == list(arguments)
     defaults = {name: argument.default for name, argument in arguments.items() if name not in NAMED}
     assert {name: getattr(PolicyConfig(), name) for name in defaults} == defaults
     built = PolicyConfig(**dict(zip(NAMED, map(tuple, NAMES), strict=True)), **SIZES).build()

@@ -2,9 +2,10 @@
 
 import pytest
 
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.presets import create_model
 from perceivers.starcraft.data import DecisionData
-from perceivers.text.fine_tuning import Pretrained, TextClassification
+from perceivers.text.fine_tuning import TextClassification
 from perceivers.text.labelled import LabelledTextData
 from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
 from tests.support.fine_tuning import Several
@@ -43,7 +44,7 @@ DATA = {
 
 def text_classification(folder, **training):
     data = LabelledTextData(str(folder / "reviews.csv"))
-    model = Pretrained(str(folder / "language"))
+    model = pretrained_config(folder / "language")
     return TextClassification(model=model, data=data, **fine_tuning.settings(max_epochs=2, **training))
 
 

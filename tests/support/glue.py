@@ -1,6 +1,6 @@
 """A small sweep over GLUE, and its data."""
 
-from perceivers.text.fine_tuning import Pretrained
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.text.glue import Glue, Sweep
 from perceivers.text.glue_data import GlueData
 from perceivers.training.optimization import Optimization
@@ -40,7 +40,7 @@ def write_glue(folder):
 
 def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
     return Glue(
-        model=Pretrained(str(language)),
+        model=pretrained_config(language),
         data=GlueData(str(data), tasks),
         method=method,
         examples=examples,

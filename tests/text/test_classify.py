@@ -9,10 +9,10 @@ from perceivers import PerceiversError
 from perceivers.cli import main
 from perceivers.text.bert import BERT
 from perceivers.text.classify import classify_text, text_encoding
-from perceivers.text.fine_tuning import Pretrained, TextTask
+from perceivers.text.fine_tuning import TextTask
 from perceivers.text.glue import Glue
 from perceivers.text.labelled import LabelledTexts
-from perceivers.text.model import text_tasks
+from perceivers.text.model import LanguageConfig, text_tasks
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, SEP, Bytes, SentencePiece, train_tokenizer
 from tests.support.cli import fails
 from tests.support.models import classifier, labels, language
@@ -62,7 +62,7 @@ def test_bert_always_has_a_first_token(num_task_tokens, fronts):
 def test_training_reads_texts_alike(method, front):
     texts = LabelledTexts([("ab",), ("c",)], [0, 1], ["x", "y"])
     task = TextTask(texts, {"accuracy": texts}, "accuracy")
-    prepared = Glue(model=Pretrained("unused")).prepare_tasks(language, Bytes(), {"mood": task}, method)
+    prepared = Glue(model=LanguageConfig(init="unused")).prepare_tasks(language, Bytes(), {"mood": task}, method)
     for samples in (prepared.training, prepared.validation):
         assert [example["text"].tolist() for example in samples.examples] == [
             [*front, *bytes_of("ab")],

@@ -7,13 +7,12 @@ from sklearn.metrics import accuracy_score, matthews_corrcoef
 
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
-from perceivers.checkpoints.load import load_model
+from perceivers.checkpoints.load import load_model, pretrained_config
 from perceivers.cli import main
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text.bert import BERT
 from perceivers.text.fine_tuning import (
-    Pretrained,
     TextClassification,
     TextTasks,
     evaluate,
@@ -135,7 +134,7 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     write_csv(tmp_path / "data" / "train.csv", labelled(160, 0))
     write_csv(tmp_path / "data" / "test.csv", labelled(60, 1))
     run = TextClassification(
-        model=Pretrained(str(folder)),
+        model=pretrained_config(folder),
         data=LabelledTextData(str(tmp_path / "data")),
         **settings(tmp_path / "run", max_epochs=6, batch_size=16),
     )
@@ -150,24 +149,25 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     guesses = predict(model, Bytes(), None, alone, "label").argmax(1)
     assert accuracy_score(alone.labels, guesses) > 0.7
     written = json.loads((output / "config.json").read_text())
-    assert (written["experiment"], written["model"]) == ("text_classification", {"init": str(folder)})
+    assert (written["experiment"], written["model"]["init"]) == ("text_classification", str(folder))
+    assert written["model"]["latents"] == 4
 
 
 def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
     model = create_model("language_bytes", length=40, latents=4, channels=16, depth=1, v_channels=16)
     to_transformers(model, tmp_path / "port")
-    loaded, tokenizer = Pretrained(str(tmp_path / "port")).load()
-    assert isinstance(tokenizer, Bytes)
+    loaded = perceivers.load(tmp_path / "port")
     tokens = torch.randint(6, 262, (2, 9))
     torch.testing.assert_close(loaded({"text": tokens})["text"], model({"text": tokens})["text"], atol=1e-5, rtol=0)
     write_csv(tmp_path / "train.csv", labelled(40, 0))
     run = TextClassification(
-        model=Pretrained(str(tmp_path / "port")),
+        model=pretrained_config(tmp_path / "port"),
         data=LabelledTextData(str(tmp_path / "train.csv")),
         **settings(tmp_path / "run"),
     )
     run.optimization = Optimization(lr=1e-12)
     trained = perceivers.load(run.run() / "model")
+    assert isinstance(run.language_tokenizer, Bytes)
     weights = loaded.state_dict()
     kept = [name for name in trained.state_dict() if name in weights]
     assert len(kept) > 30
@@ -194,15 +194,17 @@ def test_models_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(PerceiversError, match=r"model\.vocabulary = 300 is not allowed: it must be 262, as in"):
         run({"preset": "bert_bytes", **SMALL_BERT, "vocabulary": 300})
     with pytest.raises(PerceiversError, match="no/such/model is neither a folder nor a file here"):
-        run({"preset": "bert_bytes", **SMALL_BERT, "init": "no/such/model"})
+        run({"init": "no/such/model"})
+    with pytest.raises(PerceiversError, match=r"model\.init and model\.preset both name a model"):
+        run({"preset": "bert_bytes", "init": "no/such/model"})
     image = create_model("imagenet_fourier", image_size=8, bands=2, latents=4, channels=8, depth=1, heads=1)
     image.save(tmp_path / "image")
-    with pytest.raises(PerceiversError, match="this model reads image: a language model, which reads text, is needed"):
-        Pretrained(str(tmp_path / "image")).load()
+    with pytest.raises(PerceiversError, match="is a model of another domain, which reads image and predicts label"):
+        run({"init": str(tmp_path / "image")})
     other = create_model("language_bytes", **PERCEIVER, vocabulary=300)
     other.save(tmp_path / "other")
     with pytest.raises(PerceiversError, match=r"has no tokenizer\.model, and the model's 300 tokens are not bytes"):
-        Pretrained(str(tmp_path / "other")).build()
+        run({"init": str(tmp_path / "other")})
 
 
 def measure(capsys, *argv):

@@ -10,7 +10,6 @@ from perceivers.cli import main
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import fine_tuning
-from perceivers.text.fine_tuning import Pretrained
 from perceivers.text.glue import (
     Glue,
     Sweep,
@@ -21,6 +20,7 @@ from perceivers.text.glue import (
     read_results,
 )
 from perceivers.text.labelled import LabelledTexts, TextTask
+from perceivers.text.model import LanguageConfig
 from perceivers.training import experiment
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
@@ -258,11 +258,11 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
         with pytest.raises(PerceiversError, match=rf"sweep\.{name} = .* is not allowed"):
             Sweep(**{name: values})
     with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
-        Glue(model=Pretrained("x"), examples=0)
+        Glue(model=LanguageConfig(init="x"), examples=0)
     for model, message in [
         ({}, r"model\.init"),
-        ({"preset": "language_bytes"}, "Glue trains a model of Pretrained"),
-        ({"init": "x", "depth": 3}, r"there is no field 'model\.depth'"),
+        ({"preset": "language_bytes"}, r"model\.init = None is not allowed: it must be a pretrained language model"),
+        ({"init": "x"}, "x is neither a folder nor a file here"),
     ]:
         (tmp_path / "config.yaml").write_text(json.dumps({"experiment": "glue", "model": model}))
         with pytest.raises(PerceiversError, match=message):
@@ -278,7 +278,7 @@ def test_single_runs_hold_the_config_of_the_sweep_and_their_models_the_experimen
     assert sorted(path.name for path in run.iterdir()) == ["config.json", "csv", "metrics.json", "model", "tensorboard"]
     assert (run / "config.json").read_text() == (output / "config.json").read_text()
     config = json.loads((run / "config.json").read_text())
-    assert (config["experiment"], config["model"]) == ("glue", {"init": str(language)})
+    assert (config["experiment"], config["model"]["init"]) == ("glue", str(language))
     assert config["training"]["output"] == str(output)
     assert find_experiment(run / "model") is Glue
     again = read_config(run / "config.json")

@@ -1,6 +1,6 @@
 """Class labels, in and out. Shape suffixes as in `perceivers.model.adapter`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,9 +66,20 @@ class LabelOutput(OutputAdapter):
         """Names of the classes: their indices, if they have no names."""
         return self.names or [str(index) for index in range(self.classes)]
 
+    @property
+    def channel_names(self) -> list[str]:
+        """Names of the classes; classes without names are those of another model if there are as many."""
+        return self.names or [f"{index} of {self.classes}" for index in range(self.classes)]
+
     def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         return self.query if indices is None else self.query.expand(-1, indices.shape[-1], -1)
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """Returns logits [B, classes], whatever the indices: there is one query."""
         return y_BOE[:, 0]
+
+
+def read_decoder(label: LabelOutput, channels: int) -> dict[str, Any]:
+    """Returns the fields `decoder` and `query_channels` of the config of a classifier with latents of some channels."""
+    query_channels = None if label.query_channels == channels else label.query_channels
+    return {"decoder": "average" if label.query_channels is None else "query", "query_channels": query_channels}

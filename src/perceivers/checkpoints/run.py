@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
+from perceivers.model.lora import merge_lora
 
 CHECKSUM = "sha256"
 """The field of a checkpoint with the checksum of all others."""
@@ -82,6 +83,13 @@ def describe_run(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights of the model in a checkpoint, averaged if the run averages them."""
+    """Returns the weights of the model in a checkpoint: averaged if the run averages them, and with LoRA merged."""
+    lora = describe_run(checkpoint)["config"].get("model", {}).get("lora")
+    weights = read_weights(checkpoint)
+    return merge_lora(weights, lora["alpha"] / lora["rank"]) if lora and lora["rank"] else weights
+
+
+def read_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights of the model as it is in training."""
     weights: Mapping[str, Tensor] = checkpoint["state_dict"]
     return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}

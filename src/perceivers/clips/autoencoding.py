@@ -85,8 +85,9 @@ class Autoencoding(Experiment):
     """A training run of an autoencoder of clips.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and the fields that differ from it; `samples_per_frame: null`
-            leaves out the sound, `classes: null` the label. The data decides the number and names of the classes.
+        model: `preset`, one of `perceivers models`, or `init`, a saved model, and the fields that differ from it;
+            `samples_per_frame: null` leaves out the sound, `classes: null` the label. The data decides the number and
+            names of the classes.
         data: the clips.
         weights: of the modalities in the loss.
         augmentation: of training clips.

@@ -29,9 +29,9 @@ class ClipClassification(Experiment):
     """A training run of a classifier of clips.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and the fields that differ from it; `frames: null` leaves out the
-            video, `sound: null` the sound. The data decides the number and names of the classes, and whether several
-            can apply at once.
+        model: `preset`, one of `perceivers models`, or `init`, a saved model, and the fields that differ from it;
+            `frames: null` leaves out the video, `sound: null` the sound. The data decides the number and names of the
+            classes, and whether several can apply at once.
         data: the clips.
         label_smoothing: fraction of the probability of a label that is spread over all classes, where a clip has one.
     """

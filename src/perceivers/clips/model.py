@@ -6,17 +6,17 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
-from perceivers.adapters.label import LabelInput, LabelOutput
+from perceivers.adapters.label import LabelInput, LabelOutput, read_decoder
 from perceivers.adapters.video import VideoInput, VideoOutput
 from perceivers.checks import Count
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray, OutputAdapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
-from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.model.sizes import ModelConfig, Sizes, sizes_of
 from perceivers.presets import Preset, make_example
 
 FRAME_RATE = 25
@@ -105,6 +105,32 @@ class AutoencoderConfig(ModelConfig, Sizes):
             outputs["label"] = LabelOutput(self.classes, self.label_query_channels, self.class_names)
         return PerceiverIO(inputs, outputs, maskable=list(inputs), output_channels=self.output_channels, **self.sizes())
 
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "AutoencoderConfig | None":
+        if not isinstance(model, PerceiverIO) or set(model.inputs) != set(model.outputs) or not model.maskable:
+            return None
+        inputs, outputs = dict(model.inputs.items()), dict(model.outputs.items())
+        video, sound = inputs.get("video"), inputs.get("audio")
+        pixels, label = outputs.get("video"), outputs.get("label")
+        if not isinstance(video, VideoInput) or not isinstance(pixels, VideoOutput):
+            return None
+        frames, height, width = pixels.positions.grid
+        found = sizes_of(model) | {"frames": frames, "image_size": (height, width), "patch_size": video.patch[1]}
+        found |= {"output_channels": model.config["output_channels"], "samples_per_frame": None, "classes": None}
+        found |= {"video_bands": getattr(video.positions, "bands", None)}
+        if isinstance(sound, AudioInput):
+            samples = sound.patch * sound.positions.grid[0]
+            found |= {"samples_per_frame": samples // frames, "samples_per_patch": sound.patch}
+            found |= {"audio_bands": getattr(sound.positions, "bands", None)}
+        if isinstance(label, LabelOutput):
+            found |= {
+                "classes": label.classes,
+                "class_names": label.names,
+                "label_query_channels": label.query_channels,
+            }
+        config = cls(**found)
+        return config if config.has_inputs_of(model) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClipClassifierConfig(ModelConfig, Sizes):
@@ -183,6 +209,34 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         query_channels = (self.query_channels or self.channels) if self.decoder == "query" else None
         label = LabelOutput(self.classes, query_channels, self.class_names, self.multilabel)
         return PerceiverIO(inputs=inputs, outputs={"label": label}, **self.sizes())
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "ClipClassifierConfig | None":
+        if not isinstance(model, PerceiverIO) or list(model.outputs) != ["label"]:
+            return None
+        label, inputs = model.outputs["label"], dict(model.inputs.items())
+        video, sound = inputs.pop("video", None), inputs.pop("audio", None)
+        if inputs or not isinstance(label, LabelOutput) or not isinstance(video, VideoInput | None):
+            return None
+        found = sizes_of(model) | read_decoder(label, model.config["channels"]) | {"frames": None, "sound": None}
+        found |= {"classes": label.classes, "class_names": label.names, "multilabel": label.multilabel}
+        if video is not None:
+            frames, height, width = (a * b for a, b in zip(video.patch, video.positions.grid, strict=True))
+            found |= {"frames": frames, "image_size": (height, width), "video_patch": video.patch}
+            found |= {"video_bands": getattr(video.positions, "bands", None)}
+        if isinstance(sound, AudioInput | ConvAudioInput | MelInput):
+            step = sound.hop * sound.patch[0] if isinstance(sound, MelInput) else sound.patch
+            found |= {"samples": step * sound.positions.grid[0], "sample_rate": sound.sample_rate}
+            found |= {"audio_bands": getattr(sound.positions, "bands", None)}
+        if isinstance(sound, MelInput):
+            found |= {"sound": "mel", "mel_patch": sound.patch, "mel_bands": sound.bands}
+            found |= {"hop": sound.hop, "window": sound.window}
+        elif isinstance(sound, ConvAudioInput):
+            found |= {"sound": "conv", "samples_per_patch": sound.patch, "filters": sound.convolution.out_channels}
+        elif isinstance(sound, AudioInput):
+            found |= {"sound": "samples", "samples_per_patch": sound.patch}
+        config = cls(**found)
+        return config if config.has_inputs_of(model) else None
 
 
 def get_window(model: PerceiverIO) -> Window:

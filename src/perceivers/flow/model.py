@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from perceivers.adapters.image import ConvStem, Patches
 from perceivers.checks import Count
 from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.local_attention import init_local_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
-from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.model.sizes import ModelConfig, Sizes, sizes_of
 from perceivers.presets import Preset, make_example
 
 
@@ -65,6 +67,27 @@ class OpticalFlowConfig(ModelConfig, Sizes):
         if self.initialization == "local":
             init_local_attention(model)
         return model
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "OpticalFlowConfig | None":
+        if not isinstance(model, PerceiverIO) or (list(model.inputs), list(model.outputs)) != (["frames"], ["flow"]):
+            return None
+        frames, flow = model.inputs["frames"], model.outputs["flow"]
+        if not isinstance(frames, FramePairInput) or not isinstance(flow, FlowOutput):
+            return None
+        features, positions = frames.image.features, frames.image.positions
+        if not isinstance(positions, FourierPositions):
+            return None
+        patches = {"patch_size": features.size} if isinstance(features, Patches) else {"downsampling": "conv"}
+        config = cls(
+            image_size=frames.size,
+            frames="separate" if frames.separate else "concatenated",
+            feature_channels=features.channels,
+            bands=positions.bands,
+            scale=flow.scale,
+            **(sizes_of(model) | patches),
+        )
+        return config if config.has_inputs_of(model) else None
 
 
 def make_preset(

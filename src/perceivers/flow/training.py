@@ -64,7 +64,7 @@ class OpticalFlow(Experiment):
     """A training run of optical flow.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and the fields that differ from it.
+        model: `preset`, one of `perceivers models`, or `init`, a saved model, and the fields that differ from it.
         data: the pairs.
         augmentation: of training pairs, at full strength.
         curriculum: of the augmentation.

@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from perceivers.adapters.image import IMAGENET_MEAN, IMAGENET_STD, ConvStem, ImageInput, Patches
-from perceivers.adapters.label import LabelOutput
+from perceivers.adapters.label import LabelOutput, read_decoder
 from perceivers.checks import Count
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions, LearnedPositions, Positions
-from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.model.sizes import ModelConfig, Sizes, sizes_of
 from perceivers.presets import Preset, make_example
 
 
@@ -78,6 +80,35 @@ class ImageClassifierConfig(ModelConfig, Sizes):
             outputs={"label": LabelOutput(self.classes, query_channels, self.class_names)},
             **self.sizes(),
         )
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "ImageClassifierConfig | None":
+        if not isinstance(model, PerceiverIO) or (list(model.inputs), list(model.outputs)) != (["image"], ["label"]):
+            return None
+        images, label = model.inputs["image"], model.outputs["label"]
+        if not isinstance(images, ImageInput) or not isinstance(label, LabelOutput) or label.multilabel:
+            return None
+        features, positions, (mean, std), (height, width) = (
+            images.features,
+            images.positions,
+            images.normalization,
+            images.size,
+        )
+        found = sizes_of(model) | {"mean": mean, "std": std, "crop": images.crop}
+        found |= {"image_size": height if height == width else (height, width)}
+        found |= {"classes": label.classes, "class_names": label.names}
+        found |= read_decoder(label, model.config["channels"])
+        if isinstance(features, ConvStem):
+            found |= {"preprocessing": "conv", "feature_channels": features.channels, "padding": features.padding}
+        else:
+            channels = None if features.projection is None else features.channels
+            found |= {"patch_size": features.size, "feature_channels": channels}
+        if isinstance(positions, FourierPositions):
+            found |= {"bands": positions.bands}
+        else:
+            found |= {"positions": "learned", "position_channels": positions.channels}
+        config = cls(**found)
+        return config if config.has_inputs_of(model) else None
 
 
 def imagenet_preset(row: str, paper_parameters: float, paper_flops: float, **settings: Any) -> Preset:

@@ -31,8 +31,8 @@ class ImageClassification(Experiment):
     """A training run of image classification.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and the fields that differ from it. The data decides the number
-            and names of the classes.
+        model: `preset`, one of `perceivers models`, or `init`, a saved model, and the fields that differ from it. The
+            data decides the number and names of the classes.
         data: the images.
         augmentation: of training images.
         label_smoothing: fraction of the probability of a label that is spread over all classes.

@@ -92,6 +92,13 @@ class OutputAdapter(Configurable, nn.Module):
     query_channels: int | Literal["any"] | None
     channels: int | None
 
+    @property
+    def channel_names(self) -> list[str] | None:
+        """Names of the E channels, such as those of classes, if they have any: fine-tuning keeps the weights of those
+        of the same name.
+        """
+        return None
+
     def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
         """Called once by the model with its input adapters, whose channels and weights the output may use."""
 

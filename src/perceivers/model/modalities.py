@@ -30,6 +30,10 @@ class ModalityPadding(nn.Module):
         self.vectors = nn.ParameterDict({key: trunc_normal_parameter(count) for key, count in missing.items() if count})
         self.masks = nn.ParameterDict({module_key(name): trunc_normal_parameter(self.channels) for name in maskable})
 
+    def index_names(self) -> dict[str, tuple[int, range]]:
+        """Returns the indices of the common channels that each vector fills."""
+        return {f"vectors.{key}": (0, range(self.channels - len(v), self.channels)) for key, v in self.vectors.items()}
+
     def forward(self, name: str, x_BMC: Tensor, hidden_BM: Tensor | None = None) -> Tensor:
         """[B, M, channels of this modality] -> [B, M, common channels]."""
         key = module_key(name)

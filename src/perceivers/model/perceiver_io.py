@@ -7,6 +7,7 @@ Shape suffixes:
     O outputs, P some of the outputs, Q query channels, E output channels
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from perceivers.model.masks import drop_trivial_mask, to_bool_mask
 from perceivers.model.modalities import ModalityPadding, concatenate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Sizes, takes_sizes
+from perceivers.model.transfer import transfer_weights
 
 MIN_INPUT_PADDING = 4
 """Minimum channels of the vector that tells the modality of an input, where there are several (section 5)."""
@@ -271,6 +273,28 @@ class PerceiverIO(Model):
         q_BPQ = self.query_padding(name, q_BPQ).expand(latents.shape[0], -1, -1)
         head = (self.projection, self.output_layer(name))
         return decode(self.decoder, head, q_BPQ, key_values, drop_trivial_mask(adapter.query_mask(encoded, indices)))
+
+    def index_names(self) -> dict[str, tuple[int, list[str]]]:
+        """Returns the names of the channels of each head, such as those of classes."""
+        return {
+            f"heads.{module_key(name)}.{leaf}": (0, adapter.channel_names)
+            for name, adapter in self.outputs.items()
+            if adapter.channel_names is not None
+            for leaf in ("weight", "bias")
+        }
+
+    def with_outputs(self, outputs: Mapping[str, OutputAdapter]) -> "PerceiverIO":
+        """Returns a new model with the same inputs and weights, and other outputs, such as a head for other classes.
+
+        What outputs of this model of the same name know of the same classes is kept; everything else of the outputs is
+        fresh. The decoder keeps its weights if the new queries have as many channels.
+
+        Args:
+            outputs: output adapters by name; those of this model are copied.
+        """
+        model = type(self)(**copy.deepcopy(self.config | {"outputs": dict(outputs)}))
+        transfer_weights(self, model)
+        return model.to(self.encoder.latents).train(self.training)
 
     def output_layer(self, name: str) -> nn.Module:
         """Returns the last linear layer of an output, or the identity if it has none."""

@@ -42,6 +42,14 @@ class Positions(Configurable, nn.Module, ABC):
             [S, F] for all positions, else [P, F] or [B, P, F].
         """
 
+    def adopt(self, pretrained: "Positions") -> dict[str, Tensor]:
+        """Makes these positions, of a grid of any size, mean what those of a pretrained model mean.
+
+        Returns:
+            The weights, by name, that take the place of the pretrained ones; those that fit as they are are left out.
+        """
+        return {}
+
 
 class FourierPositions(Positions):
     """The position, sines of all dimensions and their cosines, in `bands` frequencies per dimension.
@@ -74,6 +82,13 @@ class FourierPositions(Positions):
         if len(self.resolution) != len(self.grid):
             raise PerceiversError(f"resolution = {self.resolution} must have a number for each of grid = {self.grid}.")
         self.channels = len(self.grid) * (2 * bands + 1)
+
+    def adopt(self, pretrained: Positions) -> dict[str, Tensor]:
+        """Takes the frequencies: they are what the weights know, whatever the size of the grid."""
+        if isinstance(pretrained, FourierPositions) and len(pretrained.grid) == len(self.grid):
+            self.resolution = pretrained.resolution
+            self.config["resolution"] = None if self.resolution == self.grid else self.resolution
+        return {}
 
     def forward(
         self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
@@ -139,6 +154,18 @@ class LearnedPositions(Positions):
         self.channels = channels
         self.table_SF = trunc_normal_parameter(math.prod(self.grid), channels)
         self.projection = Linear(channels, channels) if projected else nn.Identity()
+
+    def adopt(self, pretrained: Positions) -> dict[str, Tensor]:
+        """Interpolates the vectors to this grid. A sequence, of one dimension, keeps the vectors of its elements."""
+        rank = len(self.grid)
+        if not isinstance(pretrained, LearnedPositions) or pretrained.grid == self.grid:
+            return {}
+        if rank not in (2, 3) or len(pretrained.grid) != rank:
+            return {}
+        table_1F = pretrained.table_SF.detach().float().T.unflatten(1, pretrained.grid)[None]
+        mode = "bicubic" if rank == 2 else "trilinear"
+        resized_1F = nn.functional.interpolate(table_1F, self.grid, mode=mode, antialias=rank == 2)
+        return {"table_SF": resized_1F[0].flatten(1).T}
 
     def forward(
         self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None

@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import safetensors
 import torch
@@ -37,7 +37,13 @@ PART = ".part"
 
 
 class Model(Configurable, nn.Module):
-    """Base of whole models, which are saved to a folder and loaded from it by `perceivers.load`."""
+    """Base of whole models, which are saved to a folder and loaded from it by `perceivers.load`.
+
+    Attributes:
+        head: parts that make predictions of what the rest of the model returns, and are often trained alone.
+    """
+
+    head: ClassVar[tuple[str, ...]] = ("projection", "heads", "outputs")
 
     def save(self, path: str | Path, experiment: str | None = None) -> None:
         """Saves config and weights to a folder, overwriting an earlier model.

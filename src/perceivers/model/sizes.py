@@ -2,14 +2,17 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, Self
 
+import torch
 from torch import nn
 
 from perceivers.checks import Checked, Count, Range
 from perceivers.errors import PerceiversError
+from perceivers.model.config import construct, to_config
+from perceivers.model.lora import Lora
 
 Gelu = Literal["tanh", "exact"]
 """GELU by the tanh approximation (the original code), or exact (the `transformers` port)."""
@@ -84,14 +87,87 @@ class Sizes(Checked):
         return {item.name: getattr(self, item.name) for item in fields(Sizes)}
 
 
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked, ABC):
-    """Base of model configs: a frozen dataclass that builds its model. That of a Perceiver IO extends `Sizes`, too."""
+    """Base of model configs: a frozen dataclass that builds its model. That of a Perceiver IO extends `Sizes`, too.
+
+    Attributes:
+        init: a pretrained model whose weights a training run starts from, as far as they fit: a folder or file in any
+            format, or a name on the Hub. The other fields are then those of that model, if they are not given.
+        strict: refuse an `init` that does not have exactly the weights of this model.
+        train: parts of the model to train, such as [head, decoder], while all others keep their weights: beginnings of
+            the names of weights, as in [encoder.layers.5], or "head", all that makes predictions of what the decoder
+            returns. By default everything is trained.
+        freeze: parts of the model not to train, as an alternative.
+        lora: updates of low rank to train, of layers of `init`; of the other weights, those of `train` are trained, by
+            default the head.
+    """
 
     section = "model."
+
+    init: str | None = None
+    strict: bool = False
+    train: list[str] | None = None
+    freeze: list[str] | None = None
+    lora: Lora = field(default_factory=Lora)
 
     @abstractmethod
     def build(self) -> nn.Module:
         """Returns the model, with fresh weights."""
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> Self | None:
+        """Returns the config that builds such a model, or None if it is of another kind; needed for `init`."""
+        return None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the fields that describe the model, by name, without those that only a training run uses."""
+        return {name: value for name, value in vars(self).items() if name not in TRAINING_FIELDS}
+
+    def change(self, settings: Mapping[str, Any]) -> Self:
+        """Returns the config with some fields changed; another number of classes has no names, if none are given.
+
+        Raises:
+            PerceiversError: there is no such field, it is one of a training run, or its value is not allowed.
+        """
+        if run := [name for name in settings if name in TRAINING_FIELDS]:
+            raise PerceiversError(f"{run[0]} is a setting of a training run, not of a model: leave it out.")
+        fields = vars(self) | dict(settings)
+        if "class_names" not in settings and fields.get("classes") != vars(self).get("classes"):
+            fields["class_names"] = None
+        return construct(type(self), fields)
+
+    def describe(self) -> Any:
+        """Returns the description of the model, see `describe`."""
+        with torch.device("meta"):
+            return describe(self.build())
+
+    def has_inputs_of(self, model: nn.Module) -> bool:
+        """Returns whether a model reads its inputs as the one of this config does, see `describe`."""
+        return bool(self.describe()["inputs"] == describe(model)["inputs"])
+
+
+TRAINING_FIELDS = tuple(item.name for item in fields(ModelConfig))
+"""Fields of every model config that only a training run uses."""
+
+
+def describe(model: nn.Module) -> Any:
+    """Describes a model as in its saved config, but without the frequencies of Fourier positions.
+
+    A model may have those of the pretrained model that it started from, see `Positions.adopt`.
+    """
+
+    def leave_out(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: leave_out(item) for name, item in value.items() if name != "resolution"}
+        return [leave_out(item) for item in value] if isinstance(value, list) else value
+
+    return leave_out(to_config(model))
+
+
+def sizes_of(model: Any) -> dict[str, Any]:
+    """Returns the fields of `Sizes` of a Perceiver IO."""
+    return {item.name: model.config[item.name] for item in fields(Sizes)}
 
 
 def takes_sizes(constructor: Callable[..., None]) -> Callable[..., None]:

@@ -39,7 +39,7 @@ def read_setting(setting: str) -> tuple[str, Any]:
     name, equals, text = setting.partition("=")
     if not equals:
         raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
-    if name in ("source", "classes"):  # other arguments of `load`
+    if name in ("source", "custom_classes", "device", "dtype"):  # other arguments of `load`
         raise PerceiversError(f"--set {setting} is not allowed: {name} is not a setting of a model.")
     for read in (json.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):

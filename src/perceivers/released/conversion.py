@@ -1,18 +1,19 @@
 """Shared by both importers: the config of a model, its settings, and arrays under other names."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from perceivers.checkpoints.settings import change_settings
 from perceivers.errors import PerceiversError
 from perceivers.model.config import construct
 from perceivers.model.meta import build_on_meta
-from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import check_numbers
+from perceivers.model.saving import Model, check_numbers
+from perceivers.model.sizes import ModelConfig
 
 LAYER = re.compile(r"(encoder\.cross_attentions\.0|encoder\.layers\.\d+|decoder)\.(.+)\.(weight|bias)")
 """Our name of an array in a layer: the layer, the part, weight or bias."""
@@ -23,31 +24,27 @@ MODALITIES = {"video": "image", "audio": "audio", "label": "label"}
 FLOW_PROJECTION = "inputs.frames.image.features.projection.weight"
 
 
-class Config(Protocol):
-    """The config of a Perceiver IO."""
-
-    def build(self) -> PerceiverIO: ...
-
-
 class ExternalCheckpoint(NamedTuple):
     """A checkpoint in a format of another library."""
 
     source: Path  # the file with the arrays
-    config: type[Config]  # the class of the model's config
+    config: type[ModelConfig]  # the class of the model's config
     settings: dict[str, Any]  # fields of the config
     arrays: dict[str, Tensor]  # by the file's names; linear layers and convolutions are laid out as in torch
     rename: Callable[[str], str]  # maps our name of an array to the file's
+    missing: Collection[str] = ()  # fields of the config that the file does not tell
 
 
-def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) -> PerceiverIO:
+def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) -> Model:
     """Builds the model of a checkpoint, with some settings changed, in evaluation mode.
 
     Raises:
         PerceiversError: a setting is not allowed, or an array is missing, unused or of another shape.
     """
     source, arrays = checkpoint.source, dict(checkpoint.arrays)
-    settings = checkpoint.settings | dict(overrides)  # on the meta device: every array is replaced
-    model = build_on_meta(lambda: construct(checkpoint.config, settings).build(), len(arrays), source)
+    told = {name: value for name, value in overrides.items() if name in checkpoint.missing}
+    config = construct(checkpoint.config, checkpoint.settings | told)
+    model: Any = build_on_meta(config.build, len(arrays), source)  # every array is replaced
     tensors = {}
     for name, expected in model.state_dict().items():
         external = checkpoint.rename(name)
@@ -71,7 +68,8 @@ def build_model(checkpoint: ExternalCheckpoint, overrides: Mapping[str, Any]) ->
     if FLOW_PROJECTION in tensors:
         tensors[FLOW_PROJECTION] = pixels_first(tensors[FLOW_PROJECTION])
     model.load_state_dict(tensors, assign=True)
-    return model.eval()
+    changes = {name: value for name, value in overrides.items() if name not in told}
+    return change_settings(model.eval(), config, changes, source)
 
 
 def squeezed(shape: torch.Size) -> tuple[int, ...]:

@@ -20,7 +20,8 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.saving import Model
-from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, Config, ExternalCheckpoint, build_model
+from perceivers.model.sizes import ModelConfig
+from perceivers.released.conversion import FLOW_PROJECTION, LAYER, MODALITIES, ExternalCheckpoint, build_model
 from perceivers.released.unpickling import read_pickle
 from perceivers.text.model import LanguageConfig
 
@@ -242,7 +243,7 @@ class PublishedModel(NamedTuple):
 
     marker: str  # our name of an array that only such files have
     modules: Mapping[str, str]  # Haiku's names of our modules and arrays
-    config: type[Config]
+    config: type[ModelConfig]
     read_settings: Callable[[Shapes], Settings]  # reads fields of the config from the shapes of the arrays
     size: tuple[int, int, int]  # latents, channels and depth
     not_in_shapes: Settings  # fields of the config that shapes do not determine
@@ -305,7 +306,8 @@ def read_checkpoint(path: Path, given: Mapping[str, Any]) -> ExternalCheckpoint:
             f"give these settings, as in {', '.join(f'{name}={model.not_in_shapes[name]}' for name in missing)}."
         )
     settings = model.not_in_shapes | settings
-    return ExternalCheckpoint(path, model.config, settings, arrays, lambda name: rename_array(name, modules))
+    rename = partial(rename_array, modules=modules)
+    return ExternalCheckpoint(path, model.config, settings, arrays, rename, model.not_in_shapes.keys())
 
 
 class HaikuFormat(Format):

@@ -19,7 +19,8 @@ from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import CONFIG, WEIGHTS, Model, read_config, read_tensors
-from perceivers.released.conversion import LAYER, MODALITIES, Config, ExternalCheckpoint, build_model
+from perceivers.model.sizes import ModelConfig
+from perceivers.released.conversion import LAYER, MODALITIES, ExternalCheckpoint, build_model
 from perceivers.text.model import LanguageConfig
 
 PICKLED_WEIGHTS = "pytorch_model.bin"
@@ -78,7 +79,7 @@ LEARNED = "PerceiverForImageClassificationLearned"
 CONV = "PerceiverForImageClassificationConvProcessing"
 FLOW = "PerceiverForOpticalFlow"
 AUTOENCODER = "PerceiverForMultimodalAutoencoding"
-CONFIGS: dict[str, type[Config]] = {
+CONFIGS: dict[str, type[ModelConfig]] = {
     LANGUAGE: LanguageConfig,
     FOURIER: ImageClassifierConfig,
     LEARNED: ImageClassifierConfig,

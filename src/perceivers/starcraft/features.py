@@ -79,8 +79,8 @@ class ScalarFeatures(nn.Module):
     def __init__(self, scalars: int, channels: int = 64) -> None:
         super().__init__()
         self.scalars, self.channels = scalars, channels
-        inputs = scalars + 2 * (RACES + 1) + 1
-        self.layers = nn.Sequential(Linear(inputs, channels), nn.ReLU(), Linear(channels, channels), nn.ReLU())
+        self.inputs = scalars + 2 * (RACES + 1) + 1
+        self.layers = nn.Sequential(Linear(self.inputs, channels), nn.ReLU(), Linear(channels, channels), nn.ReLU())
 
     def forward(self, scalar_BS: Tensor, race_B: Tensor, enemy_race_B: Tensor, loop_B: Tensor) -> Tensor:
         """Takes statistics, races (-1: unknown) and game loops; -> [B, C]. Negative statistics count as 0."""

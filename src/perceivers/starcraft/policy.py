@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from perceivers.checkpoints import load_model
 from perceivers.checks import Count, check_field, describe_expected, matches
 from perceivers.errors import PerceiversError
-from perceivers.inference import choose_device, move_model
 from perceivers.model import kernels
+from perceivers.model.device import choose_device, move_model
 from perceivers.model.linear import Linear, trunc_normal_parameter
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
@@ -46,6 +46,8 @@ class EncodedObservation(NamedTuple):
 
 class UnitPolicy(Model):
     """Predicts the selection, ability and target of a decision; the arguments are the fields of `PolicyConfig`."""
+
+    head = ("selection", "ability", "ability_vector", "target_query")
 
     def __init__(
         self,
@@ -77,6 +79,20 @@ class UnitPolicy(Model):
         self.ability_vector = trunc_normal_parameter(len(abilities) + 1, 64)
         self.target_query = nn.Sequential(Linear(context + channels + 64, 256), nn.ReLU(), Linear(256, channels))
         kernels.optimize(self)
+
+    def index_names(self) -> dict[str, tuple[int, list[str]]]:
+        """Returns the names of types, abilities and statistics; the first is the unknown one."""
+        abilities, others = (
+            (0, ["", *self.abilities]),
+            [f"{index}." for index in range(self.numbers.inputs - len(self.scalars))],
+        )
+        return {
+            "units.embedding.weight": (0, ["", *self.kinds]),
+            "numbers.layers.0.weight": (1, [*self.scalars, *others]),
+            "ability.2.weight": abilities,
+            "ability.2.bias": abilities,
+            "ability_vector": abilities,
+        }
 
     def forward(self, batch: Mapping[str, Tensor]) -> EncodedObservation:
         """Encodes units and statistics; `batch` is made by `perceivers.starcraft.data.PolicyDecisions`."""
@@ -133,7 +149,14 @@ class PolicyConfig(ModelConfig):
     selection: Selection = "pointer"
 
     def build(self) -> UnitPolicy:
-        return UnitPolicy(**vars(self))
+        return UnitPolicy(**self.settings())
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "PolicyConfig | None":
+        if not isinstance(model, UnitPolicy):
+            return None
+        names = {name: tuple(model.config[name]) for name in ("kinds", "abilities", "scalars")}
+        return cls(**(model.config | names))
 
 
 def load_policy(source: str | Path, device: str | None = None) -> UnitPolicy:

@@ -19,14 +19,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCo
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.sizes import ModelConfig
 from perceivers.text import commands
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.bert import BERT
 from perceivers.text.classify import has_one_classifier, is_text_classifier, task_heads, text_encoding
 from perceivers.text.labelled import LabelledTextData, Metric, TextTask
-from perceivers.text.model import BertConfig, LanguageConfig, load_text_model, text_tasks
-from perceivers.text.tokenizers import Tokenizer, open_tokenizer
+from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer, text_tasks
+from perceivers.text.tokenizers import Tokenizer
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
@@ -37,26 +36,8 @@ Method = Literal["single_task", "shared_token", "task_tokens", "multitask_query"
 all texts, a token for each task, or a query for each task."""
 
 
-@dataclass(frozen=True)
-class Pretrained(ModelConfig):
-    """A pretrained language model.
-
-    Attributes:
-        init: the model, in any format, with its tokenizer.
-    """
-
-    init: str
-
-    def build(self) -> PerceiverIO | BERT:
-        return self.load()[0]
-
-    def load(self) -> tuple[PerceiverIO | BERT, Tokenizer]:
-        """Returns the model and its tokenizer, see `load_text_model`."""
-        return load_text_model(self.init)
-
-
 class FineTuning(Experiment, ABC):
-    """Base of experiments in which one model learns tasks, starting from the weights of a language model."""
+    """Base of experiments in which one model, mostly a pretrained language model, learns tasks."""
 
     def prepare_tasks(
         self,
@@ -94,24 +75,21 @@ class TextClassification(FineTuning):
     """A training run that learns classes of texts.
 
     Attributes:
-        model: `init`, a pretrained language model in any format; or `preset`, one of `perceivers models`, and any of
-            its fields to change, to train from scratch. `init` takes precedence over `preset`.
+        model: `init`, a pretrained language model in any format; or `preset`, one of `perceivers models`, to train from
+            scratch; and fields that differ from it.
         data: the texts.
-        tokenizer: the tokenizer of a model trained from scratch: "bytes", or a SentencePiece model.
+        tokenizer: "bytes", or a SentencePiece model; by default that of `init` or, without it, "bytes".
     """
 
     decided_by_data = ("vocabulary",)
     evaluate = staticmethod(commands.evaluate_texts)
 
-    model: LanguageConfig | BertConfig | Pretrained
+    model: LanguageConfig | BertConfig
     data: LabelledTextData = field(default_factory=LabelledTextData)
-    tokenizer: str = "bytes"
+    tokenizer: str | None = None
 
     def prepare(self) -> Setup:
-        if isinstance(self.model, Pretrained):
-            model, tokenizer = self.model.load()
-            return self.prepare_tasks(lambda: model, tokenizer, self.open_tasks(), "single_task")
-        tokenizer = open_tokenizer(self.tokenizer)
+        tokenizer = choose_tokenizer(self.tokenizer, self.model)
         config = replace(self.model, **self.settle(vocabulary=tokenizer.size))
         self.build_on_meta()
         return self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task")

@@ -20,9 +20,10 @@ from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
 from perceivers.text.classify import is_text_classifier, task_heads
-from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
+from perceivers.text.fine_tuning import FineTuning, Method
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
+from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer
 from perceivers.text.tokenizers import Tokenizer
 from perceivers.training.checkpoints import CONFIG, LAST, METRICS, hold_folder, is_first_process
 from perceivers.training.experiment import Setup
@@ -63,7 +64,7 @@ class Glue(FineTuning):
     Called again, the same command skips finished runs and resumes an interrupted one.
 
     Attributes:
-        model: `init`, a pretrained language model in any format.
+        model: `init`, a pretrained language model in any format, and fields that differ from it.
         data: the tasks.
         method: single_task, shared_token, task_tokens or multitask_query.
         examples: the maximum number of training examples per task; tasks are sampled in proportion to it. By default
@@ -74,7 +75,7 @@ class Glue(FineTuning):
 
     evaluate = staticmethod(commands.evaluate_glue)
 
-    model: Pretrained
+    model: LanguageConfig | BertConfig
     data: GlueData = field(default_factory=GlueData)
     method: Method = "single_task"
     examples: Count | None = None
@@ -82,6 +83,7 @@ class Glue(FineTuning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_field("model.init", self.model.init, self.model.init is not None, "a pretrained language model")
         self.parent: Glue | None = None
         """The sweep that a single run belongs to."""
 
@@ -89,7 +91,7 @@ class Glue(FineTuning):
         """Runs the sweep and prints the table; -> the folder of the runs."""
         if self.parent is not None:
             return super().run()
-        self.model.load()  # reports a wrong model before any data is read
+        choose_tokenizer(None, self.model)  # reports a wrong model before any data is read
         output = Path(self.training.output)
         with hold_folder(output) if is_first_process() else nullcontext():
             self.check_output(output)
@@ -125,8 +127,7 @@ class Glue(FineTuning):
 
     def prepare(self) -> Setup:
         """Prepares a single run."""
-        model, tokenizer = self.model.load()
-        return self.prepare_tasks(lambda: model, tokenizer, self.tasks, self.method)
+        return self.prepare_tasks(self.model.build, choose_tokenizer(None, self.model), self.tasks, self.method)
 
     def to_config(self) -> dict[str, Any]:
         """Returns the config of the sweep; its single runs save it, too: the sweep is what can be resumed."""

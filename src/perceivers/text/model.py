@@ -11,14 +11,15 @@ from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.checkpoints.load import load_model
 from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
-from perceivers.inference import check_dtype, choose_device, move_model
+from perceivers.model.device import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.sizes import Gelu, ModelConfig, Sizes
+from perceivers.model.sizes import Gelu, ModelConfig, Sizes, sizes_of
+from perceivers.model.transfer import transfer_weights
 from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_attention import init_local_attention
 from perceivers.text.task_output import TaskOutput
-from perceivers.text.tokenizers import Tokenizer, tokenizer_of
+from perceivers.text.tokenizers import Tokenizer, open_tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,15 @@ class LanguageConfig(ModelConfig, Sizes):
             init_local_attention(model)
         return model
 
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "LanguageConfig | None":
+        """Returns the config of a model with the same input, whatever its outputs are."""
+        text = model.inputs["text"] if isinstance(model, PerceiverIO) and list(model.inputs) == ["text"] else None
+        if not isinstance(model, PerceiverIO) or not isinstance(text, TextInput):
+            return None
+        sizes = sizes_of(model)
+        return cls(vocabulary=text.vocabulary, length=text.length, embedding_channels=text.channels, **sizes)
+
 
 @dataclass(frozen=True, kw_only=True)
 class BertConfig(ModelConfig):
@@ -79,10 +89,24 @@ class BertConfig(ModelConfig):
     initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> BERT:
-        model = BERT(**{name: value for name, value in vars(self).items() if name != "initialization"})
+        model = BERT(**{name: value for name, value in self.settings().items() if name != "initialization"})
         if self.initialization == "local":
             init_local_attention(model)
         return model
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> "BertConfig | None":
+        """Returns the config of a BERT, whatever its outputs are."""
+        if not isinstance(model, BERT):
+            return None
+        return cls(**{name: value for name, value in model.config.items() if name in cls.__dataclass_fields__})
+
+
+def choose_tokenizer(name: str | None, config: LanguageConfig | BertConfig) -> Tokenizer:
+    """Returns the tokenizer of a name or file; by default that of `config.init` or, without it, bytes."""
+    if name is None and config.init is not None:
+        return tokenizer_of(config.init, config.vocabulary)
+    return open_tokenizer(name or "bytes")
 
 
 def text_input(model: PerceiverIO | BERT) -> TextInput:
@@ -144,11 +168,7 @@ def text_tasks(
         inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, num_task_tokens)}
         outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
         model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
-    weights = language.state_dict()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if name in weights:
-                tensor[: len(weights[name])] = weights[name]  # task tokens keep their new vectors
+    transfer_weights(language, model)  # task tokens keep their new vectors
     return model
 
 

@@ -22,9 +22,9 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text import commands
 from perceivers.text.bert import BERT
 from perceivers.text.masking import IGNORE_INDEX
-from perceivers.text.model import BertConfig, LanguageConfig, is_language_model, text_input
+from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer, is_language_model, text_input
 from perceivers.text.stream import Batch, HeldOutText, StreamedText, TextData
-from perceivers.text.tokenizers import Bytes, Tokenizer, open_tokenizer
+from perceivers.text.tokenizers import Bytes, Tokenizer
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
@@ -39,7 +39,8 @@ class MaskedLanguage(Experiment):
     """A pretraining run that predicts masked words of a text.
 
     Attributes:
-        model: `preset`, one of `perceivers models`, and any of its fields to change. The vocabulary is the tokenizer's.
+        model: `preset`, one of `perceivers models`, or `init`, a language model whose training is continued, and fields
+            that differ from it. The vocabulary is the tokenizer's.
             `initialization: local` is for small models, see `init_local_attention`.
         data: the text.
     """
@@ -52,8 +53,8 @@ class MaskedLanguage(Experiment):
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that `data` names."""
-        return open_tokenizer(self.data.tokenizer)
+        """The tokenizer that `data` names, or else that of the pretrained model, or bytes."""
+        return choose_tokenizer(self.data.tokenizer, self.model)
 
     def prepare(self) -> Setup:
         config = replace(self.model, **self.settle(vocabulary=self.tokenizer.size))

@@ -41,7 +41,8 @@ class TextData(Checked):
             parquet or JSON lines, or a data set on the Hub, optionally with a configuration after a colon, such as
             allenai/c4:en; or several of these, each with its share of all tokens.
         leave_out: patterns of names of text files that are not read.
-        tokenizer: "bytes", or a SentencePiece model that `perceivers train-tokenizer` wrote.
+        tokenizer: "bytes", or a SentencePiece model that `perceivers train-tokenizer` wrote; by default that of the
+            pretrained model or, without one, "bytes".
         documents_per_pack: number of documents that are joined before windows are cut from them.
         mask_rate: probability with which a word is masked.
         max_masked_fraction: maximum fraction of a window's tokens that is masked.
@@ -55,7 +56,7 @@ class TextData(Checked):
 
     path: str | dict[str, float] = ""
     leave_out: list[str] = field(default_factory=list)
-    tokenizer: str = "bytes"
+    tokenizer: str | None = None
     documents_per_pack: Count = 10
     mask_rate: ProperFraction = 0.15
     max_masked_fraction: ProperFraction = 0.2

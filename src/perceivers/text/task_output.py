@@ -37,13 +37,23 @@ class TaskHeads(nn.Module):
                     f"{len(classes)} names of classes were given for the task {task!r}, "
                     f"which has {tasks.get(task, 'no such place in tasks')}: give one for each."
                 )
-        self.tasks = list(tasks)
+        self.tasks, self.channels = list(tasks), channels
         self.classes = dict(tasks)
         self.names = {task: list(classes) for task, classes in (names or {}).items()}
         self.heads = nn.ModuleList(  # a list, since torch lets no module be called "CoLA.x" or "values"
             nn.Sequential(Linear(channels, channels), nn.Tanh(), Linear(channels, classes))
             for classes in tasks.values()
         )
+
+    def index_names(self) -> dict[str, tuple[int, list[tuple[str, str | int]]]]:
+        """Returns the task and index, or the class, of each row of the weights of all layers."""
+        rows: dict[str, tuple[int, list[tuple[str, str | int]]]] = {}
+        for index, (task, classes) in enumerate(self.classes.items()):
+            hidden: list[tuple[str, str | int]] = [(task, row) for row in range(self.channels)]
+            names: list[tuple[str, str | int]] = [(task, name) for name in self.names.get(task, range(classes))]
+            for leaf in ("weight", "bias"):
+                rows |= {f"heads.{index}.0.{leaf}": (0, hidden), f"heads.{index}.2.{leaf}": (0, names)}
+        return rows
 
     def forward(self, y_BTE: Tensor, indices: Tensor | None = None) -> dict[str, Tensor]:
         """Decoded vectors of all tasks, or those at `indices` [T] -> by task, logits [B, classes] or numbers [B, 1]."""
@@ -74,6 +84,10 @@ class TaskOutput(OutputAdapter):
         self.shared = shared
         self.query = trunc_normal_parameter(1, 1 if shared else len(tasks), query_channels)
         self.heads = TaskHeads(tasks, query_channels, names)
+
+    def index_names(self) -> dict[str, tuple[int, list[str]]]:
+        """Returns the task of each query."""
+        return {} if self.shared else {"query": (1, self.heads.tasks)}
 
     def num_queries(self, encoded: Encoded) -> int:
         return len(self.heads.tasks)

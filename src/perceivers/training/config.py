@@ -17,8 +17,10 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.checks import Checked, check_field, describe_type
 from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.model.sizes import TRAINING_FIELDS, ModelConfig
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
@@ -107,8 +109,10 @@ def summarize(config: Any) -> str:
 
 def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], type[Experiment], type, ArgumentParser]:
     """Reads a config file; -> its values, the classes of its experiment and of its model, the parser of all fields."""
-    values = read_yaml(path)
-    for key, value in split_overrides(overrides):
+    values, given = read_yaml(path), list(split_overrides(overrides))
+    if "model.init" in dict(given):
+        leave_out_model(values)
+    for key, value in given:
         *parents, name = key.split(".")
         section, override = values, f"--{key}={value}"
         try:
@@ -168,15 +172,22 @@ def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
 
 
 def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path) -> tuple[type, dict[str, Any]]:
-    """Removes the preset from a config; -> the class of its model, which preset or fields decide, and its values."""
+    """Removes the preset from a config.
+
+    Returns:
+        The class of its model, which preset, pretrained model or fields decide, and the values of its fields.
+    """
     given = values.setdefault("model", {})
     if not isinstance(given, dict):
         raise PerceiversError(f"{path}: model = {quote(given)}, but it has fields, such as preset.")
     kinds = model_types(experiment)
-    if "init" in given and (pretrained := [kind for kind in kinds if field_names(kind) == ["init"]]):
-        if len(kinds) > 1:  # replaces the model with fresh weights that the config describes
-            values["model"] = {"init": given["init"]}
-        return pretrained[0], {}
+    if (init := given.get("init")) is not None:
+        check_field("model.init", init, isinstance(init, str), "a saved model")
+        if "preset" in given:
+            raise PerceiversError(f"{path}: model.init and model.preset both name a model: leave one of them out.")
+        config: ModelConfig = pretrained_config(init, *kinds)
+        names = [name for name in experiment.decided_by_data if isinstance(getattr(config, name), list | tuple)]
+        return type(config), {name: value for name, value in config.settings().items() if name not in names}
     if "preset" in given:
         name = given.pop("preset")
         check_field("model.preset", name, isinstance(name, str), "one of `perceivers models`")
@@ -184,11 +195,20 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         if not isinstance(chosen.config, tuple(kinds)):
             trained = f"{experiment.__name__} trains a model of {' or '.join(kind.__name__ for kind in kinds)}."
             raise PerceiversError(f"{path}: model.preset = {name} is of {chosen.experiment}: {trained}")
-        return type(chosen.config), dict(vars(chosen.config))
+        return type(chosen.config), chosen.config.settings()
     possible = [kind for kind in kinds if given and set(given) <= set(field_names(kind))]
     if len(kinds) > 1 and len(possible) != 1:
-        raise PerceiversError(f"{path}: model.preset is missing: name one of `perceivers models`.")
+        raise PerceiversError(
+            f"{path}: model.preset is missing: name one of `perceivers models`, or a saved model as model.init."
+        )
     return (possible or kinds)[0], {}
+
+
+def leave_out_model(values: dict[str, Any]) -> None:
+    """Removes the model from a config that a pretrained one is to replace, but keeps how it is trained."""
+    model = values.get("model")
+    if isinstance(model, dict) and model.get("init") is None:
+        values["model"] = {name: value for name, value in model.items() if name in TRAINING_FIELDS}
 
 
 def model_types(experiment: type[Experiment]) -> list[type]:

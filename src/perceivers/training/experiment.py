@@ -15,6 +15,8 @@ from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
 from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
+from perceivers.model.sizes import ModelConfig
+from perceivers.training.initialization import initialize
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
@@ -37,7 +39,8 @@ class Experiment(Checked, ABC):
     `prepare` and `learner`. To support `perceivers evaluate`, it defines `evaluate` and `evaluates`.
 
     Attributes:
-        model: config of the model: `preset`, one of `perceivers models`, and fields that override the preset's.
+        model: config of the model: `preset`, one of `perceivers models`, or `init`, a saved model to start from, and
+            fields that override those of that model.
         optimization: settings of the optimizer.
         trainer: arguments of Lightning's Trainer by name; objects, such as callbacks and loggers, by `class_path` and
             `init_args`.
@@ -84,9 +87,19 @@ class Experiment(Checked, ABC):
         """Trains and returns the folder of the run, see `train`."""
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
-        learner = self.learner(setup.build())
+        model = setup.build()
+        adapter = None
+        if isinstance(self.model, ModelConfig):
+            adapter = initialize(model, self.model, is_resumed=self.training.resume is True)
+
+        def finish(folder: Path) -> None:
+            self.finish(folder)
+            if adapter is not None:
+                adapter.write(folder)
+
+        learner = self.learner(model)
         samples = (setup.training, setup.validation)
-        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), finish)
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

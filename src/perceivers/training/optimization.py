@@ -9,8 +9,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_optimizer import Lamb, Muon
 from torch import Tensor, nn
 
-from perceivers.checks import Checked, Fraction, Range
+from perceivers.checks import Checked, Fraction, ProperFraction, Range
 from perceivers.model.attention import MLP, Attention
+from perceivers.training.parts import distance_from_output
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Optimization(Checked):
         flat_fraction: fraction of the steps of "flat_cosine" before the cosine starts.
         warmup_steps: steps of "warmup_cosine" before the cosine starts.
         beta2: decay rate of the second moment (the first's is 0.9).
+        layer_decay: factor of the learning rate from each layer of the encoder to the one before it, so that those
+            near the output, see `distance_from_output`, learn faster; for fine-tuning, such as 0.75.
     """
 
     section = "optimization."
@@ -40,10 +43,13 @@ class Optimization(Checked):
     flat_fraction: Fraction = 0.5
     warmup_steps: Annotated[int, Range(least=0)] = 0
     beta2: Annotated[float, Range(least=0, below=1)] = 0.999
+    layer_decay: ProperFraction | None = None
 
     def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
         """Returns the optimizer and its schedule over `steps` steps, in the form that Lightning expects."""
         groups = parameter_groups(module, self.weight_decay, self.decayed_parameters)
+        if self.layer_decay is not None:
+            groups = split_by_depth(groups, module, self.lr, self.layer_decay)
         optimizer: torch.optim.Optimizer
         if self.optimizer == "lamb":
             # The published update has decay inside the trust ratio, no bound on the norm of a weight, and no
@@ -52,7 +58,7 @@ class Optimization(Checked):
             optimizer.clamp = math.inf  # type: ignore[attr-defined]
         elif self.optimizer == "muon":
             own = {"lr": self.lr, "betas": (0.9, self.beta2), "eps": 1e-8, "use_adjusted_lr": True}
-            optimizer = Muon([group | own for group in split_for_muon(groups, hidden_weights(module))])
+            optimizer = Muon([own | group for group in split_for_muon(groups, hidden_weights(module))])
         else:
             optimizer = torch.optim.AdamW(groups, self.lr, (0.9, self.beta2))
         scale = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_factor(step, steps))
@@ -67,17 +73,31 @@ class Optimization(Checked):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decayed_parameters: str) -> list[dict[str, Any]]:
-    """Returns the parameters with and without weight decay, see `Optimization.decayed_parameters`."""
+    """Returns the parameters to train with and without weight decay, see `Optimization.decayed_parameters`."""
     with_decay: list[nn.Parameter] = []
     without: list[nn.Parameter] = []
     for layer in module.modules():
         for name, parameter in layer.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
             is_weight = name == "weight" and isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
             is_array = name not in ("weight", "bias")
             has_decay = decayed_parameters == "all" or is_weight or (decayed_parameters == "arrays" and is_array)
             (with_decay if has_decay else without).append(parameter)
     groups = [{"params": with_decay, "weight_decay": weight_decay}, {"params": without, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def split_by_depth(
+    groups: list[dict[str, Any]], module: nn.Module, lr: float, layer_decay: float
+) -> list[dict[str, Any]]:
+    """Splits each group by the distance from the output, with the learning rate of each part."""
+    distances = {parameter: distance_from_output(name, module) for name, parameter in module.named_parameters()}
+    return [
+        group | {"params": [p for p in group["params"] if distances[p] == distance], "lr": lr * layer_decay**distance}
+        for group in groups
+        for distance in sorted({distances[p] for p in group["params"]})
+    ]
 
 
 def hidden_weights(module: nn.Module) -> set[Tensor]:
