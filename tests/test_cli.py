@@ -343,7 +343,7 @@ def test_evaluate_takes_some_images_at_a_time(tmp_path, capsys):
 def test_evaluate_refuses_what_it_cannot_do(tmp_path, capsys):
     classifier().save(tmp_path / "classifier")
     images = ["evaluate", str(tmp_path / "classifier"), "--data", "digits"]
-    for option in (["--split", "training"], ["--picture", "pictures"], ["--overlap", "0"], ["--windows", "2"]):
+    for option in (["--picture", "pictures"], ["--overlap", "0"], ["--windows", "2"]):
         with pytest.raises(SystemExit) as stop:
             main([*images, *option])
         assert stop.value.code == 2

@@ -14,6 +14,7 @@ from perceivers.command import (
     print_files_classes,
     print_json,
 )
+from perceivers.data.splits import HeldOut, SplitOption
 from perceivers.errors import PerceiversError
 
 FORMATS = {
@@ -71,9 +72,11 @@ def evaluate(
     *,
     data: Annotated[
         str,
-        "folder of clips, or a data set on the Hub; its evaluation split is used, or else a held-out part; for a model "
-        "without a label, all clips of a folder, or a single clip",
+        "folder of clips, a table with the columns file_name and label, or a data set on the Hub; for a model without "
+        "a label, any folder of clips, or a single clip",
     ],
+    split: SplitOption = None,
+    validation_fraction: HeldOut = None,
     list: Annotated[str | None, "clips of --data and their classes (see docs/clips.md)", Metavar("CSV")] = None,
     classes: Annotated[str | None, "classes of --list: file of AudioSet, or one per line", Metavar("FILE")] = None,
     windows: Annotated[Count, "evenly spaced windows of each clip; results are averaged"] = 1,
@@ -83,23 +86,17 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measures a model of clips: top-1 accuracy or mean average precision of classes, PSNR of reconstructions."""
-    from perceivers.clips.data import ClipData, find_clips, listed_clips
-    from perceivers.clips.lists import read_classes
+    from perceivers.clips.data import open_evaluation_clips, open_listed_clips
     from perceivers.clips.reconstruct import is_autoencoder
-    from perceivers.inference import class_names, load_for_inference
+    from perceivers.inference import load_for_inference
 
     if classes is not None and list is None:
         raise PerceiversError("--classes gives the classes of a --list: give both, or neither.")
     loaded = load_for_inference(model, device, dtype)
-    if "label" not in loaded.outputs:
-        if list is not None:
-            raise PerceiversError("--list gives the classes of clips, but this model has no label: omit it.")
-        clips = find_clips(Path(data))
-    elif list is None:
-        clips = ClipData(data).open().evaluation
+    if list is None:
+        clips, part = open_evaluation_clips(loaded, data, split, validation_fraction)
     else:
-        known = {name: name for name in class_names(loaded)} if classes is None else read_classes(Path(classes))
-        clips = listed_clips(Path(list), Path(data), known, skip_missing=False)
+        clips, part = open_listed_clips(loaded, Path(data), Path(list), classes, split)
     if is_autoencoder(loaded):
         from perceivers.clips import autoencoding
 
@@ -109,7 +106,7 @@ def evaluate(
 
         results = classification.evaluate(loaded, clips, windows, batch_size or 16)
     if json:
-        print_json(results | {"clips": len(clips), "windows": windows})
+        print_json(results | part.fields() | {"windows": windows})
         return
-    counts = f"{len(clips)} clip{'s'[: len(clips) > 1]}, {windows} window{'s'[: windows > 1]} of each"
+    counts = f"{part}, {windows} window{'s'[: windows > 1]} of each"
     print(f"{counts}: {', '.join(FORMATS[name].format(value) for name, value in results.items())}")

@@ -13,6 +13,7 @@ from perceivers.command import (
     print_files_classes,
     print_json,
 )
+from perceivers.data.splits import HeldOut, SplitOption
 from perceivers.files import read_lines
 
 
@@ -47,22 +48,23 @@ def classify_image(
 def evaluate(
     model: ModelArgument,
     *,
-    data: Annotated[
-        str, "'digits', a folder, or a data set on the Hub; its evaluation split is used, or else a held-out part"
-    ],
+    data: Annotated[str, "'digits', a folder, a table with the columns file_name and label, or a data set on the Hub"],
+    split: SplitOption = None,
+    validation_fraction: HeldOut = None,
     batch_size: Annotated[Count, "images computed at a time"] = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Measures an image classifier: top-1 and top-5 accuracy, and loss."""
-    from perceivers.images.data import ImageData
+    from perceivers.images.data import open_evaluation_images
     from perceivers.images.training import evaluate
     from perceivers.inference import load_for_inference
 
-    results = evaluate(load_for_inference(model, device, dtype), ImageData(data).open().evaluation, batch_size)
+    images, part = open_evaluation_images(data, split, validation_fraction)
+    results = evaluate(load_for_inference(model, device, dtype), images, batch_size)
     if json:
-        print_json(results)
+        print_json(results | part.fields())
         return
     accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
-    print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+    print(f"{part}: {accuracy}, loss {results['loss']:.4f}")

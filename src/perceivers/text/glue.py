@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -159,10 +159,16 @@ def limit_training(task: TextTask, limit: int | None) -> TextTask:
     return replace(task, training=task.training.subset(order[:limit].tolist()))
 
 
-def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, batch_size: int = 64) -> dict[str, float]:
-    """Returns the metrics of a text classifier on the evaluation sets of its tasks, by name, and "mean" over tasks.
+def evaluate(
+    model: PerceiverIO | BERT,
+    tokenizer: Tokenizer,
+    data: GlueData,
+    batch_size: int = 64,
+    split: Literal["train", "val", "test"] = "val",
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the metrics of a model on its tasks, by name, and their "mean"; and the number of texts of each.
 
-    If `data` names no tasks, they are all tasks of the model that are available.
+    If `data` names no tasks, they are all tasks of the model that are available. The test sets have no labels.
 
     Raises:
         PerceiversError: the model is of another kind, no task of it is available, or it lacks a named task.
@@ -171,7 +177,11 @@ def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, ba
     data = replace(data, tasks=data.tasks or [name for name in known if name in TASKS])
     if lacking := [name for name in data.requested_tasks() if name not in known]:
         raise PerceiversError(f"the model has no task {lacking[0]!r}: it has {', '.join(known)}.")
-    return fine_tuning.evaluate(model, tokenizer, data.open(only_evaluation=True), batch_size)
+    if split == "test":
+        raise PerceiversError("the labels of the split 'test' of GLUE are not published: use train or val.")
+    tasks = data.open(split)
+    counts = {name: len(texts) for task in tasks.values() for name, texts in task.evaluation.items()}
+    return fine_tuning.evaluate(model, tokenizer, tasks, batch_size), counts
 
 
 Results = dict[str, dict[str, dict[str, float]]]

@@ -4,19 +4,18 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
 from perceivers.checks import Checked, ProperFraction
+from perceivers.data.splits import EVALUATION_NAMES, SPLITS, TRAINING_NAMES, Part, choose_splits, find_splits
 from perceivers.data.tables import SUFFIXES, Table, hub_splits, is_missing, read_table, split_files, to_table
 from perceivers.errors import PerceiversError, quote
 from perceivers.files import warn
 
-TRAINING_NAMES = ("train", "training")
-EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "comment", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "sentiment")
 
@@ -128,35 +127,37 @@ class LabelledTextData(Checked):
         return random_split(examples, self.validation_fraction)
 
     def open_evaluation(
-        self, classes: list[str], validation_fraction: float | None = None
-    ) -> tuple[LabelledTexts, str]:
-        """Reads the texts to evaluate a model on: the evaluation split of a folder or data set, or all of a file.
+        self, classes: list[str], split: str | None = None, validation_fraction: float | None = None
+    ) -> tuple[LabelledTexts, Part]:
+        """Reads the texts to evaluate a model on: those of a split, see `choose_splits`, or all.
 
         Args:
             classes: the model's classes.
-            validation_fraction: if the texts have no evaluation split, read only those that a training run with this
+            split: "train", "val" or "test".
+            validation_fraction: without a split for evaluation, read only the fraction that a training run with this
                 `data.validation_fraction` held out.
 
-        Returns:
-            The texts, and a description of them for messages.
-
         Raises:
-            PerceiversError: as in `open`; or there is no evaluation split, or a label is not one of the classes.
+            PerceiversError: as in `open`; or there is no such split, or a label is not one of the classes.
         """
-        training, evaluations = self.find()
-        may_hold_out = validation_fraction is not None or os.path.isfile(self.path)
-        found = self.find_labelled(evaluations or ([training] if training and may_hold_out else []))
-        if found is None:
+        whole, parts = self.find_parts()
+        chosen: list[tuple[str | None, TablePart]] = [
+            (name, parts[part]) for name, part in choose_splits(parts, split, self.path)
+        ]
+        if whole is not None:
+            chosen = [(None, whole)]
+        for name, part in chosen:  # noqa: B007  # the last one is used
+            if found := self.find_labelled([part.read]):
+                break
+        else:
             raise PerceiversError(
-                f"{self.path} has no split to evaluate on, called {', '.join(EVALUATION_NAMES)}: give a file, or the "
-                f"fraction that training held out (--validation-fraction)."
+                f"{self.path} has no table with labels called {', '.join(SPLITS)}: give a file with labels."
             )
-        name = found[0].name
         examples = label_texts(*found, classes, "the model does not know")
-        if evaluations or validation_fraction is None:
-            return examples, name
-        held_out = random_split(examples, validation_fraction).evaluation
-        return held_out, f"the part of {name} that training held out"
+        if validation_fraction is not None and find_splits(parts).keys() <= {"train"}:
+            examples = random_split(examples, validation_fraction).evaluation
+        total = sum(part.count() for part in parts.values()) if whole is None else whole.count()
+        return examples, Part("text", len(examples), total, name)
 
     def find_labelled(
         self, tables: Iterable[Callable[[], Table]], columns: tuple[list[str], str] | None = None
@@ -187,23 +188,47 @@ class LabelledTextData(Checked):
 
         A single file is the training table.
         """
+        whole, parts = self.find_parts()
+        training = whole or next((parts[name] for name in TRAINING_NAMES if name in parts), None)
+        return None if training is None else training.read, [
+            parts[name].read for name in EVALUATION_NAMES if name in parts
+        ]
+
+    def find_parts(self) -> tuple["TablePart | None", dict[str, "TablePart"]]:
+        """Returns the table of a single file, and those of the splits of a folder or data set by name."""
         path = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
+        names = (*TRAINING_NAMES, *EVALUATION_NAMES)
         if os.path.isdir(path):
-            files = [split_files(path, names) for names in (TRAINING_NAMES, *((name,) for name in EVALUATION_NAMES))]
-            reads: list[Callable[[], Table] | None] = [partial(read_table, found) if found else None for found in files]
-            return reads[0], list(filter(None, reads[1:]))
+            files = {name: split_files(path, (name,)) for name in names}
+            return None, {name: TablePart.of_files(found) for name, found in files.items() if found}
         if os.path.exists(path):
-            return partial(read_table, [path]), []
+            return TablePart.of_files([path]), {}
         if path.suffix.lower() in SUFFIXES:
             raise PerceiversError(f"data.path = {path} does not exist.")
         splits = {name.lower(): split for name, split in hub_splits(self.path).items()}
-        found = {name: partial(to_table, split, f"{self.path} ({name})") for name, split in splits.items()}
-        if found.keys().isdisjoint((*TRAINING_NAMES, *EVALUATION_NAMES)):
+        if splits.keys().isdisjoint(names):
             raise PerceiversError(f"{self.path} has no split 'train'; it has {', '.join(splits)}.")
-        first = next((found[name] for name in TRAINING_NAMES if name in found), None)
-        return first, [found[name] for name in EVALUATION_NAMES if name in found]
+        return None, {
+            name: TablePart(partial(to_table, splits[name], f"{self.path} ({name})"), partial(len, splits[name]))
+            for name in names
+            if name in splits
+        }
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A part of a data set: functions that read its table, and count its rows."""
+
+    read: Callable[[], Table]
+    count: Callable[[], int]
+
+    @classmethod
+    def of_files(cls, files: list[Path]) -> Self:
+        """Returns the part in a file, or in several parquet files."""
+        read = cache(partial(read_table, files))
+        return cls(read, lambda: len(read().indices))
 
 
 def check_columns(table: Table, field: str, columns: Iterable[str]) -> None:
