@@ -28,7 +28,6 @@ class Optimization(Checked):
         flat_fraction: fraction of the steps of "flat_cosine" before the cosine starts.
         warmup_steps: steps of "warmup_cosine" before the cosine starts.
         beta2: decay rate of the second moment (the first's is 0.9).
-        clip_norm: largest norm of the gradient of all weights together; no clipping by default.
     """
 
     section = "optimization."
@@ -41,7 +40,6 @@ class Optimization(Checked):
     flat_fraction: Fraction = 0.5
     warmup_steps: Annotated[int, Range(least=0)] = 0
     beta2: Annotated[float, Range(least=0, below=1)] = 0.999
-    clip_norm: Annotated[float, Range(above=0)] | None = None
 
     def build(self, module: nn.Module, steps: int) -> OptimizerLRScheduler:
         """Returns the optimizer and its schedule over `steps` steps, in the form that Lightning expects."""
