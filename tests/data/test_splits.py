@@ -76,9 +76,9 @@ def test_a_table_of_files_is_measured(tmp_path):
     (tmp_path / "list.csv").write_text("file_name,label\nx/0.png,dog\nx/2.png,cat\nx/1.png,\n")
     images, part = open_evaluation(LabelledImages, str(tmp_path / "list.csv"))
     assert ([images.classes[k] for k in images.labels], str(part)) == (["dog", "cat"], "2 of 3 images")
-    images, part, unit = open_unlabelled(LabelledImages, str(tmp_path / "list.csv"))
+    images, _ = open_unlabelled(LabelledImages, str(tmp_path / "list.csv"))
     assert [np.array(images.read(index, 1))[0, 0] for index in range(3)] == [0, 2, 1]
-    assert (unit, images.describe(1)) == ("file", str(tmp_path / "x" / "2.png"))
+    assert images.describe(1) == str(tmp_path / "x" / "2.png")
 
 
 def test_digits_have_a_third_for_testing():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from perceivers.checks import Checked, Count, Fraction, Range, check_field
 from perceivers.clips import commands
+from perceivers.clips.classify import ClipEncoder
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
@@ -96,6 +97,8 @@ class Autoencoding(Experiment):
 
     decided_by_data = ("classes", "class_names")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ClipEncoder
+    command = "autoencode"
 
     model: AutoencoderConfig
     data: ClipData = field(default_factory=ClipData)

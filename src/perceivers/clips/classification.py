@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.checks import Range, check_field
 from perceivers.clips import commands
-from perceivers.clips.classify import get_label, is_clip_classifier
+from perceivers.clips.classify import ClipPredictor, get_label, is_clip_classifier
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
@@ -38,6 +38,7 @@ class ClipClassification(Experiment):
 
     decided_by_data = ("classes", "class_names", "multilabel")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ClipPredictor
     evaluation_clips = 0  # their number, once the data is open
 
     model: ClipClassifierConfig

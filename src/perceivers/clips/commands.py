@@ -10,12 +10,15 @@ from perceivers.command import (
     Metavar,
     ModelArgument,
     Precision,
+    print_answers,
     print_classes,
-    print_files_classes,
     print_json,
 )
 from perceivers.data.splits import HeldOut, SplitOption
 from perceivers.errors import PerceiversError
+from perceivers.files import expand_folders
+
+Windows = Annotated[Count, "evenly spaced windows of each clip, whose predictions are averaged"]
 
 FORMATS = {
     "video_psnr": "PSNR of the video {:.2f} dB",
@@ -29,18 +32,21 @@ FORMATS = {
 
 def classify_clip(
     model: ModelArgument,
-    files: Annotated[list[str], "with the sound or video that the model reads", Metavar("FILE")],
+    files: Annotated[list[str], "with the sound or video that the model reads, or folders of them", Metavar("FILE")],
     *,
-    windows: Annotated[Count, "evenly spaced windows of each clip, whose predictions are averaged"] = 1,
+    windows: Windows = 1,
     top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Classifies clips by their video and sound."""
-    from perceivers.clips.classify import classify_clip
+    from perceivers.clips.classify import ClipPredictor, classify_clips
+    from perceivers.clips.data import LabelledClips
 
-    print_files_classes(files, classify_clip(model, files, windows, device, dtype), top, json)
+    paths = expand_folders(files, LabelledClips.suffixes)
+    answers = classify_clips(ClipPredictor(model, device, dtype, windows=windows), paths)
+    print_answers("file", paths, answers, top, json)
 
 
 def autoencode(

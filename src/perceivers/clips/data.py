@@ -139,8 +139,7 @@ def open_evaluation_clips(
     """Finds the clips to evaluate a model on, see `open_evaluation`; they need no labels if it predicts none."""
     if "label" in model.outputs:
         return open_evaluation(LabelledClips, path, split, validation_fraction)
-    clips, part, _ = open_unlabelled(LabelledClips, path, split)
-    return clips, part
+    return open_unlabelled(LabelledClips, path, split)
 
 
 def open_listed_clips(

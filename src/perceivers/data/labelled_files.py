@@ -1,12 +1,13 @@
 """Files or rows of data sets with class labels: a folder for each class, or a Hugging Face data set."""
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch.utils.data import default_collate
@@ -38,6 +39,9 @@ class Source(Protocol):
     def describe(self, index: int) -> str:
         """Returns the name of the example in messages: its file, or its row."""
 
+    def checksum(self) -> str:
+        """Returns a checksum of all contents or, of files, of their paths, sizes and times of change."""
+
 
 @dataclass(frozen=True)
 class Files:
@@ -50,6 +54,13 @@ class Files:
 
     def describe(self, index: int) -> str:
         return str(self.paths[index])
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            status = os.stat(path) if os.path.exists(path) else None
+            digest.update(repr((str(path), status and (status.st_size, status.st_mtime_ns))).encode())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,13 @@ class Rows:
 
     def describe(self, index: int) -> str:
         return f"row {index} of {self.name}"
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for chunk in self.table.data.column(self.column).chunks:
+            for buffer in filter(None, chunk.buffers()):
+                digest.update(buffer)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -254,9 +272,7 @@ def open_evaluation(
     return examples, Part(kind.noun, len(examples), total or count_examples(kind, whole), name)
 
 
-def open_unlabelled(
-    kind: type[L], path: str, split: str | None = None, column: str | None = None
-) -> tuple[L, Part, Literal["file", "row"]]:
+def open_unlabelled(kind: type[L], path: str, split: str | None = None, column: str | None = None) -> tuple[L, Part]:
     """Finds the examples to predict: those of a split, see `choose_splits`, or all, with or without labels.
 
     Args:
@@ -266,7 +282,7 @@ def open_unlabelled(
         column: as in `open_splits`; of another table, that of the paths of files, by default file_name.
 
     Returns:
-        The examples; the part of the data that they are; and the unit of their names: that of a row is its index.
+        The examples, and the part of the data that they are.
 
     Raises:
         PerceiversError: there is no such split, or no examples.
@@ -292,8 +308,7 @@ def open_unlabelled(
         examples = kind([], [0] * len(part), rows, range(len(part)))
     if not len(examples):
         raise PerceiversError(f"{path} has no {kind.noun}s.")
-    unit: Literal["file", "row"] = "file" if isinstance(examples.source, Files) else "row"
-    return examples, Part(kind.noun, len(examples), total or len(examples), name), unit
+    return examples, Part(kind.noun, len(examples), total or len(examples), name)
 
 
 def find_parts(path: str) -> tuple[Any, Mapping[str, Any]]:

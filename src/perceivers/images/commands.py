@@ -5,16 +5,17 @@ from typing import Annotated
 
 from perceivers.checks import Count
 from perceivers.command import (
+    ClassNames,
     Device,
     Json,
     Metavar,
     ModelArgument,
     Precision,
-    print_files_classes,
+    print_answers,
     print_json,
 )
 from perceivers.data.splits import HeldOut, SplitOption
-from perceivers.files import read_lines
+from perceivers.files import expand_folders
 
 
 def demo(
@@ -30,19 +31,21 @@ def demo(
 
 def classify_image(
     model: ModelArgument,
-    files: Annotated[list[str], "images", Metavar("FILE")],
+    files: Annotated[list[str], "images, or folders of them", Metavar("FILE")],
     *,
-    classes: Annotated[str | None, "names of the classes, one per line, in order", Metavar("FILE")] = None,
+    classes: ClassNames = None,
     top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Classifies image files."""
-    from perceivers.images.classify import classify_image
+    from perceivers.data.image_files import SUFFIXES
+    from perceivers.images.classify import ImagePredictor, classify_images
 
-    names = None if classes is None else read_lines(classes)
-    print_files_classes(files, classify_image(model, files, names, device, dtype), top, json)
+    paths = expand_folders(files, SUFFIXES)
+    answers = classify_images(ImagePredictor(model, device, dtype, classes=classes), paths)
+    print_answers("file", paths, answers, top, json)
 
 
 def evaluate(

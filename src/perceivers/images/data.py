@@ -1,5 +1,6 @@
 """Labelled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ class Pixels:
 
     def describe(self, index: int) -> str:
         return f"digit {index}"
+
+    def checksum(self) -> str:
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
 
 @dataclass

@@ -15,7 +15,7 @@ from perceivers.checks import Range, check_field
 from perceivers.data.labelled_files import match_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
-from perceivers.images.classify import get_image_input, is_image_classifier
+from perceivers.images.classify import ImagePredictor, get_image_input, is_image_classifier
 from perceivers.images.data import ImageData, ImageDataset, LabelledImages
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.inference import class_names
@@ -40,6 +40,7 @@ class ImageClassification(Experiment):
 
     decided_by_data = ("classes", "class_names")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ImagePredictor
 
     model: ImageClassifierConfig
     data: ImageData = field(default_factory=ImageData)

@@ -11,7 +11,7 @@ from perceivers.command import (
     Metavar,
     ModelArgument,
     Precision,
-    print_classes,
+    print_answers,
     print_json,
     print_table,
     read_text,
@@ -22,6 +22,7 @@ from perceivers.files import split_lines
 
 BatchSize = Annotated[Count, "texts per batch"]
 Patterns = Annotated[tuple[str, ...], "patterns of names of text files not to read", Metavar("PATTERN")]
+TextColumns = Annotated[list[str] | None, "the text column, or two for pairs, as in training", Metavar("COLUMN")]
 TextFile = Annotated[str | None, "read the text from a file instead", Metavar("FILE")]
 
 
@@ -61,20 +62,11 @@ def classify_text(
     json: Json = False,
 ) -> None:
     """Classifies texts."""
-    from perceivers.text.classify import SCORE, classify_text
+    from perceivers.text.classify import TextPredictor, classify_texts
 
     texts = read_texts(text, second, file)
-    results = [dict(list(result.items())[:top]) for result in classify_text(model, texts, task, device, dtype)]
-    pairs = list(zip(texts, results, strict=True))
-    if json:
-        print_json([{"text": given} | (best if SCORE in best else {"classes": best}) for given, best in pairs])
-        return
-    for given, best in pairs:
-        print(given if isinstance(given, str) else "\n".join(given))
-        if SCORE in best:
-            print(f"  {best[SCORE]:.4f}")
-        else:
-            print_classes(best)
+    answers = classify_texts(TextPredictor(model, device, dtype, task=task), texts)
+    print_answers("text", texts, answers, top, json)
 
 
 def read_texts(text: str | None, second: str | None, file: str | None) -> list[str | tuple[str, str]]:
@@ -86,11 +78,7 @@ def read_texts(text: str | None, second: str | None, file: str | None) -> list[s
     content = read_text(text, file, "classify-text")
     if file is None and text != "-":
         return [content]
-    lines = split_lines(content)
-    blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
-    if blank is not None:
-        raise PerceiversError(f"line {blank} of {file or 'standard input'} is blank: each line is a text; remove it.")
-    return list(lines)
+    return list(split_lines(content))
 
 
 def attention(
@@ -185,7 +173,7 @@ def evaluate_texts(
     *,
     data: Annotated[str, "a file, or a folder or data set of the Hub with splits"],
     split: SplitOption = None,
-    text: Annotated[list[str] | None, "the text column, or two for pairs, as in training", Metavar("COLUMN")] = None,
+    text: TextColumns = None,
     label: Annotated[str | None, "the class column, as in training", Metavar("COLUMN")] = None,
     validation_fraction: HeldOut = None,
     batch_size: BatchSize = 64,

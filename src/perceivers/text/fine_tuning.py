@@ -23,7 +23,7 @@ from perceivers.model.sizes import ModelConfig
 from perceivers.text import commands
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.bert import BERT
-from perceivers.text.classify import has_one_classifier, is_text_classifier, task_heads, text_encoding
+from perceivers.text.classify import TextPredictor, has_one_classifier, is_text_classifier, task_heads, text_encoding
 from perceivers.text.labelled import LabelledTextData, Metric, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, load_text_model, text_tasks
 from perceivers.text.tokenizers import Tokenizer, open_tokenizer
@@ -102,6 +102,7 @@ class TextClassification(FineTuning):
 
     decided_by_data = ("vocabulary",)
     evaluate = staticmethod(commands.evaluate_texts)
+    predictor = TextPredictor
 
     model: LanguageConfig | BertConfig | Pretrained
     data: LabelledTextData = field(default_factory=LabelledTextData)

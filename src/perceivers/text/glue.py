@@ -19,7 +19,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
-from perceivers.text.classify import is_text_classifier, task_heads
+from perceivers.text.classify import TextPredictor, is_text_classifier, task_heads
 from perceivers.text.fine_tuning import FineTuning, Method, Pretrained
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
@@ -73,6 +73,7 @@ class Glue(FineTuning):
     """
 
     evaluate = staticmethod(commands.evaluate_glue)
+    predictor = TextPredictor
 
     model: Pretrained
     data: GlueData = field(default_factory=GlueData)

@@ -14,7 +14,7 @@ from perceivers.checks import Checked, ProperFraction
 from perceivers.data.splits import EVALUATION_NAMES, SPLITS, TRAINING_NAMES, Part, choose_splits, find_splits
 from perceivers.data.tables import SUFFIXES, Table, hub_splits, is_missing, read_table, split_files, to_table
 from perceivers.errors import PerceiversError, quote
-from perceivers.files import warn
+from perceivers.files import read_lines, warn
 
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "comment", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "sentiment")
@@ -175,13 +175,17 @@ class LabelledTextData(Checked):
     def find_columns(self, table: Table) -> tuple[list[str], str]:
         """Returns the text columns and the label column of a table."""
         label = self.label or only_column(table, "label", [c for c in table.columns if c.lower() in LABEL_COLUMNS])
+        check_columns(table, "label", [label])
+        return self.find_text_columns(table, label), label
+
+    def find_text_columns(self, table: Table, label: str | None) -> list[str]:
+        """Returns the text columns of a table, with or without a label column."""
         others = [column for column in table.columns if column != label]
         usual = [column for column in others if column.lower() in TEXT_COLUMNS]
         found = usual or [column for column in others if any(map(is_words, table.columns[column]))]
-        text = self.text or [only_column(table, "text", found)]
-        check_columns(table, "label", [label])
+        text = self.text or (found if len(found) == 1 else [only_column(table, "text", found)])
         check_columns(table, "text", text)
-        return text, label
+        return text
 
     def find(self) -> tuple[Callable[[], Table] | None, list[Callable[[], Table]]]:
         """Returns functions that read the training table, if there is one, and those to evaluate on.
@@ -229,6 +233,38 @@ class TablePart:
         """Returns the part in a file, or in several parquet files."""
         read = cache(partial(read_table, files))
         return cls(read, lambda: len(read().indices))
+
+
+def open_texts(
+    path: str, columns: list[str] | None = None, split: str | None = None
+) -> tuple[list[tuple[Any, ...]], Sequence[int], Literal["line", "row"], Part]:
+    """Reads texts without labels: a text of each line of a file, or those of a table, see `LabelledTextData`.
+
+    Args:
+        path: a text file, or a path of `LabelledTextData`.
+        columns: the text column, or two for pairs; found as in `LabelledTextData`.
+        split: "train", "val" or "test", see `choose_splits`.
+
+    Returns:
+        The texts of each row, of which some may be missing; the number of its line, or of the row from 0; which of the
+        two it is; and the part of the data that they are.
+    """
+    file = Path(path)
+    if os.path.isfile(file) and file.suffix.lower() not in SUFFIXES:
+        choose_splits((), split, path)
+        lines = [(line,) for line in read_lines(file)]
+        return list(lines), range(1, len(lines) + 1), "line", Part("text", len(lines), len(lines))
+    data = LabelledTextData(path, columns)
+    whole, parts = data.find_parts()
+    chosen = [(name, parts[part]) for name, part in choose_splits(parts, split, path)]
+    name, part = (None, whole) if whole is not None else next(iter(chosen), (None, None))
+    if part is None:
+        raise PerceiversError(f"{path} has no table called {', '.join(SPLITS)}: give a file.")
+    table = part.read()
+    found = data.find_text_columns(table, data.label)
+    texts = list(zip(*(table.columns[column] for column in found), strict=True))
+    total = sum(other.count() for other in parts.values()) or len(texts)
+    return texts, table.indices, table.unit, Part("text", len(texts), total, name)
 
 
 def check_columns(table: Table, field: str, columns: Iterable[str]) -> None:

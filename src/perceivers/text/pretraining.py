@@ -22,6 +22,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text import commands
 from perceivers.text.bert import BERT
+from perceivers.text.classify import TextEncoder
 from perceivers.text.masking import IGNORE_INDEX
 from perceivers.text.model import BertConfig, LanguageConfig, is_language_model, text_input
 from perceivers.text.stream import Batch, HeldOutText, StreamedText, TextData
@@ -47,6 +48,8 @@ class MaskedLanguage(Experiment):
 
     decided_by_data = ("vocabulary",)
     evaluate = staticmethod(commands.evaluate_language)
+    predictor = TextEncoder
+    command = "fill-mask"
 
     model: LanguageConfig | BertConfig
     data: TextData = field(default_factory=TextData)
