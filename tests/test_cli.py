@@ -271,6 +271,7 @@ COMMANDS = sorted(
         "flow",
         "autoencode",
         "evaluate",
+        "predict",
         "train-tokenizer",
         "make-flow-data",
         "prepare-replays",
@@ -282,7 +283,7 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command(capsys, command):
-    if command in ("fit", "evaluate"):  # whose help goes on with a config, or a model
+    if command in ("fit", "evaluate", "predict"):  # whose help goes on with a config, or a model
         main([command, "--help"])
     else:
         with pytest.raises(SystemExit) as stop:

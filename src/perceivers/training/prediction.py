@@ -122,7 +122,7 @@ def predict_rows(
         where: arguments of Lightning's Trainer for devices and machines.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")
     writer = PartWriter(parts, len(inputs.names))
     trainer = build_trainer(where, [writer], [], logger=False, enable_progress_bar=False, enable_model_summary=False)
     parts.set_columns(predictor.columns, settings["latents"])
@@ -269,7 +269,7 @@ class Parts:
         self.schema = pa.schema(fields | {"error": pa.string()})
 
     def check_settings(self, settings: Mapping[str, Any], inputs: Inputs, is_first_process: bool) -> None:
-        """Writes the settings and a checksum of the rows, or raises a PerceiversError if they differ from those of parts."""
+        """Writes the settings and a checksum of the rows; raises a PerceiversError if those of the parts differ."""
         now = json.loads(json.dumps({**settings, "rows": inputs.checksum}))
         file = self.folder / SETTINGS
         if file.is_file():
@@ -317,10 +317,7 @@ class Parts:
             for table in self.read_sorted(len(inputs.names)):
                 errors += len(table) - table["error"].null_count
                 names = [inputs.names[row] for row in table[ROW].to_pylist()]
-                texts = [
-                    name.encode(errors="backslashreplace").decode() if isinstance(name, str) else name for name in names
-                ]
-                yield table.drop_columns([ROW]).add_column(0, inputs.unit, pa.array(texts))
+                yield table.drop_columns([ROW]).add_column(0, inputs.unit, pa.array(names))
 
         atomic_write(self.out, lambda file: write_table(file, self.out.suffix, read_named()))
         shutil.rmtree(self.folder)
@@ -356,9 +353,7 @@ def write_table(path: Path, suffix: str, tables: Iterator[Any]) -> None:
                 lines.writerow(table.column_names)
             for batch in table.to_batches(max_chunksize=1000):
                 for row in batch.to_pylist():
-                    if suffix == ".csv":
-                        lines.writerow(
-                            json.dumps(value) if isinstance(value, list) else value for value in row.values()
-                        )
-                    else:
+                    if suffix == ".jsonl":
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    else:
+                        lines.writerow(json.dumps(cell) if isinstance(cell, list) else cell for cell in row.values())
