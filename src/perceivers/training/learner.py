@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
+from perceivers.training.sharding import shard
 
 
 class Learner(L.LightningModule, ABC):
@@ -75,6 +77,10 @@ class Learner(L.LightningModule, ABC):
             on_bar = self.progress_metrics is None or name in self.progress_metrics
             self.log(f"val_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))

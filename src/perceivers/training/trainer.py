@@ -1,6 +1,7 @@
 """Lightning's Trainer, whose arguments are the fields of `trainer` in a config."""
 
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,11 +11,14 @@ from typing import Any
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
 from lightning import Callback, Trainer
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceivers.checks import describe_type
 from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.training import sharding
 
 DEFAULTS: dict[str, Any] = {"precision": "32-true", "log_every_n_steps": 10}
 """Defaults that are not Lightning's."""
@@ -100,9 +104,11 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
     try:
         parsed = get_parser().instantiate(parse_trainer(values)).trainer
         given = {name: getattr(parsed, name) for name in values if getattr(parsed, name) is not None}
+        if given.get("strategy") == sharding.NAME:
+            given["strategy"] = sharding.FullySharded()
         own, others = given.pop("callbacks", []), given.pop("plugins", [])
         own, others = (value if isinstance(value, list) else [value] for value in (own, others))
-        return Trainer(
+        trainer = Trainer(
             **DEFAULTS | ours | given | {"max_epochs": count_max_epochs(values)},
             callbacks=callbacks + own,
             plugins=plugins + others,
@@ -110,10 +116,32 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
             use_distributed_sampler=False,
             enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in own),
         )
+        check_machines(trainer)
+        return trainer
     except PerceiversError:
         raise
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
         raise PerceiversError(f"trainer = {quote(dict(values))} cannot be used: {describe(error)}") from error
+
+
+def check_machines(trainer: Trainer) -> None:
+    """Raises a PerceiversError for more processes than this machine has cores, and for machines that nobody starts."""
+    cores = os.cpu_count() or 1
+    if isinstance(trainer.accelerator, CPUAccelerator) and trainer.num_devices > cores:
+        raise PerceiversError(
+            f"trainer.devices = {trainer.num_devices} is not allowed: it must be at most {cores}, the number of cores."
+        )
+    if isinstance(trainer.strategy, sharding.FullySharded) and trainer.num_devices * trainer.num_nodes == 1:
+        raise PerceiversError(
+            "trainer.strategy = 'fsdp' shards weights over several processes: set trainer.devices to 2 or more, "
+            "or leave it out."
+        )
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if trainer.num_nodes > 1 and isinstance(environment, LightningEnvironment) and "NODE_RANK" not in os.environ:
+        raise PerceiversError(
+            f"trainer.num_nodes = {trainer.num_nodes} needs a process on each machine: start the command by torchrun "
+            f"or SLURM, or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each."
+        )
 
 
 def describe(error: Exception) -> str:
