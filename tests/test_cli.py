@@ -274,6 +274,7 @@ COMMANDS = sorted(
         "flow",
         "autoencode",
         "evaluate",
+        "predict",
         "train-tokenizer",
         "make-flow-data",
         "prepare-replays",
@@ -285,7 +286,7 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command(capsys, command):
-    if command in ("fit", "evaluate"):  # whose help goes on with a config, or a model
+    if command in ("fit", "evaluate", "predict"):  # whose help goes on with a config, or a model
         main([command, "--help"])
     else:
         with pytest.raises(SystemExit) as stop:
@@ -350,7 +351,7 @@ def test_evaluate_takes_some_images_at_a_time(tmp_path, capsys):
 def test_evaluate_refuses_what_it_cannot_do(tmp_path, capsys):
     classifier().save(tmp_path / "classifier")
     images = ["evaluate", str(tmp_path / "classifier"), "--data", "digits"]
-    for option in (["--split", "training"], ["--picture", "pictures"], ["--overlap", "0"], ["--windows", "2"]):
+    for option in (["--picture", "pictures"], ["--overlap", "0"], ["--windows", "2"]):
         with pytest.raises(SystemExit) as stop:
             main([*images, *option])
         assert stop.value.code == 2

@@ -22,6 +22,7 @@ examples:
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers evaluate runs/demo/model --data digits
   perceivers evaluate MODEL --help                    the options for models of that experiment
+  perceivers predict runs/demo/model --data pictures/ --out predictions.parquet
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
   perceivers classify-text MODEL "A film to see twice."

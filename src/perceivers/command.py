@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from perceivers import files
-from perceivers.checks import Range
+from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError, printable, shorten
 from perceivers.files import decode
 
@@ -37,6 +37,10 @@ class Metavar:
     """The name of an argument's value in `--help`, for use in `Annotated`."""
 
     name: str | tuple[str, ...]
+
+
+ClassNames = Annotated[str | None, "names of the classes, one per line, in order", Metavar("FILE")]
+TopClasses = Annotated[Count, "number of classes for each row, the most probable ones"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -118,6 +122,22 @@ def make_reader(kind: Any, metadata: Sequence[Any]) -> Callable[[str], Any]:
     return read_value
 
 
+def add_options(function: Command, other: Callable[..., Any]) -> Command:
+    """Returns a command that also has the options of another function, and passes them on as keyword arguments."""
+
+    def command(*arguments: Any, **options: Any) -> None:
+        function(*arguments, **options)
+
+    parameters = [
+        *(p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD),
+        *(p for p in inspect.signature(other).parameters.values() if p.kind is p.KEYWORD_ONLY),
+    ]
+    command.__doc__ = function.__doc__
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = get_type_hints(other, include_extras=True) | get_type_hints(function, include_extras=True)
+    return command
+
+
 def run(function: Command, argv: Sequence[str], prog: str) -> None:
     """Calls a function with the arguments of a command line."""
     parameters = inspect.signature(function).parameters.values()
@@ -161,15 +181,47 @@ def print_classes(classes: Mapping[str, float]) -> None:
         print(f"  {probability:7.2%}  {printable(name)}")
 
 
-def print_files_classes(files: Sequence[str], answers: Sequence[Mapping[str, float]], top: int, json: bool) -> None:
-    """Prints the most probable classes of each file."""
-    best = [dict(list(answer.items())[:top]) for answer in answers]
+Answer = Mapping[str, float] | PerceiversError
+"""Probabilities by class, most probable first, or why there are none."""
+
+
+def print_answers(
+    unit: Literal["file", "text"],
+    rows: Sequence[str | tuple[str, ...]],
+    answers: Sequence[Mapping[str, float] | PerceiversError],
+    top: int,
+    json: bool,
+) -> None:
+    """Prints files or texts, and for each its most probable classes, or its score, or why there is no answer.
+
+    Raises:
+        PerceiversError: there is only one, and it has no answer.
+        SystemExit: several were printed, and one of them has no answer.
+    """
+    if len(answers) == 1 and isinstance(answers[0], PerceiversError):
+        raise answers[0]
+    best = [answer if isinstance(answer, PerceiversError) else dict(list(answer.items())[:top]) for answer in answers]
     if json:
-        print_json([{"file": file, "classes": classes} for file, classes in zip(files, best, strict=True)])
-        return
-    for file, classes in zip(files, best, strict=True):
-        print(printable(file))
-        print_classes(classes)
+        print_json([{unit: row} | describe_answer(answer) for row, answer in zip(rows, best, strict=True)])
+    else:
+        for row, answer in zip(rows, best, strict=True):
+            title = row if isinstance(row, str) else "\n".join(row)
+            print(printable(title) if unit == "file" else title)
+            if isinstance(answer, PerceiversError):
+                print(f"  error: {answer}")
+            elif answer.keys() == {"score"}:
+                print(f"  {answer['score']:.4f}")
+            else:
+                print_classes(answer)
+    if any(isinstance(answer, PerceiversError) for answer in answers):
+        sys.exit(1)
+
+
+def describe_answer(answer: Mapping[str, float] | PerceiversError) -> dict[str, Any]:
+    """Returns an answer as it is printed in JSON."""
+    if isinstance(answer, PerceiversError):
+        return {"error": str(answer)}
+    return dict(answer) if answer.keys() == {"score"} else {"classes": answer}
 
 
 def read_text(text: str | None, file: str | None, command: str) -> str:

@@ -6,6 +6,7 @@ from perceivers.data.loader import SampleIndex, Samples
 from perceivers.inference import load_for_inference
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig, Sizes
+from perceivers.prediction import Inputs, Predictor
 from perceivers.presets import Preset, make_example
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner, evaluate
@@ -15,9 +16,11 @@ __all__ = [
     "Count",
     "Experiment",
     "Fraction",
+    "Inputs",
     "Learner",
     "Model",
     "ModelConfig",
+    "Predictor",
     "Preset",
     "ProperFraction",
     "Range",

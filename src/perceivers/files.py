@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -73,6 +73,17 @@ def find_files(folder: Path, suffixes: Collection[str], report: bool = False) ->
     if report and left_out:
         kinds = ", ".join(f"{count} {kind}" for kind, count in left_out.most_common(10))
         warn(f"Left out of {folder}: {left_out.total()} of {left_out.total() + len(found)} files, {kinds}.")
+    return found
+
+
+def expand_folders(paths: Iterable[str], suffixes: Collection[str]) -> list[str]:
+    """Replaces folders by the files below them, see `find_files`; raises a PerceiversError for one without any."""
+    found: list[str] = []
+    for path in paths:
+        files = [str(file) for file in find_files(Path(path), suffixes, report=True)] if os.path.isdir(path) else [path]
+        if not files:
+            raise PerceiversError(f"{path} has no files to classify: {', '.join(sorted(suffixes))} are expected.")
+        found += files
     return found
 
 

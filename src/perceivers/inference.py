@@ -71,15 +71,21 @@ def class_names(model: PerceiverIO, name: str = "label") -> list[str]:
 
 def rank_classes(logits_K: Tensor, names: Sequence[str]) -> dict[str, float]:
     """Returns the probabilities of the classes by name, most probable first, see `sort_classes`."""
-    return sort_classes(logits_K.float().softmax(-1), names)
+    return sort_classes(logits_K[None].float().softmax(-1), names)[0]
 
 
-def sort_classes(probability_K: Tensor, names: Sequence[str]) -> dict[str, float]:
-    """Sorts classes, most probable first; the index of the class is added to a name that several share."""
+def sort_classes(probability_BK: Tensor, names: Sequence[str], top: int | None = None) -> list[dict[str, float]]:
+    """Sorts the classes of each example, most probable first; at most `top` of them, if given.
+
+    The index of the class is added to a name that several share.
+    """
     count = Counter(names)
     unique = [name if count[name] == 1 else f"{name} ({index})" for index, name in enumerate(names)]
-    probability_K, class_K = probability_K.sort(descending=True)
-    return {unique[k]: value for k, value in zip(class_K.tolist(), probability_K.tolist(), strict=True)}
+    probability_BK, class_BK = (sorted_BK[:, :top] for sorted_BK in probability_BK.sort(1, descending=True))
+    return [
+        {unique[k]: value for k, value in zip(classes, values, strict=True)}
+        for classes, values in zip(class_BK.tolist(), probability_BK.tolist(), strict=True)
+    ]
 
 
 def check_folder(path: str | Path) -> None:

@@ -239,7 +239,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     capsys.readouterr()
     main(["evaluate", str(output / "model"), "--data", str(data)])
     assert re.fullmatch(
-        r"1 clip, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
+        r"10 of 10 clips, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
         capsys.readouterr().out,
     )
     other = AutoencoderConfig(**SIZES, classes=None).build()

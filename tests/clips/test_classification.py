@@ -12,8 +12,9 @@ pytest.importorskip("av")
 from perceivers.cli import main
 from perceivers.clips.classification import ClipClassifier, evaluate
 from perceivers.clips.classify import classify_clip
-from perceivers.clips.data import ClipData, ClipDataset, evenly_spaced, listed_clips
+from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced, listed_clips
 from perceivers.clips.model import ClipClassifierConfig, Window, get_window
+from perceivers.data.labelled_files import open_evaluation
 from perceivers.data.loader import SampleIndex
 from perceivers.training.config import read_config
 from tests.data.test_video import make, ramp, tone
@@ -171,16 +172,17 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
 def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
     model, clips = build(SOUND, classes=2, class_names=["high", "low"], multilabel=False), str(tones)
     model.save(tmp_path / "model")
-    expected = evaluate(model.eval(), ClipData(clips).open().evaluation, 2)["top1"]
+    expected = evaluate(model.eval(), open_evaluation(LabelledClips, clips)[0], 2)["top1"]
     main(["evaluate", str(tmp_path / "model"), "--data", clips, "--windows", "2"])
-    assert capsys.readouterr().out == f"6 clips, 2 windows of each: top-1 {expected:.2%}\n"
+    assert capsys.readouterr().out == f"60 of 60 clips, 2 windows of each: top-1 {expected:.2%}\n"
     (tmp_path / "list.csv").write_text("file,label\n0.wav,high\n1.wav,low\n")
     listed = ["evaluate", str(tmp_path / "model"), "--data", clips, "--list", str(tmp_path / "list.csv")]
     main([*listed, "--json"])
     found = json.loads(capsys.readouterr().out)
-    assert found == {"top1": found["top1"], "clips": 2, "windows": 1}
-    (tmp_path / "classes").write_text("low\nhigh\n")
-    assert "the data has the class 'low' where the model knows 'high'" in fails(
+    assert found == {"top1": found["top1"], "clips": 2, "total": 2, "split": None, "windows": 1}
+    (tmp_path / "list.csv").write_text("file,label\n0.wav,high\n1.wav,lower\n")
+    (tmp_path / "classes").write_text("lower\nhigh\n")
+    assert "the data has the class 'lower', which the model does not know: did you mean 'low'?" in fails(
         capsys, *listed, "--classes", str(tmp_path / "classes")
     )
     multilabel = build(SOUND, classes=2, class_names=["high", "low"])
@@ -188,10 +190,9 @@ def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
     (tmp_path / "list.csv").write_text('file,labels\n0.wav,"high,low"\n1.wav,low\n2.wav,\n')
     main(["evaluate", str(tmp_path / "multilabel"), *listed[2:]])
     assert re.fullmatch(
-        r"3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n", capsys.readouterr().out
+        r"3 of 3 clips, 1 window of each: mean average precision [\d.]+%, d-prime -?[\d.inf]+\n",
+        capsys.readouterr().out,
     )
     message = "--classes gives the classes of a --list: give both"
     assert message in fails(capsys, *listed[:4], "--classes", "names")
-    with pytest.raises(SystemExit, match="2"):
-        main([*listed, "--split", "training"])
-    assert "unrecognized arguments: --split training" in capsys.readouterr().err
+    assert "list.csv has no split 'val', nor any other" in fails(capsys, *listed, "--split", "val")

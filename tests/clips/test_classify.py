@@ -80,6 +80,19 @@ def test_the_command(tmp_path, clip, capsys):
     assert [answer["file"] for answer in json.loads(capsys.readouterr().out)] == files
 
 
+def test_a_broken_clip_does_not_lose_the_others(tmp_path, clip, capsys):
+    hearer(class_names=NAMES).save(tmp_path / "model")
+    (tmp_path / "aaa.mp4").write_bytes(b"nothing")
+    (expected,) = classify_clip(tmp_path / "model", [clip], windows=2)
+    with pytest.raises(SystemExit) as stop:
+        main(["classify-clip", str(tmp_path / "model"), str(tmp_path), "--windows", "2", "--json"])
+    assert stop.value.code == 1
+    broken, good = json.loads(capsys.readouterr().out)
+    assert broken["file"] == str(tmp_path / "aaa.mp4")
+    assert "aaa.mp4 cannot be read" in broken["error"]
+    assert good == {"file": str(clip), "classes": pytest.approx(expected, rel=1e-4)}
+
+
 def test_what_cannot_be_classified_ends_in_one_sentence(tmp_path, clip, capsys):
     hearer().save(tmp_path / "model")
     classifier().save(tmp_path / "images")
@@ -87,7 +100,7 @@ def test_what_cannot_be_classified_ends_in_one_sentence(tmp_path, clip, capsys):
     model = str(tmp_path / "model")
     for arguments, message in [
         ([model, str(tmp_path / "none.mp4")], "none.mp4 is not a readable file"),
-        ([model, str(clip), str(tmp_path / "broken.mp4")], "broken.mp4 cannot be read"),
+        ([model, str(tmp_path / "broken.mp4")], "broken.mp4 cannot be read"),
         ([str(tmp_path / "images"), str(clip)], "does not classify clips: it reads image and predicts label"),
     ]:
         assert message in fails(capsys, "classify-clip", *arguments)

@@ -46,6 +46,7 @@ def test_evaluate(middlebury, tmp_path, capsys):
     command = ["evaluate", str(tmp_path / "model"), "--data", middlebury, "--overlap", "4", "--batch-size", "2"]
     main([*command, "--json", "--picture", str(tmp_path / "pictures")])
     measured = json.loads(capsys.readouterr().out)["middlebury"]
+    assert [measured.pop(name) for name in ("pairs", "total", "split")] == [2, 2, "train"]
     assert list(measured) == ["model", "zero flow", "Farneback", "DIS fast", "DIS medium"]
     model, still = measured["model"], measured["zero flow"]
     slow, fast = 0.0, 18**0.5
@@ -58,7 +59,7 @@ def test_evaluate(middlebury, tmp_path, capsys):
     main(command)
     lines = capsys.readouterr().out.splitlines()
     assert re.split("  +", lines[0]) == [
-        "middlebury, 2 pairs", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds per pair"
+        "middlebury, 2 of 2 pairs (train)", "EPE", ">1px", ">3px", ">5px", "Fl-all", "seconds per pair"
     ]  # fmt: skip
     assert re.split("  +", lines[1])[:-1] == ["model", "2.12", "50.00%", "50.00%", "0.00%", "50.00%"]
     assert re.split("  +", lines[2])[:-1] == ["zero flow", "3.00", "50.00%", "50.00%", "0.00%", "50.00%"]
@@ -81,7 +82,7 @@ def test_evaluate_refuses_what_it_cannot_do(middlebury, tmp_path, capsys):
     flow = ["evaluate", str(tmp_path / "flow"), "--data", middlebury]
     (tmp_path / "file").write_text("mine")
     assert "is a file: give a folder" in fails(capsys, *flow, "--picture", str(tmp_path / "file"))
-    assert "has no split 'testing'" in fails(capsys, *flow, "--split", "testing")
+    assert "has no split 'test', only train." in fails(capsys, *flow, "--split", "test")
     assert "overlap = -1 is not allowed" in fails(capsys, *flow, "--overlap", "-1")
     for wrong, message in {
         ("--batch-size", "0"): "argument --batch-size: 0 is not allowed: it must be at least 1",

@@ -87,7 +87,7 @@ def test_files_that_cannot_be_read_and_other_models(tmp_path):
     with pytest.raises(PerceiversError, match=r"broken.png cannot be decoded"):
         classify_image(classifier(), [tmp_path / "broken.png"])
     with pytest.raises(PerceiversError, match=r"missing.png is not a readable file"):
-        classify_image(classifier(), [tmp_path / "broken.png", tmp_path / "missing.png"])
+        classify_image(classifier(), [tmp_path / "missing.png", tmp_path / "broken.png"])
     other = perceivers.PerceiverIO({"x": ArrayInput(3)}, {"y": LabelOutput(2, 8)}, latents=2, channels=8, depth=1)
     with pytest.raises(PerceiversError, match="does not classify images: it reads x and predicts y"):
         classify_image(other, [tmp_path / "broken.png"])
@@ -120,18 +120,47 @@ def test_the_command(folder, capsys):
         assert list(answer["classes"].values()) == pytest.approx(list(named.values())[:5])
 
 
+def test_a_broken_file_does_not_lose_the_others(folder, capsys):
+    (folder / "sub").mkdir()
+    (folder / "a.png").rename(folder / "sub" / "a.png")
+    (folder / "sub" / "b.png").write_bytes(b"\x89PNG")
+    model, files = str(folder / "model"), [str(folder / "sub" / "a.png"), str(folder / "sub" / "b.png")]
+    (expected,) = classify_image(model, files[:1])
+    with pytest.raises(SystemExit) as stop:
+        main(["classify-image", model, str(folder / "sub"), str(folder / "bb.png"), "--json"])
+    assert stop.value.code == 1
+    first, broken, last = json.loads(capsys.readouterr().out)
+    assert [first["file"], last["file"]] == [files[0], str(folder / "bb.png")]
+    assert first["classes"] == pytest.approx(dict(list(expected.items())[:5]))
+    assert broken == {"file": files[1], "error": f"{files[1]} cannot be decoded as an image."}
+    with pytest.raises(SystemExit) as stop:
+        main(["classify-image", model, str(folder / "sub"), "--top", "1"])
+    assert stop.value.code == 1
+    assert capsys.readouterr().out.splitlines()[2:] == [files[1], f"  error: {files[1]} cannot be decoded as an image."]
+
+
+def test_many_files_are_computed_in_batches(tmp_path, monkeypatch):
+    model, sizes = classifier(), []
+    model.inputs["image"].register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    for name in (files := [f"{number:02d}.png" for number in range(20)]):
+        make_image(tmp_path / name)
+    classify_image(model, [tmp_path / name for name in files])
+    assert sizes == [16, 4]
+
+
 def test_what_the_command_cannot_do_ends_in_one_sentence(folder, capsys):
     model, image = str(folder / "model"), str(folder / "a.png")
     language().save(folder / "language")
     for arguments, message in [
         ([model, str(folder / "none.png")], "none.png is not a readable file"),
-        ([model, image, str(folder / "names")], "names cannot be decoded as an image"),
         ([model, image, "--classes", str(folder / "few")], "2 names of classes were given, but the model has 10"),
         ([model, image, "--classes", str(folder / "none")], "none is not a readable file"),
         ([model, image, "--classes", image], "a.png is not UTF-8 text: byte 0 is 0x89"),
         ([str(folder / "language"), image], "does not classify images: it reads text and predicts text"),
     ]:
         assert message in fails(capsys, "classify-image", *arguments)
+    (folder / "empty").mkdir()
+    assert "has no files to classify" in fails(capsys, "classify-image", model, str(folder / "empty"))
     for top in ("0", "-3"):
         with pytest.raises(SystemExit) as stop:
             main(["classify-image", model, image, f"--top={top}"])

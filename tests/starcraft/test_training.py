@@ -155,20 +155,20 @@ def test_the_command_evaluates_policies(tmp_path, tables, capsys):
     assert results["decisions"] == 80
     found = evaluate(load_model(tmp_path / "model"), tables.open()["test"])
     assert results["model"] == {name: pytest.approx(value, nan_ok=True) for name, value in found.items()}
-    main([*call, "--split", "validation"])
+    main([*call, "--split", "val"])
     header, *rows = capsys.readouterr().out.splitlines()
-    assert header.startswith("validation, 80 decisions")
+    assert header.startswith("80 of 560 decisions (val)")
     assert [line.split("  ")[0] for line in rows] == ["model", "as before", "most frequent type", "one at random"]
     for options, message in (
-        (["--split", "final"], "--split: invalid choice: 'final' (choose from 'training', 'validation', 'test')"),
+        (["--split", "final"], "--split: invalid choice: 'final' (choose from 'train', 'val', 'test')"),
         (["--windows", "3"], "unrecognized arguments: --windows 3"),
         (["--batch-size", "0"], "--batch-size: 0 is not allowed: it must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             main([*call, *options])
         assert stop.value.code == 2
-        assert message in capsys.readouterr().err.replace("choose from training, validation, test", "choose from "
-                                                          "'training', 'validation', 'test'")  # fmt: skip
+        assert message in capsys.readouterr().err.replace("choose from train, val, test", "choose from "
+                                                          "'train', 'val', 'test'")  # fmt: skip
     assert "device = 'nowhere' cannot be used here" in fails(capsys, *call, "--device", "nowhere")
 
 

@@ -150,8 +150,19 @@ def test_the_command_reads_a_text_a_line(folder, tmp_path, capsys, monkeypatch):
             assert answer["classes"] == pytest.approx(wanted)
 
 
+def test_a_line_without_an_answer_does_not_lose_the_others(folder, tmp_path, capsys):
+    (tmp_path / "texts").write_text("a\n\n" + "x" * 49 + "\nb\n")
+    expected = classify_text(folder, ["a", "b"], "mood")
+    with pytest.raises(SystemExit) as stop:
+        main(["classify-text", folder, "--file", str(tmp_path / "texts"), "--task", "mood", "--json"])
+    assert stop.value.code == 1
+    first, blank, long, last = json.loads(capsys.readouterr().out)
+    assert [first["classes"], last["classes"]] == [pytest.approx(answer) for answer in expected]
+    assert blank == {"text": "", "error": "text 2 is empty: give one with words."}
+    assert long["error"] == "text 3 has 49 tokens, but the model reads at most 48: shorten it."
+
+
 def test_what_the_command_cannot_do_ends_in_one_sentence(folder, tmp_path, capsys):
-    (tmp_path / "blank").write_text("a\n\nb\n")
     for arguments, message in [
         ([], "classify-text needs one text"),
         (["a", "--file", "b"], "classify-text needs one text"),
@@ -159,10 +170,6 @@ def test_what_the_command_cannot_do_ends_in_one_sentence(folder, tmp_path, capsy
         (["-", "b"], "give a pair of texts as two arguments"),
         (["a"], "the model has several tasks"),
         (["a", "--task", "none"], "the model has no task 'none': there are: alike, mood, topic."),
-        (
-            ["--file", str(tmp_path / "blank"), "--task", "mood"],
-            "line 2 of " + str(tmp_path / "blank") + " is blank: each line is a text; remove it",
-        ),
         (["x" * 49, "--task", "mood"], "text 1 has 49 tokens, but the model reads at most 48"),
         (["\udcff", "--task", "mood"], "the text cannot be written in UTF-8"),
     ]:

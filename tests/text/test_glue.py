@@ -304,17 +304,19 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
     for file in data.glob("*/train.tsv"):
         file.unlink()  # they are not needed
     model = run / "model"
-    assert measure(capsys, model, "--data", data) == figures
+    found = measure(capsys, model, "--data", data)
+    assert (found.pop("split"), sum(found.pop("texts").values())) == ("val", 32)
+    assert found == figures
     some = measure(capsys, model, "--data", data, "--tasks", "mnli", "STS-B")
     for name in ("MNLI_matched", "MNLI_mismatched", "STS-B"):
         assert some.pop(name) == figures[name]
-    assert list(some) == ["mean"]
+    assert list(some) == ["mean", "texts", "split"]
     main(["evaluate", str(model), "--data", str(data), "--tasks", "CoLA"])
     score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
-        ["task", "result"],
-        ["CoLA", f"{100 * score:.1f}"],
-        ["mean", f"{100 * score:.1f}"],
+        ["task", "result", "texts", "(val)"],
+        ["CoLA", f"{100 * score:.1f}", "8"],
+        ["mean", f"{100 * score:.1f}", "8"],
     ]
     (data / "RTE" / "dev.tsv").unlink()
     assert "RTE/dev.tsv does not exist" in fails(capsys, "evaluate", str(model), "--data", str(data))
@@ -323,9 +325,11 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
 def test_a_model_of_one_task_is_evaluated_on_it_alone(tmp_path, capsys, language, data):
     run = next(small_sweep(language, data, tmp_path / "run", ["CoLA"]).run().glob("CoLA/*/model")).parent
     score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
-    assert measure(capsys, run / "model", "--data", data) == {
-        "CoLA": pytest.approx(score),
-        "mean": pytest.approx(score),
-    }
+    found = measure(capsys, run / "model", "--data", data)
+    assert [found["CoLA"], found["mean"]] == pytest.approx([score, score])
+    assert measure(capsys, run / "model", "--data", data, "--split", "train")["texts"] != found["texts"]
+    assert "of GLUE are not published: use train or val" in fails(
+        capsys, "evaluate", str(run / "model"), "--data", str(data), "--split", "test"
+    )
     err = fails(capsys, "evaluate", str(run / "model"), "--data", str(data), "--tasks", "RTE", "CoLA")
     assert "the model has no task 'RTE': it has CoLA" in err

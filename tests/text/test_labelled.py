@@ -307,25 +307,31 @@ def test_splits_that_do_not_fit(tmp_path):
 
 
 def test_what_a_model_is_evaluated_on(tmp_path):
-    """Of a folder the split for it, whatever the others are; of a file all, or what training held out of it."""
+    """Of a folder the split for it; of a file all, or what training held out of it."""
     path = make(tmp_path / "a.csv", rows(20))
-    examples, which = LabelledTextData(path).open_evaluation(["b", "c", "a"])
-    assert (len(examples), which) == (20, path)
+    examples, part = LabelledTextData(path).open_evaluation(["b", "c", "a"])
+    assert (len(examples), str(part)) == (20, "20 of 20 texts")
     assert (examples.labels[:3], examples.classes) == ([2, 0, 2], ["b", "c", "a"])
-    part, which = LabelledTextData(path).open_evaluation(["a", "b"], 0.25)
-    assert part == LabelledTextData(path, validation_fraction=0.25).open().evaluation
-    assert (len(part), which) == (5, f"the part of {path} that training held out")
+    held_out, part = LabelledTextData(path).open_evaluation(["a", "b"], validation_fraction=0.25)
+    assert held_out == LabelledTextData(path, validation_fraction=0.25).open().evaluation
+    assert str(part) == "5 of 20 texts"
     folder = tmp_path / "folder"
-    test = make(folder / "test.csv", rows(3))
-    assert LabelledTextData(str(folder)).open_evaluation(["a", "b"])[1] == test
-    make(folder / "train.csv", "damaged")
-    for fraction in (None, 0.5):
-        assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], fraction)[0]) == 3
-    (folder / "test.csv").unlink()
+    make(folder / "test.csv", rows(3))
+    data = LabelledTextData(str(folder))
+    assert str(data.open_evaluation(["a", "b"])[1]) == "3 of 3 texts (test)"
     make(folder / "train.csv", rows(10))
-    with pytest.raises(PerceiversError, match=r"folder has no split to evaluate on, called validation, val, "):
-        LabelledTextData(str(folder)).open_evaluation(["a", "b"])
-    assert len(LabelledTextData(str(folder)).open_evaluation(["a", "b"], 0.5)[0]) == 5
+    for fraction in (None, 0.5):
+        assert str(data.open_evaluation(["a", "b"], None, fraction)[1]) == "3 of 13 texts (test)"
+    assert str(data.open_evaluation(["a", "b"], "train")[1]) == "10 of 13 texts (train)"
+    with pytest.raises(PerceiversError, match=r"folder has no split 'val', only train and test"):
+        data.open_evaluation(["a", "b"], "val")
+    (folder / "test.csv").unlink()
+    assert str(data.open_evaluation(["a", "b"])[1]) == "10 of 10 texts (train)"
+    assert str(data.open_evaluation(["a", "b"], None, 0.5)[1]) == "5 of 10 texts (train)"
+    (folder / "train.csv").unlink()
+    make(folder / "reviews.csv", rows(10))
+    with pytest.raises(PerceiversError, match=r"folder has no table with labels called train, val, test: give a file"):
+        data.open_evaluation(["a", "b"])
     with pytest.raises(PerceiversError, match=r"line 3 of .*a.csv has the label 'b', which the model does not know"):
         LabelledTextData(path).open_evaluation(["a", "c"])
 

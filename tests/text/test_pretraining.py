@@ -156,11 +156,12 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, tex
     main(["evaluate", model, "--data", str(text), *settings, "--json"])
     found = json.loads(capsys.readouterr().out)
     windows = found.pop("windows")
+    assert [found.pop("total"), found.pop("split")] == [None, None]
     assert 20 < windows <= 40
     assert found == pytest.approx({name: metrics[f"test_{name}"] for name in ("loss", "accuracy", "bits_per_byte")})
     main(["evaluate", model, "--data", str(text), *settings])
     assert capsys.readouterr().out == (
-        f"{windows} windows of held-out text: {found['bits_per_byte']:.3f} bits per byte, "
+        f"{windows} windows: {found['bits_per_byte']:.3f} bits per byte, "
         f"accuracy {found['accuracy']:.2%}, loss {found['loss']:.4f}\n"
     )
     main(["evaluate", model, "--data", str(text), *settings, "--eval-windows", "16", "--json"])
@@ -169,6 +170,9 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, tex
     assert fewer["loss"] != pytest.approx(found["loss"], abs=1e-6)
     assert "none is neither here nor on the Hub" in fails(capsys, "evaluate", model, "--data", str(tmp_path / "none"))
     assert find_experiment(model) is MaskedLanguage
+    main(["evaluate", model, "--data", str(text), "--device", "cpu", "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["total"] == whole["windows"] > 5 * windows
 
 
 def test_pieces_and_several_texts_are_evaluated(tmp_path, capsys, text):
@@ -187,7 +191,7 @@ def test_pieces_and_several_texts_are_evaluated(tmp_path, capsys, text):
     settings += ["--batch-size", "8", "--device", "cpu"]
     main(["evaluate", str(output / "model"), "--data", str(text), str(other), *settings, "--json"])
     found = json.loads(capsys.readouterr().out)
-    del found["windows"]
+    del found["windows"], found["total"], found["split"]
     assert found == pytest.approx({name: metrics[f"test_{name}"] for name in ("loss", "accuracy", "bits_per_byte")})
 
 

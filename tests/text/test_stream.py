@@ -121,7 +121,9 @@ def test_tiny_texts(tmp_path):
     assert set(documents) == {"x" * 500}
     path.write_text("x" * 1000)
     with pytest.raises(PerceiversError, match=r"a\.txt has 1000 bytes of text, too few to train on and evaluate"):
-        TextFiles([path], 0.02, seed=0)
+        TextFiles([path], 0.02, seed=0).held_out_documents()
+    split, documents = TextFiles([path], 0.02, seed=0).split_documents(None)
+    assert (split, list(documents)) == (None, [["x" * 1000]])
 
 
 def slow_pack(documents, length, count, starts):

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from perceivers.checks import Checked, Count, Fraction, Range, check_field
 from perceivers.clips import commands
+from perceivers.clips.classify import ClipEncoder
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
 from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
-from perceivers.data.labelled_files import check_classes
+from perceivers.data.labelled_files import match_classes
 from perceivers.data.video_writer import write_video
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
@@ -97,6 +98,8 @@ class Autoencoding(Experiment):
 
     decided_by_data = ("classes", "class_names")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ClipEncoder
+    command = "autoencode"
 
     model: AutoencoderConfig
     data: ClipData = field(default_factory=ClipData)
@@ -248,8 +251,8 @@ def masked_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
-    """Returns `ReconstructionErrors` on evenly spaced windows of clips; other classes than the model's are an error."""
+    """Returns `ReconstructionErrors` on evenly spaced windows of clips, whose classes are found by name."""
     if "label" in model.outputs:
-        check_classes(clips, class_names(model))
+        clips = match_classes(clips, class_names(model))
     samples = ClipDataset(clips, get_window(model), evenly_spaced(windows))
     return learner.evaluate(ClipAutoencoder(model), samples, batch_size)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from perceivers.checks import Range, check_field
 from perceivers.clips import commands
-from perceivers.clips.classify import get_label, is_clip_classifier
+from perceivers.clips.classify import ClipPredictor, get_label, is_clip_classifier
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
-from perceivers.data.labelled_files import check_classes
+from perceivers.data.labelled_files import match_classes
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
@@ -38,6 +38,7 @@ class ClipClassification(Experiment):
 
     decided_by_data = ("classes", "class_names", "multilabel")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ClipPredictor
     evaluation_clips = 0  # their number, once the data is open
 
     model: ClipClassifierConfig
@@ -93,9 +94,9 @@ class ClipClassifier(Learner):
 
 
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 16) -> dict[str, float]:
-    """Returns `ClipScores` on evenly spaced windows of clips; other classes than those of the model are an error."""
+    """Returns `ClipScores` on evenly spaced windows of clips, whose classes are found by name."""
     output = get_label(model)
-    check_classes(clips, output.class_names)
+    clips = match_classes(clips, output.class_names)
     if clips.multilabel != output.multilabel:
         kinds = ("one class per clip", "several classes per clip")
         raise PerceiversError(f"the data has {kinds[clips.multilabel]}, but the model {kinds[output.multilabel]}.")

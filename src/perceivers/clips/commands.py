@@ -10,11 +10,15 @@ from perceivers.command import (
     Metavar,
     ModelArgument,
     Precision,
+    print_answers,
     print_classes,
-    print_files_classes,
     print_json,
 )
+from perceivers.data.splits import HeldOut, SplitOption
 from perceivers.errors import PerceiversError
+from perceivers.files import expand_folders
+
+Windows = Annotated[Count, "evenly spaced windows of each clip, whose predictions are averaged"]
 
 FORMATS = {
     "video_psnr": "PSNR of the video {:.2f} dB",
@@ -28,18 +32,21 @@ FORMATS = {
 
 def classify_clip(
     model: ModelArgument,
-    files: Annotated[list[str], "with the sound or video that the model reads", Metavar("FILE")],
+    files: Annotated[list[str], "with the sound or video that the model reads, or folders of them", Metavar("FILE")],
     *,
-    windows: Annotated[Count, "evenly spaced windows of each clip, whose predictions are averaged"] = 1,
+    windows: Windows = 1,
     top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Classifies clips by their video and sound."""
-    from perceivers.clips.classify import classify_clip
+    from perceivers.clips.classify import ClipPredictor, classify_clips
+    from perceivers.clips.data import LabelledClips
 
-    print_files_classes(files, classify_clip(model, files, windows, device, dtype), top, json)
+    paths = expand_folders(files, LabelledClips.suffixes)
+    answers = classify_clips(ClipPredictor(model, device, dtype, windows=windows), paths)
+    print_answers("file", paths, answers, top, json)
 
 
 def autoencode(
@@ -71,9 +78,11 @@ def evaluate(
     *,
     data: Annotated[
         str,
-        "folder of clips, or a data set on the Hub; its evaluation split is used, or else a held-out part; for a model "
-        "without a label, all clips of a folder, or a single clip",
+        "folder of clips, a table with the columns file_name and label, or a data set on the Hub; for a model without "
+        "a label, any folder of clips, or a single clip",
     ],
+    split: SplitOption = None,
+    validation_fraction: HeldOut = None,
     list: Annotated[str | None, "clips of --data and their classes (see docs/clips.md)", Metavar("CSV")] = None,
     classes: Annotated[str | None, "classes of --list: file of AudioSet, or one per line", Metavar("FILE")] = None,
     windows: Annotated[Count, "evenly spaced windows of each clip; results are averaged"] = 1,
@@ -83,23 +92,17 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measures a model of clips: top-1 accuracy or mean average precision of classes, PSNR of reconstructions."""
-    from perceivers.clips.data import ClipData, find_clips, listed_clips
-    from perceivers.clips.lists import read_classes
+    from perceivers.clips.data import open_evaluation_clips, open_listed_clips
     from perceivers.clips.reconstruct import is_autoencoder
-    from perceivers.inference import class_names, load_for_inference
+    from perceivers.inference import load_for_inference
 
     if classes is not None and list is None:
         raise PerceiversError("--classes gives the classes of a --list: give both, or neither.")
     loaded = load_for_inference(model, device, dtype)
-    if "label" not in loaded.outputs:
-        if list is not None:
-            raise PerceiversError("--list gives the classes of clips, but this model has no label: omit it.")
-        clips = find_clips(Path(data))
-    elif list is None:
-        clips = ClipData(data).open().evaluation
+    if list is None:
+        clips, part = open_evaluation_clips(loaded, data, split, validation_fraction)
     else:
-        known = {name: name for name in class_names(loaded)} if classes is None else read_classes(Path(classes))
-        clips = listed_clips(Path(list), Path(data), known, skip_missing=False)
+        clips, part = open_listed_clips(loaded, Path(data), Path(list), classes, split)
     if is_autoencoder(loaded):
         from perceivers.clips import autoencoding
 
@@ -109,7 +112,7 @@ def evaluate(
 
         results = classification.evaluate(loaded, clips, windows, batch_size or 16)
     if json:
-        print_json(results | {"clips": len(clips), "windows": windows})
+        print_json(results | part.fields() | {"windows": windows})
         return
-    counts = f"{len(clips)} clip{'s'[: len(clips) > 1]}, {windows} window{'s'[: windows > 1]} of each"
+    counts = f"{part}, {windows} window{'s'[: windows > 1]} of each"
     print(f"{counts}: {', '.join(FORMATS[name].format(value) for name, value in results.items())}")

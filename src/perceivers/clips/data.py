@@ -18,11 +18,23 @@ from perceivers.checks import Checked, Count, ProperFraction, Range
 from perceivers.clips.lists import collect_classes, read_classes, read_list
 from perceivers.clips.model import Window
 from perceivers.clips.windows import ClipWindow, DecodedClip, decode_clip, read_window
-from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, open_splits, random_split, split_folder
+from perceivers.data.labelled_files import (
+    Labelled,
+    LabelledSamples,
+    Splits,
+    open_evaluation,
+    open_splits,
+    open_unlabelled,
+    random_split,
+    split_folder,
+)
 from perceivers.data.loader import SampleIndex
+from perceivers.data.splits import Part, choose_splits
 from perceivers.data.video import Content, Media, measure
 from perceivers.errors import PerceiversError
 from perceivers.files import find_files, require_file
+from perceivers.inference import class_names
+from perceivers.model.perceiver_io import PerceiverIO
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg"})
@@ -119,6 +131,27 @@ class ClipData(Checked):
             spans, positions = hold_out_windows(self.path, window, self.validation_fraction)
         training = ClipDataset(splits.training, window, None, self.windows_per_epoch, spans, 1e9 * self.cache_gb)
         return training, ClipDataset(splits.evaluation, window, positions)
+
+
+def open_evaluation_clips(
+    model: PerceiverIO, path: str, split: str | None = None, validation_fraction: float | None = None
+) -> tuple[LabelledClips, Part]:
+    """Finds the clips to evaluate a model on, see `open_evaluation`; they need no labels if it predicts none."""
+    if "label" in model.outputs:
+        return open_evaluation(LabelledClips, path, split, validation_fraction)
+    return open_unlabelled(LabelledClips, path, split)
+
+
+def open_listed_clips(
+    model: PerceiverIO, root: Path, path: Path, classes: str | None, split: str | None
+) -> tuple[LabelledClips, Part]:
+    """Finds the clips of a list, see `listed_clips`, to evaluate a model on; `classes` is a file or None."""
+    if "label" not in model.outputs:
+        raise PerceiversError("--list gives the classes of clips, but this model has no label: omit it.")
+    choose_splits((), split, path)
+    known = {name: name for name in class_names(model)} if classes is None else read_classes(Path(classes))
+    clips = listed_clips(path, root, known, skip_missing=False)
+    return clips, Part("clip", len(clips), len(clips))
 
 
 def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabelledClips:

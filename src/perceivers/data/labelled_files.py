@@ -1,8 +1,9 @@
 """Files or rows of data sets with class labels: a folder for each class, or a Hugging Face data set."""
 
+import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,20 @@ import torch
 from torch.utils.data import default_collate
 
 from perceivers.data.loader import Samples
-from perceivers.data.tables import Table, check_labels, describe, format_label, hub_splits, is_missing, read_table
+from perceivers.data.splits import EVALUATION_NAMES, TRAINING_NAMES, Part, choose_splits, find_splits
+from perceivers.data.tables import (
+    Table,
+    check_labels,
+    describe,
+    format_label,
+    hub_splits,
+    is_missing,
+    open_parquet,
+    read_table,
+)
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.files import find_files, list_folder, list_folders, resolve_inside, warn
 
-TRAINING_NAMES = ("train", "training")
-EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 
@@ -29,6 +38,9 @@ class Source(Protocol):
 
     def describe(self, index: int) -> str:
         """Returns the name of the example in messages: its file, or its row."""
+
+    def checksum(self) -> str:
+        """Returns a checksum of all contents or, of files, of their paths, sizes and times of change."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,13 @@ class Files:
     def describe(self, index: int) -> str:
         return str(self.paths[index])
 
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for path in self.paths:
+            status = os.stat(path) if os.path.exists(path) else None
+            digest.update(repr((str(path), status and (status.st_size, status.st_mtime_ns))).encode())
+        return digest.hexdigest()
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -54,7 +73,9 @@ class Rows:
     root: Path | None = None
 
     def open(self, index: int) -> Any:
-        entry = self.table[index][self.column]
+        entry = self.table[index][self.column] or {"bytes": None, "path": None}
+        if entry["bytes"] is entry["path"] is None:
+            raise PerceiversError(f"{self.describe(index)} has no file in column {self.column!r}.")
         if entry["bytes"] is not None:
             return io.BytesIO(entry["bytes"])
         path = str(entry["path"])
@@ -62,6 +83,13 @@ class Rows:
 
     def describe(self, index: int) -> str:
         return f"row {index} of {self.name}"
+
+    def checksum(self) -> str:
+        digest = hashlib.sha256()
+        for chunk in self.table.data.column(self.column).chunks:
+            for buffer in filter(None, chunk.buffers()):
+                digest.update(buffer)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -158,7 +186,7 @@ def open_splits(
             table = datasets.concatenate_datasets(list(tables.values()))
             splits = filter_rows(read(table), table, validation_filter, path)
         else:
-            splits = choose_splits(tables, next(iter(tables.values())), read, validation_fraction)
+            splits = read_splits(tables, next(iter(tables.values())), read, validation_fraction)
     if not splits.training.labels:
         raise PerceiversError(f"{path} has no {kind.noun}s with labels to train on.")
     if len(splits.training.classes) < 2:
@@ -166,7 +194,7 @@ def open_splits(
     return splits
 
 
-def choose_splits(
+def read_splits(
     parts: Mapping[str, S], whole: S, read: Callable[[S, list[str] | None], L], validation_fraction: float
 ) -> Splits[L]:
     """Finds and reads the splits for training, by default `whole`, and evaluation, by default a random part of it.
@@ -188,7 +216,12 @@ def choose_splits(
 
 
 def split_folder(root: Path, read: Callable[[Path, list[str] | None], L], validation_fraction: float) -> Splits[L]:
-    """Reads the splits of a folder, see `choose_splits`; prints the names of folders beside them that are no splits."""
+    """Reads the splits of a folder, see `read_splits`."""
+    return read_splits(find_split_folders(root), root, read, validation_fraction)
+
+
+def find_split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folders in a folder by name, in small letters; prints the names of those beside splits."""
     folders: dict[str, Path] = {}
     for folder in list_folders(root):
         if (name := folder.name.lower()) in (*TRAINING_NAMES, *EVALUATION_NAMES) and name in folders:
@@ -197,7 +230,114 @@ def split_folder(root: Path, read: Callable[[Path, list[str] | None], L], valida
     others = [folder.name for name, folder in folders.items() if name not in (*TRAINING_NAMES, *EVALUATION_NAMES)]
     if others and not folders.keys().isdisjoint(TRAINING_NAMES):
         warn(f"Left out of {root}: folders that are not splits, {', '.join(others)}.")
-    return choose_splits(folders, root, read, validation_fraction)
+    return folders
+
+
+def open_evaluation(
+    kind: type[L],
+    path: str,
+    split: str | None = None,
+    validation_fraction: float | None = None,
+    column: str | None = None,
+    label_column: str | None = None,
+) -> tuple[L, Part]:
+    """Finds the examples to evaluate a model on: those of a split, see `choose_splits`, or all.
+
+    The classes are those of the examples themselves.
+
+    Args:
+        kind: as in `open_splits`.
+        path: as in `open_splits`; or a table: parquet, or a file with the columns file_name and label.
+        split: "train", "val" or "test".
+        validation_fraction: without a split for evaluation, use only the fraction that training held out.
+        column: as in `open_splits`.
+        label_column: likewise.
+
+    Raises:
+        PerceiversError: there is no such split, or there are no examples with labels.
+    """
+    whole, parts = find_parts(path)
+    splits = find_splits(parts)
+    total = sum(count_examples(kind, parts[name]) for names in splits.values() for name in names)
+    chosen: list[tuple[str | None, Any]] = [(name, parts[part]) for name, part in choose_splits(parts, split, path)]
+    for name, part in chosen or [(None, whole)]:
+        examples = read_part(kind, part, path, column, label_column)
+        if len(examples):
+            break
+        warn(f"{path} has no labels{'' if name is None else f' in its split {name!r}'}: it is not evaluated on.")
+    else:
+        raise PerceiversError(f"{path} has no {kind.noun}s with labels to evaluate on.")
+    if validation_fraction is not None and splits.keys() <= {"train"}:
+        examples = random_split(examples, validation_fraction).evaluation
+    return examples, Part(kind.noun, len(examples), total or count_examples(kind, whole), name)
+
+
+def open_unlabelled(kind: type[L], path: str, split: str | None = None, column: str | None = None) -> tuple[L, Part]:
+    """Finds the examples to predict: those of a split, see `choose_splits`, or all, with or without labels.
+
+    Args:
+        kind: as in `open_splits`.
+        path: as in `open_evaluation`; the files of a folder may be anywhere below it, and it may be a single file.
+        split: "train", "val" or "test".
+        column: as in `open_splits`; of another table, that of the paths of files, by default file_name.
+
+    Returns:
+        The examples, and the part of the data that they are.
+
+    Raises:
+        PerceiversError: there is no such split, or no examples.
+    """
+    if os.path.isfile(path) and Path(path).suffix.lower() in kind.suffixes:
+        whole: Any = Path(path)
+        parts: Mapping[str, Any] = {}
+    else:
+        whole, parts = find_parts(path)
+    total = sum(count_examples(kind, parts[name]) for names in find_splits(parts).values() for name in names)
+    name, part = next(((name, parts[part]) for name, part in choose_splits(parts, split, path)), (None, whole))
+    if isinstance(part, Path):
+        examples = kind.from_files(find_files(part, kind.suffixes, report=True) if os.path.isdir(part) else [part])
+    elif isinstance(part, Table):
+        check_column(part.columns, column := column or "file_name", f"{kind.noun}_column", part.name)
+        root = Path(path).parent
+        names = part.texts([column])
+        examples = kind.from_files(
+            [resolve_inside(root, file, part.location(row)) for row, (file,) in enumerate(names)]
+        )
+    else:
+        rows = encoded_rows(kind, path, column, part)
+        examples = kind([], [0] * len(part), rows, range(len(part)))
+    if not len(examples):
+        raise PerceiversError(f"{path} has no {kind.noun}s.")
+    return examples, Part(kind.noun, len(examples), total or len(examples), name)
+
+
+def find_parts(path: str) -> tuple[Any, Mapping[str, Any]]:
+    """Returns a data set as a whole, and its parts by name: folders, rows of a Hugging Face data set, or a `Table`."""
+    root = Path(path)
+    if os.path.isfile(root):
+        return open_parquet(root) if root.suffix.lower() == ".parquet" else read_table([root]), {}
+    if os.path.isdir(root) and not find_files(root, {".parquet"}):
+        return root, find_split_folders(root)
+    parts = hub_splits(path)
+    return next(iter(parts.values())), parts
+
+
+def read_part(kind: type[L], part: Any, path: str, column: str | None, label_column: str | None) -> L:
+    """Reads a part of a data set, see `find_parts`, with classes of its own; without labels, it has no examples."""
+    if isinstance(part, Path):
+        return labelled_folder(kind, part, [])
+    if isinstance(part, Table):
+        check_column(part.columns, "file_name", f"{kind.noun}_column", part.name)
+        check_column(part.columns, "label", "label_column", part.name)
+        return listed_files(kind, part, Path(path).parent, [])
+    return labelled_rows(kind, path, column, label_column, part, [])
+
+
+def count_examples(kind: type[Labelled], part: Any) -> int:
+    """Returns the number of examples in a part of a data set, see `find_parts`, with or without labels."""
+    if isinstance(part, Path):
+        return len(find_files(part, kind.suffixes))
+    return len(part.indices) if isinstance(part, Table) else len(part)
 
 
 def random_split(examples: L, fraction: float) -> Splits[L]:
@@ -259,7 +399,7 @@ def index_labels(labels: list[str], classes: list[str] | None, name: str) -> tup
 def filter_rows(examples: L, table: Any, validation_filter: Mapping[str, Any], path: str) -> Splits[L]:
     """Holds out the examples whose rows in the table have the values of the filter."""
     for column in validation_filter:
-        check_column(table, column, "validation_filter", path)
+        check_column(table.features, column, "validation_filter", path)
     columns = [[found == value for found in table[column]] for column, value in validation_filter.items()]
     is_held_out = [all(row) for row in zip(*columns, strict=True)]
     if all(is_held_out) or not any(is_held_out):
@@ -278,20 +418,13 @@ def labelled_rows(
     import datasets
     import pyarrow.compute
 
-    name = path if table.split is None else f"{path} ({table.split})"
-    types = tuple(getattr(datasets, feature) for feature in kind.features)
-    content = column or find_column(table, types, kind.noun, name)
+    encoded = encoded_rows(kind, path, column, table)
+    name, content = encoded.name, encoded.column
     label = label_column or find_column(table, (datasets.ClassLabel,), "label", name)
-    check_column(table, content, f"{kind.noun}_column", name)
-    check_column(table, label, "label_column", name)
-    encoding = table.features[content] if isinstance(table.features[content], types) else types[0]()
-    try:
-        encoded = table.cast_column(content, type(encoding)(decode=False))
-    except Exception as error:  # the library raises many kinds
-        raise PerceiversError(f"{name} has no {kind.noun}s in column {content!r}: {describe(error)}") from error
+    check_column(table.features, label, "label_column", name)
     values, feature = list(table[label]), table.features[label]
     is_class = isinstance(feature, datasets.ClassLabel)
-    files = encoded.data.column(content)
+    files = encoded.table.data.column(content)
     has_file = pyarrow.compute.or_(
         *(pyarrow.compute.struct_field(files, part).is_valid() for part in ("bytes", "path"))
     )
@@ -308,14 +441,29 @@ def labelled_rows(
         names, labels = list(feature.names), [values[row] for row in rows]
     else:
         names, labels = index_labels([format_label(values[row]) for row in rows], classes, name)
-    root = Path(path) if os.path.isdir(path) else None
-    return kind(names, labels, Rows(encoded, content, name, root), rows)
+    return kind(names, labels, encoded, rows)
 
 
-def check_column(table: Any, column: str, field: str, name: str) -> None:
+def encoded_rows(kind: type[Labelled], path: str, column: str | None, table: Any) -> Rows:
+    """Returns the column with the encoded files of a split."""
+    import datasets
+
+    root, name = Path(path), path if table.split is None else f"{path} ({table.split})"
+    types = tuple(getattr(datasets, feature) for feature in kind.features)
+    content = column or find_column(table, types, kind.noun, name)
+    check_column(table.features, content, f"{kind.noun}_column", name)
+    encoding = table.features[content] if isinstance(table.features[content], types) else types[0]()
+    try:
+        encoded = table.cast_column(content, type(encoding)(decode=False))
+    except Exception as error:  # the library raises many kinds
+        raise PerceiversError(f"{name} has no {kind.noun}s in column {content!r}: {describe(error)}") from error
+    return Rows(encoded, content, name, root if os.path.isdir(root) else root.parent if os.path.isfile(root) else None)
+
+
+def check_column(columns: Iterable[str], column: str, field: str, name: str) -> None:
     """Raises a PerceiversError if a data set lacks the column that a field names."""
-    if column not in table.features:
-        raise PerceiversError(f"data.{field}: {name} has no column {column!r}: {did_you_mean(column, table.features)}")
+    if column not in columns:
+        raise PerceiversError(f"data.{field}: {name} has no column {column!r}: {did_you_mean(column, columns)}")
 
 
 def find_column(table: Any, types: tuple[type, ...], usual: str, name: str) -> str:
@@ -330,11 +478,29 @@ def find_column(table: Any, types: tuple[type, ...], usual: str, name: str) -> s
     return found[0]
 
 
-def check_classes(examples: Labelled, names: list[str]) -> None:
-    """Raises a PerceiversError if the classes of data differ from those of a model, by name or by number."""
-    if len(examples.classes) != len(names):
-        raise PerceiversError(f"the data has {len(examples.classes)} classes, but the model knows {len(names)}.")
-    numbered = names == [str(index) for index in range(len(names))]
-    for theirs, ours in zip(examples.classes, names, strict=True):
-        if theirs != ours and not numbered:
-            raise PerceiversError(f"the data has the class {theirs!r} where the model knows {ours!r}.")
+def match_classes(examples: L, names: Sequence[str]) -> L:
+    """Returns examples with the classes of a model, which are found by name.
+
+    The data may have a subset of them. If the model's classes are only numbered, others of the same number are theirs,
+    in order.
+
+    Raises:
+        PerceiversError: the model does not know a class that examples have.
+    """
+    is_known = set(examples.classes) <= set(names) or examples.classes == list(names)
+    if not is_known and list(names) == [str(index) for index in range(len(names))]:
+        if len(examples.classes) != len(names):
+            raise PerceiversError(f"the data has {len(examples.classes)} classes, but the model knows {len(names)}.")
+        return replace(examples, classes=list(names))
+    indices = {name: index for index, name in enumerate(names)}
+    used = {k for label in examples.labels for k in (label if isinstance(label, tuple) else (label,))}
+    for name in (examples.classes[k] for k in sorted(used)):
+        if name not in indices:
+            raise PerceiversError(
+                f"the data has the class {quote(name)}, which the model does not know: {did_you_mean(name, names)}"
+            )
+    new = [indices.get(name) for name in examples.classes]
+    if examples.classes == list(names):  # some of which may share a name
+        new = list(range(len(names)))
+    labels = [tuple(new[k] for k in label) if isinstance(label, tuple) else new[label] for label in examples.labels]
+    return replace(examples, classes=list(names), labels=labels)

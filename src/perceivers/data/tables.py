@@ -198,16 +198,24 @@ def parse_json(text: str) -> Any:
 
 def read_parquet(paths: list[Path]) -> Table:
     """Reads the rows of one or more files; errors are as in `read_table`."""
+    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and the files after it"
+    try:
+        return to_table(open_parquet(*paths), name)
+    except PerceiversError:
+        raise
+    except Exception as error:  # the libraries raise many kinds
+        raise PerceiversError(f"{paths[0]} cannot be read as parquet: {describe(error)}") from error
+
+
+def open_parquet(*paths: Path) -> Any:
+    """Returns the rows of one or more files as a Hugging Face data set; errors are as in `read_table`."""
     import pyarrow.parquet
     from datasets import Dataset
 
     for path in paths:
         check_parquet(path)
-    name = str(paths[0]) if len(paths) == 1 else f"{paths[0]} and the files after it"
     try:
-        return to_table(Dataset(pyarrow.parquet.read_table(paths)), name)
-    except PerceiversError:
-        raise
+        return Dataset(pyarrow.parquet.read_table(list(paths)))
     except Exception as error:  # the libraries raise many kinds
         raise PerceiversError(f"{paths[0]} cannot be read as parquet: {describe(error)}") from error
 

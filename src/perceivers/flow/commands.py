@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from perceivers.checks import Count
 from perceivers.command import Device, Json, Metavar, ModelArgument, Precision, print_json, print_table
+from perceivers.data.splits import SplitOption
 from perceivers.errors import PerceiversError
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def evaluate(
     model: ModelArgument,
     *,
     data: Annotated[str, "folder of a data set as published, such as Sintel's"],
-    split: Annotated[str, "split of the data set"] = "training",
+    split: SplitOption = None,
     picture: Annotated[
         Path | None, "also draw the flow of each pair, and its error, to this folder", Metavar("FOLDER")
     ] = None,
@@ -114,19 +115,19 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measures a model of optical flow beside classical methods: end-point error and outliers."""
-    from perceivers.flow.datasets import open_all_layouts
+    from perceivers.flow.datasets import open_evaluation_pairs
     from perceivers.flow.evaluation import evaluate
     from perceivers.inference import load_for_inference
 
     if picture is not None and picture.is_file():
         raise PerceiversError(f"--picture {picture} is a file: give a folder, new or existing.")
     loaded = load_for_inference(model, device, dtype)
-    results = {}
-    for pairs in open_all_layouts(data, split):
+    results: dict[str, dict[str, Any]] = {}
+    for pairs, part in open_evaluation_pairs(data, split):
         scores = evaluate(loaded, pairs, overlap, batch_size, picture, progress=True)
-        results[pairs.layout] = {name: asdict(score) for name, score in scores.items()}
+        results[pairs.layout] = {name: asdict(score) for name, score in scores.items()} | part.fields()
         if not json:
-            print_scores(f"{pairs.layout}, {len(pairs)} pair{'s' if len(pairs) > 1 else ''}", scores)
+            print_scores(f"{pairs.layout}, {part}", scores)
     if json:
         print_json(results)
 

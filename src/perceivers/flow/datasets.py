@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from perceivers.data.image_files import read_frame
+from perceivers.data.splits import Part, choose_splits
 from perceivers.errors import PerceiversError
 from perceivers.flow.files import read_flow, write_flow
 from perceivers.flow.layouts import LAYOUTS, PairFiles
@@ -86,6 +87,19 @@ def open_all_layouts(path: str | Path, split: str = "training") -> list[FlowPair
     names = detect_layouts(root)
     with_split = [name for name in names if split in LAYOUTS[name].find_splits(root)]
     return [open_split(root, name, split) for name in with_split or names]  # if none has it, the first raises
+
+
+def open_evaluation_pairs(path: str | Path, split: str | None = None) -> list[tuple[FlowPairs, Part]]:
+    """Finds the pairs of a split, see `choose_splits`, to evaluate a model on; as `open_all_layouts`."""
+    root = Path(path)
+    splits = {layout: LAYOUTS[layout].find_splits(root) for layout in detect_layouts(root)}
+    ((chosen, name), *_) = choose_splits(sorted({name for names in splits.values() for name in names}), split, root)
+    found = []
+    for pairs in open_all_layouts(root, name):
+        find_pairs = LAYOUTS[pairs.layout].find_pairs
+        total = sum(len(list(find_pairs(root, name))) for name in splits[pairs.layout])
+        found.append((pairs, Part("pair", len(pairs), total, chosen)))
+    return found
 
 
 def detect_layouts(root: Path) -> list[str]:

@@ -72,6 +72,7 @@ class OpticalFlow(Experiment):
     """
 
     evaluate = staticmethod(commands.evaluate)
+    command = "flow"
 
     model: OpticalFlowConfig
     data: FlowData = field(default_factory=FlowData)

@@ -1,17 +1,21 @@
 """Classification of image files: `perceivers classify-image`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
-import torch
+from torch import Tensor
 
 from perceivers.adapters.image import ImageInput
-from perceivers.data.image_files import evaluation_view, to_tensor
+from perceivers.command import ClassNames, TopClasses
+from perceivers.data.labelled_files import open_unlabelled
+from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
-from perceivers.files import require_file
-from perceivers.images.data import LabelledImages
-from perceivers.inference import check_answers, class_names, get_device, load_for_inference, rank_classes
+from perceivers.files import read_lines
+from perceivers.images.data import ImageDataset, LabelledImages, choose_digits
+from perceivers.inference import class_names, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.prediction import Inputs, Predictor, classify, require_answers
 
 
 def is_image_classifier(model: PerceiverIO) -> bool:
@@ -31,7 +35,51 @@ def get_image_input(model: PerceiverIO) -> ImageInput:
     return adapter
 
 
-@torch.no_grad()
+class ImagePredictor(Predictor):
+    """An image classifier."""
+
+    def __init__(
+        self,
+        model: PerceiverIO | str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        classes: ClassNames = None,
+        column: Annotated[str | None, "column of a data set, or of a table, with the images or their paths"] = None,
+        top: TopClasses = 1,
+    ) -> None:
+        self.model = load_for_inference(model, device, dtype)
+        self.adapter, self.outputs = get_image_input(self.model), {"label": None}
+        self.names, self.column, self.top = class_names(self.model), column, top
+        if classes is not None:
+            self.rename(read_lines(classes))
+
+    def rename(self, classes: Sequence[str]) -> None:
+        """Sets the names of the classes; raises a PerceiversError for another number of them."""
+        if len(classes) != len(expected := class_names(self.model)):
+            raise PerceiversError(f"{len(classes)} names of classes were given, but the model has {len(expected)}.")
+        self.names = list(classes)
+
+    def open(self, data: str, split: str | None = None) -> Inputs:
+        if data == "digits":
+            images, part = choose_digits(split)
+        else:
+            images, part = open_unlabelled(LabelledImages, data, split, self.column)
+        return self.take(images, part)
+
+    def take(self, images: LabelledImages, part: Part) -> Inputs:
+        """Returns images as the rows to predict."""
+        view = (self.adapter.size, self.adapter.in_channels, self.adapter.crop)
+        return Inputs.of(images, ImageDataset(images, *view), part)
+
+    def inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"image": batch["image"]}
+
+    def values(self, outputs: Mapping[str, Any]) -> Tensor:
+        probability_BK: Tensor = outputs["label"].float().softmax(-1)
+        return probability_BK
+
+
 def classify_image(
     model: PerceiverIO | str | Path,
     files: Sequence[str | Path],
@@ -49,19 +97,13 @@ def classify_image(
     Raises:
         PerceiversError: the model does not classify images, or a file is missing or cannot be decoded.
     """
-    model = load_for_inference(model, device, dtype)
-    adapter, names = get_image_input(model), class_names(model)
+    predictor = ImagePredictor(model, device, dtype)
     if classes is not None:
-        if len(classes) != len(names):
-            raise PerceiversError(f"{len(classes)} names of classes were given, but the model has {len(names)}.")
-        names = list(classes)
-    for file in files:
-        require_file(file)
+        predictor.rename(classes)
+    return require_answers(classify_images(predictor, files))
+
+
+def classify_images(predictor: ImagePredictor, files: Sequence[str | Path]) -> list[dict[str, float] | PerceiversError]:
+    """Returns what `classify_image` does, or why a file has no answer."""
     images = LabelledImages.from_files(files)
-    predictions = []
-    for index in range(len(files)):
-        view = evaluation_view(images.read(index, adapter.in_channels), adapter.size, adapter.crop)
-        image_BCYX = to_tensor(view)[None].to(get_device(model))
-        logits_K = check_answers(model({"image": image_BCYX}))["label"][0]
-        predictions.append(rank_classes(logits_K, names))
-    return predictions
+    return classify(predictor, predictor.take(images, Part("image", len(files), len(files))))

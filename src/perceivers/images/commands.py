@@ -5,15 +5,17 @@ from typing import Annotated
 
 from perceivers.checks import Count
 from perceivers.command import (
+    ClassNames,
     Device,
     Json,
     Metavar,
     ModelArgument,
     Precision,
-    print_files_classes,
+    print_answers,
     print_json,
 )
-from perceivers.files import read_lines
+from perceivers.data.splits import HeldOut, SplitOption
+from perceivers.files import expand_folders
 
 
 def demo(
@@ -29,40 +31,43 @@ def demo(
 
 def classify_image(
     model: ModelArgument,
-    files: Annotated[list[str], "images", Metavar("FILE")],
+    files: Annotated[list[str], "images, or folders of them", Metavar("FILE")],
     *,
-    classes: Annotated[str | None, "names of the classes, one per line, in order", Metavar("FILE")] = None,
+    classes: ClassNames = None,
     top: Annotated[Count, "number of classes to print for each file"] = 5,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Classifies image files."""
-    from perceivers.images.classify import classify_image
+    from perceivers.data.image_files import SUFFIXES
+    from perceivers.images.classify import ImagePredictor, classify_images
 
-    names = None if classes is None else read_lines(classes)
-    print_files_classes(files, classify_image(model, files, names, device, dtype), top, json)
+    paths = expand_folders(files, SUFFIXES)
+    answers = classify_images(ImagePredictor(model, device, dtype, classes=classes), paths)
+    print_answers("file", paths, answers, top, json)
 
 
 def evaluate(
     model: ModelArgument,
     *,
-    data: Annotated[
-        str, "'digits', a folder, or a data set on the Hub; its evaluation split is used, or else a held-out part"
-    ],
+    data: Annotated[str, "'digits', a folder, a table with the columns file_name and label, or a data set on the Hub"],
+    split: SplitOption = None,
+    validation_fraction: HeldOut = None,
     batch_size: Annotated[Count, "images computed at a time"] = 64,
     device: Device = None,
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
     """Measures an image classifier: top-1 and top-5 accuracy, and loss."""
-    from perceivers.images.data import ImageData
+    from perceivers.images.data import open_evaluation_images
     from perceivers.images.training import evaluate
     from perceivers.inference import load_for_inference
 
-    results = evaluate(load_for_inference(model, device, dtype), ImageData(data).open().evaluation, batch_size)
+    images, part = open_evaluation_images(data, split, validation_fraction)
+    results = evaluate(load_for_inference(model, device, dtype), images, batch_size)
     if json:
-        print_json(results)
+        print_json(results | part.fields())
         return
     accuracy = f"top-1 {results['top1']:.2%}, top-5 {results['top5']:.2%}"
-    print(f"{results['images']} images kept for evaluation: {accuracy}, loss {results['loss']:.4f}")
+    print(f"{part}: {accuracy}, loss {results['loss']:.4f}")

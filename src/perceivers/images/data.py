@@ -1,5 +1,6 @@
 """Labelled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,16 @@ from PIL import Image
 
 from perceivers.checks import Checked, ProperFraction
 from perceivers.data.image_files import SUFFIXES, evaluation_view, read_image, to_tensor, training_view
-from perceivers.data.labelled_files import Labelled, LabelledSamples, Splits, open_splits, random_split
+from perceivers.data.labelled_files import (
+    Labelled,
+    LabelledSamples,
+    Splits,
+    open_evaluation,
+    open_splits,
+    random_split,
+)
 from perceivers.data.loader import SampleIndex
+from perceivers.data.splits import Part, choose_splits
 from perceivers.errors import PerceiversError
 from perceivers.files import require_file
 
@@ -41,6 +50,9 @@ class Pixels:
     def describe(self, index: int) -> str:
         return f"digit {index}"
 
+    def checksum(self) -> str:
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()
+
 
 @dataclass
 class ImageData(Checked):
@@ -66,6 +78,23 @@ class ImageData(Checked):
         if self.path == "digits":
             return load_digit_images()
         return open_splits(LabelledImages, self.path, self.validation_fraction, self.image_column, self.label_column)
+
+
+def open_evaluation_images(
+    path: str, split: str | None = None, validation_fraction: float | None = None
+) -> tuple[LabelledImages, Part]:
+    """Finds the images to evaluate a model on, see `open_evaluation`; of the digits, the third that is held out."""
+    if path == "digits":
+        return choose_digits(split)
+    return open_evaluation(LabelledImages, path, split, validation_fraction)
+
+
+def choose_digits(split: str | None) -> tuple[LabelledImages, Part]:
+    """Returns a split of the digits: "test", by default, or "train"."""
+    digits = load_digit_images()
+    parts = {"train": digits.training, "test": digits.evaluation}
+    ((name, _), *_) = choose_splits(parts, split, "digits")
+    return parts[name], Part("image", len(parts[name]), sum(map(len, parts.values())), name)
 
 
 def load_digit_images() -> Splits[LabelledImages]:

@@ -12,10 +12,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.checks import Range, check_field
-from perceivers.data.labelled_files import check_classes
+from perceivers.data.labelled_files import match_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
-from perceivers.images.classify import get_image_input, is_image_classifier
+from perceivers.images.classify import ImagePredictor, get_image_input, is_image_classifier
 from perceivers.images.data import ImageData, ImageDataset, LabelledImages
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.inference import class_names
@@ -40,6 +40,7 @@ class ImageClassification(Experiment):
 
     decided_by_data = ("classes", "class_names")
     evaluate = staticmethod(commands.evaluate)
+    predictor = ImagePredictor
 
     model: ImageClassifierConfig
     data: ImageData = field(default_factory=ImageData)
@@ -118,8 +119,8 @@ class Accuracy(nn.Module):
 
 
 def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and loss on labelled images, and their number, or raises a PerceiversError."""
+    """Returns top-1 and top-5 accuracy and loss on labelled images, whose classes are found by name."""
     adapter = get_image_input(model)
-    check_classes(images, class_names(model))
+    images = match_classes(images, class_names(model))
     samples = ImageDataset(images, adapter.size, adapter.in_channels, adapter.crop)
-    return learner.evaluate(ImageClassifier(model), samples, batch_size) | {"images": len(images)}
+    return learner.evaluate(ImageClassifier(model), samples, batch_size)

@@ -1,10 +1,11 @@
 """The commands of StarCraft II: `prepare-replays`, and `evaluate` for its policies."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from perceivers.checks import Count
 from perceivers.command import Device, Json, Metavar, ModelArgument, print_json, print_table
+from perceivers.data.splits import Part, SplitOption, choose_splits
 
 
 def prepare_replays(
@@ -33,7 +34,7 @@ def evaluate(
     model: ModelArgument,
     *,
     data: Annotated[str, "folder that `perceivers prepare-replays` wrote", Metavar("FOLDER")],
-    split: Annotated[Literal["training", "validation", "test"], "part of the replays"] = "test",
+    split: SplitOption = None,
     list: Annotated[
         str, "JSON file that assigns replays to the parts", Metavar("FILE")
     ] = "configs/starcraft/split.json",
@@ -46,13 +47,16 @@ def evaluate(
     from perceivers.starcraft.policy import load_policy
     from perceivers.starcraft.training import evaluate, evaluate_references
 
-    decisions = DecisionData(data, list).open()[split]
+    parts = DecisionData(data, list).open()
+    ((chosen, name), *_) = choose_splits(parts, split, data)
+    decisions = parts[name]
+    part = Part("decision", len(decisions), sum(map(len, parts.values())), chosen)
     figures = evaluate(load_policy(model, device), decisions, batch_size)
     results = {"model": figures} | evaluate_references(decisions)
     if json:
-        print_json(results | {"decisions": len(decisions)})
+        print_json(results | part.fields())
         return
     print_table(
-        [f"{split}, {len(decisions):,} decisions", *figures],
+        [str(part), *figures],
         [[name, *(f"{row[key]:.2%}" if key in row else "" for key in figures)] for name, row in results.items()],
     )

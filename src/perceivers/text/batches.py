@@ -44,6 +44,15 @@ class TextEncoding:
         return np.concatenate([np.asarray(array, np.int32) for array in arrays])
 
 
+def pad_tokens(texts: Sequence[NDArray[np.int32]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns tokens of several texts as one tensor [B, M], padded to the longest, and the mask of those of texts."""
+    length_B = torch.tensor([len(token_M) for token_M in texts])
+    mask_BM = torch.arange(max(1, int(length_B.max()))) < length_B[:, None]
+    token_BM = torch.full(mask_BM.shape, pad)
+    token_BM[mask_BM] = torch.from_numpy(np.concatenate(list(texts))).long()
+    return token_BM, mask_BM
+
+
 class TaskTexts(Samples):
     """Sets of examples, one after another, as tokens.
 
@@ -79,10 +88,7 @@ class TaskTexts(Samples):
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""
-        length_B = torch.tensor([len(sample["text"]) for sample in samples])
-        mask_BM = torch.arange(max(1, int(length_B.max()))) < length_B[:, None]
-        token_BM = torch.full(mask_BM.shape, self.pad)
-        token_BM[mask_BM] = torch.from_numpy(np.concatenate([sample["text"] for sample in samples])).long()
+        token_BM, mask_BM = pad_tokens([sample["text"] for sample in samples], self.pad)
         indices = {name: torch.tensor([sample[name] for sample in samples]) for name in ("task", "set")}
         label_B = torch.tensor([float(sample["label"]) for sample in samples])
         return {"text": token_BM, "mask": mask_BM, "label": label_B, **indices}

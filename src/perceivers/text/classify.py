@@ -3,24 +3,30 @@
 Shape suffixes: B batch, M tokens, K classes
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeGuard
+from typing import Annotated, Any, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from perceivers.checkpoints.load import load_model
+from perceivers.command import TopClasses
+from perceivers.data.loader import SampleIndex, Samples
+from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.inference import check_answers, get_device, load_for_inference, rank_classes
+from perceivers.inference import check_dtype, choose_device, load_for_inference, move_model
+from perceivers.model.adapter import InputArray
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.text.batches import TextEncoding
+from perceivers.prediction import Inputs, Predictor, classify, require_answers
+from perceivers.text.batches import TextEncoding, pad_tokens
 from perceivers.text.bert import BERT
+from perceivers.text.commands import TextColumns
+from perceivers.text.labelled import open_texts
 from perceivers.text.model import text_input
 from perceivers.text.task_output import TaskHeads, TaskOutput
 from perceivers.text.tokenizers import Tokenizer, tokenizer_of
-
-SCORE = "score"
-"""The key of the result of a regression task."""
 
 
 def is_text_classifier(model: nn.Module) -> TypeGuard[PerceiverIO | BERT]:
@@ -75,7 +81,103 @@ def find_task(tasks: Sequence[str], task: str | None) -> int:
     return 0 if task is None else tasks.index(task)
 
 
-@torch.no_grad()
+def load_any(model: PerceiverIO | str | Path, device: str | None, dtype: str | None) -> Any:
+    """Returns a model as `load_for_inference` does, but also one of another class, such as BERT."""
+    if isinstance(model, PerceiverIO):
+        return load_for_inference(model, device, dtype)
+    check_dtype(dtype)
+    return move_model(load_model(model), device or choose_device(), dtype)
+
+
+class Texts(Samples):
+    """Texts, or pairs of texts, as batches of tokens "text" [B, M], padded to the longest, and their "mask".
+
+    Args:
+        texts: one or two for each row; one that is missing or blank cannot be read.
+        encoding: how texts become tokens.
+        task: index of the task.
+        truncate: cut texts that are longer than the model reads, as in training, instead of refusing them.
+    """
+
+    def __init__(self, texts: Sequence[Sequence[Any]], encoding: TextEncoding, task: int, truncate: bool) -> None:
+        self.texts, self.encoding, self.task, self.truncate = texts, encoding, task, truncate
+        self.lengths = [sum(len(part) for part in parts if isinstance(part, str)) for parts in texts]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
+        parts, number, length = self.texts[item.sample], item.sample + 1, self.encoding.length
+        if not all(isinstance(part, str) and part.strip() for part in parts):
+            raise PerceiversError(f"text {number} is empty: give one with words.")
+        token_M = self.encoding.encode(parts, self.task)
+        if len(token_M) > length:
+            if not self.truncate:
+                size = f"{len(token_M)} tokens, but the model reads at most {length}"
+                raise PerceiversError(f"text {number} has {size}: shorten it.")
+            token_M = self.encoding.truncate(parts, self.task)
+        return {"text": token_M}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        token_BM, mask_BM = pad_tokens([sample["text"] for sample in samples], self.encoding.tokenizer.pad)
+        return {"text": token_BM, "mask": mask_BM}
+
+
+class TextEncoder(Predictor):
+    """A model of texts, which are truncated as in training."""
+
+    def __init__(
+        self,
+        model: PerceiverIO | str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        text: TextColumns = None,
+    ) -> None:
+        self.model, self.text, self.task = load_any(model, device, dtype), text or None, 0
+        reads = text_input(self.model)
+        self.encoding = TextEncoding(tokenizer_of(model, reads.vocabulary), reads.length)
+
+    def open(self, data: str, split: str | None = None) -> Inputs:
+        texts, names, unit, part = open_texts(data, self.text, split)
+        checksum = hashlib.sha256(repr(texts).encode("utf-8", "surrogatepass")).hexdigest()
+        return Inputs(Texts(texts, self.encoding, self.task, truncate=True), names, unit, part, checksum)
+
+    def inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {"text": InputArray(batch["text"], batch["mask"])}
+
+    def compute(self, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Tensor | None]:
+        if isinstance(self.model, PerceiverIO):
+            return super().compute(batch)
+        return self.model(self.inputs(batch), self.outputs), None
+
+
+class TextPredictor(TextEncoder):
+    """A classifier of texts, or a model that predicts a number for each."""
+
+    def __init__(
+        self,
+        model: PerceiverIO | str | Path,
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        text: TextColumns = None,
+        task: Annotated[str | None, "the task, if the model has several"] = None,
+        top: TopClasses = 1,
+    ) -> None:
+        self.model, self.text, self.top = load_any(model, device, dtype), text or None, top
+        heads = task_heads(self.model)
+        self.encoding = text_encoding(self.model, tokenizer_of(model, text_input(self.model).vocabulary))
+        self.task = find_task(heads.tasks, task)
+        self.name, self.outputs = heads.tasks[self.task], {"label": torch.tensor([self.task])}
+        count = heads.classes[self.name]
+        self.names = None if count == 1 else heads.names.get(self.name) or [str(k) for k in range(count)]
+
+    def values(self, outputs: Mapping[str, Any]) -> Tensor:
+        values_BK: Tensor = outputs["label"][self.name].float()
+        return values_BK if self.names is None else values_BK.softmax(-1)
+
+
 def classify_text(
     model: PerceiverIO | str | Path,
     texts: Sequence[str | tuple[str, str]],
@@ -85,7 +187,7 @@ def classify_text(
 ) -> list[dict[str, float]]:
     """Returns probabilities of the classes of each text, most probable first; for regression {"score": value}.
 
-    Each text is read by itself, without padding. Unlike in training, texts are not truncated.
+    Unlike in training, texts are not truncated.
 
     Args:
         model, device, dtype: as in `load_for_inference`; a model of bytes, or the folder of any model.
@@ -96,25 +198,13 @@ def classify_text(
         PerceiversError: the model is of another kind or has no tokenizer, there is no such task, or a text is empty or
             longer than the model reads.
     """
-    source, model = model, load_for_inference(model, device, dtype)
-    heads = task_heads(model)
-    encoding = text_encoding(model, tokenizer_of(source, text_input(model).vocabulary))
-    index = find_task(heads.tasks, task)
-    name = heads.tasks[index]
-    tokens = []
-    for number, text in enumerate(texts, 1):
-        parts = [text] if isinstance(text, str) else text
-        if not all(part.strip() for part in parts):
-            raise PerceiversError(f"text {number} is empty: give one with words.")
-        token_M = encoding.encode(parts, index)
-        if len(token_M) > encoding.length:
-            size = f"{len(token_M)} tokens, but the model reads at most {encoding.length}"
-            raise PerceiversError(f"text {number} has {size}: shorten it.")
-        tokens.append(token_M)
-    results = []
-    for token_M in tokens:
-        token_BM = torch.from_numpy(token_M)[None].to(get_device(model))
-        values_K = check_answers(model({"text": token_BM}, {"label": torch.tensor([index])})["label"])[name][0]
-        names = heads.names.get(name) or [str(k) for k in range(len(values_K))]
-        results.append({SCORE: values_K.item()} if len(values_K) == 1 else rank_classes(values_K, names))
-    return results
+    return require_answers(classify_texts(TextPredictor(model, device, dtype, task=task), texts))
+
+
+def classify_texts(
+    predictor: TextPredictor, texts: Sequence[str | tuple[str, str]]
+) -> list[dict[str, float] | PerceiversError]:
+    """Returns what `classify_text` does, or why a text has no answer."""
+    parts = [(text,) if isinstance(text, str) else text for text in texts]
+    samples = Texts(parts, predictor.encoding, predictor.task, truncate=False)
+    return classify(predictor, Inputs(samples, range(len(texts)), "row", Part("text", len(texts), len(texts)), ""))

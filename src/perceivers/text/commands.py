@@ -1,7 +1,8 @@
 """The commands `fill-mask`, `classify-text`, `attention`, `train-tokenizer`, and `evaluate` for models of text."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from perceivers.checks import Count, ProperFraction
 from perceivers.command import (
@@ -10,16 +11,18 @@ from perceivers.command import (
     Metavar,
     ModelArgument,
     Precision,
-    print_classes,
+    print_answers,
     print_json,
     print_table,
     read_text,
 )
+from perceivers.data.splits import HeldOut, SplitOption
 from perceivers.errors import PerceiversError
 from perceivers.files import split_lines
 
 BatchSize = Annotated[Count, "texts per batch"]
 Patterns = Annotated[tuple[str, ...], "patterns of names of text files not to read", Metavar("PATTERN")]
+TextColumns = Annotated[list[str] | None, "the text column, or two for pairs, as in training", Metavar("COLUMN")]
 TextFile = Annotated[str | None, "read the text from a file instead", Metavar("FILE")]
 
 
@@ -59,20 +62,11 @@ def classify_text(
     json: Json = False,
 ) -> None:
     """Classifies texts."""
-    from perceivers.text.classify import SCORE, classify_text
+    from perceivers.text.classify import TextPredictor, classify_texts
 
     texts = read_texts(text, second, file)
-    results = [dict(list(result.items())[:top]) for result in classify_text(model, texts, task, device, dtype)]
-    pairs = list(zip(texts, results, strict=True))
-    if json:
-        print_json([{"text": given} | (best if SCORE in best else {"classes": best}) for given, best in pairs])
-        return
-    for given, best in pairs:
-        print(given if isinstance(given, str) else "\n".join(given))
-        if SCORE in best:
-            print(f"  {best[SCORE]:.4f}")
-        else:
-            print_classes(best)
+    answers = classify_texts(TextPredictor(model, device, dtype, task=task), texts)
+    print_answers("text", texts, answers, top, json)
 
 
 def read_texts(text: str | None, second: str | None, file: str | None) -> list[str | tuple[str, str]]:
@@ -84,11 +78,7 @@ def read_texts(text: str | None, second: str | None, file: str | None) -> list[s
     content = read_text(text, file, "classify-text")
     if file is None and text != "-":
         return [content]
-    lines = split_lines(content)
-    blank = next((number for number, line in enumerate(lines, 1) if not line.strip()), None)
-    if blank is not None:
-        raise PerceiversError(f"line {blank} of {file or 'standard input'} is blank: each line is a text; remove it.")
-    return list(lines)
+    return list(split_lines(content))
 
 
 def attention(
@@ -138,8 +128,9 @@ def evaluate_language(
     *,
     data: Annotated[list[str], "text, as in data.path of pretraining; several paths have equal shares"],
     leave_out: Patterns = (),
-    validation_fraction: Annotated[ProperFraction, "fraction of text files that training held out"] = 0.02,
-    eval_windows: Annotated[Count, "maximum number of windows to read"] = 1024,
+    split: SplitOption = None,
+    validation_fraction: HeldOut = None,
+    eval_windows: Annotated[Count | None, "maximum number of windows to measure; by default all"] = None,
     documents_per_pack: Annotated[Count, "number of documents joined before windows are cut"] = 10,
     mask_rate: Annotated[ProperFraction, "probability with which a word is masked"] = 0.15,
     max_masked_fraction: Annotated[ProperFraction, "maximum fraction of a window's tokens that is masked"] = 0.2,
@@ -148,9 +139,10 @@ def evaluate_language(
     dtype: Precision = None,
     json: Json = False,
 ) -> None:
-    """Measures a language model on held-out text: loss and accuracy of masked tokens, and bits per byte.
+    """Measures a language model on text: loss and accuracy of masked tokens, and bits per byte.
 
-    The text, and which words are masked, depends on the options; with those of the training run come its figures.
+    Which words are masked depends on the options; those of the training run, with its validation fraction and number
+    of windows, give its figures.
     """
     from perceivers.text.model import load_text_model
     from perceivers.text.pretraining import evaluate
@@ -162,15 +154,16 @@ def evaluate_language(
         documents_per_pack=documents_per_pack,
         mask_rate=mask_rate,
         max_masked_fraction=max_masked_fraction,
-        validation_fraction=validation_fraction,
-        eval_windows=eval_windows,
+        eval_windows=eval_windows or sys.maxsize,
+        validation_fraction=validation_fraction or TextData.validation_fraction,
     )
-    results = evaluate(*load_text_model(model, device, dtype), text, batch_size)
+    held_out = split is None and validation_fraction is not None
+    results, part = evaluate(*load_text_model(model, device, dtype), text, batch_size, split, held_out)
     if json:
-        print_json(results)
+        print_json(results | part.fields())
         return
     print(
-        f"{results['windows']} windows of held-out text: {results['bits_per_byte']:.3f} bits per byte, "
+        f"{part}: {results['bits_per_byte']:.3f} bits per byte, "
         f"accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}"
     )
 
@@ -178,12 +171,11 @@ def evaluate_language(
 def evaluate_texts(
     model: ModelArgument,
     *,
-    data: Annotated[str, "a file, or a folder or data set of the Hub, whose evaluation split is used"],
-    text: Annotated[list[str] | None, "the text column, or two for pairs, as in training", Metavar("COLUMN")] = None,
+    data: Annotated[str, "a file, or a folder or data set of the Hub with splits"],
+    split: SplitOption = None,
+    text: TextColumns = None,
     label: Annotated[str | None, "the class column, as in training", Metavar("COLUMN")] = None,
-    validation_fraction: Annotated[
-        ProperFraction | None, "without an evaluation split: only the fraction that training held out"
-    ] = None,
+    validation_fraction: HeldOut = None,
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Precision = None,
@@ -201,13 +193,13 @@ def evaluate_texts(
         raise PerceiversError(f"a classifier with one task is needed, but the model has {', '.join(heads.tasks)}.")
     ((task, count),) = heads.classes.items()
     classes = heads.names.get(task) or [str(index) for index in range(count)]
-    texts, source = LabelledTextData(data, text or None, label).open_evaluation(classes, validation_fraction)
+    texts, part = LabelledTextData(data, text or None, label).open_evaluation(classes, split, validation_fraction)
     tasks = {task: TextTask(None, {"accuracy": texts}, "accuracy")}
     accuracy = evaluate(loaded, tokenizer, tasks, batch_size)["accuracy"]
     if json:
-        print_json({"accuracy": accuracy, "texts": len(texts), "data": source})
+        print_json({"accuracy": accuracy} | part.fields())
         return
-    print(f"{source}, {len(texts)} texts: accuracy {accuracy:.2%}")
+    print(f"{part}: accuracy {accuracy:.2%}")
 
 
 def evaluate_glue(
@@ -215,6 +207,7 @@ def evaluate_glue(
     *,
     data: Annotated[str, "the folder of GLUE, or a data set of the Hub, as in training", Metavar("FOLDER")],
     tasks: Annotated[list[str] | None, "tasks; by default all that the model has", Metavar("TASK")] = None,
+    split: Annotated[Literal["train", "val", "test"], "split of the tasks"] = "val",
     batch_size: BatchSize = 64,
     device: Device = None,
     dtype: Precision = None,
@@ -225,8 +218,12 @@ def evaluate_glue(
     from perceivers.text.glue_data import GlueData
     from perceivers.text.model import load_text_model
 
-    results = evaluate(*load_text_model(model, device, dtype), GlueData(data, tasks or None), batch_size)
+    loaded, tokenizer = load_text_model(model, device, dtype)
+    results, texts = evaluate(loaded, tokenizer, GlueData(data, tasks or None), batch_size, split)
     if json:
-        print_json(results)
+        print_json(results | {"texts": texts, "split": split})
         return
-    print_table(["task", "result"], [[name, f"{100 * value:.1f}"] for name, value in results.items()])
+    rows = [
+        [name, f"{100 * value:.1f}", f"{texts.get(name, sum(texts.values())):,}"] for name, value in results.items()
+    ]
+    print_table(["task", "result", f"texts ({split})"], rows)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from perceivers.data.splits import EVALUATION_NAMES, TRAINING_NAMES, choose_splits
 from perceivers.data.tables import hub_splits
 from perceivers.errors import PerceiversError
 from perceivers.files import read_text, require_file
@@ -44,6 +45,9 @@ class Source(Protocol):
     def held_out_documents(self) -> Iterator[list[str]]:
         """Yields the blocks of documents for evaluation; no reader has them."""
 
+    def split_documents(self, split: str | None) -> tuple[str | None, Iterator[list[str]]]:
+        """Returns the split to evaluate a model on, see `choose_splits`, or None for all, and its documents."""
+
 
 class TextFiles:
     """Text files, in which blank lines separate documents; read in pieces, in another order in each epoch.
@@ -60,8 +64,6 @@ class TextFiles:
             for path, size in zip(paths, sizes, strict=True)
             for start in range(0, size, step)
         ]
-        if len(pieces) < 2:
-            raise PerceiversError(f"{paths[0]} has {sum(sizes)} bytes of text, too few to train on and evaluate.")
         order = np.random.default_rng(0).permutation(len(pieces))  # held-out pieces do not depend on the seed
         count = max(1, round(validation_fraction * len(pieces)))
         self.held_out_pieces = [pieces[index] for index in sorted(order[:count])]
@@ -83,7 +85,14 @@ class TextFiles:
         return (read_documents(*piece) for piece in self.pieces)
 
     def held_out_documents(self) -> Iterator[list[str]]:
+        if not self.pieces:
+            size = sum(end - start for _, start, end in self.held_out_pieces)
+            raise PerceiversError(f"{self.paths[0]} has {size} bytes of text, too few to train on and evaluate.")
         return (read_documents(*piece) for piece in self.held_out_pieces)
+
+    def split_documents(self, split: str | None) -> tuple[str | None, Iterator[list[str]]]:
+        choose_splits((), split, self.paths[0])
+        return None, (read_documents(*piece) for piece in sorted(self.pieces + self.held_out_pieces))
 
 
 def read_documents(path: Path, start: int, end: int) -> list[str]:
@@ -115,13 +124,13 @@ class TextRows:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        splits = hub_splits(name, streaming=True)
+        self.splits = hub_splits(name, streaming=True)
         training, evaluation = (
-            next((splits[split] for split in names if split in splits), None)
-            for names in (("train", "training"), ("validation", "valid", "dev", "test"))
+            next((self.splits[split] for split in names if split in self.splits), None)
+            for names in (TRAINING_NAMES, EVALUATION_NAMES)
         )
         if training is None:
-            raise PerceiversError(f"{name} has no split 'train', but {', '.join(splits)}.")
+            raise PerceiversError(f"{name} has no split 'train', but {', '.join(self.splits)}.")
         self.training = training if evaluation is not None else training.skip(HELD_OUT_ROWS)
         self.evaluation = training.take(HELD_OUT_ROWS) if evaluation is None else evaluation
         features = training.features or {}
@@ -155,6 +164,10 @@ class TextRows:
 
     def held_out_documents(self) -> Iterator[list[str]]:
         return self.batched(self.evaluation)
+
+    def split_documents(self, split: str | None) -> tuple[str | None, Iterator[list[str]]]:
+        ((chosen, part), *_) = choose_splits(self.splits, split, self.name)
+        return chosen, self.batched(self.splits[part])
 
     def batched(self, rows: Any) -> Iterator[list[str]]:
         """Yields the documents of rows, about `BLOCK` characters at a time."""

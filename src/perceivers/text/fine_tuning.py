@@ -22,7 +22,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text import commands
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.bert import BERT
-from perceivers.text.classify import has_one_classifier, is_text_classifier, task_heads, text_encoding
+from perceivers.text.classify import TextPredictor, has_one_classifier, is_text_classifier, task_heads, text_encoding
 from perceivers.text.labelled import LabelledTextData, Metric, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer, text_tasks
 from perceivers.text.tokenizers import Tokenizer
@@ -83,6 +83,7 @@ class TextClassification(FineTuning):
 
     decided_by_data = ("vocabulary",)
     evaluate = staticmethod(commands.evaluate_texts)
+    predictor = TextPredictor
 
     model: LanguageConfig | BertConfig
     data: LabelledTextData = field(default_factory=LabelledTextData)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
-from perceivers.text.classify import is_text_classifier, task_heads
+from perceivers.text.classify import TextPredictor, is_text_classifier, task_heads
 from perceivers.text.fine_tuning import FineTuning, Method
 from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
@@ -74,6 +74,7 @@ class Glue(FineTuning):
     """
 
     evaluate = staticmethod(commands.evaluate_glue)
+    predictor = TextPredictor
 
     model: LanguageConfig | BertConfig
     data: GlueData = field(default_factory=GlueData)
@@ -160,10 +161,16 @@ def limit_training(task: TextTask, limit: int | None) -> TextTask:
     return replace(task, training=task.training.subset(order[:limit].tolist()))
 
 
-def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, batch_size: int = 64) -> dict[str, float]:
-    """Returns the metrics of a text classifier on the evaluation sets of its tasks, by name, and "mean" over tasks.
+def evaluate(
+    model: PerceiverIO | BERT,
+    tokenizer: Tokenizer,
+    data: GlueData,
+    batch_size: int = 64,
+    split: Literal["train", "val", "test"] = "val",
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Returns the metrics of a model on its tasks, by name, and their "mean"; and the number of texts of each.
 
-    If `data` names no tasks, they are all tasks of the model that are available.
+    If `data` names no tasks, they are all tasks of the model that are available. The test sets have no labels.
 
     Raises:
         PerceiversError: the model is of another kind, no task of it is available, or it lacks a named task.
@@ -172,7 +179,11 @@ def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: GlueData, ba
     data = replace(data, tasks=data.tasks or [name for name in known if name in TASKS])
     if lacking := [name for name in data.requested_tasks() if name not in known]:
         raise PerceiversError(f"the model has no task {lacking[0]!r}: it has {', '.join(known)}.")
-    return fine_tuning.evaluate(model, tokenizer, data.open(only_evaluation=True), batch_size)
+    if split == "test":
+        raise PerceiversError("the labels of the split 'test' of GLUE are not published: use train or val.")
+    tasks = data.open(split)
+    counts = {name: len(texts) for task in tasks.values() for name, texts in task.evaluation.items()}
+    return fine_tuning.evaluate(model, tokenizer, tasks, batch_size), counts
 
 
 Results = dict[str, dict[str, dict[str, float]]]

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from perceivers.checks import Checked
 from perceivers.data.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
@@ -82,10 +82,11 @@ class GlueData(Checked):
         if self.tasks == []:
             raise PerceiversError("data.tasks is empty: name tasks, or leave it out for all that are available.")
 
-    def open(self, only_evaluation: bool = False) -> dict[str, TextTask]:
+    def open(self, only: Literal["train", "val"] | None = None) -> dict[str, TextTask]:
         """Reads the tasks that are available, in the paper's order; texts are as published, even empty ones.
 
-        A task's only set to evaluate on has its name; those of MNLI are MNLI_matched and MNLI_mismatched.
+        A task's only set to evaluate on has its name; those of MNLI are MNLI_matched and MNLI_mismatched. With `only`,
+        there is nothing to train on, and the sets to evaluate on are those of this split.
 
         Raises:
             PerceiversError: no task is available, a file or column is missing, or a label is invalid; names the file
@@ -97,7 +98,7 @@ class GlueData(Checked):
                 f"{self.path} has no folder for {', '.join(self.requested_tasks())}: one per task is expected, with "
                 f"train.tsv and dev.tsv (MNLI: dev_matched.tsv and dev_mismatched.tsv) or the Hub's parquet files."
             )
-        return {name: read_task(TASKS[name], self.path, folders[name], only_evaluation) for name in folders}
+        return {name: read_task(TASKS[name], self.path, folders[name], only) for name in folders}
 
     def missing(self) -> list[str]:
         """Returns the requested tasks that are not available."""
@@ -125,8 +126,8 @@ def normalized_name(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: bool = False) -> TextTask:
-    """Reads a task from its folder, or from the data set `path` on the Hub."""
+def read_task(task: GlueTask, path: str, folder: Path | None, only: Literal["train", "val"] | None = None) -> TextTask:
+    """Reads a task from its folder, or from the data set `path` on the Hub; `only` as in `GlueData.open`."""
     hub_name = f"{path}:{normalized_name(task.name)}"
     splits = hub_splits(hub_name) if folder is None else {}
 
@@ -146,7 +147,9 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only_evaluation: b
         table = read_separated(folder / file, "\t", columns=task.header, skip_short=task.name == "QQP")
         return label_examples(task, table, task.text, task.label)
 
-    training = None if only_evaluation else read("train.tsv", "train")
+    training = None if only == "val" else read("train.tsv", "train")
+    if training is not None and only == "train":
+        return TextTask(None, {task.name: training}, task.metric)
     return TextTask(training, {task.name + suffix: read(*names) for suffix, *names in task.evaluation}, task.metric)
 
 

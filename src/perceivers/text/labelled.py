@@ -4,19 +4,18 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 
 from perceivers.checks import Checked, ProperFraction
+from perceivers.data.splits import EVALUATION_NAMES, SPLITS, TRAINING_NAMES, Part, choose_splits, find_splits
 from perceivers.data.tables import SUFFIXES, Table, hub_splits, is_missing, read_table, split_files, to_table
 from perceivers.errors import PerceiversError, quote
-from perceivers.files import warn
+from perceivers.files import read_lines, warn
 
-TRAINING_NAMES = ("train", "training")
-EVALUATION_NAMES = ("validation", "val", "valid", "dev", "test")
 TEXT_COLUMNS = ("text", "sentence", "review", "content", "comment", "document")
 LABEL_COLUMNS = ("label", "labels", "class", "target", "category", "sentiment")
 
@@ -128,35 +127,37 @@ class LabelledTextData(Checked):
         return random_split(examples, self.validation_fraction)
 
     def open_evaluation(
-        self, classes: list[str], validation_fraction: float | None = None
-    ) -> tuple[LabelledTexts, str]:
-        """Reads the texts to evaluate a model on: the evaluation split of a folder or data set, or all of a file.
+        self, classes: list[str], split: str | None = None, validation_fraction: float | None = None
+    ) -> tuple[LabelledTexts, Part]:
+        """Reads the texts to evaluate a model on: those of a split, see `choose_splits`, or all.
 
         Args:
             classes: the model's classes.
-            validation_fraction: if the texts have no evaluation split, read only those that a training run with this
+            split: "train", "val" or "test".
+            validation_fraction: without a split for evaluation, read only the fraction that a training run with this
                 `data.validation_fraction` held out.
 
-        Returns:
-            The texts, and a description of them for messages.
-
         Raises:
-            PerceiversError: as in `open`; or there is no evaluation split, or a label is not one of the classes.
+            PerceiversError: as in `open`; or there is no such split, or a label is not one of the classes.
         """
-        training, evaluations = self.find()
-        may_hold_out = validation_fraction is not None or os.path.isfile(self.path)
-        found = self.find_labelled(evaluations or ([training] if training and may_hold_out else []))
-        if found is None:
+        whole, parts = self.find_parts()
+        chosen: list[tuple[str | None, TablePart]] = [
+            (name, parts[part]) for name, part in choose_splits(parts, split, self.path)
+        ]
+        if whole is not None:
+            chosen = [(None, whole)]
+        for name, part in chosen:  # noqa: B007  # the last one is used
+            if found := self.find_labelled([part.read]):
+                break
+        else:
             raise PerceiversError(
-                f"{self.path} has no split to evaluate on, called {', '.join(EVALUATION_NAMES)}: give a file, or the "
-                f"fraction that training held out (--validation-fraction)."
+                f"{self.path} has no table with labels called {', '.join(SPLITS)}: give a file with labels."
             )
-        name = found[0].name
         examples = label_texts(*found, classes, "the model does not know")
-        if evaluations or validation_fraction is None:
-            return examples, name
-        held_out = random_split(examples, validation_fraction).evaluation
-        return held_out, f"the part of {name} that training held out"
+        if validation_fraction is not None and find_splits(parts).keys() <= {"train"}:
+            examples = random_split(examples, validation_fraction).evaluation
+        total = sum(part.count() for part in parts.values()) if whole is None else whole.count()
+        return examples, Part("text", len(examples), total, name)
 
     def find_labelled(
         self, tables: Iterable[Callable[[], Table]], columns: tuple[list[str], str] | None = None
@@ -174,36 +175,96 @@ class LabelledTextData(Checked):
     def find_columns(self, table: Table) -> tuple[list[str], str]:
         """Returns the text columns and the label column of a table."""
         label = self.label or only_column(table, "label", [c for c in table.columns if c.lower() in LABEL_COLUMNS])
+        check_columns(table, "label", [label])
+        return self.find_text_columns(table, label), label
+
+    def find_text_columns(self, table: Table, label: str | None) -> list[str]:
+        """Returns the text columns of a table, with or without a label column."""
         others = [column for column in table.columns if column != label]
         usual = [column for column in others if column.lower() in TEXT_COLUMNS]
         found = usual or [column for column in others if any(map(is_words, table.columns[column]))]
-        text = self.text or [only_column(table, "text", found)]
-        check_columns(table, "label", [label])
+        text = self.text or (found if len(found) == 1 else [only_column(table, "text", found)])
         check_columns(table, "text", text)
-        return text, label
+        return text
 
     def find(self) -> tuple[Callable[[], Table] | None, list[Callable[[], Table]]]:
         """Returns functions that read the training table, if there is one, and those to evaluate on.
 
         A single file is the training table.
         """
+        whole, parts = self.find_parts()
+        training = whole or next((parts[name] for name in TRAINING_NAMES if name in parts), None)
+        return None if training is None else training.read, [
+            parts[name].read for name in EVALUATION_NAMES if name in parts
+        ]
+
+    def find_parts(self) -> tuple["TablePart | None", dict[str, "TablePart"]]:
+        """Returns the table of a single file, and those of the splits of a folder or data set by name."""
         path = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
+        names = (*TRAINING_NAMES, *EVALUATION_NAMES)
         if os.path.isdir(path):
-            files = [split_files(path, names) for names in (TRAINING_NAMES, *((name,) for name in EVALUATION_NAMES))]
-            reads: list[Callable[[], Table] | None] = [partial(read_table, found) if found else None for found in files]
-            return reads[0], list(filter(None, reads[1:]))
+            files = {name: split_files(path, (name,)) for name in names}
+            return None, {name: TablePart.of_files(found) for name, found in files.items() if found}
         if os.path.exists(path):
-            return partial(read_table, [path]), []
+            return TablePart.of_files([path]), {}
         if path.suffix.lower() in SUFFIXES:
             raise PerceiversError(f"data.path = {path} does not exist.")
         splits = {name.lower(): split for name, split in hub_splits(self.path).items()}
-        found = {name: partial(to_table, split, f"{self.path} ({name})") for name, split in splits.items()}
-        if found.keys().isdisjoint((*TRAINING_NAMES, *EVALUATION_NAMES)):
+        if splits.keys().isdisjoint(names):
             raise PerceiversError(f"{self.path} has no split 'train'; it has {', '.join(splits)}.")
-        first = next((found[name] for name in TRAINING_NAMES if name in found), None)
-        return first, [found[name] for name in EVALUATION_NAMES if name in found]
+        return None, {
+            name: TablePart(partial(to_table, splits[name], f"{self.path} ({name})"), partial(len, splits[name]))
+            for name in names
+            if name in splits
+        }
+
+
+@dataclass(frozen=True)
+class TablePart:
+    """A part of a data set: functions that read its table, and count its rows."""
+
+    read: Callable[[], Table]
+    count: Callable[[], int]
+
+    @classmethod
+    def of_files(cls, files: list[Path]) -> Self:
+        """Returns the part in a file, or in several parquet files."""
+        read = cache(partial(read_table, files))
+        return cls(read, lambda: len(read().indices))
+
+
+def open_texts(
+    path: str, columns: list[str] | None = None, split: str | None = None
+) -> tuple[list[tuple[Any, ...]], Sequence[int], Literal["line", "row"], Part]:
+    """Reads texts without labels: a text of each line of a file, or those of a table, see `LabelledTextData`.
+
+    Args:
+        path: a text file, or a path of `LabelledTextData`.
+        columns: the text column, or two for pairs; found as in `LabelledTextData`.
+        split: "train", "val" or "test", see `choose_splits`.
+
+    Returns:
+        The texts of each row, of which some may be missing; the number of its line, or of the row from 0; which of the
+        two it is; and the part of the data that they are.
+    """
+    file = Path(path)
+    if os.path.isfile(file) and file.suffix.lower() not in SUFFIXES:
+        choose_splits((), split, path)
+        lines = [(line,) for line in read_lines(file)]
+        return list(lines), range(1, len(lines) + 1), "line", Part("text", len(lines), len(lines))
+    data = LabelledTextData(path, columns)
+    whole, parts = data.find_parts()
+    chosen = [(name, parts[part]) for name, part in choose_splits(parts, split, path)]
+    name, part = (None, whole) if whole is not None else next(iter(chosen), (None, None))
+    if part is None:
+        raise PerceiversError(f"{path} has no table called {', '.join(SPLITS)}: give a file.")
+    table = part.read()
+    found = data.find_text_columns(table, data.label)
+    texts = list(zip(*(table.columns[column] for column in found), strict=True))
+    total = sum(other.count() for other in parts.values()) or len(texts)
+    return texts, table.indices, table.unit, Part("text", len(texts), total, name)
 
 
 def check_columns(table: Table, field: str, columns: Iterable[str]) -> None:

@@ -17,10 +17,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text import commands
 from perceivers.text.bert import BERT
+from perceivers.text.classify import TextEncoder
 from perceivers.text.masking import IGNORE_INDEX
 from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer, is_language_model, text_input
 from perceivers.text.stream import Batch, HeldOutText, StreamedText, TextData
@@ -47,6 +49,8 @@ class MaskedLanguage(Experiment):
 
     decided_by_data = ("vocabulary",)
     evaluate = staticmethod(commands.evaluate_language)
+    predictor = TextEncoder
+    command = "fill-mask"
 
     model: LanguageConfig | BertConfig
     data: TextData = field(default_factory=TextData)
@@ -159,19 +163,34 @@ class MaskedLanguageMetrics(Metric):
         return {"loss": nats / tokens, "accuracy": correct / tokens, "bits_per_byte": nats / math.log(2) / size}
 
 
-def evaluate(model: PerceiverIO | BERT, tokenizer: Tokenizer, data: TextData, batch_size: int = 64) -> dict[str, float]:
-    """Returns the metrics of a language model on held-out text, as validation computes them, and its "windows".
+def evaluate(
+    model: PerceiverIO | BERT,
+    tokenizer: Tokenizer,
+    data: TextData,
+    batch_size: int = 64,
+    split: str | None = None,
+    held_out: bool = False,
+) -> tuple[dict[str, float], Part]:
+    """Returns the metrics of a language model on text, as validation computes them, and the windows it was measured on.
 
-    The tokenizer of `data` is not used. Which words are masked depends on `batch_size`, in windows: a training run's
-    metrics need its own batch size.
+    Args:
+        model, tokenizer: of a language model.
+        data: the text; its tokenizer is not used.
+        batch_size: in windows; which words are masked depends on it: a training run's metrics need its own.
+        split: "train", "val" or "test", see `choose_splits`.
+        held_out: measure only on what a training run with this `data` held out.
 
     Raises:
-        PerceiversError: the model is of another kind, or the text cannot be read or is too short.
+        PerceiversError: the model is of another kind, the text cannot be read or is too short, or has no such split.
     """
     length = text_input(model).length
     if not is_language_model(model):
         outputs = ", ".join(model.outputs)
         raise PerceiversError(f"this model predicts {outputs}: a language model, which predicts text, is needed.")
-    samples = HeldOutText(data.open(0), tokenizer, length, data)
+    sources = data.open(0)
+    chosen = [] if held_out else [source.split_documents(split) for source, _ in sources.values()]
+    samples = HeldOutText(sources, tokenizer, length, data, [documents for _, documents in chosen])
     results = learner.evaluate(MaskedLanguageModel(model, tokenizer=tokenizer), samples, batch_size)
-    return results | {"windows": len(samples)}
+    is_whole = not held_out and len(samples) < data.eval_windows
+    names = {name for name, _ in chosen}
+    return results, Part("window", len(samples), len(samples) if is_whole else None, *names if len(names) == 1 else ())

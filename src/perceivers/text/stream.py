@@ -7,7 +7,7 @@ import copy
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -287,22 +287,29 @@ class StreamLoader(DataLoader[Batch]):
 
 
 class HeldOutText(Samples):
-    """Windows of held-out text; in batches of the same size, the same words are always masked.
+    """Windows of text for evaluation; in batches of the same size, the same words are always masked.
 
     Args:
         sources, tokenizer, length: as in `StreamedText`.
         data: how windows are cut and masked, and their maximum number.
+        documents: blocks of documents of each source; by default those that are held out.
 
     Raises:
         PerceiversError: the text is shorter than a window.
     """
 
-    def __init__(self, sources: Sources, tokenizer: Tokenizer, length: int, data: TextData) -> None:
+    def __init__(
+        self,
+        sources: Sources,
+        tokenizer: Tokenizer,
+        length: int,
+        data: TextData,
+        documents: Iterable[Iterator[list[str]]] | None = None,
+    ) -> None:
         self.tokenizer, self.data = tokenizer, data
         self.generator = np.random.default_rng(0)
         windows: list[NDArray[np.int32]] = []
-        for source, _ in sources.values():
-            blocks = source.held_out_documents()
+        for blocks in documents or [source.held_out_documents() for source, _ in sources.values()]:
             parts = (pack(block, tokenizer, length, data.documents_per_pack, self.generator) for block in blocks)
             windows += itertools.islice(itertools.chain.from_iterable(parts), data.eval_windows)
         if not windows:

@@ -1,4 +1,4 @@
-"""The commands `fit` and `evaluate`."""
+"""The commands `fit`, `evaluate` and `predict`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -42,3 +42,18 @@ def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, 
     from perceivers.training.evaluation import find_evaluation
 
     run(find_evaluation(model), [model, *options], "perceivers evaluate")
+
+
+def predict(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:
+    """Predicts the files of a folder, or the rows of a table; `predict MODEL --help` lists the options."""
+    if model is None:
+        if not options:
+            raise PerceiversError("predict needs a model, such as runs/demo/model.")
+        print(
+            "usage: perceivers predict MODEL --data DATA --out predictions.parquet [...]\n\n"
+            "MODEL is a saved model, in any format. Its experiment defines some options, see predict MODEL --help."
+        )
+        return
+    from perceivers.training.prediction import find_prediction
+
+    run(find_prediction(model), [model, *options], "perceivers predict")

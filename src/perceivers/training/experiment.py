@@ -16,6 +16,7 @@ from perceivers.data.loader import Samples
 from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
+from perceivers.prediction import Predictor
 from perceivers.training.initialization import initialize
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
@@ -53,6 +54,12 @@ class Experiment(Checked, ABC):
     evaluate: ClassVar[Callable[..., None] | None] = None
     """The command `perceivers evaluate` for models of this experiment: a function whose first argument is the path of
     the model, and whose other arguments are options of the command; see `perceivers.command`."""
+
+    predictor: ClassVar[type[Predictor] | None] = None
+    """How models of this experiment predict the rows of a table, for `perceivers predict`."""
+
+    command: ClassVar[str | None] = None
+    """The command of models whose outputs are no rows of a table."""
 
     model: Any
     optimization: Optimization = field(default_factory=Optimization)
