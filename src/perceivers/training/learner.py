@@ -7,13 +7,16 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
+from perceivers.files import warn
 from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 
@@ -76,8 +79,17 @@ class Learner(L.LightningModule, ABC):
             self.log(f"test_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for found in self.trainer.lr_scheduler_configs:
+                if isinstance(found.scheduler, ReduceLROnPlateau):
+                    found.scheduler.step(self.trainer.callback_metrics[self.monitor[0]].item())
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
+        steps = int(self.trainer.estimated_stepping_batches)
+        if self.trainer.is_global_zero and 0 < steps < (warmup := self.optimization.count_warmup(steps)):
+            warn(f"The run has {steps} updates, but its warm-up {warmup}: lower optimization.warmup_steps.")
+        return self.optimization.build(self.model, steps, self.monitor[1])
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:
