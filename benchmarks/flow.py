@@ -68,7 +68,7 @@ def train(name: str, runs: Path, epochs: int) -> None:
     output = runs / name.replace(" ", "_")
     if not (output / "metrics.json").is_file():
         resume = str((output / "checkpoints" / LAST).is_file()).lower()
-        own = [f"--training.epochs={epochs}", f"--training.output={output}", f"--training.resume={resume}"]
+        own = [f"--trainer.max_epochs={epochs}", f"--training.output={output}", f"--training.resume={resume}"]
         read_config(CONFIG, [*ABLATION[name], *own]).run()
 
 
@@ -111,8 +111,8 @@ def draw_curves(runs: dict[str, Path], file: Path) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axis = figure.subplots()
     for name, folder in runs.items():
-        steps, errors = zip(*curve(folder, "test_epe"), strict=True)
-        (_, zero), *_ = curve(folder, "test_zero")
+        steps, errors = zip(*curve(folder, "val_epe"), strict=True)
+        (_, zero), *_ = curve(folder, "val_zero")
         axis.plot(steps, [error / zero for error in errors], label=name)
     axis.axhline(1, color="black", linewidth=0.8)
     axis.axhline(1 / 3, color="black", linewidth=0.8, linestyle=":")
@@ -126,9 +126,9 @@ def ablation(runs: dict[str, Path]) -> str:
     rows = ["| run | steps | pairs | minutes | error | zero flow | ratio |", "| --- |" + " --- |" * 6]
     for name, folder in runs.items():
         found, config = (json.loads((folder / file).read_text()) for file in ("metrics.json", "config.json"))
-        steps, _ = curve(folder, "test_epe")[-1]
-        pairs = config["data"]["pairs"] * config["training"]["epochs"]
-        error, zero = found["test_epe"], found["test_zero"]
+        steps, _ = curve(folder, "val_epe")[-1]
+        pairs = config["data"]["pairs"] * config["trainer"]["max_epochs"]
+        error, zero = found["val_epe"], found["val_zero"]
         rows.append(
             f"| {name} | {steps:,} | {pairs:,} | {found['seconds'] / 60:.0f} | {error:.2f} | {zero:.2f} | "
             f"{error / zero:.2f} |"

@@ -126,10 +126,10 @@ def report(names: list[str], runs: Path, results: dict[str, dict[str, Any]], pic
         config = json.loads((runs / name / "config.json").read_text())
         speed = statistics.median(value for _, value in curve(runs / name, "examples_per_second"))
         minutes = config["training"]["batch_size"] / speed / 60  # of a step
-        steps, bits = zip(*curve(runs / name, "test_bits_per_byte"), strict=True)
+        steps, bits = zip(*curve(runs / name, "val_bits_per_byte"), strict=True)
         lines.append(
             f"| {MODELS[name]} | {parameters / 1e6:.2f}M | {flops / 1e9:.3f}B | {config['optimization']['lr']:g} | "
-            f"{found['test_bits_per_byte']:.3f} | {found['test_accuracy']:.1%} | {speed:.0f} | "
+            f"{found['val_bits_per_byte']:.3f} | {found['val_accuracy']:.1%} | {speed:.0f} | "
             f"{steps[-1] * minutes:.0f} min |"
         )
         by_step.plot(steps, bits, label=MODELS[name])

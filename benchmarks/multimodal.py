@@ -135,7 +135,7 @@ def accuracy(runs: Path, names: list[str]) -> str:
     for name in names:
         found, config = read(folder(runs, name))
         rows.append(
-            f"| {name} | {found['test_top1']:.1%} | {config['training']['epochs']} | {found['seconds'] / 60:.0f} | "
+            f"| {name} | {found['val_top1']:.1%} | {config['trainer']['max_epochs']} | {found['seconds'] / 60:.0f} | "
             f"{found['parameters'] / 1e6:.2f}M |"
         )
     return "\n".join(rows)
@@ -154,7 +154,7 @@ def trade_off(runs: Path, names: list[str], clip: Path) -> str:
     for name in names:
         found, _ = read(folder(runs, name))
         model = read_config(folder(runs, name) / "config.json").build_on_meta()
-        points.append((compression(model), found["test_video_psnr"], found["test_audio_psnr"]))
+        points.append((compression(model), found["val_video_psnr"], found["val_audio_psnr"]))
         rows.append(
             f"| {points[-1][0]:.0f}x | {model.config['latents']} x {model.config['channels']} | "
             f"{points[-1][1]:.2f} | {points[-1][2]:.2f} | {found['seconds'] / 60:.0f} |"

@@ -44,9 +44,9 @@ def test_every_config_is_valid_and_its_model_can_be_built(path):
 def test_the_papers_recipe(name):
     run = read_config(ROOT / f"configs/image_classification/{name}.yaml")
     assert run.model == find_preset(name).config
-    assert (run.training.epochs, run.training.batch_size) == (110, 1024)
+    assert (run.trainer["max_epochs"], run.training.batch_size) == (110, 1024)
     assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
-    assert (run.optimization.schedule, run.optimization.flat_fraction, run.optimization.clip_norm) == (
+    assert (run.optimization.schedule, run.optimization.flat_fraction, run.trainer.gradient_clip_val) == (
         "flat_cosine",
         0.5,
         10,
@@ -62,13 +62,17 @@ def test_the_papers_recipe_of_language(name, length):
     assert run.model.length == length
     assert sorted(run.data.shares.values()) == [0.3, 0.7]
     assert (run.data.documents_per_pack, run.data.mask_rate) == (10, 0.15)
-    assert run.data.steps_per_epoch * run.training.epochs == 500_000
+    assert run.data.steps_per_epoch * run.trainer["max_epochs"] == 500_000
     assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 1.25e-3, 0.01)
     assert (run.optimization.schedule, run.optimization.warmup_steps) == ("warmup_cosine", 1000)
     assert run.training.batch_size == 2048
     glue = read_config(ROOT / "configs/language/glue_paper.yaml")
     assert (glue.sweep.batch_sizes, glue.sweep.lrs) == ([16, 32, 64], [1e-4, 5e-5, 2e-5, 1e-5])
-    assert (glue.training.epochs, glue.optimization.optimizer, glue.optimization.warmup_steps) == (10, "lamb", 200)
+    assert (glue.trainer["max_epochs"], glue.optimization.optimizer, glue.optimization.warmup_steps) == (
+        10,
+        "lamb",
+        200,
+    )
     assert glue.optimization.weight_decay == 0.01
 
 
@@ -78,12 +82,12 @@ def test_the_demo_is_the_digits_config():
 
 
 def test_fit_evaluate_classify(tmp_path, capsys):
-    main(["fit", str(DIGITS), f"--training.output={tmp_path / 'run'}", "--training.epochs=1", *TINY])
+    main(["fit", str(DIGITS), f"--training.output={tmp_path / 'run'}", "--trainer.max_epochs=1", *TINY])
     assert f"The model is in {tmp_path / 'run' / 'model'}" in capsys.readouterr().out
     main(["evaluate", str(tmp_path / "run" / "model"), "--data", "digits", "--json"])
     measured = json.loads(capsys.readouterr().out)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert measured["top1"] == pytest.approx(metrics["test_top1"])
+    assert measured["top1"] == pytest.approx(metrics["val_top1"])
     assert measured["images"] == 599
     Image.fromarray((load_digits().images[0] * 15).astype(np.uint8)).save(tmp_path / "zero.png")
     main(["classify-image", str(tmp_path / "run" / "model"), str(tmp_path / "zero.png"), "--top", "3", "--json"])
@@ -100,7 +104,7 @@ def test_the_demo_writes_its_files(tmp_path, capsys, monkeypatch):
     assert "Confusion matrix" in out
     assert len(re.findall(r"^  perceivers (classify-image|models|fit)", out, re.M)) == 3
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {"test_accuracy", "seconds", "parameters", "seed"}
+    assert set(metrics) == {"val_accuracy", "seconds", "parameters", "seed"}
     with Image.open(tmp_path / "predictions.png") as picture:
         assert picture.size[0] > 1000
     assert perceivers.load(tmp_path / "model").outputs["label"].names == list("0123456789")
@@ -113,7 +117,7 @@ def test_the_demo_writes_its_files(tmp_path, capsys, monkeypatch):
 def test_help_teaches_every_field(capsys):
     main(["fit", str(DIGITS), "--help"])
     out = capsys.readouterr().out
-    assert "--optimization.clip_norm" in out
+    assert "--trainer.gradient_clip_val" in out
     assert "largest norm of the gradient" in out
     flat = " ".join(out.split())
     assert "--model.latents (int, at least 1; default: 512) N, number of latents." in flat
@@ -132,8 +136,8 @@ def test_help_teaches_every_field(capsys):
         ("--optimisation.lr=3", "there is no field 'optimisation': did you mean 'optimization'"),
         ("--model.latent=3", "there is no field 'model.latent': did you mean 'latents'"),
         ("--model.preset=imagenet", "there is no model 'imagenet'"),
-        ("--training.epochs=many", "training.epochs"),
-        ("--training.epochs=0", "training.epochs = 0 is not allowed: it must be at least 1"),
+        ("--trainer.max_epochs=many", "trainer.max_epochs"),
+        ("--trainer.max_epochs=0", "trainer.max_epochs = 0 is not allowed: it must be at least 1"),
         ("--optimization.optimizer=sgd", "optimization.optimizer"),
         ("--training=3", "training = 3, but it has fields: epochs"),
         ("--model.heads=3", "channels = 64 cannot be split over heads = 3"),
@@ -152,9 +156,9 @@ def test_help_teaches_every_field(capsys):
         ("--experiment=3", "experiment is 3: name one of autoencoding"),
         ("--data.path=[x", "is not understood"),
         ("--optimization.beta2=7", "optimization.beta2 = 7"),
-        ("--training.precision=foo", "training.precision"),
-        ("--training.accelerator=tpu", "training.accelerator"),
-        ("--training.devices=0", "is not available on this machine"),
+        ("--trainer.precision=foo", "trainer.precision"),
+        ("--trainer.accelerator=tpu", "trainer.accelerator"),
+        ("--trainer.devices=0", "is not available on this machine"),
         ("--augmentation.layers=2", "augmentation.layers = 2 is not allowed: it must be 0 for gray images"),
         ("--experiment=images", "there is no experiment 'images'"),
         ("--data.path=/nonexistent/data", "neither here nor on the Hub"),
@@ -172,13 +176,13 @@ def test_wrong_configs_end_in_one_sentence(tmp_path, capsys, override, message):
 def test_two_processes_train_together(tmp_path, capsys):
     """On the CPU: each takes half of every batch; the folder is written once."""
     command = [sys.executable, "-m", "perceivers", "fit", str(DIGITS), *TINY, f"--training.output={tmp_path / 'run'}"]
-    two = ["--training.accelerator=cpu", "--training.devices=2", "--training.epochs=1", "--training.batch_size=128"]
+    two = ["--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.max_epochs=1", "--training.batch_size=128"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *two], env=environment, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     main(["evaluate", str(tmp_path / "run" / "model"), "--data", "digits", "--json"])
-    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(metrics["test_top1"], abs=1e-6)
+    assert json.loads(capsys.readouterr().out)["top1"] == pytest.approx(metrics["val_top1"], abs=1e-6)
 
 
 def test_other_bad_input_ends_in_one_sentence(tmp_path, capsys):

@@ -14,7 +14,7 @@ from perceivers.cli import main
 from tests.support.runs import assert_equal_results, read_results
 
 ROOT = Path(__file__).parents[1]
-SHORT = ["--training.epochs=3", "--training.accelerator=cpu"]
+SHORT = ["--trainer.max_epochs=3", "--trainer.accelerator=cpu"]
 
 
 def files():

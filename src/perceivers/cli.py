@@ -18,7 +18,7 @@ EXAMPLES = """\
 examples:
   perceivers demo                                     train on handwritten digits, in minutes
   perceivers models                                   the paper's models, with parameters and FLOPs
-  perceivers fit configs/image_classification/digits.yaml --training.epochs=5
+  perceivers fit configs/image_classification/digits.yaml --trainer.max_epochs=5
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers evaluate runs/demo/model --data digits
   perceivers evaluate MODEL --help                    the options for models of that experiment

@@ -28,7 +28,14 @@ FIELDS = {
     "optimization.decay": "optimization.decayed_parameters",
     "optimization.flat": "optimization.flat_fraction",
     "optimization.name": "optimization.optimizer",
-    "training.accumulate": "training.accumulate_grad_batches",
+    "optimization.clip_norm": "trainer.gradient_clip_val",
+    "training.accelerator": "trainer.accelerator",
+    "training.accumulate": "trainer.accumulate_grad_batches",
+    "training.accumulate_grad_batches": "trainer.accumulate_grad_batches",
+    "training.devices": "trainer.devices",
+    "training.epochs": "trainer.max_epochs",
+    "training.nodes": "trainer.num_nodes",
+    "training.precision": "trainer.precision",
 }
 """Fields of configs; more than one new name where experiments differ."""
 

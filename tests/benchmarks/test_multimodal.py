@@ -63,8 +63,8 @@ def test_the_table_is_read_from_the_runs(tmp_path):
     run = folder(tmp_path, "digits, mel, without theo")
     assert run.name == "digits_mel_without_theo"
     run.mkdir()
-    (run / "metrics.json").write_text(json.dumps({"test_top1": 0.875, "seconds": 120, "parameters": 640000}))
-    (run / "config.json").write_text(json.dumps({"training": {"epochs": 12}}))
+    (run / "metrics.json").write_text(json.dumps({"val_top1": 0.875, "seconds": 120, "parameters": 640000}))
+    (run / "config.json").write_text(json.dumps({"trainer": {"max_epochs": 12}}))
     table = accuracy(tmp_path, ["digits, mel, without theo"])
     assert table.splitlines()[-1] == "| digits, mel, without theo | 87.5% | 12 | 2 | 0.64M |"
 
@@ -97,8 +97,8 @@ def test_the_report(tmp_path, monkeypatch):
     (tmp_path / "docs/multimodal.md").write_text(f"before\n{multimodal.START}old\n{multimodal.END}after\n")
     run = folder(tmp_path, "seen")
     run.mkdir()
-    (run / "metrics.json").write_text(json.dumps({"test_top1": 0.5, "seconds": 60, "parameters": 640000}))
-    (run / "config.json").write_text(json.dumps({"training": {"epochs": 3}}))
+    (run / "metrics.json").write_text(json.dumps({"val_top1": 0.5, "seconds": 60, "parameters": 640000}))
+    (run / "config.json").write_text(json.dumps({"trainer": {"max_epochs": 3}}))
     multimodal.report(tmp_path, tmp_path / "none.mkv")
     text = (tmp_path / "docs/multimodal.md").read_text()
     assert text.startswith("before\n")

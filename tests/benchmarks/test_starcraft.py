@@ -43,7 +43,7 @@ def test_the_report(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(starcraft, "DecisionData", lambda path, split: tables)
     for seed in (0, 1):
         output = folder(tmp_path / "runs", "Transformer", seed)
-        small_run(output, tables, {"encoder": "transformer"}, epochs=1, seed=seed).run()
+        small_run(output, tables, {"encoder": "transformer"}, max_epochs=1, seed=seed).run()
     text = report(tmp_path / "runs", tmp_path)
     assert text.startswith("On the 80 decisions of the test replays")
     row = next(line for line in text.splitlines() if line.startswith("| Transformer |"))

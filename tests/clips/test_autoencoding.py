@@ -38,11 +38,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_clips_are_learned_and_the_model_works_in_the_command(tmp_path):
     data = clips(tmp_path / "clips")
-    output = small_run(tmp_path / "run", data, epochs=40).run()
+    output = small_run(tmp_path / "run", data, max_epochs=40).run()
     figures = json.loads((output / "metrics.json").read_text())
-    assert figures["test_video_psnr"] > 20
-    assert figures["test_audio_psnr"] > 3
-    assert 0 <= figures["test_top1"] <= 1
+    assert figures["val_video_psnr"] > 20
+    assert figures["val_audio_psnr"] > 3
+    assert 0 <= figures["val_top1"] <= 1
     written = read_frames(output / "reconstructions" / "0.mp4")
     assert [frame.shape for frame in written.frames] == [(3, 8, 16)] * 4
     result = autoencode(output / "model", data / "bright" / "2.mkv", tmp_path / "out.mp4", start=0.08)
@@ -56,8 +56,8 @@ def test_a_modality_is_left_out_by_a_line(tmp_path, without):
     data = clips(tmp_path / "clips")
     output = small_run(tmp_path / "run", data, {without: None}).run()
     figures = json.loads((output / "metrics.json").read_text())
-    assert ("test_audio_psnr" in figures) == (without == "classes")
-    assert ("test_top1" in figures) == (without != "classes")
+    assert ("val_audio_psnr" in figures) == (without == "classes")
+    assert ("val_top1" in figures) == (without != "classes")
     result = autoencode(output / "model", data / "bright" / "0.mkv", tmp_path / "out.mp4")
     assert (result.audio is None) == (without != "classes")
     assert (result.classes == {}) == (without == "classes")
@@ -67,7 +67,7 @@ def test_windows_of_one_clip_are_learned(tmp_path):
     clip = clips(tmp_path / "clips") / "dark" / "0.mkv"
     run = small_run(tmp_path / "run", clip, {"classes": None})
     run.data.windows_per_epoch = 8
-    assert "test_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
+    assert "val_audio_psnr" in json.loads((run.run() / "metrics.json").read_text())
 
 
 def module(**changes):
@@ -254,10 +254,10 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
 
 def test_a_run_says_its_compression_and_its_config_keeps_that_there_is_no_label(tmp_path, capsys):
     data = clips(tmp_path / "clips")
-    output = small_run(tmp_path / "run", data, {"classes": None}, epochs=1).run()
+    output = small_run(tmp_path / "run", data, {"classes": None}, max_epochs=1).run()
     assert re.search(r"^Compression \d+x, as the paper counts\.$", capsys.readouterr().out, re.MULTILINE)
     assert read_config(output / "config.json").model.classes is None
-    labelled = small_run(tmp_path / "labelled", data, epochs=1).run()
+    labelled = small_run(tmp_path / "labelled", data, max_epochs=1).run()
     assert "classes" not in json.loads((labelled / "config.json").read_text())["model"]
 
 

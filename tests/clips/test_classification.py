@@ -33,9 +33,9 @@ def build(settings, **own):
 
 @pytest.mark.parametrize(("settings", "epochs"), [(SOUND, 12), (CONV, 6), (MEL, 6)])
 def test_tones_are_told_apart(tmp_path, tones, settings, epochs):
-    output = small_run(tmp_path / "run", tones, settings, epochs=epochs).run()
+    output = small_run(tmp_path / "run", tones, settings, max_epochs=epochs).run()
     figures = json.loads((output / "metrics.json").read_text())
-    assert figures["test_top1"] == 1
+    assert figures["val_top1"] == 1
     model = load_model(output / "model")
     assert model.outputs["label"].names == ["high", "low"]
     evaluation = ClipData(str(tones), validation_fraction=0.2).open().evaluation
@@ -54,7 +54,7 @@ def test_video_and_sound_train_together_and_what_cannot_be_read_is_left_out(tmp_
     (tmp_path / "clips" / "train" / "a" / "broken.mkv").write_bytes(b"nothing")
     output = small_run(tmp_path / "run", tmp_path / "clips", BOTH, batch_size=2).run()
     assert "Skipped: " in capsys.readouterr().err
-    assert json.loads((output / "metrics.json").read_text())["test_top1"] in (0, 0.5, 1)
+    assert json.loads((output / "metrics.json").read_text())["val_top1"] in (0, 0.5, 1)
     (tmp_path / "clips" / "val" / "b" / "0.mkv").write_bytes(b"nothing")
     with pytest.raises(PerceiversError, match=r"val/b/0\.mkv cannot be read"):
         small_run(tmp_path / "other", tmp_path / "clips", BOTH, batch_size=2).run()
@@ -137,10 +137,10 @@ def chords(root):
 
 def test_several_classes_of_a_clip_are_told(tmp_path):
     root = chords(tmp_path / "chords")
-    run = small_run(tmp_path / "run", root, MEL, epochs=15)
+    run = small_run(tmp_path / "run", root, MEL, max_epochs=15)
     run.data.training_list = str(root / "list.csv")
     figures = json.loads((run.run() / "metrics.json").read_text())
-    assert figures["test_map"] > 0.95
+    assert figures["val_map"] > 0.95
     assert "test_d_prime" in figures
     model = load_model(tmp_path / "run" / "model")
     assert model.outputs["label"].multilabel
@@ -160,7 +160,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
     output = small_run(tmp_path / "run", tones, SOUND).run()
     model, clips = load_model(output / "model"), ClipData(str(tones), validation_fraction=0.2).open().evaluation
     figures = json.loads((output / "metrics.json").read_text())
-    assert evaluate(model, clips) == {"top1": pytest.approx(figures["test_top1"])}
+    assert evaluate(model, clips) == {"top1": pytest.approx(figures["val_top1"])}
     assert evaluate(model, clips, windows=3, batch_size=5)["top1"] == evaluate(model, clips, windows=3)["top1"]
     with pytest.raises(PerceiversError, match="the data has 2 classes, but the model knows 5"):
         evaluate(build(SOUND, classes=5, multilabel=False), clips)

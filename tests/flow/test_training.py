@@ -55,13 +55,13 @@ def test_a_run_writes_model_figures_and_pictures(tmp_path):
     output = small_run(tmp_path / "run").run()
     figures = json.loads((output / "metrics.json").read_text())
     pairs = FlowGenerator(SCENES).generate([VALIDATION_SEED, VALIDATION_SEED + 1, VALIDATION_SEED + 2])
-    assert figures["test_zero"] == pytest.approx(float(pairs.forward.norm(dim=1).mean()), rel=1e-4)
+    assert figures["val_zero"] == pytest.approx(float(pairs.forward.norm(dim=1).mean()), rel=1e-4)
     predicted = load_model(output / "model")({"frames": pairs.frames})["flow"]
     error = (predicted - pairs.forward).norm(dim=1)
-    assert figures["test_epe"] == pytest.approx(float(error.mean()), rel=1e-4)
+    assert figures["val_epe"] == pytest.approx(float(error.mean()), rel=1e-4)
     assert figures["test_over1px"] == pytest.approx(float((error > 1).float().mean()), rel=1e-4)
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
-    assert any(row["test_epe"] for row in rows)
+    assert any(row["val_epe"] for row in rows)
     written = b"".join(path.read_bytes() for path in (output / "tensorboard").glob("*"))
     assert b"validation_2" in written
     assert b"validation_3" not in written  # there are three
@@ -77,7 +77,7 @@ def test_the_flow_of_a_data_set_is_learned_from_and_validated_on(tmp_path, store
         predicted = model({"frames": pair.frames[None]})["flow"][0]
         errors.append((predicted - pair.flow).norm(dim=0).nanmean())
     figures = json.loads((output / "metrics.json").read_text())
-    assert figures["test_epe"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+    assert figures["val_epe"] == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
 
 
 def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
@@ -87,8 +87,8 @@ def test_frames_of_another_size_are_validated_in_tiles(tmp_path, stored):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(experiment, "OVERLAP", 2)
-        small_run(tmp_path / "run", data, model, epochs=1).run()
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_epe"] > 0
+        small_run(tmp_path / "run", data, model, max_epochs=1).run()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["val_epe"] > 0
 
 
 def test_in_the_first_phase_every_pair_is_also_reversed():
@@ -116,10 +116,10 @@ def test_the_phases_follow_each_other_within_a_run(tmp_path, monkeypatch):
     assert [count for count, _ in seen] == [4, 4, 2, 2, 2, 2, 2, 2]
     assert [strength for _, strength in seen] == pytest.approx([0, 0, 0, 0.25, 0.5, 0.75, 1, 1])
     rows = csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open())
-    errors = [float(row["test_epe"]) for row in rows if row["test_epe"]]
-    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)
+    errors = [float(row["val_epe"]) for row in rows if row["val_epe"]]
+    best = json.loads((output / "best" / "config.json").read_text())
     assert errors[0] != errors[1]
-    assert best["epoch"] == errors.index(min(errors))
+    assert best["step"] == 4 * (errors.index(min(errors)) + 1)
 
 
 def test_the_reversed_flow_of_stored_pairs_is_the_mean_of_what_ends_in_a_pixel(stored):

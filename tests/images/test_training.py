@@ -67,7 +67,7 @@ def test_images_that_cannot_be_read_are_skipped_in_training(tmp_path, capsys):
     broken = data.open().training.describe(3)
     open(broken, "wb").close()
     run = ImageClassification(model=ImageClassifierConfig(**SMALL), data=data)
-    run.training.epochs, run.training.batch_size, run.training.output = 2, 4, str(tmp_path / "run")
+    run.trainer["max_epochs"], run.training.batch_size, run.training.output = 2, 4, str(tmp_path / "run")
     run.run()
     err = capsys.readouterr().err
     assert err.count(f"Skipped: {broken} cannot be decoded") == 1

@@ -412,7 +412,7 @@ def read_override(path: Path) -> None:
     read_config(config, [path.read_text(errors="surrogateescape")])
 
 
-OVERRIDES = ("--model.mean=[0.5, 0.1]", "--training.epochs=3", "--data={path: digits}")
+OVERRIDES = ("--model.mean=[0.5, 0.1]", "--trainer.max_epochs=3", "--data={path: digits}")
 
 
 def tables_of_decisions(folder: Path) -> Path:

@@ -46,9 +46,9 @@ def folder(tmp_path_factory):
     [
         (signal.SIGTERM, True, ["--training.workers=2"]),
         (signal.SIGINT, True, ["--training.workers=1"]),
-        (signal.SIGTERM, False, ["--training.devices=2"]),
+        (signal.SIGTERM, False, ["--trainer.devices=2"]),
         pytest.param(signal.SIGTERM, False, [], marks=pytest.mark.slow),
-        pytest.param(signal.SIGTERM, True, ["--training.devices=2"], marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, True, ["--trainer.devices=2"], marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_ends_the_run_with_its_status(folder, tmp_path, number, to_group, options):
@@ -65,5 +65,5 @@ def test_a_signal_saves_and_ends_the_run_with_its_status(folder, tmp_path, numbe
     assert status == 0, err
     if not (folder / "whole").exists():
         assert finish(start(folder, "whole"))[0] == 0
-    if "--training.devices=2" not in options:  # several processes add up in another order
+    if "--trainer.devices=2" not in options:  # several processes add up in another order
         assert differences(read_results(tmp_path / "run"), read_results(folder / "whole")) == []

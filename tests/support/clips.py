@@ -11,8 +11,8 @@ from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
 from perceivers.data.video_writer import write_video
 from perceivers.presets import model_config
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 SIZES = {"latents": 4, "channels": 16, "depth": 1, "heads": 2, "query_channels": 16, "audio_bands": 4}
 SOUND = SIZES | {"frames": None, "samples": 800, "samples_per_patch": 16, "sample_rate": 8000}
@@ -65,22 +65,22 @@ def write_clips(root):
 
 
 def classification_run(output, data, model, **training):
-    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
+    training = {"max_epochs": 2, "batch_size": 4, "output": str(output)} | training
     return ClipClassification(
         model=model_config("audioset_raw", **model),
         data=ClipData(str(data), validation_fraction=0.2),
         optimization=Optimization(lr=3e-3),
-        training=Training(**training),
+        **run_settings(**training),
     )
 
 
 def autoencoding_run(output, data, model=None, fields=None, **training):
-    training = {"epochs": 2, "batch_size": 4, "accelerator": "cpu", "output": str(output)} | training
+    training = {"max_epochs": 2, "batch_size": 4, "output": str(output)} | training
     return Autoencoding(
         model=model_config("autoencoder_88x", **(AUTOENCODER | (model or {}))),
         data=ClipData(str(data), validation_fraction=0.2, cache_gb=0.1),
         weights=Weights(1.0, 1.0, 0.1),
         optimization=Optimization(lr=3e-3),
-        training=Training(**training),
+        **run_settings(**training),
         **({"points": 32} | (fields or {})),
     )

@@ -44,11 +44,11 @@ DATA = {
 def text_classification(folder, **training):
     data = LabelledTextData(str(folder / "reviews.csv"))
     model = Pretrained(str(folder / "language"))
-    return TextClassification(model=model, data=data, **fine_tuning.settings(epochs=2, **training))
+    return TextClassification(model=model, data=data, **fine_tuning.settings(max_epochs=2, **training))
 
 
 def several_tasks(folder, **training):
-    settings = fine_tuning.settings(epochs=2, **training)
+    settings = fine_tuning.settings(max_epochs=2, **training)
     return Several(model=fine_tuning.config(), method="multitask_query", **settings)
 
 

@@ -9,8 +9,8 @@ from perceivers.text.fine_tuning import FineTuning, Method
 from perceivers.text.labelled import LabelledTexts, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig
 from perceivers.text.tokenizers import Bytes
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 PERCEIVER = {"length": 40, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
              "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
@@ -50,8 +50,8 @@ def several_tasks():
 
 
 def settings(output, **training):
-    training = {"epochs": 1, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
-    return {"optimization": Optimization(lr=3e-3), "training": Training(**training)}
+    training = {"max_epochs": 1, "batch_size": 8, "output": str(output)} | training
+    return {"optimization": Optimization(lr=3e-3), **run_settings(**training)}
 
 
 @dataclass(kw_only=True)

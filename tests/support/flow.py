@@ -5,8 +5,8 @@ from perceivers.flow.data import FlowData
 from perceivers.flow.model import OpticalFlowConfig
 from perceivers.flow.scenes import SceneConfig
 from perceivers.flow.training import Curriculum, OpticalFlow
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 SIZE = (16, 20)
 SCENES = SceneConfig(SIZE, shapes=(1, 2), motion=2.0)
@@ -23,12 +23,12 @@ def use_few_textures(monkeypatch):
 
 def small_run(output, data=None, model=None, curriculum=None, pixels=None, **training):
     """Two epochs of four updates."""
-    training = {"epochs": 2, "batch_size": 2, "accelerator": "cpu", "output": str(output)} | training
+    training = {"max_epochs": 2, "batch_size": 2, "output": str(output)} | training
     return OpticalFlow(
         model=OpticalFlowConfig(**(TINY | (model or {}))),
         data=FlowData(scenes=SCENES, pairs=8, validation_pairs=3) if data is None else data,
         curriculum=curriculum or Curriculum(0.5, 0.25),
         optimization=Optimization(lr=1e-3),
-        training=Training(**training),
+        **run_settings(**training),
         pixels=pixels,
     )

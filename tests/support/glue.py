@@ -3,8 +3,8 @@
 from perceivers.text.fine_tuning import Pretrained
 from perceivers.text.glue import Glue, Sweep
 from perceivers.text.glue_data import GlueData
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 
 def write_rows(path, *rows):
@@ -46,5 +46,5 @@ def small_sweep(language, data, output, tasks=None, method="single_task", exampl
         examples=examples,
         sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
         optimization=Optimization(schedule="flat_cosine"),
-        training=Training(epochs=2, accelerator="cpu", output=str(output), **training),
+        **run_settings(**{"max_epochs": 2, "output": str(output)} | training),
     )

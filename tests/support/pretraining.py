@@ -5,8 +5,8 @@ import random
 from perceivers.presets import model_config
 from perceivers.text.pretraining import MaskedLanguage
 from perceivers.text.stream import TextData
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 PERCEIVER = {"length": 32, "embedding_channels": 16, "latents": 4, "channels": 16, "depth": 1, "heads": 2,
              "qk_channels": 8, "v_channels": 16, "cross_heads": 2, "decoder_heads": 2, "decoder_qk_channels": 8,
@@ -31,10 +31,10 @@ def write_text(path):
 def small_run(output, text, model=None, **training):
     """Two epochs of six updates."""
     data = TextData(str(text), steps_per_epoch=6, eval_windows=40, validation_fraction=0.1, documents_per_pack=2)
-    training = {"epochs": 2, "batch_size": 8, "accelerator": "cpu", "output": str(output)} | training
+    training = {"max_epochs": 2, "batch_size": 8, "output": str(output)} | training
     return MaskedLanguage(
         model=model_config("language_bytes", **PERCEIVER) if model is None else model,
         data=data,
         optimization=Optimization(lr=1e-2),
-        training=Training(**training),
+        **run_settings(**training),
     )

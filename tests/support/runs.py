@@ -7,6 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 from perceivers.training.learner import Learner
+from perceivers.training.loop import Training
+from perceivers.training.trainer import get_parser
+
+
+def run_settings(**settings):
+    """Returns the sections `trainer` and `training` of a run on the CPU, from fields of either."""
+    names = vars(get_parser().get_defaults().trainer)
+    trainer = {"accelerator": "cpu"} | {name: value for name, value in settings.items() if name in names}
+    training = {name: value for name, value in settings.items() if name not in names}
+    return {"trainer": trainer, "training": Training(**training)}
 
 
 def interrupt_at(step, monkeypatch):

@@ -11,8 +11,8 @@ from perceivers.starcraft.data import DecisionData
 from perceivers.starcraft.policy import PolicyConfig, UnitPolicy
 from perceivers.starcraft.tables import SCHEMA, STATISTICS, VOCABULARY
 from perceivers.starcraft.training import BehavioralCloning
-from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
+from tests.support.runs import run_settings
 
 SIZES = {"width": 16, "latents": 4, "latent_channels": 16, "depth": 1, "heads": 2}
 KINDS, ABILITIES = ["Probe", "Zealot", "Nexus"], ["Attack", "Move"]
@@ -55,12 +55,12 @@ def write_tables(folder, monkeypatch, training=400):
 
 
 def small_run(output, tables, model=None, **training):
-    training = {"epochs": 2, "batch_size": 16, "accelerator": "cpu", "output": str(output)} | training
+    training = {"max_epochs": 2, "batch_size": 16, "output": str(output)} | training
     return BehavioralCloning(
         model=PolicyConfig(**(SIZES | (model or {}))),
         data=tables,
         optimization=Optimization(lr=5e-3),
-        training=Training(**training),
+        **run_settings(**training),
     )
 
 

@@ -89,7 +89,7 @@ def test_all_metrics_are_those_of_the_saved_model_text_by_text(tmp_path, method,
     for part, value in want.items():
         assert metrics[f"test_{part}"] == pytest.approx(value, abs=1e-4), part
     mean = np.mean([want["CoLA"], (want["MNLI_matched"] + want["MNLI_mismatched"]) / 2, want["STS-B"]])
-    assert metrics["test_mean"] == pytest.approx(mean, abs=1e-4)
+    assert metrics["val_mean"] == pytest.approx(mean, abs=1e-4)
 
 
 def test_metrics_of_random_answers_are_those_of_other_libraries():
@@ -137,12 +137,12 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     run = TextClassification(
         model=Pretrained(str(folder)),
         data=LabelledTextData(str(tmp_path / "data")),
-        **settings(tmp_path / "run", epochs=6, batch_size=16),
+        **settings(tmp_path / "run", max_epochs=6, batch_size=16),
     )
     run.optimization.lr = 1e-2
     output = run.run()
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["test_accuracy"] == metrics["test_mean"] > 0.75
+    assert metrics["val_accuracy"] == metrics["val_mean"] > 0.75
     model = perceivers.load(output / "model")
     assert model.outputs["label"].heads.names == {"label": ["no", "yes"]}
     texts = labelled(20, 7)
@@ -219,7 +219,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, kin
     test = write_csv(tmp_path / "data" / "test.csv", labelled(41, 1))
     arguments = settings(tmp_path / "run")
     run = TextClassification(model=config(kind), data=LabelledTextData(str(tmp_path / "data")), **arguments).run()
-    accuracy = json.loads((run / "metrics.json").read_text())["test_accuracy"]
+    accuracy = json.loads((run / "metrics.json").read_text())["val_accuracy"]
     model = str(run / "model")
     for path in (tmp_path / "data", test):
         assert measure(capsys, model, "--data", path) == {
@@ -237,7 +237,7 @@ def test_the_part_of_a_file_that_training_held_out_is_evaluated(tmp_path, capsys
     file = write_csv(tmp_path / "all.csv", labelled(60, 0))
     data = LabelledTextData(str(file), validation_fraction=0.3)
     run = TextClassification(model=config(), data=data, **settings(tmp_path / "run")).run()
-    accuracy = json.loads((run / "metrics.json").read_text())["test_accuracy"]
+    accuracy = json.loads((run / "metrics.json").read_text())["val_accuracy"]
     found = measure(capsys, run / "model", "--data", file, "--validation-fraction", "0.3")
     assert found == {
         "accuracy": pytest.approx(accuracy),

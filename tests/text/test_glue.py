@@ -142,8 +142,8 @@ def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, 
     metrics = json.loads((run / "metrics.json").read_text())
     scores = json.loads((output / "metrics.json").read_text())
     assert list(scores) == ["CoLA", "MNLI", "RTE", "STS-B"]
-    assert scores["MNLI"]["mean"] == pytest.approx((metrics["test_MNLI_matched"] + metrics["test_MNLI_mismatched"]) / 2)
-    assert metrics["test_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
+    assert scores["MNLI"]["mean"] == pytest.approx((metrics["val_MNLI_matched"] + metrics["val_MNLI_mismatched"]) / 2)
+    assert metrics["val_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
     model = load_model(run / "model")
     assert model.outputs["label"].heads.tasks == list(scores)
     assert model.outputs["label"].shared == (method != "multitask_query")
@@ -166,33 +166,33 @@ def results():
     return {
         "a": {
             "9": {
-                "test_mean": 0.9,
-                "test_MNLI_matched": 0.8,
-                "test_MNLI_mismatched": 1.0,
-                "test_RTE": 0.9,
+                "val_mean": 0.9,
+                "val_MNLI_matched": 0.8,
+                "val_MNLI_mismatched": 1.0,
+                "val_RTE": 0.9,
                 "seconds": 4,
             },
             "10": {
-                "test_mean": 0.1,
-                "test_MNLI_matched": 0.1,
-                "test_MNLI_mismatched": 0.1,
-                "test_RTE": 0.1,
+                "val_mean": 0.1,
+                "val_MNLI_matched": 0.1,
+                "val_MNLI_mismatched": 0.1,
+                "val_RTE": 0.1,
                 "seconds": 4,
             },
         },
         "b": {
             "9": {
-                "test_mean": 0.6,
-                "test_MNLI_matched": 0.4,
-                "test_MNLI_mismatched": 0.6,
-                "test_RTE": 0.7,
+                "val_mean": 0.6,
+                "val_MNLI_matched": 0.4,
+                "val_MNLI_mismatched": 0.6,
+                "val_RTE": 0.7,
                 "seconds": 1,
             },
             "10": {
-                "test_mean": 0.8,
-                "test_MNLI_matched": 0.8,
-                "test_MNLI_mismatched": 0.9,
-                "test_RTE": 0.75,
+                "val_mean": 0.8,
+                "val_MNLI_matched": 0.8,
+                "val_MNLI_mismatched": 0.9,
+                "val_RTE": 0.75,
                 "seconds": 3,
             },
         },
@@ -310,7 +310,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
         assert some.pop(name) == figures[name]
     assert list(some) == ["mean"]
     main(["evaluate", str(model), "--data", str(data), "--tasks", "CoLA"])
-    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["task", "result"],
         ["CoLA", f"{100 * score:.1f}"],
@@ -322,7 +322,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
 
 def test_a_model_of_one_task_is_evaluated_on_it_alone(tmp_path, capsys, language, data):
     run = next(small_sweep(language, data, tmp_path / "run", ["CoLA"]).run().glob("CoLA/*/model")).parent
-    score = json.loads((run / "metrics.json").read_text())["test_CoLA"]
+    score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     assert measure(capsys, run / "model", "--data", data) == {
         "CoLA": pytest.approx(score),
         "mean": pytest.approx(score),

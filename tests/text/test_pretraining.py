@@ -46,7 +46,7 @@ def byte_counts(tokenizer, label_N):
 
 @pytest.mark.parametrize("kind", ["bytes", "pieces"])
 def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
-    run = small_run(tmp_path / "run", text, epochs=1)
+    run = small_run(tmp_path / "run", text, max_epochs=1)
     if kind == "pieces":
         file = tmp_path / "pieces.model"
         train_tokenizer(sample(), file, 400)
@@ -72,9 +72,9 @@ def test_metrics_are_those_computed_by_hand(tmp_path, text, kind):
             size += byte_counts(tokenizer, labels)
     metrics = json.loads((output / "metrics.json").read_text())
     assert tokens > 50
-    assert metrics["test_loss"] == pytest.approx(nats / tokens, rel=1e-4)
-    assert metrics["test_accuracy"] == pytest.approx(right / tokens, rel=1e-4)
-    assert metrics["test_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
+    assert metrics["val_loss"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert metrics["val_accuracy"] == pytest.approx(right / tokens, rel=1e-4)
+    assert metrics["val_bits_per_byte"] == pytest.approx(nats / math.log(2) / size, rel=1e-4)
 
 
 @pytest.mark.parametrize(("preset", "sizes"), [("language_bytes", PERCEIVER), ("bert_bytes", BERT)])
@@ -82,19 +82,18 @@ def test_what_can_be_learned_is_learned(tmp_path, preset, sizes):
     """Of 262 tokens only 7 are ever hidden: 8.03 bits become 2.81 as soon as that is learned."""
     (tmp_path / "text.txt").write_text("yes, no! " * 2000)
     model = model_config(preset, **sizes | {"dropout": 0.0})
-    run = small_run(tmp_path / "run", tmp_path / "text.txt", model, epochs=3)
+    run = small_run(tmp_path / "run", tmp_path / "text.txt", model, max_epochs=3)
     run.data.steps_per_epoch = 12
     output = run.run()
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
-    bits = [float(row["test_bits_per_byte"]) for row in rows if row["test_bits_per_byte"]]
+    bits = [float(row["val_bits_per_byte"]) for row in rows if row["val_bits_per_byte"]]
     assert len(bits) == 3
     assert 8 > bits[0] > bits[2]
     assert bits[2] < 3.2
     metrics = json.loads((output / "metrics.json").read_text())
-    assert metrics["test_bits_per_byte"] == pytest.approx(bits[2])
-    best = torch.load(output / "checkpoints" / "best.ckpt", weights_only=True)
-    monitored = next(part for part in best["callbacks"].values() if part.get("monitor") == "test_bits_per_byte")
-    assert float(monitored["best_model_score"]) == pytest.approx(min(bits)), "the smallest is the best"
+    assert metrics["val_bits_per_byte"] == pytest.approx(bits[2])
+    best = json.loads((output / "best" / "config.json").read_text())
+    assert best["metrics"]["val_bits_per_byte"] == pytest.approx(min(bits)), "the smallest is the best"
 
 
 def test_a_batch_without_hidden_words_changes_nothing():
@@ -148,7 +147,7 @@ def test_a_wrong_start_is_refused_before_any_text_is_read(tmp_path):
 
 @pytest.mark.parametrize(("preset", "sizes"), [("language_bytes", PERCEIVER), ("bert_bytes", BERT)])
 def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, text, preset, sizes):
-    output = small_run(tmp_path / "run", text, model_config(preset, **sizes), epochs=1).run()
+    output = small_run(tmp_path / "run", text, model_config(preset, **sizes), max_epochs=1).run()
     metrics = json.loads((output / "metrics.json").read_text())
     model = str(output / "model")
     settings = ["--validation-fraction", "0.1", "--eval-windows", "40", "--documents-per-pack", "2"]
@@ -176,7 +175,7 @@ def test_pieces_and_several_texts_are_evaluated(tmp_path, capsys, text):
     train_tokenizer(sample(), tmp_path / "pieces.model", 400)
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(" ".join(sample(6, seed)) for seed in range(100, 160)), encoding="utf-8")
-    run = small_run(tmp_path / "run", text, model_config("language_sentencepiece", **PERCEIVER), epochs=1)
+    run = small_run(tmp_path / "run", text, model_config("language_sentencepiece", **PERCEIVER), max_epochs=1)
     run.data.tokenizer, run.data.path = str(tmp_path / "pieces.model"), {str(text): 1.0, str(other): 2.0}
     output = run.run()
     metrics = json.loads((output / "metrics.json").read_text())

@@ -9,9 +9,10 @@ import sys
 import pytest
 import torch
 
+from perceivers.checkpoints.run import verify_checkpoint
 from perceivers.errors import PerceiversError
 from perceivers.images.training import ImageClassifier
-from perceivers.training.checkpoints import hold_folder, verify_checkpoint
+from perceivers.training.checkpoints import hold_folder
 from tests.support.images import small_run
 from tests.support.runs import assert_equal_results, interrupt_at, read_results
 
@@ -44,7 +45,7 @@ def test_a_changed_checkpoint_is_noticed(stopped):
     [
         ("training.batch_size", 64, r"training.batch_size = 64, but the run was begun with 128"),
         ("training.seed", 5, r"training.seed = 5, but the run was begun with 0"),
-        ("training.accumulate_grad_batches", 2, r"training.accumulate_grad_batches = 2, but .* with 1"),
+        ("trainer.accumulate_grad_batches", 2, r"trainer.accumulate_grad_batches = 2, but .* with 1"),
         ("training.ema", 0.9, r"training.ema = 0.9, but the run was begun with null"),
         ("optimization.lr", 1.0, r"optimization.lr = 1.0, but the run was begun with 0.00"),
         ("optimization.optimizer", "lamb", r'optimization.optimizer = "lamb", but the run was begun with "adamw"'),
@@ -65,7 +66,7 @@ def test_a_resumed_run_refuses_other_settings(stopped, field, value, message):
 def test_a_finished_run_may_have_more_epochs(tmp_path):
     small_run(tmp_path / "run").run()
     more = small_run(tmp_path / "run", resume=True)
-    more.training.epochs = 3
+    more.trainer["max_epochs"] = 3
     more.run()
     steps = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
     assert steps == 27
@@ -151,16 +152,16 @@ def test_a_refused_run_writes_nothing(tmp_path):
 
 def test_metrics_are_valid_json(tmp_path, monkeypatch):
     def log(self):
-        self.log_dict({"test_top1": 1.0, "test_loss": torch.inf})
+        self.log_dict({"val_top1": 1.0, "val_loss": torch.inf})
 
     monkeypatch.setattr(ImageClassifier, "on_validation_epoch_end", log)
     small_run(tmp_path).run()
     found = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
-    assert (found["test_top1"], found["test_loss"]) == (1.0, None)
+    assert (found["val_top1"], found["val_loss"]) == (1.0, None)
 
 
 def test_a_metric_that_is_nan_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(ImageClassifier, "on_validation_epoch_end", lambda self: self.log("test_loss", torch.nan))
-    with pytest.raises(PerceiversError, match="test_loss is NaN: the weights have diverged"):
+    monkeypatch.setattr(ImageClassifier, "on_validation_epoch_end", lambda self: self.log("val_loss", torch.nan))
+    with pytest.raises(PerceiversError, match="val_loss is NaN: the weights have diverged"):
         small_run(tmp_path).run()
     assert not (tmp_path / "metrics.json").exists()

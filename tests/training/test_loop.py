@@ -3,6 +3,7 @@ import csv
 import json
 import math
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -32,16 +33,16 @@ from tests.support.models import classifier, coder, hearer, labels, language, op
 def test_a_run_ends_with_everything(tmp_path):
     small_run(tmp_path).run()
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"model", "checkpoints", "metrics.json", "config.json", "csv", "tensorboard"}
+    assert names == {"model", "best", "checkpoints", "metrics.json", "config.json", "csv", "tensorboard"}
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents*"))
     rows = list(csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open()))
-    assert [row["epoch"] for row in rows if row["test_top1"]] == ["0", "1"]
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert [row["epoch"] for row in rows if row["val_top1"]] == ["0", "1"]
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"last.ckpt"}
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {"test_top1", "test_top5", "test_loss", "seconds", "parameters", "seed"}
+    assert set(metrics) == {"val_top1", "val_top5", "val_loss", "seconds", "parameters", "seed"}
     with pytest.raises(PerceiversError, match="holds a run already"):
         small_run(tmp_path).run()
-    with pytest.raises(PerceiversError, match=r"is finished: set training.epochs to more than 2"):
+    with pytest.raises(PerceiversError, match=r"is finished: set trainer.max_epochs to more than 2"):
         small_run(tmp_path, resume=True).run()
     with pytest.raises(PerceiversError, match="nothing to resume"):
         small_run(tmp_path / "other", resume=True).run()
@@ -61,7 +62,7 @@ def test_ema_saves_the_average_of_the_weights(tmp_path):
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):
     small_run(tmp_path).run()
     other = small_run(tmp_path, resume=True)
-    other.model, other.training.epochs = replace(other.model, latents=5), 3
+    other.model, other.trainer["max_epochs"] = replace(other.model, latents=5), 3
     with pytest.raises(PerceiversError, match=r"belongs to another model: model.encoder.latents is \(4, 8\)"):
         other.run()
     last = tmp_path / "checkpoints" / "last.ckpt"
@@ -123,7 +124,7 @@ class Score(nn.Module):
 @pytest.mark.parametrize(("mode", "epoch"), [("max", 1), ("min", 3)])
 def test_the_best_weights_are_those_of_the_best_figure(tmp_path, mode, epoch):
     class Scored(Regression):
-        monitor = ("test_score", mode)
+        monitor = ("val_score", mode)
 
         def __init__(self, model, optimization):
             super().__init__(model, optimization)
@@ -134,8 +135,10 @@ def test_the_best_weights_are_those_of_the_best_figure(tmp_path, mode, epoch):
 
     samples = Arrays(torch.randn(4, 3, 2))
     learner = Scored(regression().model, Optimization())
-    train(learner, samples, samples, Training(epochs=4, batch_size=2, output=str(tmp_path)), {})
-    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == epoch
+    train(learner, samples, samples, Training(batch_size=2, output=str(tmp_path)), {"max_epochs": 4}, {})
+    best = json.loads((tmp_path / "best" / "config.json").read_text())
+    assert best["step"] == 2 * (epoch + 1)
+    assert best["metrics"] == {"val_score": [1.0, 3.0, 2.0, 0.0][epoch]}
 
 
 def test_what_each_experiment_is_judged_by():
@@ -144,13 +147,13 @@ def test_what_each_experiment_is_judged_by():
     judged |= {"clips": ClipClassifier(hearer(), 3), "code": ClipAutoencoder(coder()), "text": TextTasks(labels())}
     judged |= {"policy": PolicyLearner(PolicyConfig().build()), "words": MaskedLanguageModel(language())}
     assert {name: learner.monitor for name, learner in judged.items()} == {
-        "image": ("test_top1", "max"),
-        "flow": ("test_epe", "min"),
-        "clips": ("test_map", "max"),
-        "code": ("test_video_psnr", "max"),
-        "text": ("test_mean", "max"),
-        "policy": ("test_f1", "max"),
-        "words": ("test_bits_per_byte", "min"),
+        "image": ("val_top1", "max"),
+        "flow": ("val_epe", "min"),
+        "clips": ("val_map", "max"),
+        "code": ("val_video_psnr", "max"),
+        "text": ("val_mean", "max"),
+        "policy": ("val_f1", "max"),
+        "words": ("val_bits_per_byte", "min"),
     }
 
 
@@ -160,13 +163,13 @@ def test_nan_in_a_batch_names_step_and_field(tmp_path):
     order = [item.sample for item in samples.loader(2, seed=0).order]
     arrays[order[5], 1, 0] = math.nan
     with pytest.raises(PerceiversError, match="step 2: the batch's 'x' has NaN or infinite values"):
-        train(regression(), samples, samples, Training(epochs=1, batch_size=2, output=str(tmp_path)), {})
+        train(regression(), samples, samples, Training(batch_size=2, output=str(tmp_path)), {"max_epochs": 1}, {})
 
 
 def test_a_diverged_loss_is_an_error(tmp_path):
     samples = Arrays(torch.randn(8, 3, 2) * 1e30)
     with pytest.raises(PerceiversError, match=r"the loss is (inf|nan): lower optimization.lr"):
-        train(regression(), samples, samples, Training(epochs=1, batch_size=2, output=str(tmp_path)), {})
+        train(regression(), samples, samples, Training(batch_size=2, output=str(tmp_path)), {"max_epochs": 1}, {})
 
 
 def test_schedules():
@@ -254,7 +257,10 @@ def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest
         (lambda: Training(ema=1.5), "training.ema = 1.5"),
         (lambda: Optimization(lr=-1), "optimization.lr = -1"),
         (lambda: Optimization(flat_fraction=2), "optimization.flat_fraction = 2"),
-        (lambda: Training(batch_size=10, accumulate_grad_batches=3).batch_per_process(2), "must be a multiple of 6"),
+        (
+            lambda: Training(batch_size=10).batch_per_process(Mock(world_size=2, accumulate_grad_batches=3)),
+            "multiple of 6",
+        ),
     ],
 )
 def test_values_that_are_not_allowed(make, message):

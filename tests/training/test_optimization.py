@@ -171,7 +171,7 @@ def test_a_run_interrupted_and_resumed_ends_like_one_that_was_not(tmp_path, monk
 def test_the_learning_rate_falls_after_each_evaluation_that_is_not_better(tmp_path):
     arguments = {"patience": 0, "threshold": 10.0, "threshold_mode": "abs", "factor": 0.1}
     run = run_with(tmp_path, schedule="ReduceLROnPlateau", schedule_arguments=arguments)
-    run.training.epochs = 3
+    run.trainer["max_epochs"] = 3
     run.run()
     checkpoint = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     (group, _) = checkpoint["optimizer_states"][0]["param_groups"]
@@ -184,3 +184,14 @@ def test_a_run_shorter_than_its_warm_up_is_warned_of(tmp_path, capsys):
     assert "The run has 18 updates, but its warm-up 19: lower optimization.warmup_steps." in capsys.readouterr().err
     run_with(tmp_path / "long", warmup_steps=18).run()
     assert "warm-up" not in capsys.readouterr().err
+
+
+def test_a_run_without_an_end_needs_a_schedule_without_one(tmp_path):
+    endless = run_with(tmp_path / "cosine")
+    endless.trainer |= {"max_epochs": -1, "max_time": "00:00:00:01"}
+    with pytest.raises(PerceiversError, match="the schedule needs the number of updates"):
+        endless.run()
+    endless = run_with(tmp_path / "constant", schedule="constant", warmup_steps=2)
+    endless.trainer |= {"max_epochs": -1, "max_time": "00:00:00:01"}
+    endless.run()
+    assert (tmp_path / "constant" / "metrics.json").exists()

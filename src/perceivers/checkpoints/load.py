@@ -1,7 +1,7 @@
 """Loads models from files, folders or the Hugging Face Hub, in any installed format."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,20 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, Repository
 
 from perceivers import plugins
 from perceivers.checkpoints.format import Format
+from perceivers.checkpoints.run import describe_run, model_weights, open_checkpoint, verify_checkpoint
 from perceivers.errors import PerceiversError, did_you_mean
 from perceivers.model.config import Configurable, import_path
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, read_config, read_model
+from perceivers.model.saving import CONFIG, FORMAT, TOKENIZER, WEIGHTS, Model, build_model, read_config, read_model
 
 
 def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> PerceiverIO:
     """Loads a Perceiver IO, on the CPU and in evaluation mode. The format is detected from the content.
 
     Args:
-        source: a folder written by `model.save` or a training run; a folder in the format of `transformers`; the name
-            of a repository with either on the Hub; or a file of the original code (`.pystate`, `.pickle`).
+        source: a folder written by `model.save`, or one of its files; the folder of a training run, or its checkpoint;
+            a folder in the format of `transformers`; the name of a repository with either on the Hub; or a file of the
+            original code (`.pystate`, `.pickle`).
         classes: your own classes that the model consists of; not needed if their package declares an entry point of
             perceivers.
         settings: for other formats than ours, fields of the model's config that are changed, or missing in the file,
@@ -40,11 +42,17 @@ def load(source: str | Path, classes: Sequence[type[Configurable]] = (), **setti
 def load_model(source: str | Path, classes: Sequence[type[Configurable]] = (), **settings: Any) -> Model:
     """Loads any model: like `load`, but also baselines, set encoders, and models of other packages."""
     path = locate(source)
-    refuse_parts(path)
-    if path.is_dir() and read_config(path).get("format") == FORMAT:
-        if settings:
-            raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
-        return read_model(path, lambda name: find_class(name, classes, path))
+
+    def find(name: str) -> type[Configurable]:
+        return find_class(name, classes, path)
+
+    if is_own(path) and settings:
+        raise PerceiversError(f"{path} stores all its settings: {', '.join(settings)} cannot be given.")
+    if is_checkpoint(path):
+        checkpoint = verify_checkpoint(path)
+        return build_model(describe_run(checkpoint)["model"], model_weights(checkpoint), path, path, find)
+    if is_own(path):
+        return read_model(path, find)
     formats = plugins.find_entry_points("formats")
     for name in formats:
         other = find_format(name)
@@ -92,38 +100,68 @@ def find_format(name: str) -> Format:
     return plugins.find_instance("formats", name, Format)  # type: ignore[type-abstract]
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Returns whether a path is a checkpoint of a training run."""
+    return path.is_file() and path.suffix == ".ckpt"
+
+
+def is_own(path: Path) -> bool:
+    """Returns whether a model is in the library's own format."""
+    return is_checkpoint(path) or (path.is_dir() and read_config(path).get("format") == FORMAT)
+
+
+def describe_source(path: Path) -> Mapping[str, Any]:
+    """Returns the description of a model in the library's own format, see `saving.describe_model`."""
+    description: Mapping[str, Any] = (
+        describe_run(open_checkpoint(path))["model"] if is_checkpoint(path) else read_config(path)
+    )
+    return description
+
+
 def locate(source: str | Path) -> Path:
-    """Returns the folder or file of a model, after downloading it if it is on the Hub; or raises a PerceiversError."""
+    """Returns the folder or file of a model, after downloading it if it is on the Hub.
+
+    The folder of a training run stands for its model, and a file of a saved model for its folder.
+
+    Raises:
+        PerceiversError: there is no model, or it cannot be read.
+    """
     path = Path(os.path.expanduser(source))
     try:
         if path.is_dir():
             os.scandir(path).close()
-        elif path.is_file():
+            return find_model_folder(path)
+        if path.is_file():
             open(path, "rb").close()
+            return find_whole(path)
         return path if path.exists() else download(str(source))
     except OSError as error:
         raise PerceiversError(f"{source} cannot be read: {error.strerror}.") from error
 
 
-def refuse_parts(path: Path) -> None:
-    """Raises a PerceiversError for a part of a model, or for a training run, that says which path to give instead."""
-    if path.is_file():
-        with open(path, "rb") as file:
-            if file.read(1) == b"\x80":
-                return  # a pickle of the original code may have any name
-        if path.name == CONFIG or path.name.endswith((".safetensors", ".bin", ".index.json")):
-            raise PerceiversError(f"{path} is one file of a saved model: give its folder, {path.parent}.")
-        if path.suffix == ".ckpt":
-            run = path.absolute().parent.parent
-            raise PerceiversError(
-                f"{path} is a checkpoint to resume training from: give a saved model, as {run}/model."
-            )
-    elif (path / "model" / CONFIG).is_file():
-        raise PerceiversError(f"{path} is the folder of a training run: give its model, {path / 'model'}.")
-    elif (path / "checkpoints").is_dir() and not (path / WEIGHTS).is_file():
-        raise PerceiversError(f"{path} is the folder of a training run that has saved no model yet: resume it.")
-    elif any(path.glob("*.index.json")) and not (path / WEIGHTS).is_file():
+def find_model_folder(path: Path) -> Path:
+    """Returns the model in the folder of a training run, or the folder itself; or raises a PerceiversError."""
+    if (path / "model" / CONFIG).is_file():
+        return path / "model"
+    if (path / "checkpoints").is_dir() and not (path / WEIGHTS).is_file():
+        last = path / "checkpoints" / "last.ckpt"
+        hint = f"resume it, or give {last}" if last.is_file() else "resume it"
+        raise PerceiversError(f"{path} is the folder of a training run that has saved no model yet: {hint}.")
+    if any(path.glob("*.index.json")) and not (path / WEIGHTS).is_file():
         raise PerceiversError(f"{path} has its weights in several files: save it again with a larger max_shard_size.")
+    return path
+
+
+def find_whole(file: Path) -> Path:
+    """Returns the folder of a saved model that a file belongs to, or else the file; or raises a PerceiversError."""
+    with open(file, "rb") as content:
+        if content.read(1) == b"\x80":
+            return file  # a pickle of the original code may have any name
+    if file.name in (CONFIG, WEIGHTS) and (file.parent / CONFIG).is_file():
+        return find_model_folder(file.parent)
+    if file.name == CONFIG or file.name.endswith((".safetensors", ".bin", ".index.json")):
+        raise PerceiversError(f"{file} is one file of a saved model: give its folder, {file.parent}.")
+    return file
 
 
 def download(name: str) -> Path:

@@ -131,7 +131,7 @@ class ClipAutoencoder(Learner):
     reconstructions; by default none.
     """
 
-    monitor = ("test_video_psnr", "max")
+    monitor = ("val_video_psnr", "max")
 
     def __init__(
         self,

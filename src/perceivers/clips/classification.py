@@ -75,7 +75,7 @@ class ClipClassifier(Learner):
         output = get_label(model)
         self.label_smoothing = label_smoothing
         self.metrics = ClipScores(clips, output.classes, output.multilabel)
-        self.monitor = ("test_map" if output.multilabel else "test_top1", "max")
+        self.monitor = ("val_map" if output.multilabel else "val_top1", "max")
 
     def predict(self, batch: dict[str, Any]) -> Tensor:
         """Returns logits [B, K]."""

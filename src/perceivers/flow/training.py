@@ -107,7 +107,7 @@ class FlowEstimator(Learner):
         scenes: the appearance of generated pairs; None if all are stored.
     """
 
-    monitor = ("test_epe", "min")
+    monitor = ("val_epe", "min")
     progress_metrics = ("epe",)
 
     def __init__(
@@ -144,8 +144,7 @@ class FlowEstimator(Learner):
 
     def progress(self) -> float:
         """Returns the finished fraction of the run's steps."""
-        batches = self.trainer.num_training_batches
-        return (self.trainer.current_epoch + self.trainer.fit_loop.batch_idx / batches) / (self.trainer.max_epochs or 1)
+        return self.trainer.global_step / self.trainer.estimated_stepping_batches
 
     def make_pairs(self, batch: dict[str, Any], reversed: bool) -> tuple[Tensor, Tensor]:
         """Returns frames and flow, NaN where unknown, followed by the reversed pairs if `reversed`."""

@@ -40,14 +40,14 @@ def demo(output: Path, epochs: int | None = None) -> dict[str, Any]:
     """Trains and evaluates, and writes the model, `metrics.json` and `predictions.png`, over an earlier demo."""
     run = digits_run(str(output))
     if epochs is not None:
-        run.training = replace(run.training, epochs=epochs)
+        run.trainer["max_epochs"] = epochs
     splits = run.data.open()
     if is_demo(output, run):
         shutil.rmtree(output)
     print(
         "A Perceiver IO learns to classify handwritten digits. 64 pixels in no order, each with Fourier features of\n"
         "its position, are read by 32 latents, and one learned query reads the label from the latents.\n"
-        f"Training on {len(splits.training):,} digits for {run.training.epochs} epochs; "
+        f"Training on {len(splits.training):,} digits for {run.trainer['max_epochs']} epochs; "
         f"{len(splits.evaluation)} others are held out for the test.\n"
     )
     run.run()

@@ -66,7 +66,7 @@ class ImageClassification(Experiment):
 class ImageClassifier(Learner):
     """Trains with the cross-entropy of smoothed and mixed labels; measures top-1 and top-5 accuracy."""
 
-    monitor = ("test_top1", "max")
+    monitor = ("val_top1", "max")
 
     def __init__(
         self,

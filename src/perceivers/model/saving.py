@@ -49,16 +49,26 @@ class Model(Configurable, nn.Module):
         Raises:
             PerceiversError: the folder cannot be written to, or the model cannot be rebuilt from its arguments.
         """
-        path = Path(path)
-        config = describe_model(self) | ({} if experiment is None else {"experiment": experiment})
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_model(Path(path), describe_model(self, experiment), self.state_dict())
 
-        def write_weights(file: Path) -> None:
-            save_file(tensors, file)
-            config[CHECKSUM] = compute_checksum(file)
 
-        atomic_write(path / WEIGHTS, write_weights)
-        atomic_write(path / CONFIG, lambda file: file.write_text(json.dumps(config, indent=2) + "\n"))
+def save_model(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Saves the description of a model, see `describe_model`, and its weights to a folder.
+
+    Raises:
+        PerceiversError: the folder cannot be written to.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    checksum = ""
+
+    def write_weights(file: Path) -> None:
+        nonlocal checksum
+        save_file(contiguous, file)
+        checksum = compute_checksum(file)
+
+    atomic_write(path / WEIGHTS, write_weights)
+    text = json.dumps({**config, CHECKSUM: checksum}, indent=2) + "\n"
+    atomic_write(path / CONFIG, lambda file: file.write_text(text))
 
 
 def atomic_write(path: Path, write_to: Callable[[Path], Any]) -> None:
@@ -96,8 +106,8 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Returns the config that is saved with a model.
+def describe_model(model: nn.Module, experiment: str | None = None) -> dict[str, Any]:
+    """Returns the config that is saved with a model, and with the name of the experiment that trained it.
 
     Raises:
         PerceiversError: the model cannot be rebuilt from its arguments, or two of its modules share a parameter.
@@ -107,7 +117,8 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         first = owners.setdefault(id(parameter), name)
         if first != name:
             raise PerceiversError(f"{name} and {first} share one parameter: build a separate module for each.")
-    return {"format": FORMAT, "version": VERSION, "model": to_config(model)}
+    trained_by = {} if experiment is None else {"experiment": experiment}
+    return {"format": FORMAT, "version": VERSION, "model": to_config(model), **trained_by}
 
 
 def read_config(folder: Path, name: str = CONFIG) -> dict[str, Any]:
@@ -163,15 +174,31 @@ def read_model(path: str | Path, find_class: Callable[[str], type[Configurable]]
         )
     if "model" not in config:
         raise PerceiversError(f"{path / CONFIG} has no 'model': the file is damaged.")
-    file, described = path / WEIGHTS, config["model"]
-    tensors = read_tensors(file)
+    if config["version"] == 1:
+        config["model"] = update_saved(config["model"])
+    file = path / WEIGHTS
+    return build_model(config, read_tensors(file), path / CONFIG, file, find_class)
+
+
+def build_model(
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    config_file: Path,
+    file: Path,
+    find_class: Callable[[str], type[Configurable]],
+) -> Model:
+    """Builds the model of a config, see `describe_model`, with the tensors that were read from a file.
+
+    Raises:
+        PerceiversError: the tensors belong to another model, or the file was changed after it was saved.
+    """
 
     def build() -> Any:
-        return from_config(update_saved(described) if config["version"] == 1 else described, find_class)
+        return from_config(config["model"], find_class)
 
-    model = build_on_meta(build, len(tensors), path / CONFIG)
+    model = build_on_meta(build, len(tensors), config_file)
     if not isinstance(model, Model):
-        raise PerceiversError(f"{path / CONFIG} describes a {type(model).__name__}, not a model.")
+        raise PerceiversError(f"{config_file} describes a {type(model).__name__}, not a model.")
     check_tensors(tensors, model, file)
     if CHECKSUM in config and config[CHECKSUM] != compute_checksum(file):
         raise PerceiversError(

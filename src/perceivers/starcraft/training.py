@@ -77,7 +77,7 @@ class BehavioralCloning(Experiment):
 class PolicyLearner(Learner):
     """Maximizes the likelihood of the selections, abilities and targets of players."""
 
-    monitor = ("test_f1", "max")
+    monitor = ("val_f1", "max")
     progress_metrics = ("f1", "exact")
 
     def __init__(

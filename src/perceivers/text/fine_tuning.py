@@ -134,7 +134,7 @@ class TextTasks(Learner):
         tasks: the tasks to evaluate on, by name; none by default.
     """
 
-    monitor = ("test_mean", "max")
+    monitor = ("val_mean", "max")
 
     def __init__(
         self,

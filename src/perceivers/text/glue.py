@@ -144,7 +144,7 @@ class Glue(FineTuning):
         for config in (there, here):  # these fields may differ
             config.pop("sweep", None)
             config.get("data", {}).pop("tasks", None)
-            for name in ("resume", "output", "workers", "devices", "accelerator"):
+            for name in ("resume", "output", "workers"):
                 config.get("training", {}).pop(name, None)
         if there != here:
             names = " and ".join(name for name in here if here[name] != there.get(name))
@@ -193,7 +193,7 @@ def best_scores(results: Results) -> dict[str, dict[str, Any]]:
     runs = list(results[setting].values())
     scores: dict[str, dict[str, Any]] = {}
     for task in TASKS:
-        sets = [name for name in runs[0] if name in (f"test_{task}", f"test_{task}_matched", f"test_{task}_mismatched")]
+        sets = [name for name in runs[0] if name in (f"val_{task}", f"val_{task}_matched", f"val_{task}_mismatched")]
         if sets:
             seeds = [statistics.mean(run[name] for name in sets) for run in runs]
             seconds = statistics.mean(run["seconds"] for run in runs)
@@ -203,13 +203,13 @@ def best_scores(results: Results) -> dict[str, dict[str, Any]]:
 
 def best_setting(results: Results) -> str:
     """Returns the setting with the best mean over seeds and tasks."""
-    return max(results, key=lambda setting: statistics.mean(run["test_mean"] for run in results[setting].values()))
+    return max(results, key=lambda setting: statistics.mean(run["val_mean"] for run in results[setting].values()))
 
 
 def delete_other_models(folder: Path, results: Results) -> None:
     """Deletes the models of all runs except the best run at the best setting."""
     setting = best_setting(results)
-    seed = max(results[setting], key=lambda seed: results[setting][seed]["test_mean"])
+    seed = max(results[setting], key=lambda seed: results[setting][seed]["val_mean"])
     for run in folder.iterdir():
         if run.is_dir() and run.name != f"{setting}_seed{seed}":
             shutil.rmtree(run / "model", ignore_errors=True)

@@ -85,7 +85,7 @@ class MaskedLanguageModel(Learner):
         tokenizer: the tokenizer of the text; bytes by default.
     """
 
-    monitor = ("test_bits_per_byte", "min")
+    monitor = ("val_bits_per_byte", "min")
 
     def __init__(
         self, model: PerceiverIO | BERT, optimization: Optimization | None = None, tokenizer: Tokenizer | None = None

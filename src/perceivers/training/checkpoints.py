@@ -1,7 +1,6 @@
-"""Checkpoints of training runs: written completely or not at all, verified when read, and of one run at a time."""
+"""Writes the checkpoints of training runs, completely or not at all, and of one run at a time in a folder."""
 
 import fcntl
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,18 +10,25 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
+from perceivers.checkpoints.run import CHECKSUM, compute_checksum, open_checkpoint
 from perceivers.errors import PerceiversError
 from perceivers.model.saving import atomic_write
 
-CONFIG, METRICS, BEST, LAST = "config.json", "metrics.json", "best.ckpt", "last.ckpt"
+CONFIG, METRICS, LAST = "config.json", "metrics.json", "last.ckpt"
 """Names of the files of a run."""
-CHECKSUM = "sha256"
-"""The field of a checkpoint with the checksum of all others."""
-
-FREE = ("resume", "output", "epochs", "workers", "devices", "nodes", "accelerator", "compile")
+FREE = ("resume", "output", "workers", "compile", "save_every_n_minutes", "save_every_n_steps")
 """Settings of `training` with which a resumed run ends right, even if they are not those it was begun with."""
+FIXED = {
+    "trainer.precision": "32-true",
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": None,
+    "trainer.gradient_clip_algorithm": None,
+    "trainer.limit_train_batches": None,
+}
+"""Arguments of the Trainer of which the same is not true, and their defaults."""
+LIMITS = ("max_epochs", "max_steps", "max_time")
+"""Arguments of the Trainer that limit a run."""
 
 
 class CheckpointFiles(CheckpointIO):
@@ -56,72 +62,26 @@ class CheckpointFiles(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def open_checkpoint(path: Path, mmap: bool = True) -> dict[str, Any]:
-    """Opens a checkpoint, whose tensors are read when they are used, unless they are not mapped.
-
-    Raises:
-        PerceiversError: the file is damaged, or was not written by this release.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
-    except Exception as error:  # what is raised depends on which bytes are damaged
-        raise PerceiversError(f"{path} is truncated or damaged: start again with another training.output.") from error
-    if not isinstance(checkpoint, dict) or CHECKSUM not in checkpoint:
-        raise PerceiversError(
-            f"{path} has no checksum: it was written by another release, with which the run can be resumed, "
-            f"or start again with another training.output."
-        )
-    return checkpoint
-
-
-def verify_checkpoint(path: Path) -> dict[str, Any]:
-    """Opens a checkpoint and compares its content with its checksum.
-
-    Raises:
-        PerceiversError: the file is damaged, was changed, or was not written by this release.
-    """
-    checkpoint = open_checkpoint(path)
-    if compute_checksum(checkpoint) != checkpoint[CHECKSUM]:
-        raise PerceiversError(
-            f"{path} was changed after it was saved, as its checksum shows: start again with another training.output."
-        )
-    return checkpoint
-
-
-def compute_checksum(checkpoint: Mapping[str, Any]) -> str:
-    """Returns the SHA-256 checksum of everything in a checkpoint but its own checksum."""
-    total = hashlib.sha256()
-
-    def add(value: Any) -> None:
-        if isinstance(value, Tensor):
-            total.update(f"{value.dtype} {tuple(value.shape)}".encode())
-            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                total.update(repr(key).encode())
-                add(item)
-        elif isinstance(value, list | tuple):
-            total.update(b"[")
-            for item in value:
-                add(item)
-        else:
-            total.update(repr(value).encode())
-
-    add({name: value for name, value in checkpoint.items() if name != CHECKSUM})
-    return total.hexdigest()
-
-
 def count_epochs(checkpoint: Mapping[str, Any]) -> int:
     """Returns the number of epochs whose updates the run of a checkpoint has done."""
     loop = checkpoint["loops"]["fit_loop"]
     return int(loop["epoch_progress"]["current"]["processed"]) + loop["epoch_loop.batch_progress"]["is_last_batch"]
 
 
+def have_same_limits(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Returns whether two configs limit a run in the same way."""
+    first, second = before.get("trainer", {}), now.get("trainer", {})
+    return all(first.get(name) == second.get(name) for name in LIMITS)
+
+
 def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Raises a PerceiversError for a setting that is not the one with which a run was begun."""
-    old, new = flatten(before), flatten(now)
+    old, new = FIXED | flatten(before), FIXED | flatten(now)
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and name not in (f"training.{free}" for free in FREE):
+        section, _, field = name.partition(".")
+        if (section == "training" and field in FREE) or (section == "trainer" and name not in FIXED):
+            continue
+        if old.get(name) != new.get(name):
             was, given = json.dumps(old.get(name)), json.dumps(new.get(name))
             raise PerceiversError(
                 f"{name} = {given}, but the run was begun with {was}: resume with that, or choose another "

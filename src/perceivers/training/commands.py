@@ -9,21 +9,24 @@ from perceivers.errors import PerceiversError
 
 def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
-    others = [override for override in overrides if override not in ("-h", "--help")]
+    others = [override for override in overrides if override not in ("-h", "--help", "--print_config")]
     if config is None:
         print(
-            "usage: perceivers fit CONFIG [--any.field=value ...]\n\n"
-            "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed."
+            "usage: perceivers fit CONFIG [--any.field value ...]\n\n"
+            "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
+            "with --print_config, their values."
         )
         if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
         return
-    from perceivers.training.config import describe_config, train_config
+    from perceivers.training.config import describe_config, format_config, train_config
 
-    if len(others) < len(overrides):
+    if len(others) == len(overrides):
+        train_config(Path(config), overrides)
+    elif "--print_config" in overrides:
+        print(format_config(Path(config), others), end="")
+    else:
         print(describe_config(Path(config), others))
-        return
-    train_config(Path(config), overrides)
 
 
 def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:

@@ -6,12 +6,13 @@ import os
 import textwrap
 import types
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import docstring_parser
+import yaml
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -21,6 +22,7 @@ from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
+from perceivers.training.trainer import describe_arguments
 from perceivers.values import parse_yaml, read_small_text
 
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
@@ -31,7 +33,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 
     Args:
         path: a YAML or JSON file, whose field `experiment` names the experiment.
-        overrides: `--field.of.config=value`, which replace values of the file.
+        overrides: `--field.of.config=value` or `--field.of.config value`, which replace values of the file.
 
     Raises:
         PerceiversError: a key is unknown, or a value has the wrong type or is not allowed.
@@ -55,10 +57,15 @@ def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
+def format_config(path: Path, overrides: Sequence[str] = ()) -> str:
+    """Returns the whole config that a config file describes, with defaults, as YAML."""
+    return yaml.safe_dump(read_config(path, overrides).to_config(), sort_keys=False)
+
+
 def describe_config(path: Path, overrides: Sequence[str] = ()) -> str:
     """Returns help on every field of the experiment of a config file, including those of its model."""
     _, experiment, model, parser = open_config(path, overrides)
-    usage = f"usage: perceivers fit {path} [--FIELD=VALUE ...]"
+    usage = f"usage: perceivers fit {path} [--FIELD VALUE ...] [--print_config]"
     lines = [usage, "", f"{summarize(experiment)} Set fields in the file or on the command line."]
     return "\n".join(lines + describe_fields(experiment, parser.get_defaults(), model=model))
 
@@ -75,12 +82,22 @@ def describe_fields(config: Any, defaults: Namespace, prefix: str = "", model: t
             heading = ["", f"{name}: {texts.get(item.name) or summarize(annotation)}"]
             sections += heading + describe_fields(annotation, defaults, f"{name}.")
             continue
-        default = defaults[name]
-        is_required = item.default is MISSING and item.default_factory is MISSING and default is None
-        value = "required" if is_required else f"default: {json.dumps(default, default=str)}"
-        lines.append(f"  --{name} ({describe_type(annotation)}; {value})")
-        lines += textwrap.wrap(texts.get(item.name, ""), 100, initial_indent=" " * 8, subsequent_indent=" " * 8)
+        if name == "trainer":
+            sections += ["", f"trainer: {texts[name]}"]
+            for argument, *rest in describe_arguments():
+                sections += describe_field(f"trainer.{argument}", *rest)
+            continue
+        is_required = item.default is MISSING and item.default_factory is MISSING and defaults[name] is None
+        default = MISSING if is_required else defaults[name]
+        lines += describe_field(name, describe_type(annotation), default, texts.get(item.name, ""))
     return lines + sections
+
+
+def describe_field(name: str, kind: str, default: Any, text: str) -> list[str]:
+    """Returns lines of help on one field."""
+    value = "required" if default is MISSING else f"default: {json.dumps(default, default=str)}"
+    indent = " " * 8
+    return [f"  --{name} ({kind}; {value})", *textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)]
 
 
 def summarize(config: Any) -> str:
@@ -91,12 +108,9 @@ def summarize(config: Any) -> str:
 def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], type[Experiment], type, ArgumentParser]:
     """Reads a config file; -> its values, the classes of its experiment and of its model, the parser of all fields."""
     values = read_yaml(path)
-    for override in overrides:
-        key, equals, value = override.removeprefix("--").partition("=")
-        if not override.startswith("--") or not equals:
-            raise PerceiversError(f"{override!r} is not understood: write --field.of.config=value.")
+    for key, value in split_overrides(overrides):
         *parents, name = key.split(".")
-        section = values
+        section, override = values, f"--{key}={value}"
         try:
             for parent in parents:
                 section = section.setdefault(parent, {})
@@ -111,6 +125,17 @@ def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], t
     parser.add_class_arguments(model, "model")
     parser.set_defaults({f"model.{name}": value for name, value in defaults.items()})
     return values, experiment, model, parser
+
+
+def split_overrides(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yields field and value of each `--field=value` or `--field value`."""
+    rest = iter(overrides)
+    for override in rest:
+        key, equals, value = override.removeprefix("--").partition("=")
+        found = value if equals else next(rest, None)
+        if not override.startswith("--") or not key or found is None or (not equals and found.startswith("--")):
+            raise PerceiversError(f"{override!r} is not understood: write --field.of.config=value.")
+        yield key, found
 
 
 def expand_home(value: Any) -> Any:
@@ -132,9 +157,9 @@ def find_experiment(values: dict[str, Any], path: Path) -> type[Experiment]:
     if not isinstance(name, str):
         names = ", ".join(plugins.find_entry_points("experiments"))
         raise PerceiversError(f"{path}: experiment is {quote(name)}: name one of {names}, or an import path.")
+    for directory in (path.parent, Path.cwd(), Path(folder if isinstance(folder, str) else ".")):
+        plugins.add_import_folder(directory)
     if ":" in name:
-        for directory in (path.parent, Path.cwd(), Path(folder or ".")):
-            plugins.add_import_folder(directory)
         plugins.trust(name.partition(":")[0].split(".")[0])
     try:
         return plugins.find_class("experiments", name, Experiment)  # type: ignore[type-abstract]
@@ -192,7 +217,8 @@ def check_keys(values: dict[str, Any], config: type, path: Path, parents: str = 
             )
         if key not in known:
             new_names = FIELDS.get(parents + key, "").split()  # experiments may have different new names for an old one
-            if (new := next((name for name in new_names if name.removeprefix(parents) in known), None)) is not None:
+            there = (name for name in new_names if name.removeprefix(parents) in known or name.startswith("trainer."))
+            if (new := next(there, None)) is not None:
                 raise PerceiversError(f"{path}: the field {parents + key!r} is now called {new!r}: rename it.")
             raise PerceiversError(f"{path}: there is no field {parents + key!r}: {did_you_mean(key, known)}")
         if is_dataclass(annotations[key]):

@@ -5,9 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from perceivers import plugins
-from perceivers.checkpoints.load import load_model, locate
+from perceivers.checkpoints.load import describe_source, is_own, load_model, locate
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import CONFIG, read_config
 from perceivers.training.experiment import Experiment
 
 
@@ -29,7 +28,7 @@ def find_experiment(source: str | Path) -> type[Experiment]:
     Models of other formats, and those that were not saved by a training run, name no experiment.
     """
     path = locate(source)
-    name = read_config(path).get("experiment") if (path / CONFIG).is_file() else None
+    name = describe_source(path).get("experiment") if is_own(path) else None
     if isinstance(name, str):
         package = name.partition(":")[0].split(".")[0]
         if ":" in name and not plugins.is_trusted(package):

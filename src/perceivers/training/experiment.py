@@ -18,6 +18,7 @@ from perceivers.model.saving import Model
 from perceivers.training.learner import Learner
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
+from perceivers.training.trainer import parse_trainer
 
 
 class Setup(NamedTuple):
@@ -38,6 +39,8 @@ class Experiment(Checked, ABC):
     Attributes:
         model: config of the model: `preset`, one of `perceivers models`, and fields that override the preset's.
         optimization: settings of the optimizer.
+        trainer: arguments of Lightning's Trainer by name; objects, such as callbacks and loggers, by `class_path` and
+            `init_args`.
         training: settings of the training run.
     """
 
@@ -50,10 +53,12 @@ class Experiment(Checked, ABC):
 
     model: Any
     optimization: Optimization = field(default_factory=Optimization)
+    trainer: dict[str, Any] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_trainer(self.trainer)
         self.given: dict[str, Any] = {}
         """Values of `decided_by_data` that the config gives."""
         self.settled: set[str] = set()
@@ -80,7 +85,8 @@ class Experiment(Checked, ABC):
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
         learner = self.learner(setup.build())
-        return train(learner, setup.training, setup.validation, self.training, self.to_config(), self.finish)
+        samples = (setup.training, setup.validation)
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

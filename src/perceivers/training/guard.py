@@ -6,20 +6,21 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
+from perceivers.checkpoints.run import model_weights, open_checkpoint, verify_checkpoint
 from perceivers.errors import PerceiversError
-from perceivers.model.saving import atomic_write
-from perceivers.training.checkpoints import BEST, CONFIG, LAST, CheckpointFiles, open_checkpoint, verify_checkpoint
-from perceivers.training.learner import find_nan
+from perceivers.model.saving import atomic_write, describe_model, save_model
+from perceivers.training.checkpoints import CONFIG, LAST, CheckpointFiles
+from perceivers.training.learner import Learner, find_nan, without_infinity
 
 if TYPE_CHECKING:
     from perceivers.training.loop import Training
@@ -28,21 +29,41 @@ T = TypeVar("T")
 
 
 class RunGuard(Callback):
-    """Seeds each step, checks batches, losses and weights, logs throughput, and saves: after the last update of each
-    epoch, and when the run is to be stopped by Ctrl-C or SIGTERM.
+    """Seeds each step, checks batches, losses and weights, logs throughput, and saves.
+
+    The state is saved after each epoch, before an evaluation, every few minutes or steps, and when the run is to be
+    stopped by Ctrl-C or SIGTERM.
+
+    Args:
+        config: settings of the run.
+        run_config: the whole config.
+        monitor: the metric that selects the best weights, and "min" or "max".
+        files: writes the checkpoints.
+        finish: adds files to a folder with a trained model.
 
     Attributes:
         signal: number of the signal that is to stop the run, or 0.
+        saved_step: number of updates when the state was saved last; None: not by this process.
+        evaluated_step: number of updates when the model was evaluated last; None: not by this process.
     """
 
     def __init__(
-        self, config: "Training", run_config: Mapping[str, Any], monitor: tuple[str, str], files: CheckpointFiles
+        self,
+        config: "Training",
+        run_config: Mapping[str, Any],
+        monitor: tuple[str, str],
+        files: CheckpointFiles,
+        finish: Callable[[Path], None] | None = None,
     ) -> None:
-        self.config, self.run_config, self.files = config, run_config, files
+        self.config, self.run_config, self.files, self.finish = config, run_config, files, finish
         self.metric, self.mode = monitor
-        self.folder = Path(config.output) / "checkpoints"
+        self.output = Path(config.output)
+        self.last = self.output / "checkpoints" / LAST
         self.signal = 0
+        self.saved_step: int | None = None
+        self.evaluated_step: int | None = None
         self.best: float | None = None
+        self.model_config: dict[str, Any] = {}
         self.common_batches = 0
         self.unreadable_samples: set[str] = set()
         self.unreadable_batches = 0
@@ -50,7 +71,16 @@ class RunGuard(Callback):
         self.compiled = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": dict(self.run_config), "monitor": self.metric, "best_model_score": self.best}
+        return {
+            "config": dict(self.run_config),
+            "model": self.model_config,
+            "monitor": self.metric,
+            "best_model_score": self.best,
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.model_config = describe_model(cast(Learner, pl_module).model, self.run_config.get("experiment"))
+        self.last_save_time = time.perf_counter()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best_model_score"]
@@ -84,7 +114,10 @@ class RunGuard(Callback):
             signal.signal(signal.SIGCHLD, report_stopped)
         if trainer.is_global_zero:
             text = json.dumps(self.run_config, indent=2) + "\n"
-            atomic_write(Path(self.config.output, CONFIG), lambda file: file.write_text(text))
+            atomic_write(self.output / CONFIG, lambda file: file.write_text(text))
+            if self.run_config.get("trainer", {}).get("logger"):
+                for logger in trainer.loggers:
+                    logger.log_hyperparams(dict(self.run_config))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_step_time = time.perf_counter()
@@ -113,19 +146,30 @@ class RunGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"]
-        hint = "lower optimization.lr, or set optimization.clip_norm."
+        hint = "lower optimization.lr, or set trainer.gradient_clip_val."
         problem = f"step {trainer.global_step}: the loss is {loss.item()}: {hint}" if not loss.isfinite() else None
         raise_together(trainer, problem)
-        now, steps = time.perf_counter(), self.config.accumulate_grad_batches
+        now, steps = time.perf_counter(), trainer.accumulate_grad_batches
         seconds, self.last_step_time = now - self.last_step_time, now
         pl_module.log("examples_per_second", self.config.batch_size / steps / seconds, prog_bar=True)
         if self.config.compile and not self.compiled and trainer.is_global_zero:
             print(f"The first step, in which the model was compiled, took {seconds:.0f} s.", flush=True)
         self.compiled = True
         is_last = batch_idx + 1 == trainer.num_training_batches  # saved when the evaluation starts
-        if (batch_idx + 1) % steps == 0 and not is_last and self.is_to_stop(trainer):
+        if (batch_idx + 1) % steps == 0 and not is_last:
+            if self.is_to_stop(trainer):
+                self.save(trainer)
+                self.stop(trainer)
+            if trainer.strategy.reduce_boolean_decision(self.is_to_save(trainer, now), all=False):
+                self.save(trainer)
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True  # else Lightning would not evaluate after the last step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.saved_step != trainer.global_step:  # without an evaluation after the last step
             self.save(trainer)
-            self.stop(trainer)
+            if self.is_to_stop(trainer):
+                self.stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         samples = set().union(*gather(trainer, self.unreadable_samples))
@@ -160,20 +204,37 @@ class RunGuard(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the weights with the best metric: they are those saved when the evaluation started."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")}
+        self.evaluated_step = trainer.global_step
+        found = self.collect_metrics(trainer)
         raise_together(trainer, find_nan(found))
         if self.metric not in found:
             raise PerceiversError(f"there is no metric {self.metric!r} to choose the best weights by: {list(found)}.")
-        value, file = found[self.metric], self.folder / BEST
+        value = found[self.metric]
         is_better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
-        if trainer.is_global_zero and (is_better or not file.exists()):
-            checkpoint = open_checkpoint(self.folder / LAST)
-            checkpoint["callbacks"][self.state_key]["best_model_score"] = value
-            self.files.save_checkpoint(checkpoint, file)
+        problem = None
+        if trainer.is_global_zero and (is_better or not (self.output / "best").exists()):
+            try:
+                self.write_model("best", trainer.global_step, found)
+            except PerceiversError as error:
+                problem = str(error)
+        raise_together(trainer, problem)
         self.best = value if is_better else self.best
-        self.raise_write_error(trainer)
+
+    def collect_metrics(self, trainer: Trainer) -> dict[str, float]:
+        """Returns the metrics of the last evaluation."""
+        return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+
+    def write_model(self, name: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes the model of the last checkpoint to a folder of the run; its config tells step and metrics, too."""
+        config = {**self.model_config, "step": step, "metrics": without_infinity(metrics)}
+        save_model(self.output / name, config, model_weights(open_checkpoint(self.last)))
+        if self.finish is not None:
+            self.finish(self.output / name)
+
+    def is_to_save(self, trainer: Trainer, now: float) -> bool:
+        """Returns whether the state is to be saved after this update, by the settings."""
+        steps, seconds = self.config.save_every_n_steps, 60 * self.config.save_every_n_minutes
+        return now - self.last_save_time >= seconds or (steps is not None and trainer.global_step % steps == 0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.validating:  # Lightning evaluates again only if a batch of the evaluation has been started
@@ -194,25 +255,22 @@ class RunGuard(Callback):
         Raises:
             PerceiversError: they are not, or the checkpoint cannot be written.
         """
-        step, hint = trainer.global_step, "lower optimization.lr, or set optimization.clip_norm."
+        step, hint = trainer.global_step, "lower optimization.lr, or set trainer.gradient_clip_val."
         weights = trainer.lightning_module.state_dict().items()
         bad = [name for name, tensor in weights if tensor.is_floating_point() and not tensor.isfinite().all()]
         raise_together(trainer, f"step {step}: {bad[0]} has NaN or infinite values: {hint}" if bad else None)
-        trainer.save_checkpoint(self.folder / LAST)
-        self.raise_write_error(trainer)
-
-    def raise_write_error(self, trainer: Trainer) -> None:
-        """Raises the PerceiversError of a checkpoint that could not be written."""
+        trainer.save_checkpoint(self.last)
         raise_together(trainer, None if self.files.error is None else str(self.files.error))
+        self.saved_step, self.last_save_time = step, time.perf_counter()
 
     def stop(self, trainer: Trainer) -> NoReturn:
         """Ends the run, whose state is saved, with the status of its signal."""
         if not trainer.is_global_zero:
             sys.exit(0)  # with another status, Lightning would kill the first process
-        verify_checkpoint(self.folder / LAST)
+        verify_checkpoint(self.last)
         print(
             f"\nStopped after step {trainer.global_step}; everything is saved. Resume with:\n"
-            f"  {program_name()} fit {shlex.quote(str(Path(self.config.output, CONFIG)))} --training.resume=true",
+            f"  {program_name()} fit {shlex.quote(str(self.output / CONFIG))} --training.resume=true",
             file=sys.stderr,
         )
         sys.exit(128 + self.signal)

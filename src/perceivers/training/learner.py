@@ -30,13 +30,13 @@ class Learner(L.LightningModule, ABC):
 
     Attributes:
         metrics: a submodule that `evaluate_batch` updates; its `compute` returns values by name, which are logged as
-            "test_NAME", and its `reset` discards all batches. By default a `torchmetrics.MetricCollection` of "loss".
+            "val_NAME", and its `reset` discards all batches. By default a `torchmetrics.MetricCollection` of "loss".
         monitor: the logged metric that selects the best weights, and whether "min" or "max" is best.
         progress_metrics: names of the metrics in the progress bar; None for all.
     """
 
     metrics: Any
-    monitor: tuple[str, Literal["min", "max"]] = ("test_loss", "min")
+    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")
     progress_metrics: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:
@@ -76,7 +76,7 @@ class Learner(L.LightningModule, ABC):
     def on_validation_epoch_end(self) -> None:
         for name, value in self.metrics.compute().items():
             on_bar = self.progress_metrics is None or name in self.progress_metrics
-            self.log(f"test_{name}", value, prog_bar=on_bar, sync_dist=True)
+            self.log(f"val_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
     def on_validation_end(self) -> None:
@@ -86,10 +86,12 @@ class Learner(L.LightningModule, ABC):
                     found.scheduler.step(self.trainer.callback_metrics[self.monitor[0]].item())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = int(self.trainer.estimated_stepping_batches)
-        if self.trainer.is_global_zero and 0 < steps < (warmup := self.optimization.count_warmup(steps)):
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            steps = self.optimization.check_endless()
+        elif self.trainer.is_global_zero and steps < (warmup := self.optimization.count_warmup(int(steps))):
             warn(f"The run has {steps} updates, but its warm-up {warmup}: lower optimization.warmup_steps.")
-        return self.optimization.build(self.model, steps, self.monitor[1])
+        return self.optimization.build(self.model, int(steps), self.monitor[1])
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:
@@ -124,3 +126,8 @@ def find_nan(metrics: Mapping[str, float]) -> str | None:
         if math.isnan(value):
             return f"{name} is NaN: the weights have diverged, or the evaluation data has nothing to measure it by."
     return None
+
+
+def without_infinity(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns figures with null instead of those that JSON cannot hold, such as the PSNR of a perfect copy."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

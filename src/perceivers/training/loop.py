@@ -2,25 +2,25 @@
 
 import json
 import logging
-import math
 import re
 import signal
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
+from perceivers.checkpoints.run import describe_run, verify_checkpoint
 from perceivers.checks import Checked, Count, ProperFraction, Range, check_field
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
@@ -32,12 +32,13 @@ from perceivers.training.checkpoints import (
     CheckpointFiles,
     check_settings,
     count_epochs,
+    have_same_limits,
     hold_folder,
-    verify_checkpoint,
 )
 from perceivers.training.guard import RunGuard
-from perceivers.training.learner import Learner
+from perceivers.training.learner import Learner, without_infinity
 from perceivers.training.progress import ProgressBar, ProgressLines
+from perceivers.training.trainer import build_trainer
 
 T = TypeVar("T")
 
@@ -47,40 +48,32 @@ class Training(Checked):
     """Settings of a training run.
 
     Attributes:
-        epochs: passes over the training data.
         batch_size: examples per update, over all devices and accumulated steps.
-        accumulate_grad_batches: steps whose gradients are summed for one update.
-        precision: floating-point precision, as in Lightning.
-        accelerator: type of device to train on.
-        devices: number of devices per node, or "auto" for all.
-        nodes: number of machines.
         ema: decay of an exponential moving average of the weights, which is evaluated and saved; none by default.
         compile: compile the model by `torch.compile` in the first step; the time it takes is printed.
         workers: data-loading processes per device.
         seed: seed of weights, order and augmentation.
         output: folder of the run.
-        resume: continue the run in `output`.
+        resume: continue the run in `output`; "auto": if there is one, or else begin it.
+        save_every_n_minutes: the state of the run is saved after so many minutes, and after each epoch.
+        save_every_n_steps: it is also saved after so many updates.
     """
 
     section = "training."
 
-    epochs: Count = 10
     batch_size: Count = 64
-    accumulate_grad_batches: Count = 1
-    precision: Literal["32-true", "bf16-mixed", "bf16-true", "16-mixed", "64-true"] = "32-true"
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int | Literal["auto"] = "auto"
-    nodes: Count = 1
     ema: ProperFraction | None = None
     compile: bool = False
     workers: Annotated[int, Range(least=0)] = 0
     seed: Annotated[int, Range(least=0)] = 0
     output: str = "runs/run"
-    resume: bool = False
+    resume: bool | Literal["auto"] = False
+    save_every_n_minutes: Annotated[float, Range(above=0)] = 10
+    save_every_n_steps: Count | None = None
 
-    def batch_per_process(self, world_size: int) -> int:
+    def batch_per_process(self, trainer: Trainer) -> int:
         """Returns the examples per step of one process."""
-        steps = world_size * self.accumulate_grad_batches
+        steps = trainer.world_size * trainer.accumulate_grad_batches
         size, rest = divmod(self.batch_size, steps)
         check_field("training.batch_size", self.batch_size, rest == 0, f"a multiple of {steps}")
         return size
@@ -109,7 +102,7 @@ class Batches(LightningDataModule):
     def make_loader(self, samples: Samples, seed: int | None) -> DataLoader[Any]:
         assert self.trainer is not None
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
-        return samples.loader(self.config.batch_per_process(world_size), seed, self.config.workers, rank, world_size)
+        return samples.loader(self.config.batch_per_process(self.trainer), seed, self.config.workers, rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
         return {"position": self.loader.state_dict()} if hasattr(self.loader, "state_dict") else {}
@@ -123,53 +116,68 @@ def train(
     training: Samples,
     validation: Samples,
     config: Training,
+    trainer_arguments: Mapping[str, Any],
     run_config: Mapping[str, Any],
     finish: Callable[[Path], None] | None = None,
 ) -> Path:
     """Trains, evaluates after each epoch, and saves the model.
 
-    `run_config` is the whole config, which is written to the run's folder; `finish` adds files to that of the model.
+    Args:
+        learner: the model with its loss and metrics.
+        training: samples to train on.
+        validation: samples to evaluate on.
+        config: settings of the run.
+        trainer_arguments: arguments of Lightning's Trainer, see `training.trainer`.
+        run_config: the whole config, which is written to the run's folder.
+        finish: adds files to a folder with a trained model, such as a tokenizer.
 
     Returns:
-        The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `checkpoints/`, the best weights and
-        the last state, to resume from; `metrics.json`, the final metrics; `config.json`; `csv/` and `tensorboard/`.
+        The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `best/`, those of the evaluation with
+        the best metric; `metrics.json`, the final metrics; `config.json`; `checkpoints/`, the last state, to resume
+        from; `csv/` and `tensorboard/`.
 
     Raises:
         PerceiversError: the folder holds a run already, or cannot be written to.
     """
     output = Path(config.output)
     describe_model(learner.model)  # fails before training, not after it, if the model cannot be saved
-    trainer = build_trainer(config, learner, run_config)
-    size = config.batch_per_process(trainer.world_size)
+    guard = RunGuard(config, run_config, learner.monitor, CheckpointFiles(), finish)
+    trainer = make_trainer(config, trainer_arguments, guard)
+    size = config.batch_per_process(trainer)
     training.loader(size, config.seed, world_size=trainer.world_size)  # fails before anything is written
     with hold_folder(output) if trainer.is_global_zero else nullcontext():
-        check_output(config, learner, run_config)
+        try:
+            checkpoint = find_checkpoint(config, trainer, learner, run_config)
+        except RunFinishedError as finished:
+            if config.resume != "auto":
+                raise
+            rank_zero_only(print)(f"Nothing to do: {finished}")
+            return output
         if config.compile:
             learner.model.compile()
         started = time.perf_counter()
-        fit(trainer, learner, Batches(training, validation, config), config)
+        batches = Batches(training, validation, config)
+        with explain_end(trainer, guard, config):
+            trainer.fit(learner, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
+            if guard.evaluated_step != trainer.global_step and trainer.limit_val_batches != 0:
+                trainer.validate(learner, datamodule=batches, verbose=False)
         if trainer.is_global_zero:
+            results = guard.collect_metrics(trainer)
+            guard.write_model("model", trainer.global_step, results)
             parameters = sum(parameter.numel() for parameter in learner.model.parameters())
-            results = {
-                name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test")
-            }
             results |= {"seconds": time.perf_counter() - started, "parameters": parameters, "seed": config.seed}
-            learner.model.save(output / "model", run_config.get("experiment"))
-            if finish is not None:
-                finish(output / "model")
             text = json.dumps(without_infinity(results), indent=2, allow_nan=False) + "\n"
             atomic_write(output / METRICS, lambda file: file.write_text(text))
         trainer.strategy.barrier()  # other processes may read these files
     return output
 
 
-def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) -> None:
-    """Runs the training; what ends it from outside is raised as a PerceiversError."""
-    guard = next(callback for callback in trainer.callbacks if isinstance(callback, RunGuard))  # type: ignore[attr-defined]
-    last = guard.folder / LAST if config.resume else None
+@contextmanager
+def explain_end(trainer: Trainer, guard: RunGuard, config: Training) -> Iterator[None]:
+    """Raises what ends a run from outside as a PerceiversError, and ends other processes."""
     try:
         try:
-            trainer.fit(learner, datamodule=batches, ckpt_path=last, weights_only=True)
+            yield
         except Exception:
             if trainer.strategy.launcher is not None:
                 trainer.strategy.launcher.kill(signal.SIGKILL)  # other processes would wait for this one
@@ -189,13 +197,16 @@ def fit(trainer: Trainer, learner: Learner, batches: Batches, config: Training) 
         raise
 
 
-def without_infinity(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns figures with null instead of those that JSON cannot hold, such as the PSNR of a perfect copy."""
-    return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+class RunFinishedError(PerceiversError):
+    """The error of a run that cannot be resumed, since it has come to its end."""
 
 
-def check_output(config: Training, learner: Learner, run_config: Mapping[str, Any]) -> None:
-    """Raises a PerceiversError if the run's folder cannot be written to, or contradicts `config.resume`."""
+def find_checkpoint(config: Training, trainer: Trainer, learner: Learner, run_config: Mapping[str, Any]) -> Path | None:
+    """Returns the checkpoint to resume from, or None for a new run.
+
+    Raises:
+        PerceiversError: the run's folder cannot be written to, or contradicts `config.resume` or the settings.
+    """
     output = Path(config.output)
     last = output / "checkpoints" / LAST
     try:
@@ -207,24 +218,32 @@ def check_output(config: Training, learner: Learner, run_config: Mapping[str, An
         raise PerceiversError(
             f"cannot write to {error.filename}: {error.strerror}; choose another output path."
         ) from error
-    is_finished = (output / METRICS).is_file()
+    has_results = (output / METRICS).is_file()
     if not config.resume:
         # SLURM starts the same command again after it requeued a job, and Lightning resumes it.
-        if (last.exists() or is_finished) and not any(output.glob("hpc_ckpt_*")):
+        if (last.exists() or has_results) and not any(output.glob("hpc_ckpt_*")):
             hint = "add --training.resume=true, or choose another training.output."
             raise PerceiversError(f"{config.output} holds a run already: {hint}")
-        return
+        return None
     if not last.is_file():
+        if config.resume == "auto":
+            return None
         raise PerceiversError(
             f"there is nothing to resume: {last} does not exist; start again without training.resume."
         )
     checkpoint = verify_checkpoint(last)
-    done, is_finished = count_epochs(checkpoint), is_finished and has_model(output / "model")
-    if done > config.epochs or (done == config.epochs and is_finished):
-        raise PerceiversError(f"the run in {config.output} is finished: set training.epochs to more than {done}.")
+    before = describe_run(checkpoint)["config"]
+    has_results = has_results and has_model(output / "model")
+    epochs, steps = count_epochs(checkpoint), checkpoint["global_step"]
+    is_over = 0 <= (trainer.max_epochs or 0) < epochs or 0 <= trainer.max_steps < steps
+    if is_over or (has_results and (trainer.max_epochs == epochs or have_same_limits(before, run_config))):
+        most = f"max_epochs to more than {max(epochs, trainer.max_epochs or 0)}"
+        hint = f"max_steps to more than {steps}" if trainer.max_steps >= 0 else most
+        raise RunFinishedError(f"the run in {config.output} is finished: set trainer.{hint}.")
     check_tensors(checkpoint["state_dict"], learner, last)
-    check_settings(checkpoint["callbacks"][RunGuard.__qualname__]["config"], run_config)
+    check_settings(before, run_config)
     (output / METRICS).unlink(missing_ok=True)  # until the run is finished again
+    return last
 
 
 def has_model(folder: Path) -> bool:
@@ -232,11 +251,11 @@ def has_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (saving.CONFIG, saving.WEIGHTS))
 
 
-def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, Any]) -> Trainer:
-    """Returns Lightning's trainer for a run; raises a PerceiversError if there are no such devices."""
-    output, on_terminal, files = Path(config.output), sys.stderr.isatty(), CheckpointFiles()
+def make_trainer(config: Training, arguments: Mapping[str, Any], guard: RunGuard) -> Trainer:
+    """Returns Lightning's trainer for a run; raises a PerceiversError if it refuses its arguments."""
+    output, on_terminal = Path(config.output), sys.stderr.isatty()
     callbacks: list[Callback] = [
-        RunGuard(config, run_config, learner.monitor, files),
+        guard,
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
     ]
@@ -245,26 +264,12 @@ def build_trainer(config: Training, learner: Learner, run_config: Mapping[str, A
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     noise = "does not have many workers|LeafSpec|smaller than the logging interval|is not empty|has `__len__` defined"
     warnings.filterwarnings("ignore", f".*({noise})")
-    try:
-        return Trainer(
-            default_root_dir=output,
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            precision=config.precision,
-            max_epochs=config.epochs,
-            accumulate_grad_batches=config.accumulate_grad_batches,
-            gradient_clip_val=learner.optimization.clip_norm,
-            callbacks=callbacks,
-            logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
-            log_every_n_steps=10,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            enable_model_summary=False,
-            enable_progress_bar=on_terminal,
-            enable_checkpointing=False,  # RunGuard saves
-            plugins=[files],
-        )
-    except (MisconfigurationException, RuntimeError, ValueError) as error:
-        devices = f"training.accelerator={config.accelerator}, training.devices={config.devices}"
-        raise PerceiversError(f"{devices} is not available on this machine: {' '.join(str(error).split())}") from error
+    return build_trainer(
+        arguments,
+        callbacks,
+        [guard.files],
+        default_root_dir=output,
+        logger=[CSVLogger(output, name="csv"), TensorBoardLogger(output, name="tensorboard", version="")],
+        enable_model_summary=False,
+        enable_progress_bar=on_terminal,
+    )

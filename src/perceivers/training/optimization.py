@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from pytorch_optimizer import Lamb, Muon
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
 from perceivers.checks import Checked, Fraction, Range, check_field
@@ -63,7 +63,6 @@ class Optimization(Checked):
     flat_fraction: Fraction = 0.5
     warmup_steps: Annotated[float, Range(least=0)] = 0
     beta2: Annotated[float, Range(least=0, below=1)] | None = None
-    clip_norm: Annotated[float, Range(above=0)] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +112,18 @@ class Optimization(Checked):
         except Exception as error:
             raise PerceiversError(f"{field} = {self.schedule_arguments} is not possible: {error}") from error
 
-    def build(self, module: nn.Module, steps: int, mode: Literal["min", "max"] = "min") -> OptimizerLRScheduler:
+    def check_endless(self) -> int:
+        """Returns the updates of a run without an end; raises a PerceiversError if the schedule needs their number."""
+        if self.schedule in SCHEDULES[:3] or 0 < self.warmup_steps < 1:
+            raise PerceiversError(
+                "the schedule needs the number of updates, but trainer limits neither epochs nor steps: set "
+                "trainer.max_steps, or optimization.schedule to 'constant' and warmup_steps to a whole number."
+            )
+        return sys.maxsize
+
+    def build(
+        self, module: nn.Module, steps: int, mode: Literal["min", "max"] = "min"
+    ) -> tuple[list[Optimizer], list[Any]]:
         """Returns the optimizer and its schedule in the form that Lightning expects.
 
         Args:
@@ -136,7 +146,7 @@ class Optimization(Checked):
             main = SequentialLR(optimizer, [rise_linearly(optimizer, warmup), main], [warmup])
         return [optimizer], [by_update(main)]
 
-    def build_optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+    def build_optimizer(self, module: nn.Module) -> Optimizer:
         """Returns the optimizer of a model."""
         groups, arguments = (
             parameter_groups(module, self.weight_decay, self.decayed_parameters),
@@ -148,7 +158,7 @@ class Optimization(Checked):
             # correction of the first moment's bias, which this implementation would apply outside the trust ratio.
             own = {"betas": (0.9, beta2), "weight_decouple": False, "adam_debias": True}
             lamb = Lamb(groups, self.lr, **own | arguments)
-            lamb.clamp = math.inf  # type: ignore[attr-defined]
+            lamb.clamp = math.inf
             return lamb
         if self.optimizer == "muon":
             own = {"lr": self.lr, "betas": (0.9, beta2), "eps": 1e-8, "use_adjusted_lr": True} | arguments
@@ -157,7 +167,7 @@ class Optimization(Checked):
         if self.beta2 is not None:
             beta1, _, *others = inspect.signature(kind).parameters["betas"].default
             arguments = arguments | {"betas": (beta1, self.beta2, *others)}
-        return kind(groups, lr=self.lr, **arguments)
+        return kind(groups, lr=self.lr, **arguments)  # type: ignore[call-arg]
 
     def schedule_arguments_over(self, kind: type[LRScheduler], steps: int) -> dict[str, Any]:
         """Returns the arguments of a schedule over a number of updates."""
@@ -185,7 +195,7 @@ def by_update(scheduler: LRScheduler) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "step"}
 
 
-def rise_linearly(optimizer: torch.optim.Optimizer, steps: int) -> LinearLR:
+def rise_linearly(optimizer: Optimizer, steps: int) -> LinearLR:
     """Returns a schedule that multiplies the learning rate by 1 / (steps + 1), 2 / (steps + 1), ..., 1, 1, ..."""
     return LinearLR(optimizer, 1 / (steps + 1), total_iters=steps)
 

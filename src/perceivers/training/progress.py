@@ -29,12 +29,13 @@ class ProgressLines(Callback):
             self.print_metrics(trainer, f"step {batch_idx + 1}/{trainer.num_training_batches}", ("train", "examples"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.print_metrics(trainer, "evaluated", ("train", "test", "examples"))
+        self.print_metrics(trainer, "evaluated", ("train", "val", "examples"))
 
     def print_metrics(self, trainer: Trainer, progress: str, prefixes: tuple[str, ...]) -> None:
         """Prints the metrics whose names have one of the prefixes."""
         if trainer.is_global_zero:
             metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith(prefixes)}
             figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            print(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {progress}  {figures}", flush=True)
+            of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
+            print(f"epoch {trainer.current_epoch + 1}{of}  {progress}  {figures}", flush=True)
             self.last_print_time = time.perf_counter()
