@@ -9,6 +9,7 @@ MODULES = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
     "text": ("datasets", "sentencepiece"),
     "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
+    "sweep": ("optuna",),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
 }
 """Modules that an extra installs and the package imports."""

@@ -26,7 +26,7 @@ def test_training_draws_the_classes_equally_often(tmp_path, name):
     assert list(totals.values()) == pytest.approx([1.0] * len(totals))
     with pytest.raises(PerceiversError, match="class_weights names the class 'no such class'"):
         replace(run, class_weights={"no such class": 2}).prepare()
-    with pytest.raises(PerceiversError, match="class_weights = {'a': 0} is not allowed"):
+    with pytest.raises(PerceiversError, match=r"class_weights = \{'a': 0\} is not allowed"):
         replace(run, class_weights={"a": 0})
 
 

@@ -1,4 +1,4 @@
-"""The commands `fit` and `evaluate`."""
+"""The commands `fit`, `sweep` and `evaluate`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +27,18 @@ def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None,
         print(format_config(Path(config), others), end="")
     else:
         print(describe_config(Path(config), others))
+
+
+def sweep(file: Annotated[str | None, "YAML or JSON file"] = None, *overrides: str) -> None:
+    """Trains with different settings and finds the best; `sweep --help` lists the fields of its file."""
+    from perceivers.training.sweep import describe_sweep, read_sweep
+
+    if file is None or {"-h", "--help"} & {*overrides}:
+        print(describe_sweep())
+        if not {"-h", "--help"} & {*overrides}:
+            raise PerceiversError("sweep needs a file with the fields to vary.")
+        return
+    read_sweep(Path(file), overrides).run()
 
 
 def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -15,7 +15,7 @@ from perceivers.checks import Checked, check_field
 from perceivers.data.loader import Samples
 from perceivers.model.meta import check_memory
 from perceivers.model.saving import Model
-from perceivers.training.learner import Learner
+from perceivers.training.learner import Learner, Monitor
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
 from perceivers.training.trainer import parse_trainer
@@ -27,6 +27,18 @@ class Setup(NamedTuple):
     build: Callable[[], Model]
     training: Samples
     validation: Samples
+
+
+class TrialResult(NamedTuple):
+    """A finished trial of a sweep: its number, the values of the fields that the sweep varies, its value, the final
+    metrics, and its folder.
+    """
+
+    number: int
+    values: dict[str, Any]
+    value: float
+    metrics: dict[str, Any]
+    folder: Path
 
 
 @dataclass(kw_only=True)
@@ -80,13 +92,26 @@ class Experiment(Checked, ABC):
     def finish(self, folder: Path) -> None:
         """Adds files to the folder of the trained model, such as a tokenizer."""
 
-    def run(self) -> Path:
-        """Trains and returns the folder of the run, see `train`."""
+    def run(self, callbacks: Sequence[L.Callback] = (), monitor: Monitor | None = None) -> Path:
+        """Trains and returns the folder of the run, see `train`.
+
+        Args:
+            callbacks: more callbacks than those of `trainer`.
+            monitor: replaces the learner's.
+        """
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
         learner = self.learner(setup.build())
+        learner.monitor = monitor or learner.monitor
         samples = (setup.training, setup.validation)
-        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish)
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish, callbacks)
+
+    def summarize_sweep(self, results: Sequence[TrialResult]) -> Sequence[TrialResult]:
+        """Returns the best of the finished trials of a sweep, which are in the order of their values, best first.
+
+        An experiment may choose them in another way, and print a table.
+        """
+        return results[:1]
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

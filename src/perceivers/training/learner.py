@@ -20,6 +20,9 @@ from perceivers.files import warn
 from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 
+Monitor = tuple[str, Literal["min", "max"]]
+"""A logged metric, and whether "min" or "max" is best."""
+
 
 class Learner(L.LightningModule, ABC):
     """Base of the learners of experiments: subclasses define `loss`, and `evaluate_batch` if they have other metrics.
@@ -36,7 +39,7 @@ class Learner(L.LightningModule, ABC):
     """
 
     metrics: Any
-    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")
+    monitor: Monitor = ("val_loss", "min")
     progress_metrics: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:
