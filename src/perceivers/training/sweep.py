@@ -175,7 +175,7 @@ class Sweep(Checked):
             if self.output in optuna.get_all_study_names(storage):
                 study = optuna.load_study(**begin)
             else:
-                metric, mode = (self.metric, self.mode) if self.metric else find_monitor(base)
+                metric, mode = (self.metric, self.mode) if self.metric else find_monitor(read_config(Path(self.config)))
                 study = optuna.create_study(**begin, direction="maximize" if mode == "max" else "minimize")
                 study.set_user_attr("metric", metric)
                 study.set_user_attr("mode", mode)
