@@ -27,7 +27,7 @@ def check_space(name: str, space: Any, is_grid: bool) -> None:
             raise ValueError("low must be below high")
         suggest(FixedTrial({name: space["low"]}), name, space)
     except (TypeError, ValueError) as error:
-        raise PerceiversError(f"fields.{name} = {quote(space)} is not allowed: {error}.") from error
+        raise PerceiversError(f"fields.{name} = {quote(space)} is not allowed: {str(error).rstrip('.')}.") from error
 
 
 def read_numbers(space: Any) -> Any:

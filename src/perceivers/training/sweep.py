@@ -20,7 +20,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from optuna.storages import RDBStorage
 from optuna.study import Study
-from optuna.trial import Trial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError, quote
@@ -206,27 +206,31 @@ class Sweep(Checked):
                 share(None)
                 return False
             values = {name: suggest(trial, name, space) for name, space in self.fields.items()}
-            metric, mode = study.user_attrs["metric"], study.user_attrs["mode"]
-            task = Task(trial.number, values, metric, mode)
+            task = Task(trial.number, values, study.user_attrs["metric"], study.user_attrs["mode"])
             print(f"\nTrial {task.number}: {describe_values(values)}", flush=True)
             share(task)
             try:
                 self.run_task(task, trial)
+                self.tell_result(study, task)
             except PerceiversError as error:
                 if torch.distributed.is_initialized():
                     raise  # the other processes have ended, too
                 print(f"\nTrial {task.number} failed: {error}", file=sys.stderr)
                 study.tell(trial, state=TrialState.FAIL)
-                return True
-            found = study.get_trials()[task.number]
-            if found.user_attrs.get("pruned"):
-                print(f"Trial {task.number} was stopped, since others are better.")
-                study.tell(trial, state=TrialState.PRUNED)
-            else:
-                study.tell(trial, (max if mode == "max" else min)(found.intermediate_values.values()))
             if self.keep == "best":
                 shutil.rmtree(self.find_folder(task.number) / "checkpoints", ignore_errors=True)
         return True
+
+    def tell_result(self, study: Study, task: Task) -> None:
+        """Tells the study how a trial has ended."""
+        trial = study.get_trials(deepcopy=False)[task.number]
+        if not trial.intermediate_values:
+            raise PerceiversError("it was never evaluated: see trainer.limit_val_batches.")
+        if trial.user_attrs.get("pruned"):
+            print(f"Trial {task.number} was stopped, since others are better.")
+            study.tell(task.number, state=TrialState.PRUNED)
+        else:
+            study.tell(task.number, (max if task.mode == "max" else min)(trial.intermediate_values.values()))
 
     def run_task(self, task: Task, trial: Trial | None) -> None:
         """Runs a trial, or resumes it."""
@@ -266,38 +270,35 @@ class Sweep(Checked):
 
     def print_results(self, study: Study, base: Experiment) -> None:
         """Prints a table of the trials, best first, and the commands that evaluate the best models."""
-        trials = study.get_trials()
-        results = [
-            TrialResult(
-                trial.number,
-                {name: suggest(optuna.trial.FixedTrial(trial.params), name, self.fields[name]) for name in self.fields},
-                trial.value,
-                read_metrics(self.find_folder(trial.number)),
-                self.find_folder(trial.number),
-            )
-            for trial in trials
-            if trial.state == TrialState.COMPLETE and trial.value is not None
-        ]
-        results.sort(key=lambda result: result.value, reverse=study.user_attrs["mode"] == "max")
-        counts = {state: sum(trial.state == state for trial in trials) for state in TrialState}
-        print(f"\n{'trial':<8}{study.user_attrs['metric']:<16}fields")
+        trials, metric, mode = study.get_trials(), study.user_attrs["metric"], study.user_attrs["mode"]
+        results = [self.read_result(trial) for trial in trials if trial.state == TrialState.COMPLETE]
+        results.sort(key=lambda result: result.value, reverse=mode == "max")
+        print(f"\n{'trial':<8}{metric:<16}fields")
         for result in results:
             print(f"{result.number:<8}{result.value:<16.6g}{describe_values(result.values)}")
-        for state, words in ((TrialState.PRUNED, "stopped early"), (TrialState.FAIL, "failed")):
-            if counts[state]:
-                print(f"{counts[state]} trials {words}: {', '.join(str(t.number) for t in trials if t.state == state)}")
-        if counts[TrialState.RUNNING]:
-            print(f"{counts[TrialState.RUNNING]} trials are still running in other processes.")
+        numbers = {state: [trial.number for trial in trials if trial.state == state] for state in TrialState}
+        ends = {TrialState.PRUNED: "stopped early", TrialState.FAIL: "failed", TrialState.RUNNING: "still running"}
+        for state, end in ends.items():
+            if numbers[state]:
+                print(f"{end}: {', '.join(map(str, numbers[state]))}")
         best = base.summarize_sweep(results)
-        if self.keep == "best" and not counts[TrialState.RUNNING]:
-            for other in results:
-                if other not in best:
-                    for name in ("model", "best"):
-                        shutil.rmtree(other.folder / name, ignore_errors=True)
+        if self.keep == "best" and not numbers[TrialState.RUNNING]:
+            kept = [result.number for result in best]
+            for folder in (self.find_folder(trial.number) for trial in trials if trial.number not in kept):
+                for name in ("model", "best"):
+                    shutil.rmtree(folder / name, ignore_errors=True)
         data = getattr(getattr(base, "data", None), "path", None) or "DATA"
         for result in best:
             print(f"\nThe best model is that of trial {result.number}; evaluate it with:")
             print(f"  {program_name()} evaluate {result.folder / 'best'} --data {data}")
+
+    def read_result(self, trial: FrozenTrial) -> TrialResult:
+        """Returns the result of a finished trial; its metrics are empty if its folder is on another machine."""
+        stored, folder = FixedTrial(trial.params), self.find_folder(trial.number)
+        values = {name: suggest(stored, name, space) for name, space in self.fields.items()}
+        has_metrics = (folder / METRICS).is_file()
+        metrics = json.loads((folder / METRICS).read_text()) if has_metrics else {}
+        return TrialResult(trial.number, values, trial.values[0], metrics, folder)
 
 
 def find_monitor(experiment: Experiment) -> tuple[str, Literal["min", "max"]]:
@@ -305,13 +306,6 @@ def find_monitor(experiment: Experiment) -> tuple[str, Literal["min", "max"]]:
     setup = experiment.prepare()
     with torch.device("meta"):
         return experiment.learner(setup.build()).monitor
-
-
-def read_metrics(folder: Path) -> dict[str, Any]:
-    """Returns the final metrics of a trial; none if its folder is on another machine."""
-    file = folder / METRICS
-    metrics: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return metrics
 
 
 @contextmanager
