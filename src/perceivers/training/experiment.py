@@ -106,12 +106,12 @@ class Experiment(Checked, ABC):
         samples = (setup.training, setup.validation)
         return train(learner, *samples, self.training, self.trainer, self.to_config(), self.finish, callbacks)
 
-    def summarize_sweep(self, results: Sequence[TrialResult]) -> Sequence[TrialResult]:
-        """Returns the best of the finished trials of a sweep, which are in the order of their values, best first.
+    def summarize_sweep(self, results: Sequence[TrialResult]) -> list[Path]:
+        """Returns the folders of the best models of a sweep, by default that of the first of its results.
 
-        An experiment may choose them in another way, and print a table.
+        An experiment may choose them in another way, and print a table. `results` are sorted by value, best first.
         """
-        return results[:1]
+        return [result.folder / "best" for result in results[:1]]
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

@@ -53,6 +53,11 @@ def suggest(trial: BaseTrial, name: str, space: Space) -> Any:
     return trial.suggest_float(name, **space)
 
 
+def list_examples(space: Space) -> list[Any]:
+    """Returns the values of a space, or the bounds."""
+    return space if isinstance(space, list) else [space["low"], space["high"]]
+
+
 def encode(value: Any) -> Any:
     """Returns a value as Optuna stores it: lists and dicts as JSON."""
     return json.dumps(value) if isinstance(value, list | dict) else value
@@ -70,10 +75,3 @@ def list_overrides(values: Mapping[str, Any]) -> list[str]:
         f"--{name}={yaml.safe_dump([value], default_flow_style=True, width=10**6).strip()[1:-1]}"
         for name, value in values.items()
     ]
-
-
-def describe_values(values: Mapping[str, Any]) -> str:
-    """Returns values in one line for the user."""
-    return ", ".join(
-        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
-    )

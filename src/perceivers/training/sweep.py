@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -28,15 +28,16 @@ from perceivers.training.checkpoints import METRICS, check_settings, is_first_pr
 from perceivers.training.config import check_keys, describe_fields, read_config, read_yaml, split_overrides, summarize
 from perceivers.training.experiment import Experiment, TrialResult
 from perceivers.training.guard import program_name
+from perceivers.training.learner import Monitor
 from perceivers.training.search_space import (
     check_space,
-    describe_values,
     list_combinations,
+    list_examples,
     list_overrides,
     read_numbers,
     suggest,
 )
-from perceivers.values import parse_yaml
+from perceivers.values import describe_values, parse_yaml
 
 TASK = "PERCEIVERS_TRIAL"
 """Environment variable with the task of the processes that Lightning starts for a trial on several devices."""
@@ -95,6 +96,7 @@ class Sweep(Checked):
         config: the config file of the experiment.
         fields: the fields to vary, such as optimization.lr, each with a list of values, or {low, high} and, if need be,
             log (true: uniform in the logarithm) and step; whole numbers as bounds give whole numbers.
+        settings: values of other fields of the config, for all trials; on the command line, those of its fields.
         output: folder of the sweep, with a folder for each trial; it also names the sweep in the storage.
         trials: number of runs; by default all combinations of a grid.
         sampler: "tpe" (tree-structured Parzen estimator), "random", or "grid", all combinations of the values.
@@ -110,6 +112,7 @@ class Sweep(Checked):
 
     config: str
     fields: dict[str, Any]
+    settings: dict[str, Any] = field(default_factory=dict)
     output: str = "runs/sweep"
     trials: Count | None = None
     sampler: Literal["tpe", "random", "grid"] = "tpe"
@@ -128,33 +131,34 @@ class Sweep(Checked):
         check_field("trials", self.trials, self.trials is not None or self.sampler == "grid", "the number of runs")
         check_field("fields", self.fields, len(self.fields) > 0, "one field of the config, at least")
         self.fields = {name: read_numbers(space) for name, space in self.fields.items()}
+        for name in ("training.output", "training.resume"):
+            if name in self.fields or name in self.settings:
+                raise PerceiversError(f"{name} cannot be set, since each trial has its own: leave it out.")
         for name, space in self.fields.items():
-            if name in ("training.output", "training.resume"):
-                raise PerceiversError(f"fields has {name}, but each trial has its own: leave it out.")
             check_space(name, space, self.sampler == "grid")
 
-    def run(self) -> None:
-        """Runs what is left of the sweep, and prints its trials, best first.
+    def run(self) -> list[TrialResult]:
+        """Runs what is left of the sweep; prints and returns its finished trials, best first.
 
         Raises:
             PerceiversError: a field or a value does not exist, or the folder holds another sweep.
         """
-        base = read_config(Path(self.config))
+        base = read_config(Path(self.config), list_overrides(self.settings))
         for name, space in self.fields.items():
-            for value in space if isinstance(space, list) else (space["low"], space["high"]):
+            for value in list_examples(space):
                 self.make_experiment(0, {name: value})
         if not is_first_process():
             self.join_trials()
-            return
+            return []
         study = self.open_study(base)
         while self.run_next(study):
             pass
-        self.print_results(study, base)
+        return self.collect_results(study, base)
 
     def make_experiment(self, number: int, values: Mapping[str, Any]) -> Experiment:
         """Returns the experiment of a trial."""
         own = {"training.output": str(self.find_folder(number)), "training.resume": "auto"}
-        return read_config(Path(self.config), list_overrides({**values, **own}))
+        return read_config(Path(self.config), list_overrides({**self.settings, **values, **own}))
 
     def find_folder(self, number: int) -> Path:
         """Returns the folder of a trial."""
@@ -175,7 +179,7 @@ class Sweep(Checked):
             if self.output in optuna.get_all_study_names(storage):
                 study = optuna.load_study(**begin)
             else:
-                metric, mode = (self.metric, self.mode) if self.metric else find_monitor(read_config(Path(self.config)))
+                metric, mode = (self.metric, self.mode) if self.metric else self.find_monitor()
                 study = optuna.create_study(**begin, direction="maximize" if mode == "max" else "minimize")
                 study.set_user_attr("metric", metric)
                 study.set_user_attr("mode", mode)
@@ -268,8 +272,15 @@ class Sweep(Checked):
         hold_folder(self.find_folder(trial.number), held)
         return trial
 
-    def print_results(self, study: Study, base: Experiment) -> None:
-        """Prints a table of the trials, best first, and the commands that evaluate the best models."""
+    def find_monitor(self) -> Monitor:
+        """Returns the metric that selects the best weights of the experiment."""
+        experiment = self.make_experiment(0, {name: list_examples(space)[0] for name, space in self.fields.items()})
+        setup = experiment.prepare()
+        with torch.device("meta"):
+            return experiment.learner(setup.build()).monitor
+
+    def collect_results(self, study: Study, base: Experiment) -> list[TrialResult]:
+        """Prints a table of the finished trials, best first, and the commands that evaluate the best models."""
         trials, metric, mode = study.get_trials(), study.user_attrs["metric"], study.user_attrs["mode"]
         results = [self.read_result(trial) for trial in trials if trial.state == TrialState.COMPLETE]
         results.sort(key=lambda result: result.value, reverse=mode == "max")
@@ -283,14 +294,14 @@ class Sweep(Checked):
                 print(f"{end}: {', '.join(map(str, numbers[state]))}")
         best = base.summarize_sweep(results)
         if self.keep == "best" and not numbers[TrialState.RUNNING]:
-            kept = [result.number for result in best]
-            for folder in (self.find_folder(trial.number) for trial in trials if trial.number not in kept):
-                for name in ("model", "best"):
-                    shutil.rmtree(folder / name, ignore_errors=True)
+            models = (self.find_folder(trial.number) / name for trial in trials for name in ("model", "best"))
+            for model in set(models) - set(best):
+                shutil.rmtree(model, ignore_errors=True)
         data = getattr(getattr(base, "data", None), "path", None) or "DATA"
-        for result in best:
-            print(f"\nThe best model is that of trial {result.number}; evaluate it with:")
-            print(f"  {program_name()} evaluate {result.folder / 'best'} --data {data}")
+        print("\nEvaluate the best model with:" if best else "\nNo trial is finished.")
+        for model in best:
+            print(f"  {program_name()} evaluate {model} --data {data}")
+        return results
 
     def read_result(self, trial: FrozenTrial) -> TrialResult:
         """Returns the result of a finished trial; its metrics are empty if its folder is on another machine."""
@@ -299,13 +310,6 @@ class Sweep(Checked):
         has_metrics = (folder / METRICS).is_file()
         metrics = json.loads((folder / METRICS).read_text()) if has_metrics else {}
         return TrialResult(trial.number, values, trial.values[0], metrics, folder)
-
-
-def find_monitor(experiment: Experiment) -> tuple[str, Literal["min", "max"]]:
-    """Returns the metric that selects the best weights of an experiment, and whether "min" or "max" is best."""
-    setup = experiment.prepare()
-    with torch.device("meta"):
-        return experiment.learner(setup.build()).monitor
 
 
 @contextmanager
@@ -349,14 +353,16 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
     Args:
         path: a YAML or JSON file with the fields of `Sweep`.
-        overrides: `--field=value` or `--field value`, which replace values of the file.
+        overrides: `--field=value` or `--field value`, which replace values of the file, or of the config that it names.
 
     Raises:
         PerceiversError: a field is unknown, or a value has the wrong type or is not allowed.
     """
     values = read_yaml(path)
+    names = [item.name for item in fields(Sweep)]
     for key, value in split_overrides(overrides):
-        values[key] = parse_yaml(value, f"--{key}={value}")
+        section = values if key in names else values.setdefault("settings", {})
+        section[key] = parse_yaml(value, f"--{key}={value}")
     check_keys(values, Sweep, path)
     for name in ("config", "fields"):
         if name not in values:
