@@ -44,7 +44,8 @@ def test_a_sweep_picks_the_best_mean_over_seeds_for_each_task(tmp_path, capsys, 
         "optimization.lr": [1e-2, 1e-3],
         "training.seed": [0, 3],
     }
-    sweep = small_sweep(language, data, tmp_path / "run", fields)
+    fast = {"trainer.max_epochs": 1, "trainer.logger": False}
+    sweep = small_sweep(language, data, tmp_path / "run", fields, **fast)
     results = sweep.run()
     output = capsys.readouterr()
     assert "Trial 4 failed: " in output.err  # QQP is not there
@@ -192,9 +193,9 @@ def measure(capsys, *argv):
 def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, language, data, method):
     run = small_run(language, data, tmp_path / "run", method=method).run()
     figures = {
-        name.removeprefix("test_"): pytest.approx(value, abs=1e-5)
+        name.removeprefix("val_"): pytest.approx(value, abs=1e-5)
         for name, value in json.loads((run / "metrics.json").read_text()).items()
-        if name.startswith("test_")
+        if name.startswith("val_")
     }
     assert len(figures) == 6
     for file in data.glob("*/train.tsv"):

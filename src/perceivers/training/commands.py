@@ -9,20 +9,22 @@ from perceivers.errors import PerceiversError
 
 def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
-    others = [override for override in overrides if override not in ("-h", "--help", "--print_config")]
+    others = [override for override in overrides if override not in ("-h", "--help", "--print_config", "--find-lr")]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field value ...]\n\n"
             "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
-            "with --print_config, their values."
+            "with --print_config, their values; with --find-lr, a learning rate is searched."
         )
         if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
         return
-    from perceivers.training.config import describe_config, format_config, train_config
+    from perceivers.training.config import describe_config, format_config, print_search, train_config
 
     if len(others) == len(overrides):
         train_config(Path(config), overrides)
+    elif "--find-lr" in overrides:
+        print_search(Path(config), others)
     elif "--print_config" in overrides:
         print(format_config(Path(config), others), end="")
     else:

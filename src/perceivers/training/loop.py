@@ -1,13 +1,11 @@
 """Training runs that can be interrupted and resumed, the same for all experiments."""
 
 import json
-import logging
 import re
 import signal
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -266,9 +264,6 @@ def make_trainer(
     ]
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
         callbacks.insert(0, EMAWeightAveraging(decay=config.ema))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    noise = "does not have many workers|LeafSpec|smaller than the logging interval|is not empty|has `__len__` defined"
-    warnings.filterwarnings("ignore", f".*({noise})")
     return build_trainer(
         arguments,
         callbacks,
