@@ -21,6 +21,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.saving import atomic_write, describe_model, save_model
 from perceivers.training.checkpoints import CONFIG, LAST, CheckpointFiles
 from perceivers.training.learner import Learner, find_nan, without_infinity
+from perceivers.training.sharding import gather_weights, local_part, release_weights
 
 if TYPE_CHECKING:
     from perceivers.training.loop import Training
@@ -181,13 +182,13 @@ class RunGuard(Callback):
             )
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        batches = torch.tensor(sum(trainer.num_val_batches), device=pl_module.device)
-        self.common_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
-        self.save(trainer)
-        if self.is_to_stop(trainer):
-            self.stop(trainer)
+        if trainer.state.fn == TrainerFn.FITTING:
+            batches = torch.tensor(sum(trainer.num_val_batches), device=pl_module.device)
+            self.common_batches = int(trainer.strategy.reduce(batches, reduce_op="min"))
+            self.save(trainer)
+            if self.is_to_stop(trainer):
+                self.stop(trainer)
+        gather_weights(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -204,6 +205,7 @@ class RunGuard(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keeps the weights with the best metric: they are those saved when the evaluation started."""
+        release_weights(pl_module)
         self.evaluated_step = trainer.global_step
         found = self.collect_metrics(trainer)
         raise_together(trainer, find_nan(found))
@@ -256,8 +258,8 @@ class RunGuard(Callback):
             PerceiversError: they are not, or the checkpoint cannot be written.
         """
         step, hint = trainer.global_step, "lower optimization.lr, or set trainer.gradient_clip_val."
-        weights = trainer.lightning_module.state_dict().items()
-        bad = [name for name, tensor in weights if tensor.is_floating_point() and not tensor.isfinite().all()]
+        weights = {name: local_part(tensor) for name, tensor in trainer.lightning_module.state_dict().items()}
+        bad = [name for name, tensor in weights.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
         raise_together(trainer, f"step {step}: {bad[0]} has NaN or infinite values: {hint}" if bad else None)
         trainer.save_checkpoint(self.last)
         raise_together(trainer, None if self.files.error is None else str(self.files.error))

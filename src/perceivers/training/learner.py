@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from perceivers.errors import PerceiversError
 from perceivers.files import warn
 from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
+from perceivers.training.sharding import shard
 
 Monitor = tuple[str, Literal["min", "max"]]
 """A logged metric, and whether "min" or "max" is best."""
@@ -87,6 +89,10 @@ class Learner(L.LightningModule, ABC):
             for found in self.trainer.lr_scheduler_configs:
                 if isinstance(found.scheduler, ReduceLROnPlateau):
                     found.scheduler.step(self.trainer.callback_metrics[self.monitor[0]].item())
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
+            shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches

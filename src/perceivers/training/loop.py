@@ -24,6 +24,7 @@ from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.model import saving
 from perceivers.model.saving import PART, atomic_write, check_tensors, describe_model
+from perceivers.training import sharding
 from perceivers.training.checkpoints import (
     LAST,
     METRICS,
@@ -262,6 +263,8 @@ def make_trainer(
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
         *others,
     ]
+    is_sharded = config.ema is not None and arguments.get("strategy") == sharding.NAME
+    check_field("training.ema", config.ema, not is_sharded, "left out where trainer.strategy is 'fsdp'")
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
         callbacks.insert(0, EMAWeightAveraging(decay=config.ema))
     return build_trainer(

@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from perceivers.checks import describe_type
 from perceivers.errors import PerceiversError, did_you_mean, quote
+from perceivers.training import sharding
 
 DEFAULTS: dict[str, Any] = {"precision": "32-true", "log_every_n_steps": 10}
 """Defaults that are not Lightning's."""
@@ -105,6 +106,8 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
     try:
         parsed = get_parser().instantiate(parse_trainer(values)).trainer
         given = {name: getattr(parsed, name) for name in values if getattr(parsed, name) is not None}
+        if given.get("strategy") == sharding.NAME:
+            given["strategy"] = sharding.FullySharded()
         own, others = given.pop("callbacks", []), given.pop("plugins", [])
         own, others = (value if isinstance(value, list) else [value] for value in (own, others))
         return Trainer(
