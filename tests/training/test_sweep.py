@@ -152,7 +152,7 @@ def test_another_metric_selects_the_best_weights(tmp_path, config):
         ({"fields": {"optimization.lr": [0.1, -1]}}, "optimization.lr = -1.0 is not allowed: it must be above 0"),
         ({"fields": {"optimization.lr": []}}, r"fields.optimization.lr = \[\] is not allowed: it must be a list of"),
         ({"fields": {"optimization.lr": {"low": 1, "high": 2}}}, "it must be a list of values, since a grid has all"),
-        ({"fields": {"training.output": ["a"]}}, "fields has training.output, but each trial has its own"),
+        ({"fields": {"training.output": ["a"]}}, "training.output cannot be set, since each trial has its own"),
         ({"fields": {}}, r"fields = \{\} is not allowed: it must be one field of the config, at least"),
         ({"sampler": "tpe"}, "trials = None is not allowed: it must be the number of runs"),
         ({"metric": "val_top1"}, "metric and mode belong together"),
@@ -199,8 +199,14 @@ def test_a_file_describes_a_sweep(tmp_path, config):
     sweep = read_sweep(file, ["--trials=5", "--sampler", "random"])
     assert (sweep.trials, sweep.sampler) == (5, "random")
     assert sweep.fields == {"optimization.lr": {"low": 1e-4, "high": 1e-2, "log": True}}
+    sweep = read_sweep(file, ["--training.batch_size=64", "--trails=5"])  # a field of the config is for all trials
+    assert sweep.settings == {"training.batch_size": 64, "trails": 5}
+    with pytest.raises(PerceiversError, match="there is no field 'trails'"):
+        sweep.run()
+    assert not sweep.folder.exists()
+    file.write_text(file.read_text().replace("trials", "trails"))
     with pytest.raises(PerceiversError, match="there is no field 'trails': did you mean 'trials'"):
-        read_sweep(file, ["--trails=5"])
+        read_sweep(file)
     file.write_text("trials: 3\n")
     with pytest.raises(PerceiversError, match="the field 'config' is missing"):
         read_sweep(file)
