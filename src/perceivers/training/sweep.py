@@ -372,8 +372,6 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def describe_sweep() -> str:
     """Returns help on the fields of a sweep."""
-    defaults: Any = dict.fromkeys(["config", "fields"]) | {
-        name: value for name, value in vars(Sweep).items() if name in Sweep.__dataclass_fields__
-    }
+    defaults: Any = vars(Sweep(config="", fields={"field": [0]}, trials=1)) | {"trials": None}
     lines = ["usage: perceivers sweep SWEEP [--FIELD VALUE ...]", "", f"{summarize(Sweep)} SWEEP is a YAML file with:"]
     return "\n".join(lines + describe_fields(Sweep, defaults))
