@@ -24,11 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.side_by_side import cores, curve, side_by_side
 from perceivers.errors import PerceiversError
 from perceivers.presets import create_model, make_example, measure_cost
-from perceivers.text.glue import format_table
+from perceivers.text.glue import best_scores, format_table, group_by_tasks
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import train_tokenizer
 from perceivers.training.checkpoints import LAST
 from perceivers.training.config import read_config
+from perceivers.training.sweep import Sweep
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/language"
@@ -86,18 +87,24 @@ def run_all(arguments: argparse.Namespace) -> None:
 
 def fine_tune(name: str, glue: Path, runs: Path) -> dict[str, Any]:
     """Fine-tunes a pretrained model on the tasks, unless it is done; -> the best results by task."""
-    output = runs / f"{name}_glue"
-    for tasks, seeds in ((SMALL, SEEDS["small"]), (LARGE, SEEDS["large"])):
-        overrides = [
-            f"--model.init={runs / name / 'model'}",
-            f"--data.path={glue}",
-            f"--data.tasks={json.dumps(tasks)}",
-            f"--sweep.seeds={json.dumps(seeds)}",
-            f"--training.output={output}",
-        ]
+    scores: dict[str, Any] = {}
+    for size, tasks in (("small", SMALL), ("large", LARGE)):
         print(f"\nFine-tuning {MODELS[name]}", flush=True)
-        read_config(CONFIGS / "glue_mini.yaml", overrides).run()
-    return json.loads((output / "metrics.json").read_text())
+        sweep = Sweep(
+            config=str(CONFIGS / "glue_mini.yaml"),
+            fields={
+                "data.tasks": [[task] for task in tasks],
+                "optimization.lr": [3e-4, 1e-3],
+                "training.seed": SEEDS[size],
+            },
+            settings={"model.init": str(runs / name / "model"), "data.path": str(glue)},
+            sampler="grid",
+            keep="best",
+            output=str(runs / f"{name}_glue_{size}"),
+        )
+        for group in group_by_tasks(sweep.run()):
+            scores |= best_scores(group)
+    return scores
 
 
 def size_of(name: str) -> tuple[float, float]:

@@ -19,7 +19,10 @@ from perceivers.cli import main
 from perceivers.extras import MODULES
 from perceivers.images.demo import digits_run
 from perceivers.presets import find_preset
+from perceivers.text.glue_data import TASKS
 from perceivers.training.config import read_config
+from perceivers.training.search_space import list_examples
+from perceivers.training.sweep import read_sweep
 from tests.support.cli import fails
 from tests.support.models import classifier, language, optical
 
@@ -28,7 +31,18 @@ DIGITS = ROOT / "configs/image_classification/digits.yaml"
 TINY = [f"--model.{field}={value}" for field, value in {"latents": 4, "channels": 8, "depth": 1, "heads": 1}.items()]
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_sweep_is_valid(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    sweep = read_sweep(path)
+    for name, space in sweep.fields.items():
+        assert sweep.make_experiment(0, {name: list_examples(space)[-1]}).to_config()["training"]["resume"] == "auto"
+
+
+@pytest.mark.parametrize("path", sorted({*(ROOT / "configs").rglob("*.yaml")} - {*SWEEPS}), ids=lambda path: path.stem)
 def test_every_config_is_valid_and_its_model_can_be_built(path, tmp_path):
     if (
         init := yaml.safe_load(path.read_text())["model"].get("init")
@@ -70,7 +84,10 @@ def test_the_papers_recipe_of_language(name, length):
     assert (run.optimization.schedule, run.optimization.warmup_steps) == ("warmup_cosine", 1000)
     assert run.training.batch_size == 2048
     glue = read_config(ROOT / "configs/language/glue_paper.yaml")
-    assert (glue.sweep.batch_sizes, glue.sweep.lrs) == ([16, 32, 64], [1e-4, 5e-5, 2e-5, 1e-5])
+    sweep = read_sweep(ROOT / "configs/sweeps/glue_paper.yaml")
+    assert sweep.fields["training.batch_size"] == [16, 32, 64]
+    assert sweep.fields["optimization.lr"] == [1e-4, 5e-5, 2e-5, 1e-5]
+    assert [name for tasks in sweep.fields["data.tasks"] for name in tasks] == list(TASKS)
     assert (glue.trainer["max_epochs"], glue.optimization.optimizer, glue.optimization.warmup_steps) == (
         10,
         "lamb",
@@ -464,7 +481,7 @@ EXPERIMENTS = {
 
 
 def test_configs_say_what_they_are_for():
-    for path in (ROOT / "configs").rglob("*.yaml"):
+    for path in {*(ROOT / "configs").rglob("*.yaml")} - {*SWEEPS}:
         assert path.read_text().startswith("# "), path
         experiment = yaml.safe_load(path.read_text())["experiment"]
         assert experiment in EXPERIMENTS.get(path.parent.name, [path.parent.name]), path

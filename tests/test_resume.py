@@ -43,7 +43,7 @@ CASES = [
     ("text_classification", 3, {}),
     ("several tasks", 2, {}),  # of eight updates an epoch
     ("several tasks", 7, {"workers": 1}),
-    ("glue", 2, {}),  # of four updates, in the first of two runs
+    ("glue", 2, {}),  # of two updates an epoch
     ("optical_flow", 2, {}),  # of four updates an epoch: without augmentation,
     ("optical_flow", 5, {}),  # and with it
     ("optical_flow", 2, {"ema": 0.9}),

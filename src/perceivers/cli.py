@@ -20,6 +20,7 @@ examples:
   perceivers models                                   the paper's models, with parameters and FLOPs
   perceivers fit configs/image_classification/digits.yaml --trainer.max_epochs=5
   perceivers fit CONFIG --help                        every field of that experiment's config
+  perceivers sweep configs/sweeps/digits.yaml
   perceivers evaluate runs/demo/model --data digits
   perceivers evaluate MODEL --help                    the options for models of that experiment
   perceivers predict runs/demo/model --data pictures/ --out predictions.parquet

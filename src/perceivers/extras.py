@@ -10,6 +10,7 @@ MODULES = {
     "text": ("datasets", "sentencepiece"),
     "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
     "lora": ("peft",),
+    "sweep": ("optuna",),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
 }
 """Modules that an extra installs and the package imports."""

@@ -1,6 +1,7 @@
 """Reads plain values (numbers, strings, lists, dicts) from JSON and YAML, of limited size and depth."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,10 @@ def list_items(value: Any) -> list[Any]:
 def too_deep(source: str) -> PerceiversError:
     """Returns the error for values that are nested too deeply."""
     return PerceiversError(f"{source} has lists or fields nested more than {DEEPEST} levels deep.")
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Returns values in one line for the user."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )

@@ -121,9 +121,8 @@ def run_in_child(experiment: str, data: Path, output: Path, kill: Kill | None = 
 
 def resume(experiment: str, data: Path, output: Path, **settings: Any) -> Any:
     """Gives the same command again, with `training.resume` where there is something to resume."""
-    is_sweep = experiment == "glue"
     has_checkpoint = (output / "checkpoints" / "last.ckpt").is_file()
-    return run_in_child(experiment, data, output, resume=has_checkpoint and not is_sweep, **settings)
+    return run_in_child(experiment, data, output, resume=has_checkpoint, **settings)
 
 
 class Victim:

@@ -53,8 +53,8 @@ def several_tasks(folder, **training):
     return Several(model=fine_tuning.config(), method="multitask_query", **settings)
 
 
-def glue_sweep(folder, **training):
-    return glue.small_sweep(folder / "language", folder, tasks=["RTE"], sweep={"lrs": [1e-2, 1e-3]}, **training)
+def glue_run(folder, **training):
+    return glue.small_run(folder / "language", folder, tasks=["RTE"], **training)
 
 
 def behavioral_cloning(folder, **training):
@@ -66,7 +66,7 @@ RUNS = {
     "masked_language": lambda folder, **training: pretraining.small_run(text=folder / "text.txt", **training),
     "text_classification": text_classification,
     "several tasks": several_tasks,
-    "glue": glue_sweep,
+    "glue": glue_run,
     "optical_flow": lambda folder, **training: flow.small_run(**training),
     "clip_classification": lambda folder, **training: clips.classification_run(
         data=folder, model=clips.SOUND, **training

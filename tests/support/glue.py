@@ -1,9 +1,12 @@
-"""A small sweep over GLUE, and its data."""
+"""A small run and a small sweep of GLUE, and their data."""
+
+import json
 
 from perceivers.checkpoints.load import pretrained_config
-from perceivers.text.glue import Glue, Sweep
+from perceivers.text.glue import Glue
 from perceivers.text.glue_data import GlueData
 from perceivers.training.optimization import Optimization
+from perceivers.training.sweep import Sweep
 from tests.support.runs import run_settings
 
 
@@ -38,13 +41,20 @@ def write_glue(folder):
     return folder
 
 
-def small_sweep(language, data, output, tasks=None, method="single_task", examples=None, sweep=None, **training):
+def small_run(language, data, output, tasks=None, method="single_task", examples=None, **training):
+    """Two epochs of two updates for each task."""
     return Glue(
         model=pretrained_config(language),
         data=GlueData(str(data), tasks),
         method=method,
         examples=examples,
-        sweep=Sweep(**({"batch_sizes": [8], "lrs": [1e-2], "seeds": [0]} | (sweep or {}))),
-        optimization=Optimization(schedule="flat_cosine"),
-        **run_settings(**{"max_epochs": 2, "output": str(output)} | training),
+        optimization=Optimization(lr=1e-2, schedule="flat_cosine"),
+        **run_settings(**{"max_epochs": 2, "batch_size": 8, "output": str(output)} | training),
     )
+
+
+def small_sweep(language, data, output, fields, **settings):
+    """A sweep over all values of fields, whose config is beside its folder."""
+    config = output.with_suffix(".json")
+    config.write_text(json.dumps(small_run(language, data, "unused").to_config()))
+    return Sweep(config=str(config), fields=fields, sampler="grid", output=str(output), keep="best", settings=settings)

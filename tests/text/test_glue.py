@@ -10,22 +10,14 @@ from perceivers.cli import main
 from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import fine_tuning
-from perceivers.text.glue import (
-    Glue,
-    Sweep,
-    best_scores,
-    delete_other_models,
-    format_table,
-    limit_training,
-    read_results,
-)
+from perceivers.text.glue import Glue, best_scores, format_table, group_by_tasks, limit_training
 from perceivers.text.labelled import LabelledTexts, TextTask
 from perceivers.text.model import LanguageConfig
-from perceivers.training import experiment
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
+from perceivers.training.experiment import TrialResult
 from tests.support.cli import fails
-from tests.support.glue import small_sweep, write_glue
+from tests.support.glue import small_run, small_sweep, write_glue
 
 METHODS = ["shared_token", "task_tokens", "multitask_query"]
 
@@ -42,105 +34,58 @@ def data(tmp_path):
     return write_glue(tmp_path / "glue")
 
 
-def content(folder):
-    """What is in the files of the finished runs, but for their time."""
-    return {
-        str(path.relative_to(folder)): {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
-        for path in sorted(folder.glob("*/*/metrics.json"))
+def read_metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_a_sweep_picks_the_best_mean_over_seeds_for_each_task(tmp_path, capsys, language, data):
+    fields = {
+        "data.tasks": [["CoLA"], ["QQP"], ["RTE"]],
+        "optimization.lr": [1e-2, 1e-3],
+        "training.seed": [0, 3],
     }
-
-
-def test_a_sweep_runs_every_combination_once_and_picks_the_best_mean(tmp_path, capsys, language, data):
-    settings = {"lrs": [1e-2, 1e-3], "seeds": [0, 3]}
-    output = small_sweep(language, data, tmp_path / "run", ["RTE", "CoLA", "QQP"], sweep=settings).run()
-    printed = capsys.readouterr().out
-    assert f"Not in {data}, and left out: QQP." in printed
-    assert [line for line in printed.splitlines() if line.startswith("Run ")][:5] == [
-        "Run 1 of 8: CoLA, batch size 8, learning rate 0.01, seed 0",
-        "Run 2 of 8: CoLA, batch size 8, learning rate 0.01, seed 3",
-        "Run 3 of 8: CoLA, batch size 8, learning rate 0.001, seed 0",
-        "Run 4 of 8: CoLA, batch size 8, learning rate 0.001, seed 3",
-        "Run 5 of 8: RTE, batch size 8, learning rate 0.01, seed 0",
-    ]
-    runs = content(output)
-    assert len(runs) == 8
-    scores = json.loads((output / "metrics.json").read_text())
-    assert list(scores) == ["CoLA", "RTE"]
-    for task in scores:
-        of = {
-            f"batch8_lr{lr}": [runs[f"{task}/batch8_lr{lr}_seed{seed}/metrics.json"][f"test_{task}"] for seed in (0, 3)]
-            for lr in ("0.01", "0.001")
-        }
-        assert scores[task]["mean"] == pytest.approx(max(map(statistics.mean, of.values())))
-        assert scores[task]["seeds"] == of[scores[task]["setting"]]
-        assert len(list((output / task).glob("*/model/model.safetensors"))) == 1
-        assert not list((output / task).glob("*/checkpoints"))
-    trained = load_model(next(output.glob("RTE/*/model")))
+    fast = {"trainer.max_epochs": 1, "trainer.logger": False}
+    sweep = small_sweep(language, data, tmp_path / "run", fields, **fast)
+    results = sweep.run()
+    output = capsys.readouterr()
+    assert "Trial 4 failed: " in output.err  # QQP is not there
+    assert len(results) == 8
+    runs = [read_metrics(sweep.folder / f"trial_{number:03d}") for number in (0, 1, 2, 3, 8, 9, 10, 11)]
+    kept = []
+    for task, runs_of_task, first in (("CoLA", runs[:4], 0), ("RTE", runs[4:], 8)):
+        found = [run[f"val_{task}"] for run in runs_of_task]
+        means = [statistics.mean(found[:2]), statistics.mean(found[2:])]
+        seeds = found[:2] if means[0] >= means[1] else found[2:]
+        assert f" {100 * max(means):.1f} ± {100 * statistics.stdev(seeds):.1f} |" in output.out
+        kept.append(first + found.index(max(seeds), 0 if means[0] >= means[1] else 2))
+    assert "| this (single_task) | " in output.out
+    models = sorted(sweep.folder.glob("*/*/model.safetensors"))
+    assert [path.parts[-3:-1] for path in models] == [(f"trial_{number:03d}", "model") for number in kept]
+    trained = load_model(models[-1].parent)
     assert trained.outputs["label"].heads.names == {"RTE": ["entailment", "not_entailment"]}
-    assert f"| this (single_task) | {100 * scores['CoLA']['mean']:.1f} ± " in printed
-
-    times = {path: path.stat().st_mtime_ns for path in output.glob("*/*/metrics.json")}
-    more = settings | {"seeds": [0, 3, 4], "lrs": [1e-2]}
-    small_sweep(language, data, tmp_path / "run", ["RTE", "CoLA", "QQP"], sweep=more, workers=0, resume=True).run()
-    again = capsys.readouterr().out
-    assert [line for line in again.splitlines() if line.startswith("Run ")] == [
-        "Run 3 of 6: CoLA, batch size 8, learning rate 0.01, seed 4",
-        "Run 6 of 6: RTE, batch size 8, learning rate 0.01, seed 4",
-    ]
-    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+    assert find_experiment(models[-1].parent) is Glue
+    assert f"evaluate {models[0].parent} --data {data}" in output.out
 
 
-def test_a_task_without_a_result_does_not_keep_another_from_the_table(tmp_path, language, data):
-    output = tmp_path / "run"
-    (output / "CoLA" / "batch8_lr0.01_seed0" / "checkpoints").mkdir(parents=True)
-    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
-    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
-
-
-def test_a_run_killed_before_its_result_is_done_again(tmp_path, monkeypatch, language, data):
-    output = tmp_path / "run"
-    train = experiment.train
-
-    def killed(*arguments):
-        (train(*arguments) / "metrics.json").unlink()
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(experiment, "train", killed)
-    with pytest.raises(KeyboardInterrupt):
-        small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
-    assert list(output.glob("RTE/*/checkpoints/last.ckpt"))
-    monkeypatch.undo()
-    small_sweep(language, data, output, ["RTE"], sweep={"lrs": [1e-2]}).run()
-    assert list(json.loads((output / "metrics.json").read_text())) == ["RTE"]
-
-
-def test_a_folder_of_another_sweep_is_refused(tmp_path, language, data):
-    small_sweep(language, data, tmp_path / "run", ["RTE"]).run()
-    create_model("bert_bytes", length=24, channels=16, depth=1, heads=2).save(tmp_path / "other")
-    other = small_sweep(tmp_path / "other", data, tmp_path / "run", ["RTE"])
-    with pytest.raises(PerceiversError, match=r"run has a sweep with another model: choose another training\.output"):
-        other.run()
-    other = small_sweep(language, data, tmp_path / "run", ["RTE"], method="multitask_query", examples=3)
-    with pytest.raises(PerceiversError, match="has a sweep with another method and examples"):
-        other.run()
-    (tmp_path / "run").rename(tmp_path / "moved")
-    small_sweep(language, data, tmp_path / "moved", ["RTE", "CoLA"]).run()
-    assert set(json.loads((tmp_path / "moved" / "metrics.json").read_text())) == {"CoLA", "RTE"}
+def test_one_model_learns_one_task_unless_the_method_is_another(tmp_path, capsys, language, data):
+    with pytest.raises(PerceiversError, match="method = single_task trains one task, but there are CoLA, RTE: name on"):
+        small_run(language, data, tmp_path / "run", ["RTE", "CoLA"]).run()
+    small_run(language, data, tmp_path / "run", ["RTE", "QQP"]).run()
+    assert f"Not in {data}, and left out: QQP." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, method):
+def test_one_model_for_all_tasks(tmp_path, monkeypatch, language, data, method):
     began = []
     text_tasks = fine_tuning.text_tasks
     monkeypatch.setattr(
         fine_tuning, "text_tasks", lambda model, *rest: (began.append(model.state_dict()), text_tasks(model, *rest))[1]
     )
-    output = small_sweep(language, data, tmp_path / "run", method=method).run()
+    run = small_run(language, data, tmp_path / "run", method=method).run()
     _, weights = began  # to make samples, on the meta device, and to train
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_model(language).state_dict().items())
-    run = output / "all" / "batch8_lr0.01_seed0"
-    metrics = json.loads((run / "metrics.json").read_text())
-    scores = json.loads((output / "metrics.json").read_text())
+    metrics = read_metrics(run)
+    scores = best_scores({"lr 0.01": {0: TrialResult(0, {}, 0.0, metrics, run)}})
     assert list(scores) == ["CoLA", "MNLI", "RTE", "STS-B"]
     assert scores["MNLI"]["mean"] == pytest.approx((metrics["val_MNLI_matched"] + metrics["val_MNLI_mismatched"]) / 2)
     assert metrics["val_mean"] == pytest.approx(statistics.mean(score["mean"] for score in scores.values()))
@@ -148,80 +93,50 @@ def test_one_model_for_all_tasks(tmp_path, capsys, monkeypatch, language, data, 
     assert model.outputs["label"].heads.tasks == list(scores)
     assert model.outputs["label"].shared == (method != "multitask_query")
     assert len(model.inputs["text"].embedding.weight) == 262 + 4 * (method == "task_tokens")
-    assert f"| this ({method}) |" in capsys.readouterr().out
 
 
 def test_a_model_in_the_format_of_transformers_is_fine_tuned(tmp_path, data):
     model = create_model("language_bytes", length=24, latents=4, channels=16, depth=1, v_channels=16)
     to_transformers(model, tmp_path / "port")
-    output = small_sweep(tmp_path / "port", data, tmp_path / "run", ["RTE"], examples=8).run()
-    trained = load_model(next(output.glob("RTE/*/model"))).state_dict()
+    run = small_run(tmp_path / "port", data, tmp_path / "run", ["RTE"], examples=8).run()
+    trained = load_model(run / "model").state_dict()
     assert trained.keys() - model.state_dict().keys() == {name for name in trained if name.startswith("outputs.label")}
     changed = (trained["encoder.latents"] - model.state_dict()["encoder.latents"]).abs().max()
     assert 0 < changed < 0.1, "two updates from the pretrained weights"
 
 
-def results():
+def results(tmp_path):
     """Two settings of two seeds: the first has the best run, the second the best mean."""
-    return {
-        "a": {
-            "9": {
-                "val_mean": 0.9,
-                "val_MNLI_matched": 0.8,
-                "val_MNLI_mismatched": 1.0,
-                "val_RTE": 0.9,
-                "seconds": 4,
-            },
-            "10": {
-                "val_mean": 0.1,
-                "val_MNLI_matched": 0.1,
-                "val_MNLI_mismatched": 0.1,
-                "val_RTE": 0.1,
-                "seconds": 4,
-            },
-        },
-        "b": {
-            "9": {
-                "val_mean": 0.6,
-                "val_MNLI_matched": 0.4,
-                "val_MNLI_mismatched": 0.6,
-                "val_RTE": 0.7,
-                "seconds": 1,
-            },
-            "10": {
-                "val_mean": 0.8,
-                "val_MNLI_matched": 0.8,
-                "val_MNLI_mismatched": 0.9,
-                "val_RTE": 0.75,
-                "seconds": 3,
-            },
-        },
-    }
+    metrics = [(0.9, 0.8, 1.0, 0.9, 4), (0.1, 0.1, 0.1, 0.1, 4), (0.6, 0.4, 0.6, 0.7, 1), (0.8, 0.8, 0.9, 0.75, 3)]
+    names = ["val_mean", "val_MNLI_matched", "val_MNLI_mismatched", "val_RTE", "seconds"]
+    return [
+        TrialResult(
+            number,
+            {"data.tasks": ["MNLI", "RTE"], "optimization.lr": [1e-3, 1e-4][number // 2], "training.seed": number % 2},
+            values[0],
+            dict(zip(names, values, strict=True)),
+            tmp_path / str(number),
+        )
+        for number, values in enumerate(metrics)
+    ]
 
 
-def test_the_best_setting_is_that_of_the_best_mean_over_seeds():
-    scores = best_scores(results())
+def test_the_best_setting_is_that_of_the_best_mean_over_seeds(tmp_path, capsys):
+    found = results(tmp_path)
+    (group,) = group_by_tasks(found)
+    scores = best_scores(group)
     assert list(scores) == ["MNLI", "RTE"]
     assert scores["MNLI"] == {
         "mean": pytest.approx(0.675),
         "seeds": [pytest.approx(0.5), pytest.approx(0.85)],
-        "setting": "b",
+        "setting": "optimization.lr 0.0001",
         "seconds": 2,
     }
     assert scores["RTE"]["mean"] == pytest.approx(0.725)
-
-
-def test_results_are_read_and_only_the_best_model_is_kept(tmp_path):
-    for setting, runs in results().items():
-        for seed, run in runs.items():
-            folder = tmp_path / f"{setting}_seed{seed}"
-            (folder / "model").mkdir(parents=True)
-            (folder / "metrics.json").write_text(json.dumps(run))
-    (tmp_path / "c_seed0").mkdir()
-    read = read_results(tmp_path)
-    assert read == results()
-    delete_other_models(tmp_path, read)
-    assert [path.parent.name for path in tmp_path.glob("*/model")] == ["b_seed10"]
+    elsewhere = TrialResult(4, found[0].values, 1.0, {}, tmp_path / "4")  # on another machine
+    run = small_run("language", "data", tmp_path)
+    assert run.summarize_sweep([elsewhere, *found]) == [tmp_path / "3" / "model"]
+    assert run.summarize_sweep([]) == []
 
 
 def test_the_table_has_the_papers_rows_and_means():
@@ -251,12 +166,7 @@ def test_at_most_so_many_examples_always_the_same():
     assert limit_training(task, None).training == limit_training(task, 50).training == texts
 
 
-def test_sweeps_that_are_not_allowed(tmp_path, data):
-    with pytest.raises(PerceiversError, match=r"sweep\.lrs = \[\] is not allowed"):
-        Sweep(lrs=[])
-    for name, values in (("batch_sizes", [8, 0]), ("lrs", [0.1, 0.0]), ("seeds", [-1])):
-        with pytest.raises(PerceiversError, match=rf"sweep\.{name} = .* is not allowed"):
-            Sweep(**{name: values})
+def test_runs_that_are_not_allowed(tmp_path, data):
     with pytest.raises(PerceiversError, match="examples = 0 is not allowed: it must be at least 1"):
         Glue(model=LanguageConfig(init="x"), examples=0)
     for model, message in [
@@ -268,21 +178,8 @@ def test_sweeps_that_are_not_allowed(tmp_path, data):
         with pytest.raises(PerceiversError, match=message):
             read_config(tmp_path / "config.yaml")
     with pytest.raises(PerceiversError, match="no/such/model is neither a folder nor a file here"):
-        small_sweep("no/such/model", data, tmp_path / "run").run()
+        small_run("no/such/model", data, tmp_path / "run").run()
     assert not (tmp_path / "run").exists()
-
-
-def test_single_runs_hold_the_config_of_the_sweep_and_their_models_the_experiment(tmp_path, language, data):
-    output = small_sweep(language, data, tmp_path / "run", ["RTE"], sweep={"batch_sizes": [4]}).run()
-    run = output / "RTE" / "batch4_lr0.01_seed0"
-    assert sorted(path.name for path in run.iterdir()) == ["config.json", "csv", "metrics.json", "model", "tensorboard"]
-    assert (run / "config.json").read_text() == (output / "config.json").read_text()
-    config = json.loads((run / "config.json").read_text())
-    assert (config["experiment"], config["model"]["init"]) == ("glue", str(language))
-    assert config["training"]["output"] == str(output)
-    assert find_experiment(run / "model") is Glue
-    again = read_config(run / "config.json")
-    assert again.to_config() == config
 
 
 def measure(capsys, *argv):
@@ -294,11 +191,11 @@ def measure(capsys, *argv):
 
 @pytest.mark.parametrize("method", ["task_tokens", "multitask_query"])
 def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, language, data, method):
-    run = small_sweep(language, data, tmp_path / "run", method=method).run() / "all" / "batch8_lr0.01_seed0"
+    run = small_run(language, data, tmp_path / "run", method=method).run()
     figures = {
-        name.removeprefix("test_"): pytest.approx(value, abs=1e-5)
+        name.removeprefix("val_"): pytest.approx(value, abs=1e-5)
         for name, value in json.loads((run / "metrics.json").read_text()).items()
-        if name.startswith("test_")
+        if name.startswith("val_")
     }
     assert len(figures) == 6
     for file in data.glob("*/train.tsv"):
@@ -323,7 +220,7 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, lan
 
 
 def test_a_model_of_one_task_is_evaluated_on_it_alone(tmp_path, capsys, language, data):
-    run = next(small_sweep(language, data, tmp_path / "run", ["CoLA"]).run().glob("CoLA/*/model")).parent
+    run = small_run(language, data, tmp_path / "run", ["CoLA"]).run()
     score = json.loads((run / "metrics.json").read_text())["val_CoLA"]
     found = measure(capsys, run / "model", "--data", data)
     assert [found["CoLA"], found["mean"]] == pytest.approx([score, score])

@@ -201,7 +201,7 @@ def test_lamb_is_the_published_update():
     """You et al. (2020), algorithm 2, without bias correction: the trust ratio scales Adam's step plus the decay."""
     layer = nn.Linear(30, 20)
     nn.init.normal_(layer.weight, std=5)  # a norm far above 10, where some implementations cut the ratio
-    optimizer = Optimization("lamb", lr=0.1, weight_decay=0.3).build(layer, 10)["optimizer"]
+    optimizer = Optimization("lamb", lr=0.1, weight_decay=0.3).build_optimizer(layer)
     gradient = torch.randn(20, 30)
     before = layer.weight.detach().clone()
     layer.weight.grad, layer.bias.grad = gradient.clone(), torch.zeros(20)
@@ -221,7 +221,7 @@ def test_muon_makes_updates_of_attention_and_mlps_orthogonal_and_leaves_the_rest
         other.grad = p.grad.clone()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     muon, adamw = (
-        Optimization(name, lr=0.1, weight_decay=0.5).build(changed, 10)["optimizer"]
+        Optimization(name, lr=0.1, weight_decay=0.5).build_optimizer(changed)
         for name, changed in (("muon", model), ("adamw", copied))
     )
     muon.step()

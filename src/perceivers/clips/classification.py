@@ -15,6 +15,7 @@ from perceivers.clips.classify import ClipPredictor, get_label, is_clip_classifi
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
+from perceivers.data.class_weights import ClassWeights, weigh_examples
 from perceivers.data.labelled_files import match_classes
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
@@ -34,6 +35,8 @@ class ClipClassification(Experiment):
             classes, and whether several can apply at once.
         data: the clips.
         label_smoothing: fraction of the probability of a label that is spread over all classes, where a clip has one.
+        class_weights: how often training draws the examples of a class: "balanced", all classes equally often; or
+            {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
     """
 
     decided_by_data = ("classes", "class_names", "multilabel")
@@ -44,6 +47,7 @@ class ClipClassification(Experiment):
     model: ClipClassifierConfig
     data: ClipData = field(default_factory=ClipData)
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
+    class_weights: ClassWeights = None
 
     def prepare(self) -> Setup:
         window = get_window(self.build_on_meta())
@@ -53,7 +57,10 @@ class ClipClassification(Experiment):
         smooth = self.label_smoothing
         check_field("label_smoothing", smooth, not (multilabel and smooth), "0 where clips have several classes")
         self.evaluation_clips = len(splits.evaluation)
-        return Setup(config.build, *self.data.datasets(splits, window))
+        training, validation = self.data.datasets(splits, window)
+        labels = [label for label in splits.training.labels for _ in range(self.data.windows_per_epoch)]
+        training.weights = weigh_examples(self.class_weights, names, labels)
+        return Setup(config.build, training, validation)
 
     def learner(self, model: PerceiverIO) -> "ClipClassifier":
         return ClipClassifier(model, self.evaluation_clips, self.optimization, self.label_smoothing)

@@ -27,9 +27,11 @@ class Samples(Dataset[Any], ABC):
 
     Attributes:
         lengths: lengths of the samples, if a batch should hold samples of similar length.
+        weights: the relative frequency of each sample in training; None: every sample once in an epoch.
     """
 
     lengths: Sequence[int] | None = None
+    weights: Sequence[float] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -79,6 +81,7 @@ class EpochSampler(Sampler[SampleIndex]):
     def __init__(self, samples: Samples, batch_size: int, seed: int | None, rank: int, world_size: int) -> None:
         self.count, self.seed, self.rank, self.world_size = len(samples), seed, rank, world_size
         self.lengths = None if samples.lengths is None else torch.tensor(samples.lengths)
+        self.weights = None if samples.weights is None else torch.tensor(samples.weights, dtype=torch.float64)
         self.batch_size = world_size * batch_size  # of all processes
         training, evaluation = self.count // self.batch_size * batch_size, len(range(rank, self.count, world_size))
         self.per_process = evaluation if seed is None else training
@@ -99,7 +102,7 @@ class EpochSampler(Sampler[SampleIndex]):
             yield from (SampleIndex(sample, 0) for sample in order[self.rank :: self.world_size].tolist())
             return
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
-        order = torch.randperm(self.count, generator=generator)
+        order = self.draw_order(generator)
         if self.lengths is not None:
             order = order[: self.per_process * self.world_size]
             order = bucket_by_length(order, self.lengths, self.batch_size, generator)
@@ -107,6 +110,14 @@ class EpochSampler(Sampler[SampleIndex]):
         first = self.rank + self.batches_to_skip * self.batch_size
         mine = slice(first, self.per_process * self.world_size, self.world_size)
         yield from map(SampleIndex, order[mine].tolist(), seeds[mine].tolist())
+
+    def draw_order(self, generator: torch.Generator) -> Tensor:
+        """Returns the samples of an epoch: each once, or, with weights, as many draws with replacement."""
+        if self.weights is None:
+            return torch.randperm(self.count, generator=generator)
+        ends = self.weights.cumsum(0)
+        drawn = torch.rand(self.count, dtype=torch.float64, generator=generator) * ends[-1]
+        return torch.searchsorted(ends, drawn, right=True).clamp_max(self.count - 1)
 
 
 def bucket_by_length(order: Tensor, lengths: Tensor, batch_size: int, generator: torch.Generator) -> Tensor:

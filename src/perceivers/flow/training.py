@@ -130,7 +130,7 @@ class FlowEstimator(Learner):
         self.metrics = MetricCollection([FlowErrors("pairs"), ZeroErrors("pairs")], compute_groups=False)
         self.pictures: list[Tensor] = []
 
-    def on_fit_start(self) -> None:
+    def on_train_start(self) -> None:
         if self.scenes is not None:
             self.generator = FlowGenerator(self.scenes, self.device)
 

@@ -12,6 +12,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.checks import Range, check_field
+from perceivers.data.class_weights import ClassWeights, weigh_examples
 from perceivers.data.labelled_files import match_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
@@ -36,6 +37,8 @@ class ImageClassification(Experiment):
         data: the images.
         augmentation: of training images.
         label_smoothing: fraction of the probability of a label that is spread over all classes.
+        class_weights: how often training draws the examples of a class: "balanced", all classes equally often; or
+            {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
     """
 
     decided_by_data = ("classes", "class_names")
@@ -46,6 +49,7 @@ class ImageClassification(Experiment):
     data: ImageData = field(default_factory=ImageData)
     augmentation: Augmentation = field(default_factory=Augmentation)
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
+    class_weights: ClassWeights = None
 
     def prepare(self) -> Setup:
         images = get_image_input(self.build_on_meta())
@@ -54,6 +58,7 @@ class ImageClassification(Experiment):
         config = replace(self.model, **self.settle(classes=len(names), class_names=names))
         view = (images.size, images.in_channels, images.crop)
         training = ImageDataset(splits.training, *view, self.augmentation.area)
+        training.weights = weigh_examples(self.class_weights, names, splits.training.labels)
         return Setup(config.build, training, ImageDataset(splits.evaluation, *view))
 
     def learner(self, model: PerceiverIO) -> "ImageClassifier":

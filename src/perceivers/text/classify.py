@@ -16,8 +16,9 @@ from perceivers.command import TopClasses
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError, did_you_mean
-from perceivers.inference import check_dtype, choose_device, load_for_inference, move_model
+from perceivers.inference import load_for_inference
 from perceivers.model.adapter import InputArray
+from perceivers.model.device import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.prediction import Inputs, Predictor, classify, require_answers
 from perceivers.text.batches import TextEncoding, pad_tokens

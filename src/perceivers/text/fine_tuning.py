@@ -16,6 +16,7 @@ from torchmetrics import Metric as MetricModule
 from torchmetrics import PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
+from perceivers.data.class_weights import ClassWeights, weigh_examples
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
 from perceivers.model.perceiver_io import PerceiverIO
@@ -79,6 +80,8 @@ class TextClassification(FineTuning):
             scratch; and fields that differ from it.
         data: the texts.
         tokenizer: "bytes", or a SentencePiece model; by default that of `init` or, without it, "bytes".
+        class_weights: how often training draws the examples of a class: "balanced", all classes equally often; or
+            {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
     """
 
     decided_by_data = ("vocabulary",)
@@ -88,12 +91,20 @@ class TextClassification(FineTuning):
     model: LanguageConfig | BertConfig
     data: LabelledTextData = field(default_factory=LabelledTextData)
     tokenizer: str | None = None
+    class_weights: ClassWeights = None
 
     def prepare(self) -> Setup:
         tokenizer = choose_tokenizer(self.tokenizer, self.model)
         config = replace(self.model, **self.settle(vocabulary=tokenizer.size))
         self.build_on_meta()
-        return self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task")
+        return self.weigh(self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task"))
+
+    def weigh(self, setup: Setup) -> Setup:
+        """Weighs the training examples by their classes."""
+        (task,) = self.tasks.values()
+        labels = [] if task.training is None else task.training.labels
+        setup.training.weights = weigh_examples(self.class_weights, task.classes or [], labels)
+        return setup
 
     def open_tasks(self) -> dict[str, TextTask]:
         """Returns the one task."""

@@ -1,22 +1,17 @@
-"""GLUE: a sweep of fine-tuning runs, and the table of their best results (section 4.1; section 3 of the appendix)."""
+"""GLUE: fine-tuning, and the table of the best results of a sweep (section 4.1; section 3 of the appendix)."""
 
-import itertools
-import json
-import shutil
 import statistics
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from perceivers.checks import Checked, Count, Range, check_field
+from perceivers.checks import Count, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.model.saving import atomic_write, read_config
 from perceivers.text import commands, fine_tuning
 from perceivers.text.bert import BERT
 from perceivers.text.classify import TextPredictor, is_text_classifier, task_heads
@@ -25,8 +20,8 @@ from perceivers.text.glue_data import TASKS, GlueData
 from perceivers.text.labelled import TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer
 from perceivers.text.tokenizers import Tokenizer
-from perceivers.training.checkpoints import CONFIG, LAST, METRICS, hold_folder, is_first_process
-from perceivers.training.experiment import Setup
+from perceivers.training.experiment import Setup, TrialResult
+from perceivers.values import describe_values
 
 PAPER = {
     "Perceiver IO, bytes": (50.19, 83.56, 87.24, 91.71, 90.12, 64.84, 93.17, 86.81),
@@ -35,42 +30,16 @@ PAPER = {
 """The paper's results in the order of `TASKS`, times 100; MNLI is the mean of its two sets."""
 
 
-@dataclass
-class Sweep(Checked):
-    """Settings to try; every combination is run.
-
-    Attributes:
-        batch_sizes: values of `training.batch_size`.
-        lrs: values of `optimization.lr`.
-        seeds: values of `training.seed`; results are averaged over seeds before the best setting is picked.
-    """
-
-    section = "sweep."
-
-    batch_sizes: list[Count] = field(default_factory=lambda: [16, 32, 64])
-    lrs: list[Annotated[float, Range(above=0)]] = field(default_factory=lambda: [1e-4, 5e-5, 2e-5, 1e-5])
-    seeds: list[Annotated[int, Range(least=0)]] = field(default_factory=lambda: [0])
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, values in vars(self).items():
-            check_field(f"sweep.{name}", values, len(values) > 0, "a list with at least one value")
-
-
 @dataclass(kw_only=True)
 class Glue(FineTuning):
-    """Fine-tuning on GLUE, one model per task or one for all, over a sweep of settings.
-
-    Called again, the same command skips finished runs and resumes an interrupted one.
+    """Fine-tuning on tasks of GLUE; a sweep over settings, and over tasks, prints the table of the paper.
 
     Attributes:
         model: `init`, a pretrained language model in any format, and fields that differ from it.
         data: the tasks.
-        method: single_task, shared_token, task_tokens or multitask_query.
+        method: single_task (of which there is one), shared_token, task_tokens or multitask_query.
         examples: the maximum number of training examples per task; tasks are sampled in proportion to it. By default
             all are used.
-        sweep: the settings.
-        training: settings of each run; `output` is the folder of all runs.
     """
 
     evaluate = staticmethod(commands.evaluate_glue)
@@ -80,77 +49,33 @@ class Glue(FineTuning):
     data: GlueData = field(default_factory=GlueData)
     method: Method = "single_task"
     examples: Count | None = None
-    sweep: Sweep = field(default_factory=Sweep)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_field("model.init", self.model.init, self.model.init is not None, "a pretrained language model")
-        self.parent: Glue | None = None
-        """The sweep that a single run belongs to."""
 
-    def run(self) -> Path:
-        """Runs the sweep and prints the table; -> the folder of the runs."""
-        if self.parent is not None:
-            return super().run()
-        choose_tokenizer(None, self.model)  # reports a wrong model before any data is read
-        output = Path(self.training.output)
-        with hold_folder(output) if is_first_process() else nullcontext():
-            self.check_output(output)
-            return self.run_all(output)
-
-    def run_all(self, output: Path) -> Path:
-        """Runs what is left of the sweep in a folder."""
+    def prepare(self) -> Setup:
+        tokenizer = choose_tokenizer(None, self.model)
         tasks = {name: limit_training(task, self.examples) for name, task in self.data.open().items()}
         if missing := self.data.missing():
             print(f"Not in {self.data.path}, and left out: {', '.join(missing)}.")
-        together = {"all": tasks} if self.method != "single_task" else {name: {name: tasks[name]} for name in tasks}
-        atomic_write(output / CONFIG, lambda file: file.write_text(json.dumps(self.to_config(), indent=2) + "\n"))
-        runs = list(itertools.product(together, self.sweep.batch_sizes, self.sweep.lrs, self.sweep.seeds))
-        for number, (name, batch_size, lr, seed) in enumerate(runs, 1):
-            folder = output / name / f"batch{batch_size}_lr{lr:g}_seed{seed}"
-            if (folder / METRICS).is_file():
-                continue
-            print(f"\nRun {number} of {len(runs)}: {name}, batch size {batch_size}, learning rate {lr:g}, seed {seed}")
-            resume = (folder / "checkpoints" / LAST).is_file()
-            training = replace(self.training, batch_size=batch_size, seed=seed, output=str(folder), resume=resume)
-            run = replace(self, training=training, optimization=replace(self.optimization, lr=lr))
-            run.parent, run.tasks = self, together[name]
-            run.run()
-            shutil.rmtree(folder / "checkpoints")
-        found = {folder.name: read_results(folder) for folder in sorted(output.iterdir()) if folder.is_dir()}
-        results = {name: settings for name, settings in found.items() if settings}  # others were interrupted
-        for name, settings in results.items():
-            delete_other_models(output / name, settings)
-        scores = {name: score for settings in results.values() for name, score in best_scores(settings).items()}
-        atomic_write(output / METRICS, lambda file: file.write_text(json.dumps(scores, indent=2) + "\n"))
-        print("\n" + format_table({f"this ({self.method})": scores}))
-        return output
+        if self.method == "single_task" and len(tasks) > 1:
+            hint = "name one, such as data.tasks=[RTE], or several in a sweep, or choose another method"
+            raise PerceiversError(f"method = single_task trains one task, but there are {', '.join(tasks)}: {hint}.")
+        return self.prepare_tasks(self.model.build, tokenizer, tasks, self.method)
 
-    def prepare(self) -> Setup:
-        """Prepares a single run."""
-        return self.prepare_tasks(self.model.build, choose_tokenizer(None, self.model), self.tasks, self.method)
-
-    def to_config(self) -> dict[str, Any]:
-        """Returns the config of the sweep; its single runs save it, too: the sweep is what can be resumed."""
-        return super().to_config() if self.parent is None else self.parent.to_config()
+    def summarize_sweep(self, results: Sequence[TrialResult]) -> list[Path]:
+        """Prints the table; returns the best model of each task, or of all: of the setting with the best mean."""
+        groups = group_by_tasks(results)
+        scores = {task: score for group in groups for task, score in best_scores(group).items()}
+        if scores:
+            print("\n" + format_table({f"this ({self.method})": scores}))
+        best = [max(group[best_setting(group)].values(), key=lambda run: run.metrics["val_mean"]) for group in groups]
+        return [run.folder / "model" for run in best]
 
     @classmethod
     def evaluates(cls, model: nn.Module) -> bool:
         return is_text_classifier(model) and set(task_heads(model).tasks) <= set(TASKS)
-
-    def check_output(self, output: Path) -> None:
-        """Raises a PerceiversError if the folder has a sweep of another model, method or data."""
-        if not (output / CONFIG).is_file():
-            return
-        there, here = read_config(output, CONFIG), self.to_config()
-        for config in (there, here):  # these fields may differ
-            config.pop("sweep", None)
-            config.get("data", {}).pop("tasks", None)
-            for name in ("resume", "output", "workers"):
-                config.get("training", {}).pop(name, None)
-        if there != here:
-            names = " and ".join(name for name in here if here[name] != there.get(name))
-            raise PerceiversError(f"{output} has a sweep with another {names}: choose another training.output.")
 
 
 def limit_training(task: TextTask, limit: int | None) -> TextTask:
@@ -186,23 +111,25 @@ def evaluate(
     return fine_tuning.evaluate(model, tokenizer, tasks, batch_size), counts
 
 
-Results = dict[str, dict[str, dict[str, float]]]
-"""The metrics of each run, by setting and seed."""
+Group = dict[str, dict[Any, TrialResult]]
+"""Finished runs of the same tasks, by setting and seed."""
 
 
-def read_results(folder: Path) -> Results:
-    """Reads the metrics of the finished runs in a folder."""
-    results: Results = {}
-    for file in sorted(folder.glob(f"*/{METRICS}")):
-        setting, _, seed = file.parent.name.rpartition("_seed")
-        results.setdefault(setting, {})[seed] = json.loads(file.read_text())
-    return results
+def group_by_tasks(results: Sequence[TrialResult]) -> list[Group]:
+    """Returns the results of a sweep by tasks, setting and seed, in the order of the trials."""
+    groups: dict[str, Group] = {}
+    for result in sorted(results, key=lambda result: result.number):
+        if result.metrics:  # they are on this machine
+            setting = dict(result.values)
+            tasks, seed = setting.pop("data.tasks", None), setting.pop("training.seed", None)
+            groups.setdefault(str(tasks), {}).setdefault(describe_values(setting), {})[seed] = result
+    return list(groups.values())
 
 
-def best_scores(results: Results) -> dict[str, dict[str, Any]]:
+def best_scores(group: Group) -> dict[str, dict[str, Any]]:
     """Returns for each task its "mean" and "seeds" (score of each seed) at the best setting, and "setting"."""
-    setting = best_setting(results)
-    runs = list(results[setting].values())
+    setting = best_setting(group)
+    runs = [run.metrics for run in group[setting].values()]
     scores: dict[str, dict[str, Any]] = {}
     for task in TASKS:
         sets = [name for name in runs[0] if name in (f"val_{task}", f"val_{task}_matched", f"val_{task}_mismatched")]
@@ -213,18 +140,9 @@ def best_scores(results: Results) -> dict[str, dict[str, Any]]:
     return scores
 
 
-def best_setting(results: Results) -> str:
+def best_setting(group: Group) -> str:
     """Returns the setting with the best mean over seeds and tasks."""
-    return max(results, key=lambda setting: statistics.mean(run["val_mean"] for run in results[setting].values()))
-
-
-def delete_other_models(folder: Path, results: Results) -> None:
-    """Deletes the models of all runs except the best run at the best setting."""
-    setting = best_setting(results)
-    seed = max(results[setting], key=lambda seed: results[setting][seed]["val_mean"])
-    for run in folder.iterdir():
-        if run.is_dir() and run.name != f"{setting}_seed{seed}":
-            shutil.rmtree(run / "model", ignore_errors=True)
+    return max(group, key=lambda setting: statistics.mean(run.metrics["val_mean"] for run in group[setting].values()))
 
 
 def format_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

@@ -90,15 +90,15 @@ def check_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the fields of a config by their full names, without those that a sweep and a move may change."""
+    """Returns the fields of a config by their full names, without that which a move may change."""
     fields: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
             fields |= flatten(value, f"{prefix}{name}.")
         else:
             fields[prefix + name] = value
-    free = ("import_from", "data.tasks", "sweep")
-    return {name: value for name, value in fields.items() if not name.startswith(free)}
+    fields.pop("import_from", None)
+    return fields
 
 
 def is_first_process() -> bool:

@@ -1,4 +1,4 @@
-"""The commands `fit`, `evaluate` and `predict`."""
+"""The commands `fit`, `sweep`, `evaluate` and `predict`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,24 +9,38 @@ from perceivers.errors import PerceiversError
 
 def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
-    others = [override for override in overrides if override not in ("-h", "--help", "--print_config")]
+    others = [override for override in overrides if override not in ("-h", "--help", "--print_config", "--find-lr")]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field value ...]\n\n"
             "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
-            "with --print_config, their values."
+            "with --print_config, their values; with --find-lr, a learning rate is searched."
         )
         if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
         return
-    from perceivers.training.config import describe_config, format_config, train_config
+    from perceivers.training.config import describe_config, format_config, print_search, train_config
 
     if len(others) == len(overrides):
         train_config(Path(config), overrides)
+    elif "--find-lr" in overrides:
+        print_search(Path(config), others)
     elif "--print_config" in overrides:
         print(format_config(Path(config), others), end="")
     else:
         print(describe_config(Path(config), others))
+
+
+def sweep(file: Annotated[str | None, "YAML or JSON file"] = None, *overrides: str) -> None:
+    """Trains with different settings and finds the best; `sweep --help` lists the fields of its file."""
+    from perceivers.training.sweep import describe_sweep, read_sweep
+
+    if file is None or {"-h", "--help"} & {*overrides}:
+        print(describe_sweep())
+        if not {"-h", "--help"} & {*overrides}:
+            raise PerceiversError("sweep needs a file with the fields to vary.")
+        return
+    read_sweep(Path(file), overrides).run()
 
 
 def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:

@@ -24,6 +24,7 @@ from perceivers.model.sizes import TRAINING_FIELDS, ModelConfig
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
 from perceivers.training.experiment import Experiment
+from perceivers.training.find_lr import find_lr, format_search
 from perceivers.training.trainer import describe_arguments
 from perceivers.values import parse_yaml, read_small_text
 
@@ -59,6 +60,11 @@ def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
+def print_search(path: Path, overrides: Sequence[str] = ()) -> None:
+    """Searches a learning rate for a config file, and prints the losses and a suggestion."""
+    rank_zero_only(print)(format_search(find_lr(read_config(path, overrides))))
+
+
 def format_config(path: Path, overrides: Sequence[str] = ()) -> str:
     """Returns the whole config that a config file describes, with defaults, as YAML."""
     return yaml.safe_dump(read_config(path, overrides).to_config(), sort_keys=False)
@@ -67,7 +73,7 @@ def format_config(path: Path, overrides: Sequence[str] = ()) -> str:
 def describe_config(path: Path, overrides: Sequence[str] = ()) -> str:
     """Returns help on every field of the experiment of a config file, including those of its model."""
     _, experiment, model, parser = open_config(path, overrides)
-    usage = f"usage: perceivers fit {path} [--FIELD VALUE ...] [--print_config]"
+    usage = f"usage: perceivers fit {path} [--FIELD VALUE ...] [--print_config | --find-lr]"
     lines = [usage, "", f"{summarize(experiment)} Set fields in the file or on the command line."]
     return "\n".join(lines + describe_fields(experiment, parser.get_defaults(), model=model))
 

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +18,7 @@ from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
 from perceivers.prediction import Predictor
 from perceivers.training.initialization import initialize
-from perceivers.training.learner import Learner
+from perceivers.training.learner import Learner, Monitor
 from perceivers.training.loop import Training, train
 from perceivers.training.optimization import Optimization
 from perceivers.training.trainer import parse_trainer
@@ -30,6 +30,18 @@ class Setup(NamedTuple):
     build: Callable[[], Model]
     training: Samples
     validation: Samples
+
+
+class TrialResult(NamedTuple):
+    """A finished trial of a sweep: its number, the values of the fields that the sweep varies, its value, the final
+    metrics, and its folder.
+    """
+
+    number: int
+    values: dict[str, Any]
+    value: float
+    metrics: dict[str, Any]
+    folder: Path
 
 
 @dataclass(kw_only=True)
@@ -90,8 +102,13 @@ class Experiment(Checked, ABC):
     def finish(self, folder: Path) -> None:
         """Adds files to the folder of the trained model, such as a tokenizer."""
 
-    def run(self) -> Path:
-        """Trains and returns the folder of the run, see `train`."""
+    def run(self, callbacks: Sequence[L.Callback] = (), monitor: Monitor | None = None) -> Path:
+        """Trains and returns the folder of the run, see `train`.
+
+        Args:
+            callbacks: more callbacks than those of `trainer`.
+            monitor: replaces the learner's.
+        """
         L.seed_everything(self.training.seed, verbose=False)
         setup = self.prepare()
         model = setup.build()
@@ -105,8 +122,16 @@ class Experiment(Checked, ABC):
                 adapter.write(folder)
 
         learner = self.learner(model)
+        learner.monitor = monitor or learner.monitor
         samples = (setup.training, setup.validation)
-        return train(learner, *samples, self.training, self.trainer, self.to_config(), finish)
+        return train(learner, *samples, self.training, self.trainer, self.to_config(), finish, callbacks)
+
+    def summarize_sweep(self, results: Sequence[TrialResult]) -> list[Path]:
+        """Returns the folders of the best models of a sweep, by default that of the first of its results.
+
+        An experiment may choose them in another way, and print a table. `results` are sorted by value, best first.
+        """
+        return [result.folder / "best" for result in results[:1]]
 
     def build_on_meta(self) -> Any:
         """Builds the model of the config on the meta device, without weights."""

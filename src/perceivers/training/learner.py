@@ -7,17 +7,23 @@ from typing import Any, ClassVar, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
+from perceivers.files import warn
 from perceivers.model.saving import Model
 from perceivers.training.optimization import Optimization
 from perceivers.training.sharding import shard
+
+Monitor = tuple[str, Literal["min", "max"]]
+"""A logged metric, and whether "min" or "max" is best."""
 
 
 class Learner(L.LightningModule, ABC):
@@ -35,7 +41,7 @@ class Learner(L.LightningModule, ABC):
     """
 
     metrics: Any
-    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")
+    monitor: Monitor = ("val_loss", "min")
     progress_metrics: ClassVar[tuple[str, ...] | None] = None
 
     def __init__(self, model: Model, optimization: Optimization | None = None) -> None:
@@ -78,12 +84,23 @@ class Learner(L.LightningModule, ABC):
             self.log(f"val_{name}", value, prog_bar=on_bar, sync_dist=True)
         self.metrics.reset()
 
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            for found in self.trainer.lr_scheduler_configs:
+                if isinstance(found.scheduler, ReduceLROnPlateau):
+                    found.scheduler.step(self.trainer.callback_metrics[self.monitor[0]].item())
+
     def configure_model(self) -> None:
         if self.device_mesh is not None and not isinstance(self, FSDPModule):
             shard(self, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        return self.optimization.build(self.model, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            steps = self.optimization.check_endless()
+        elif self.trainer.is_global_zero and steps < (warmup := self.optimization.count_warmup(int(steps))):
+            warn(f"The run has {steps} updates, but its warm-up {warmup}: lower optimization.warmup_steps.")
+        return self.optimization.build(self.model, int(steps), self.monitor[1])
 
 
 def check_complete(batch: Mapping[str, Any]) -> None:

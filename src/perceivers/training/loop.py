@@ -1,14 +1,12 @@
 """Training runs that can be interrupted and resumed, the same for all experiments."""
 
 import json
-import logging
 import re
 import signal
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +118,7 @@ def train(
     trainer_arguments: Mapping[str, Any],
     run_config: Mapping[str, Any],
     finish: Callable[[Path], None] | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Trains, evaluates after each epoch, and saves the model.
 
@@ -131,6 +130,7 @@ def train(
         trainer_arguments: arguments of Lightning's Trainer, see `training.trainer`.
         run_config: the whole config, which is written to the run's folder.
         finish: adds files to a folder with a trained model, such as a tokenizer.
+        callbacks: other callbacks than those of the Trainer's arguments.
 
     Returns:
         The run's folder. In it: `model/`, the final weights (averaged, if `ema`); `best/`, those of the evaluation with
@@ -143,7 +143,7 @@ def train(
     output = Path(config.output)
     describe_model(learner.model)  # fails before training, not after it, if the model cannot be saved
     guard = RunGuard(config, run_config, learner.monitor, CheckpointFiles(), finish)
-    trainer = make_trainer(config, trainer_arguments, guard)
+    trainer = make_trainer(config, trainer_arguments, guard, callbacks)
     size = config.batch_per_process(trainer)
     training.loader(size, config.seed, world_size=trainer.world_size)  # fails before anything is written
     with hold_folder(output) if trainer.is_global_zero else nullcontext():
@@ -252,21 +252,21 @@ def has_model(folder: Path) -> bool:
     return all((folder / name).is_file() for name in (saving.CONFIG, saving.WEIGHTS))
 
 
-def make_trainer(config: Training, arguments: Mapping[str, Any], guard: RunGuard) -> Trainer:
+def make_trainer(
+    config: Training, arguments: Mapping[str, Any], guard: RunGuard, others: Sequence[Callback] = ()
+) -> Trainer:
     """Returns Lightning's trainer for a run; raises a PerceiversError if it refuses its arguments."""
     output, on_terminal = Path(config.output), sys.stderr.isatty()
     callbacks: list[Callback] = [
         guard,
         LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
+        *others,
     ]
     is_sharded = config.ema is not None and arguments.get("strategy") == sharding.NAME
     check_field("training.ema", config.ema, not is_sharded, "left out where trainer.strategy is 'fsdp'")
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
         callbacks.insert(0, EMAWeightAveraging(decay=config.ema))
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    noise = "does not have many workers|LeafSpec|smaller than the logging interval|is not empty|has `__len__` defined"
-    warnings.filterwarnings("ignore", f".*({noise})")
     return build_trainer(
         arguments,
         callbacks,

@@ -1,8 +1,10 @@
 """Lightning's Trainer, whose arguments are the fields of `trainer` in a config."""
 
 import inspect
+import logging
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
@@ -101,6 +103,9 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
     Raises:
         PerceiversError: the Trainer refuses its arguments, such as devices that are not there.
     """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    noise = "does not have many workers|LeafSpec|smaller than the logging interval|is not empty|has `__len__` defined"
+    warnings.filterwarnings("ignore", f".*({noise})")
     try:
         parsed = get_parser().instantiate(parse_trainer(values)).trainer
         given = {name: getattr(parsed, name) for name in values if getattr(parsed, name) is not None}
