@@ -372,6 +372,8 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
 
 def describe_sweep() -> str:
     """Returns help on the fields of a sweep."""
-    defaults: Any = vars(Sweep(config="", fields={"field": [0]}, trials=1)) | {"trials": None}
+    defaults: Any = vars(Sweep(config="", fields={"field": [0]}, trials=1)) | dict.fromkeys(
+        ("config", "fields", "trials")
+    )
     lines = ["usage: perceivers sweep SWEEP [--FIELD VALUE ...]", "", f"{summarize(Sweep)} SWEEP is a YAML file with:"]
     return "\n".join(lines + describe_fields(Sweep, defaults))
