@@ -1,0 +1,51 @@
+"""The commands of docs/training.md."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("peft")
+pytest.importorskip("optuna")
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from perceivers.cli import main
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "training.md").read_text()
+
+
+def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    """In the order of the page, in an empty folder with the configs, a folder of pictures, and the page's own files."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(ROOT / "configs", "configs", symlinks=False)
+    Path("pictures").mkdir()
+    for index, image in enumerate(load_digits().images[:20]):
+        Image.fromarray((image * 15.9).astype("uint8")).save(f"pictures/{index:02d}.png")
+    for text in re.findall(r"```yaml\n(.*?)```", PAGE, re.S):
+        name = re.match(r"# (\S+)\n", text)[1]
+        Path(name).write_text(text)
+    commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
+    assert len(commands) > 15
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        if program == "torchrun":
+            run = [sys.executable, "-m", "torch.distributed.run", *arguments]
+            done = subprocess.run(run, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr[-3000:]
+        else:
+            assert program == "perceivers"
+            main(arguments)
+    for name in ("base", "tuned", "head", "larger", "lora", "steps", "sgd", "stopping", "auto", "sharded"):
+        assert {"model", "best", "metrics.json"} <= {path.name for path in (tmp_path / "runs" / name).iterdir()}, name
+    assert len(Path("predictions.csv").read_text().splitlines()) == 21
+    output = capsys.readouterr().out
+    assert "599 of 1,797 images (test)" in output
+    assert "1,198 of 1,797 images (train)" in output
+    assert "Nothing to do: the run in runs/auto is finished" in output
