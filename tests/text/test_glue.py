@@ -44,7 +44,7 @@ def test_a_sweep_picks_the_best_mean_over_seeds_for_each_task(tmp_path, capsys, 
         "optimization.lr": [1e-2, 1e-3],
         "training.seed": [0, 3],
     }
-    fast = {"trainer.max_epochs": 1, "trainer.logger": False}
+    fast = {"trainer.max_epochs": 1}
     sweep = small_sweep(language, data, tmp_path / "run", fields, **fast)
     results = sweep.run()
     output = capsys.readouterr()
