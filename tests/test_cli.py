@@ -63,7 +63,7 @@ def test_the_papers_recipe(name):
     assert run.model == find_preset(name).config
     assert (run.trainer["max_epochs"], run.training.batch_size) == (110, 1024)
     assert (run.optimization.optimizer, run.optimization.lr, run.optimization.weight_decay) == ("lamb", 2e-3, 0.1)
-    assert (run.optimization.schedule, run.optimization.flat_fraction, run.trainer.gradient_clip_val) == (
+    assert (run.optimization.schedule, run.optimization.flat_fraction, run.trainer["gradient_clip_val"]) == (
         "flat_cosine",
         0.5,
         10,

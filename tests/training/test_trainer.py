@@ -143,6 +143,11 @@ def test_a_finished_run_is_left_as_it_is(tmp_path, capsys):
     assert_equal_results(read_results(tmp_path), before)
 
 
+def test_a_run_may_have_no_logger(tmp_path):
+    small_run(tmp_path, max_epochs=1, logger=False).run()
+    assert not {"csv", "tensorboard"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_callbacks_and_loggers_are_those_of_the_config(tmp_path):
     """A run that does not get better stops after two evaluations more, and logs where it is told to."""
     logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "own"), "name": "", "version": ""}}

@@ -259,10 +259,11 @@ def make_trainer(
     output, on_terminal = Path(config.output), sys.stderr.isatty()
     callbacks: list[Callback] = [
         guard,
-        LearningRateMonitor("step"),
         ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
         *others,
     ]
+    if arguments.get("logger") is not False:
+        callbacks.append(LearningRateMonitor("step"))
     is_sharded = config.ema is not None and arguments.get("strategy") == sharding.NAME
     check_field("training.ema", config.ema, not is_sharded, "left out where trainer.strategy is 'fsdp'")
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
