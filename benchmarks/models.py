@@ -6,7 +6,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import perceivers
+from perceivers.checkpoints.load import pretrained_config
 from perceivers.released.transformers import CONFIGS, read_settings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -168,8 +169,11 @@ def load(name: str, side: str, folder: Path, dtype: str, device: str, crop: tupl
         crop: the image size it is built for instead of the published one (flow).
     """
     if side == "ours":
-        settings = {} if crop is None else {"image_size": crop}
-        model: nn.Module = perceivers.load(folder, **settings)
+        model: nn.Module = perceivers.load(folder)
+        if crop is not None:  # with positions of the crop, as theirs, not those of a part of the published size
+            cropped = replace(pretrained_config(folder), image_size=crop).build()
+            cropped.load_state_dict(model.state_dict())
+            model = cropped
     else:
         import transformers
 

@@ -234,7 +234,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     figures = json.loads((output / "metrics.json").read_text())
     evaluation = ClipData(str(data), validation_fraction=0.2).open().evaluation
     found = evaluate(load_model(output / "model"), evaluation)
-    assert found == {name: pytest.approx(figures[f"test_{name}"], rel=1e-4) for name in found}
+    assert found == {name: pytest.approx(figures[f"val_{name}"], rel=1e-4) for name in found}
     assert set(found) == {"video_psnr", "audio_psnr", "top1"}
     capsys.readouterr()
     main(["evaluate", str(output / "model"), "--data", str(data)])

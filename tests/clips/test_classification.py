@@ -142,7 +142,7 @@ def test_several_classes_of_a_clip_are_told(tmp_path):
     run.data.training_list = str(root / "list.csv")
     figures = json.loads((run.run() / "metrics.json").read_text())
     assert figures["val_map"] > 0.95
-    assert "test_d_prime" in figures
+    assert "val_d_prime" in figures
     model = load_model(tmp_path / "run" / "model")
     assert model.outputs["label"].multilabel
     answers = classify_clip(model, [root / f"{number}.wav" for number in range(20)])

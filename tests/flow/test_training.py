@@ -59,7 +59,7 @@ def test_a_run_writes_model_figures_and_pictures(tmp_path):
     predicted = load_model(output / "model")({"frames": pairs.frames})["flow"]
     error = (predicted - pairs.forward).norm(dim=1)
     assert figures["val_epe"] == pytest.approx(float(error.mean()), rel=1e-4)
-    assert figures["test_over1px"] == pytest.approx(float((error > 1).float().mean()), rel=1e-4)
+    assert figures["val_over1px"] == pytest.approx(float((error > 1).float().mean()), rel=1e-4)
     rows = list(csv.DictReader((output / "csv" / "version_0" / "metrics.csv").open()))
     assert any(row["val_epe"] for row in rows)
     written = b"".join(path.read_bytes() for path in (output / "tensorboard").glob("*"))
@@ -191,8 +191,8 @@ def test_a_model_is_evaluated_without_its_run(tmp_path, stored):
     model = load_model(output / "model")
     figures = evaluate(FlowEstimator(model), StoredPairs(open_pairs(stored)), batch_size=4)
     logged = json.loads((output / "metrics.json").read_text())
-    assert {f"test_{name}": value for name, value in figures.items()} == pytest.approx(
-        {name: value for name, value in logged.items() if name.startswith("test_")}, rel=1e-6
+    assert {f"val_{name}": value for name, value in figures.items()} == pytest.approx(
+        {name: value for name, value in logged.items() if name.startswith("val_")}, rel=1e-6
     )
 
 

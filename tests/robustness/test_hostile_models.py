@@ -247,8 +247,7 @@ def test_pipes_are_not_waited_for(folder, tmp_path):
 
 
 def test_a_part_of_a_model_names_the_whole(folder, tmp_path):
-    with pytest.raises(PerceiversError, match=f"config.json is one file of a saved model: give its folder, {folder}"):
-        perceivers.load(folder / "config.json")
+    assert perceivers.load(folder / "config.json").config == perceivers.load(folder).config
     shards = ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model-00001-of-00002.bin")
     parts = tmp_path / "parts"
     parts.mkdir()
@@ -268,9 +267,8 @@ def test_the_folder_of_a_run_names_the_model(tmp_path):
     with pytest.raises(PerceiversError, match="run is the folder of a training run that has saved no model yet"):
         perceivers.load(tmp_path / "run")
     models.classifier().save(tmp_path / "run/model")
-    with pytest.raises(PerceiversError, match=f"is the folder of a training run: give its model, {tmp_path}/run/model"):
-        perceivers.load(tmp_path / "run")
-    with pytest.raises(PerceiversError, match=f"checkpoint to resume training from: .* {tmp_path}/run/model"):
+    assert perceivers.load(tmp_path / "run").config == perceivers.load(tmp_path / "run/model").config
+    with pytest.raises(PerceiversError, match=r"last\.ckpt is truncated or damaged"):
         perceivers.load(tmp_path / "run/checkpoints/last.ckpt")
 
 

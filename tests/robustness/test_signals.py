@@ -15,7 +15,8 @@ CONFIG = """experiment: image_classification
 model: {latents: 4, channels: 8, depth: 1, heads: 1, query_channels: 8, bands: 2, classes: 10, image_size: 8,
         mean: [0.5], std: [0.5], crop: 1.0}
 data: {path: digits, validation_fraction: 0.3}
-training: {epochs: 3, batch_size: 32, accelerator: cpu}
+trainer: {max_epochs: 3, accelerator: cpu}
+training: {batch_size: 32}
 """
 
 

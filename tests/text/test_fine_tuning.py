@@ -86,7 +86,7 @@ def test_all_metrics_are_those_of_the_saved_model_text_by_text(tmp_path, method,
                 score = matthews_corrcoef if task.metric == "matthews" else accuracy_score
                 want[part] = score(texts.labels, answers.argmax(1))
     for part, value in want.items():
-        assert metrics[f"test_{part}"] == pytest.approx(value, abs=1e-4), part
+        assert metrics[f"val_{part}"] == pytest.approx(value, abs=1e-4), part
     mean = np.mean([want["CoLA"], (want["MNLI_matched"] + want["MNLI_mismatched"]) / 2, want["STS-B"]])
     assert metrics["val_mean"] == pytest.approx(mean, abs=1e-4)
 

@@ -121,7 +121,7 @@ def results(tmp_path):
     ]
 
 
-def test_the_best_setting_is_that_of_the_best_mean_over_seeds(tmp_path, capsys):
+def test_the_best_setting_is_that_of_the_best_mean_over_seeds(tmp_path, language, capsys):
     found = results(tmp_path)
     (group,) = group_by_tasks(found)
     scores = best_scores(group)
@@ -134,7 +134,7 @@ def test_the_best_setting_is_that_of_the_best_mean_over_seeds(tmp_path, capsys):
     }
     assert scores["RTE"]["mean"] == pytest.approx(0.725)
     elsewhere = TrialResult(4, found[0].values, 1.0, {}, tmp_path / "4")  # on another machine
-    run = small_run("language", "data", tmp_path)
+    run = small_run(language, "data", tmp_path)
     assert run.summarize_sweep([elsewhere, *found]) == [tmp_path / "3" / "model"]
     assert run.summarize_sweep([]) == []
 

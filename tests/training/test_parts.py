@@ -60,7 +60,7 @@ def test_learning_rates_fall_with_the_distance_from_the_output():
     model = classifier(depth=3, preprocessing="conv", feature_channels=6, image_size=16)
     freeze_parts(model, None, ["encoder.layers.1"])
     for optimizer in ("adamw", "lamb", "muon"):
-        built = Optimization(optimizer=optimizer, lr=0.8, layer_decay=0.5).build(model, 10)["optimizer"]
+        ((built,), _) = Optimization(optimizer=optimizer, lr=0.8, layer_decay=0.5).build(model, 10)
         rates = {parameter: group["initial_lr"] for group in built.param_groups for parameter in group["params"]}
         found = {name: rates.get(parameter) for name, parameter in model.named_parameters()}
         expected = {

@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from perceivers.checks import describe_type
+from perceivers.checks import check_field, describe_type
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.training import sharding
 
@@ -65,6 +65,9 @@ def parse_trainer(values: Mapping[str, Any]) -> Namespace:
             raise PerceiversError(f"trainer.{name} cannot be set: {RESERVED[name]}.")
         if name not in known:
             raise PerceiversError(f"there is no field 'trainer.{name}': {did_you_mean(str(name), known)}")
+    epochs = values.get("max_epochs")
+    is_allowed = not isinstance(epochs, int) or epochs == -1 or epochs >= 1
+    check_field("trainer.max_epochs", epochs, is_allowed, "at least 1, or -1 for no limit")
     try:
         return parser.parse_object({"trainer": deepcopy(dict(values))})  # which it changes
     except Exception as error:  # a class that is named may raise anything when it is imported
