@@ -42,7 +42,7 @@ def test_every_run_of_the_ablation_is_a_config():
 
 def test_the_ablation_is_read_from_its_runs(tmp_path):
     (tmp_path / "csv" / "version_0").mkdir(parents=True)
-    (tmp_path / "csv" / "version_0" / "metrics.csv").write_text("step,test_epe\n9,3.0\n19,\n29,1.0\n")
+    (tmp_path / "csv" / "version_0" / "metrics.csv").write_text("step,val_epe\n9,3.0\n19,\n29,1.0\n")
     (tmp_path / "metrics.json").write_text(json.dumps({"val_epe": 1.0, "val_zero": 4.0, "seconds": 120}))
     (tmp_path / "config.json").write_text(json.dumps({"data": {"pairs": 60}, "trainer": {"max_epochs": 2}}))
     assert curve(tmp_path, "val_epe") == [(10, 3.0), (30, 1.0)]

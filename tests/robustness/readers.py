@@ -65,7 +65,10 @@ YAML = """experiment: image_classification
 model: {latents: 8, channels: 16, depth: 1, heads: 2, classes: 10, image_size: [8, 8], mean: [0.5], std: [0.5]}
 data: {path: digits, validation_fraction: 0.2}
 optimization: {lr: 1.0e-3, schedule: flat_cosine}
-trainer: {max_epochs: 2, gradient_clip_val: 1.0, precision: 32-true, callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_top1}}]}
+trainer:
+  max_epochs: 2
+  gradient_clip_val: 1.0
+  callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_top1}}]
 training: {batch_size: 8, output: runs/x}
 augmentation: {shift: 1, area: [0.5, 1.0]}
 """

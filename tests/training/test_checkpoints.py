@@ -56,7 +56,10 @@ def test_a_changed_checkpoint_is_noticed(stopped):
 def test_a_resumed_run_refuses_other_settings(stopped, field, value, message):
     run = small_run(stopped, resume=True)
     section, _, name = field.rpartition(".")
-    setattr(getattr(run, section) if section else run, name, value)
+    if section == "trainer":
+        run.trainer[name] = value
+    else:
+        setattr(getattr(run, section) if section else run, name, value)
     before = (stopped / "checkpoints" / "last.ckpt").read_bytes()
     with pytest.raises(PerceiversError, match=message):
         run.run()
