@@ -96,7 +96,17 @@ def test_models_of_transformers_are_fine_tuned_saved_evaluated_and_converted_bac
     if experiment == "optical_flow":  # the run's generated pairs are in no folder
         main(["make-flow-data", str(tmp_path / "pairs"), "--pairs=2", "--size", "40", "48"])
         capsys.readouterr()
-        main(["evaluate", str(tmp_path / "run"), "--data", str(tmp_path / "pairs"), "--split=train", "--overlap=4", "--json"])
+        main(
+            [
+                "evaluate",
+                str(tmp_path / "run"),
+                "--data",
+                str(tmp_path / "pairs"),
+                "--split=train",
+                "--overlap=4",
+                "--json",
+            ]
+        )
         assert '"epe": ' in capsys.readouterr().out
     else:
         metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

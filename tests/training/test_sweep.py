@@ -21,7 +21,7 @@ from perceivers.training.sweep import Sweep, describe_sweep, read_sweep
 from tests.support.runs import assert_equal_results, read_results
 
 DIGITS = Path(__file__).parents[2] / "configs" / "image_classification" / "digits.yaml"
-FORK = multiprocessing.get_context("fork")
+CONTEXT = multiprocessing.get_context("forkserver")
 SIZES = {"latents": 4, "channels": 8, "depth": 1, "heads": 1, "query_channels": 8, "bands": 2}
 
 
@@ -47,23 +47,24 @@ def find_study(sweep):
 
 def run_in_child(sweep, kill_at=None):
     """Starts a sweep in a process of its own, which kills itself before an update."""
-
-    def run():
-        torch.set_num_threads(1)
-        updates = []
-
-        def before_update(learner, batch, batch_idx):
-            if len(updates) == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-            updates.append(batch_idx)
-
-        Learner.on_train_batch_start = before_update
-        sweep.run()
-        (sweep.folder / f"{os.getpid()}.json").write_text(json.dumps(len(updates)))
-
-    process = FORK.Process(target=run)
+    process = CONTEXT.Process(target=run_counted, args=(sweep, kill_at))
     process.start()
     return process
+
+
+def run_counted(sweep, kill_at):
+    """Runs a sweep, and writes the number of updates that this process has made."""
+    torch.set_num_threads(1)
+    updates = []
+
+    def before_update(learner, batch, batch_idx):
+        if len(updates) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        updates.append(batch_idx)
+
+    Learner.on_train_batch_start = before_update
+    sweep.run()
+    (sweep.folder / f"{os.getpid()}.json").write_text(json.dumps(len(updates)))
 
 
 def count_updates(sweep):

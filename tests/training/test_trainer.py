@@ -87,8 +87,10 @@ LIMITED = [
 ]
 
 
-@pytest.mark.parametrize("settings", LIMITED, ids=lambda settings: "-".join(settings))
-@pytest.mark.parametrize("step", [3, 7, 8])
+CASES = [(LIMITED[index], step) for index, step in enumerate((11, 7, 3, 7, 8, 8, 3))]
+
+
+@pytest.mark.parametrize(("settings", "step"), CASES, ids=[f"{'-'.join(case)}-{step}" for case, step in CASES])
 def test_runs_with_other_evaluations_resume_exactly(tmp_path, monkeypatch, settings, step):
     small_run(tmp_path / "whole", **settings).run()
     with monkeypatch.context() as patch:
