@@ -188,7 +188,7 @@ Answer = Mapping[str, float] | PerceiversError
 def print_answers(
     unit: Literal["file", "text"],
     rows: Sequence[str | tuple[str, ...]],
-    answers: Sequence[Mapping[str, float] | PerceiversError],
+    answers: Sequence[Answer],
     top: int,
     json: bool,
 ) -> None:
@@ -217,7 +217,7 @@ def print_answers(
         sys.exit(1)
 
 
-def describe_answer(answer: Mapping[str, float] | PerceiversError) -> dict[str, Any]:
+def describe_answer(answer: Answer) -> dict[str, Any]:
     """Returns an answer as it is printed in JSON."""
     if isinstance(answer, PerceiversError):
         return {"error": str(answer)}

@@ -83,8 +83,9 @@ class Predictor(ABC):
         """Returns the inputs of the model for collated samples."""
 
     def values(self, outputs: Mapping[str, Any]) -> Tensor:
-        """Returns the probabilities of the classes [B, K], or the numbers [B, 1]."""
-        raise NotImplementedError
+        """Returns the probabilities of the classes [B, K], or the numbers [B, 1]; by default the softmax of "label"."""
+        probability_BK: Tensor = outputs["label"].float().softmax(-1)
+        return probability_BK
 
     def compute(self, batch: Mapping[str, Any]) -> tuple[Mapping[str, Any], Tensor | None]:
         """Returns the outputs of the model for collated samples, and its latents [B, N, D], if it has some."""

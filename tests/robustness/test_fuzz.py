@@ -3,7 +3,7 @@ import pytest
 from tests.robustness.fuzz import fuzz
 from tests.robustness.readers import READERS
 
-CASES = 8
+CASES = 15
 
 
 @pytest.mark.parametrize("name", READERS)

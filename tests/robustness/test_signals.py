@@ -46,7 +46,7 @@ def folder(tmp_path_factory):
     ("number", "to_group", "options"),
     [
         (signal.SIGTERM, True, ["--training.workers=2"]),
-        pytest.param(signal.SIGINT, True, ["--training.workers=1"], marks=pytest.mark.slow),
+        (signal.SIGINT, True, ["--training.workers=1"]),
         (signal.SIGTERM, False, ["--trainer.devices=2"]),
         pytest.param(signal.SIGTERM, False, [], marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, ["--trainer.devices=2"], marks=pytest.mark.slow),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from perceivers.flow.training import Curriculum
 from perceivers.images.augmentation import Augmentation
+from perceivers.training.optimization import Optimization
 from tests.support import flow
 from tests.support.experiments import RUNS
 
@@ -16,6 +17,7 @@ def train(folder, output, experiment, **settings):
     """Trains without what is random in each process: dropout and augmentation."""
     run = RUNS[experiment](folder / experiment, output=output / experiment, **settings)
     run.trainer["max_epochs"] = 1
+    run.optimization = Optimization(optimizer="SGD", lr=0.1, weight_decay=0, schedule="constant")
     if experiment == "image_classification":
         run.model, run.augmentation = replace(run.model, dropout=0.0), Augmentation()
     if experiment == "optical_flow":

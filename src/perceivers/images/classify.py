@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from torch import Tensor
-
 from perceivers.adapters.image import ImageInput
 from perceivers.command import ClassNames, TopClasses
 from perceivers.data.labelled_files import open_unlabelled
@@ -74,10 +72,6 @@ class ImagePredictor(Predictor):
 
     def inputs(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         return {"image": batch["image"]}
-
-    def values(self, outputs: Mapping[str, Any]) -> Tensor:
-        probability_BK: Tensor = outputs["label"].float().softmax(-1)
-        return probability_BK
 
 
 def classify_image(

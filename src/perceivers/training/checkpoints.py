@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
@@ -106,6 +106,19 @@ def is_first_process() -> bool:
     return getattr(rank_zero_only, "rank", 0) in (0, None)
 
 
+def open_lock(folder: Path, name: str = ".lock") -> TextIO:
+    """Opens the file in a folder, made if need be, that processes lock to keep others out of it.
+
+    Raises:
+        PerceiversError: the folder cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("w")
+    except OSError as error:
+        raise PerceiversError(f"cannot write to {folder}: {error.strerror}; choose another output path.") from error
+
+
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder, until the end of the block or of the process.
@@ -113,12 +126,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     Raises:
         PerceiversError: another run holds the folder, or it cannot be written to.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise PerceiversError(f"cannot write to {folder}: {error.strerror}; choose another output path.") from error
-    with file:
+    with open_lock(folder) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

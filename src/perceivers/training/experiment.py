@@ -68,7 +68,7 @@ class Experiment(Checked, ABC):
     the model, and whose other arguments are options of the command; see `perceivers.command`."""
 
     predictor: ClassVar[type[Predictor] | None] = None
-    """How models of this experiment predict the rows of a table, for `perceivers predict`."""
+    """The class that predicts the rows of a table by models of this experiment, for `perceivers predict`."""
 
     command: ClassVar[str | None] = None
     """The command of models whose outputs are no rows of a table."""
@@ -114,7 +114,7 @@ class Experiment(Checked, ABC):
         model = setup.build()
         adapter = None
         if isinstance(self.model, ModelConfig):
-            adapter = initialize(model, self.model, is_resumed=self.training.resume is True)
+            adapter = initialize(model, self.model, is_resumed=self.training.continues())
 
         def finish(folder: Path) -> None:
             self.finish(folder)

@@ -17,7 +17,7 @@ def initialize(model: Model, config: ModelConfig, is_resumed: bool) -> Adapter |
     Prints what of the weights does not fit, unless the run is resumed: its checkpoint has the weights.
 
     Returns:
-        For low-rank adaptation, what writes the adapter of the trained model.
+        The adapter that low-rank adaptation trains, None without it.
 
     Raises:
         PerceiversError: the pretrained model cannot be loaded or, if `strict`, does not fit; or a setting is wrong.

@@ -70,6 +70,10 @@ class Training(Checked):
     save_every_n_minutes: Annotated[float, Range(above=0)] = 10
     save_every_n_steps: Count | None = None
 
+    def continues(self) -> bool:
+        """Returns whether the run goes on from a state in its folder."""
+        return bool(self.resume) and (Path(self.output) / "checkpoints" / LAST).is_file()
+
     def batch_per_process(self, trainer: Trainer) -> int:
         """Returns the examples per step of one process."""
         steps = trainer.world_size * trainer.accumulate_grad_batches
@@ -226,7 +230,7 @@ def find_checkpoint(config: Training, trainer: Trainer, learner: Learner, run_co
             hint = "add --training.resume=true, or choose another training.output."
             raise PerceiversError(f"{config.output} holds a run already: {hint}")
         return None
-    if not last.is_file():
+    if not config.continues():
         if config.resume == "auto":
             return None
         raise PerceiversError(

@@ -58,7 +58,7 @@ def add_lora(model: nn.Module, config: Any) -> None:
 
 
 class Adapter(NamedTuple):
-    """What a run learns besides the pretrained model.
+    """The weights that a run learns besides those of the pretrained model.
 
     Attributes:
         config: settings in the form of `peft`.

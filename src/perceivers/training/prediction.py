@@ -8,12 +8,10 @@ Shape suffixes: B batch, N latents, D channels
 
 import csv
 import json
-import logging
 import shutil
 import signal
 import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -121,8 +119,6 @@ def predict_rows(
         workers: data-loading processes of each device.
         where: arguments of Lightning's Trainer for devices and machines.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*(does not have many workers|LeafSpec)")
     writer = PartWriter(parts, len(inputs.names))
     trainer = build_trainer(where, [writer], [], logger=False, enable_progress_bar=False, enable_model_summary=False)
     parts.set_columns(predictor.columns, settings["latents"])

@@ -24,7 +24,7 @@ from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError, quote
-from perceivers.training.checkpoints import METRICS, check_settings, is_first_process
+from perceivers.training.checkpoints import METRICS, check_settings, is_first_process, open_lock
 from perceivers.training.config import check_keys, describe_fields, read_config, read_yaml, split_overrides, summarize
 from perceivers.training.experiment import Experiment, TrialResult
 from perceivers.training.guard import program_name
@@ -254,7 +254,7 @@ class Sweep(Checked):
         """Returns a trial of this folder that has begun, but that no process works on."""
         for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             is_here = self.storage is None or self.find_folder(found.number).is_dir()
-            if is_here and hold_folder(self.find_folder(found.number), held):
+            if is_here and take_trial(self.find_folder(found.number), held):
                 return Trial(study, found._trial_id)
         return None
 
@@ -269,7 +269,7 @@ class Sweep(Checked):
         is_tpe, samplers = self.sampler == "tpe", optuna.samplers
         study.sampler = samplers.TPESampler(seed=seed, constant_liar=True) if is_tpe else samplers.RandomSampler(seed)
         trial = study.ask()
-        hold_folder(self.find_folder(trial.number), held)
+        take_trial(self.find_folder(trial.number), held)
         return trial
 
     def find_monitor(self) -> Monitor:
@@ -315,20 +315,14 @@ class Sweep(Checked):
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
     """Waits until no other process chooses a trial in the folder of a sweep, and keeps others from it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
-    except OSError as error:
-        raise PerceiversError(f"cannot write to {folder}: {error.strerror}; choose another output.") from error
-    with file:
+    with open_lock(folder) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def hold_folder(folder: Path, held: ExitStack) -> bool:
+def take_trial(folder: Path, held: ExitStack) -> bool:
     """Takes the folder of a trial until the end of `held`; returns whether no other process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".trial").open("w")
+    file = open_lock(folder, ".trial")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

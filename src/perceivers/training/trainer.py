@@ -129,7 +129,7 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
     except PerceiversError:
         raise
     except (MisconfigurationException, RuntimeError, ValueError, TypeError, ImportError) as error:
-        raise PerceiversError(f"trainer = {quote(dict(values))} cannot be used: {describe(error)}") from error
+        raise PerceiversError(f"trainer = {quote(dict(values))} cannot be used: {join_lines(error)}") from error
 
 
 def check_machines(trainer: Trainer) -> None:
@@ -152,7 +152,7 @@ def check_machines(trainer: Trainer) -> None:
         )
 
 
-def describe(error: Exception) -> str:
+def join_lines(error: Exception) -> str:
     """Returns the message of an error in one line that ends like a sentence."""
     return f"{' '.join(str(error).split()).rstrip('.')}."
 
