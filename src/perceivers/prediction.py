@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from perceivers.data.labelled_files import Files, Labelled
+from perceivers.data.labelled import Files, Labelled
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from perceivers import PerceiversError
-from perceivers.data.labelled_files import match_classes, open_evaluation, open_unlabelled
+from perceivers.data.labelled import match_classes
+from perceivers.data.labelled_files import open_evaluation, open_unlabelled
 from perceivers.data.splits import Part, choose_splits
 from perceivers.images.data import LabelledImages, open_evaluation_images
 

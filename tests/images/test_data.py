@@ -8,7 +8,8 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.data.image_files import evaluation_view, to_tensor, training_view
-from perceivers.data.labelled_files import Files, labelled_folder
+from perceivers.data.labelled import Files
+from perceivers.data.labelled_files import labelled_folder
 from perceivers.data.loader import SampleIndex
 from perceivers.images.data import (
     ImageData,

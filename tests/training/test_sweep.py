@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -223,3 +225,18 @@ def test_values_of_fields_are_written_as_yaml():
 def test_trials_need_no_resume(tmp_path, config):
     trial = make_sweep(tmp_path, config).make_experiment(3, {"model.latents": 5})
     assert trial.training == Training(batch_size=128, output=str(tmp_path / "sweep" / "trial_003"), resume="auto")
+
+
+@pytest.mark.slow
+def test_each_trial_may_have_two_processes(tmp_path, config):
+    """Which Lightning starts as copies of the command."""
+    values = {"config": config, "fields": {"optimization.lr": [1e-3, 3e-3]}, "sampler": "grid"}
+    values |= {"settings": {"trainer.devices": 2}, "output": str(tmp_path / "sweep")}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "perceivers", "sweep", str(tmp_path / "sweep.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [trial.state.name for trial in find_study(Sweep(**values)).trials] == ["COMPLETE"] * 2
+    assert done.stderr.count("GLOBAL_RANK: 1, MEMBER: 2/2") == 1  # the same process takes part in both trials

@@ -24,7 +24,7 @@ from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_s
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
 from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
-from perceivers.data.labelled_files import match_classes
+from perceivers.data.labelled import match_classes
 from perceivers.data.video_writer import write_video
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO

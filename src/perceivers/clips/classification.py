@@ -16,7 +16,7 @@ from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_s
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
 from perceivers.data.class_weights import ClassWeights, weigh_examples
-from perceivers.data.labelled_files import match_classes
+from perceivers.data.labelled import match_classes
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner

@@ -12,7 +12,8 @@ from perceivers.clips.commands import Windows
 from perceivers.clips.data import ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.model import Window, get_inputs, get_window
 from perceivers.command import TopClasses
-from perceivers.data.labelled_files import LabelledSamples, open_unlabelled
+from perceivers.data.labelled import LabelledSamples
+from perceivers.data.labelled_files import open_unlabelled
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError

@@ -18,16 +18,8 @@ from perceivers.checks import Checked, Count, ProperFraction, Range
 from perceivers.clips.lists import collect_classes, read_classes, read_list
 from perceivers.clips.model import Window
 from perceivers.clips.windows import ClipWindow, DecodedClip, decode_clip, read_window
-from perceivers.data.labelled_files import (
-    Labelled,
-    LabelledSamples,
-    Splits,
-    open_evaluation,
-    open_splits,
-    open_unlabelled,
-    random_split,
-    split_folder,
-)
+from perceivers.data.labelled import Labelled, LabelledSamples, Splits, random_split
+from perceivers.data.labelled_files import open_evaluation, open_splits, open_unlabelled, split_folder
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part, choose_splits
 from perceivers.data.video import Content, Media, measure

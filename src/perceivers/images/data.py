@@ -11,14 +11,8 @@ from PIL import Image
 
 from perceivers.checks import Checked, ProperFraction
 from perceivers.data.image_files import SUFFIXES, evaluation_view, read_image, to_tensor, training_view
-from perceivers.data.labelled_files import (
-    Labelled,
-    LabelledSamples,
-    Splits,
-    open_evaluation,
-    open_splits,
-    random_split,
-)
+from perceivers.data.labelled import Labelled, LabelledSamples, Splits, random_split
+from perceivers.data.labelled_files import open_evaluation, open_splits
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part, choose_splits
 from perceivers.errors import PerceiversError

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.checks import Range, check_field
 from perceivers.data.class_weights import ClassWeights, weigh_examples
-from perceivers.data.labelled_files import match_classes
+from perceivers.data.labelled import match_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
 from perceivers.images.classify import ImagePredictor, get_image_input, is_image_classifier
