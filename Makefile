@@ -13,7 +13,7 @@ demo: .venv/installed
 	$(BIN)/perceivers demo
 
 test: .venv/installed
-	$(BIN)/pytest --numprocesses 2 --dist loadscope
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m slow

@@ -6,7 +6,15 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+LONG = ("signals", "page", "docs", "processes", "extending", "sweep", "prediction", "resume", "trainer", "kills")
+"""Modules with long tests."""
+
 SHARED = Path(__file__).parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with long tests, so that of two processes none waits for the other in the end."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)
 
 
 @pytest.fixture(autouse=True)
