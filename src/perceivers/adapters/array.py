@@ -7,6 +7,7 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
+from perceivers.model.linear import Linear
 from perceivers.model.positions import Positions
 
 
@@ -16,13 +17,15 @@ class ArrayInput(InputAdapter):
     Args:
         channels: channels of each vector.
         positions: encodes where on the grid a vector is, and is concatenated to it; None for a set.
+        projection: channels to which a linear layer projects the vectors before that; None for no layer.
     """
 
-    def __init__(self, channels: int, positions: Positions | None = None) -> None:
+    def __init__(self, channels: int, positions: Positions | None = None, projection: int | None = None) -> None:
         super().__init__()
         self.data_channels = channels
         self.positions = positions
-        self.channels = channels + (0 if positions is None else positions.channels)
+        self.projection = None if projection is None else Linear(channels, projection)
+        self.channels = (projection or channels) + (0 if positions is None else positions.channels)
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes vectors [B, *grid, channels], or `InputArray(vectors, mask)` with a mask of shape [B, *grid]."""
@@ -34,6 +37,8 @@ class ArrayInput(InputAdapter):
                 f"{rank} dimension{'s' if rank > 1 else ''}, {self.data_channels} channels] is expected."
             )
         x_BMC = vectors.flatten(1, -2)
+        if self.projection is not None:
+            x_BMC = self.projection(x_BMC.to(self.projection.weight.dtype))
         if self.positions is not None:
             x_BMC = with_positions(x_BMC, self.positions, tuple(vectors.shape[1:-1]))
         return InputArray(x_BMC, None if mask is None else mask.flatten(1), tuple(vectors.shape[1:-1]))

@@ -192,7 +192,7 @@ def find_model(values: dict[str, Any], experiment: type[Experiment], path: Path)
         if "preset" in given:
             raise PerceiversError(f"{path}: model.init and model.preset both name a model: leave one of them out.")
         config: ModelConfig = pretrained_config(init, *kinds)
-        names = [name for name in experiment.decided_by_data if isinstance(getattr(config, name), list | tuple)]
+        names = [name for name in experiment.decided_by_data if isinstance(getattr(config, name), list | tuple | dict)]
         return type(config), {name: value for name, value in config.settings().items() if name not in names}
     if "preset" in given:
         name = given.pop("preset")

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._pytree import tree_map_only
 from torchmetrics import MeanMetric, MetricCollection
 from tqdm import tqdm
 
@@ -121,8 +122,7 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
     learner.metrics.reset()
     for batch in tqdm(samples.loader(batch_size), "batches", disable=None if progress else True):
         check_complete(batch)
-        tensors = {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
-        learner.evaluate_batch(batch | tensors)
+        learner.evaluate_batch(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
     results = {name: float(value) for name, value in learner.metrics.compute().items()}
     if problem := find_nan(results):
         raise PerceiversError(problem)

@@ -1,0 +1,1 @@
+"""Tables of any columns: the experiment, its columns, and what explains its models."""

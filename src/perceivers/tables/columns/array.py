@@ -1,0 +1,118 @@
+"""Arrays of numbers. Shape suffixes: B batch, M elements, E channels, P points."""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
+
+from perceivers.adapters.array import ArrayInput, ArrayOutput
+from perceivers.checks import check_field
+from perceivers.errors import PerceiversError, quote
+from perceivers.files import check_count
+from perceivers.model.adapter import InputAdapter
+from perceivers.model.positions import FourierPositions
+from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.files import open_cell
+
+SAMPLE = 500
+"""Arrays that are read to learn the shape, mean and standard deviation."""
+
+
+class Array(Column):
+    """An array of numbers on a grid: a list, lists of lists, or a .npy file; all of one shape.
+
+    As an output, it is predicted at all places of the grid, and trained at random ones.
+
+    Args:
+        shape: size of each dimension; learned.
+        channels: whether the last dimension is that of channels, not of the grid.
+        points: places that a training step predicts of each array.
+        mean, std: of all numbers; learned.
+    """
+
+    kind = "array"
+
+    def __init__(
+        self,
+        shape: Sequence[int] | None = None,
+        channels: bool = False,
+        points: int = 256,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        check_field("array: std", std, 0 < std < math.inf, "above 0")
+        self.shape, self.has_channels, self.points, self.mean, self.std = shape, channels, points, mean, std
+        grid = tuple(shape or (1,))
+        self.grid, self.width = (grid[:-1], grid[-1]) if channels else (grid, 1)
+
+    def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        arrays = [read_array(cell, root) for cell, _ in zip(cells, range(SAMPLE), strict=False)]
+        values = np.concatenate([array.ravel() for array in arrays])
+        mean, std = float(values.mean()), float(values.std()) or 1.0
+        return self.change(shape=self.shape or list(arrays[0].shape), mean=mean, std=std)
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns standardized numbers [*grid, E]."""
+        array = read_array(cell, root)
+        if array.shape != tuple(self.shape or ()):
+            raise PerceiversError(
+                f"an array of shape {array.shape} is given, but {tuple(self.shape or ())} is expected"
+            )
+        standardized = torch.from_numpy(((array - self.mean) / self.std).astype(np.float32))
+        return standardized.reshape(*self.grid, self.width)
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.zeros(*self.grid, self.width)
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        return ArrayInput(self.width, FourierPositions(self.grid, bands=8), projection=channels)
+
+    def output_adapter(self, name: str, channels: int) -> ArrayOutput:
+        return ArrayOutput(self.width, FourierPositions(self.grid, bands=max(8, max(self.grid) // 4)))
+
+    def choose_points(self, generator: torch.Generator | None = None) -> Tensor | None:
+        count = math.prod(self.grid)
+        return None if self.points >= count else torch.randperm(count, generator=generator)[: self.points]
+
+    def loss(self, predicted: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
+        if points is not None:
+            target = target.flatten(1, -2)[:, points]
+        return (predicted - target).square().flatten(1).mean(1)
+
+    def answer(self, predicted: Tensor) -> Tensor:
+        """Returns numbers in the shape of the cells."""
+        return (predicted.double() * self.std + self.mean).reshape(len(predicted), *(self.shape or ()))
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
+
+    def write(self, answers: Tensor) -> list[list[Any]]:
+        """Returns nested lists as JSON."""
+        return [[json.dumps([float(f"{number:.6g}") for number in row.flatten().tolist()])] for row in answers]
+
+
+def read_array(cell: Any, root: Path) -> np.ndarray[Any, Any]:
+    """Returns the numbers of a cell: a list, JSON of one, or a .npy file; or raises a PerceiversError."""
+    expected = "a list of numbers, or the path of a .npy file with an array of them"
+    try:
+        if isinstance(cell, str) and cell.lstrip().startswith("["):
+            array = np.asarray(json.loads(cell), dtype=np.float64)
+        elif isinstance(cell, list | tuple | np.ndarray):
+            array = np.asarray(cell, dtype=np.float64)
+        else:
+            file = np.load(open_cell(cell, root), mmap_mode=None, allow_pickle=False)
+            array = np.asarray(file, dtype=np.float64)
+    except PerceiversError:
+        raise
+    except Exception as error:  # numpy raises many kinds
+        raise PerceiversError(f"{quote(cell)} is not {expected}") from error
+    check_count("the array", array.size, "values")
+    if not array.size or not np.isfinite(array).all():
+        raise PerceiversError(f"{quote(cell)} has no numbers, or some that are not finite")
+    return array

@@ -1,0 +1,99 @@
+"""Series of numbers at even distances, and the steps that follow. Shape suffixes: B batch, S steps."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
+
+from perceivers.adapters.series import SeriesInput, SeriesOutput
+from perceivers.errors import PerceiversError
+from perceivers.model.adapter import InputAdapter, InputArray
+from perceivers.tables.columns.array import read_array
+from perceivers.tables.columns.column import Column
+
+
+class Series(Column):
+    """A series of numbers, a list in a cell; as an output, the steps that follow another series.
+
+    An input series may be shorter than the longest: it then ends with the others, and begins later.
+
+    Args:
+        length: number of steps; learned: the longest of the training cells.
+        patch: steps in a patch: an element of the input, or a query of the output.
+        follows: the input column with the series before the steps; needed for an output.
+        mean, std: of all training cells; learned.
+    """
+
+    kind = "series"
+
+    def __init__(
+        self,
+        length: int | None = None,
+        patch: int = 16,
+        follows: str | None = None,
+        mean: float = 0.0,
+        std: float = 1.0,
+    ) -> None:
+        self.length, self.patch, self.follows, self.mean, self.std = length, patch, follows, mean, std
+        self.padded = -(-(length or 1) // patch) * patch
+
+    def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        total, squares, count, longest = 0.0, 0.0, 0, 1
+        for cell in cells:
+            steps = read_array(cell, root)
+            total, squares, count = total + steps.sum(), squares + np.square(steps).sum(), count + steps.size
+            longest = max(longest, len(steps))
+        mean = total / max(1, count)
+        std = float(np.sqrt(max(0.0, squares / max(1, count) - mean**2))) or 1.0
+        return self.change(length=self.length or longest, mean=float(mean), std=std)
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns standardized steps."""
+        steps = read_array(cell, root)
+        if steps.ndim != 1:
+            raise self.refuse(cell, "a list of numbers")
+        if self.follows is not None and len(steps) != self.length:
+            raise PerceiversError(f"a series of {len(steps)} steps is given, but {self.length} are predicted")
+        return torch.from_numpy(((steps - self.mean) / self.std).astype(np.float32))[-self.padded :]
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.zeros(self.length or 1)
+
+    def collate(self, values: Sequence[Tensor]) -> InputArray | Tensor:
+        if self.follows is not None:
+            return torch.stack(list(values))
+        step_BS = torch.zeros(len(values), self.padded)
+        mask_BS = torch.zeros(len(values), self.padded, dtype=torch.bool)
+        for row, value in enumerate(values):
+            step_BS[row, -len(value) :] = value
+            mask_BS[row, -len(value) :] = True
+        return InputArray(step_BS, mask_BS)
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        return SeriesInput(self.padded, self.patch)
+
+    def output_adapter(self, name: str, channels: int) -> SeriesOutput:
+        if self.follows is None:
+            raise PerceiversError(f"the series {name!r} can be predicted only with follows: name the series before it.")
+        return SeriesOutput(self.follows, self.padded, self.patch, channels)
+
+    def loss(self, predicted: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
+        return (predicted[:, : self.length] - target).square().mean(1)
+
+    def answer(self, predicted: Tensor) -> Tensor:
+        return predicted[:, : self.length].double() * self.std + self.mean
+
+    def metrics(self) -> dict[str, Metric]:
+        return {"mse": MeanSquaredError(), "mae": MeanAbsoluteError()}
+
+    def fields(self, name: str) -> dict[str, type]:
+        return {f"{name}_predicted": str}
+
+    def write(self, answers: Tensor) -> list[list[Any]]:
+        """Returns lists as JSON."""
+        return [[json.dumps([float(f"{step:.6g}") for step in row])] for row in answers.tolist()]

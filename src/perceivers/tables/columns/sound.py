@@ -1,0 +1,110 @@
+"""Sounds and video clips. Shape suffixes: B batch, S samples, T frames, C colors, Y rows, X columns."""
+
+import io
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from perceivers.adapters.audio import MelInput
+from perceivers.adapters.video import VideoInput
+from perceivers.checks import check_field
+from perceivers.data.video import Content, Media, measure, read_frames_at, read_sound
+from perceivers.errors import PerceiversError
+from perceivers.model.adapter import InputAdapter, InputArray
+from perceivers.model.positions import FourierPositions
+from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.files import open_cell
+
+LONGEST = 10.0
+"""Most seconds that are learned."""
+
+SAMPLE = 200
+"""Sounds whose duration is measured to learn how many seconds to read."""
+
+
+class Sound(Column):
+    """A sound file, read from its beginning, as a mel spectrogram in patches (section 4.6).
+
+    Args:
+        seconds: seconds that are read; learned: the longest of some training cells, at most 10.
+        sample_rate: samples per second; others are resampled.
+        bands: number of mel bands, a multiple of 16.
+    """
+
+    kind = "sound"
+
+    def __init__(self, seconds: float | None = None, sample_rate: int = 16000, bands: int = 64) -> None:
+        self.seconds, self.sample_rate, self.bands = seconds, sample_rate, bands
+        self.hop = round(sample_rate / 100)  # ten milliseconds
+        self.patches = max(1, -(-round((seconds or 1) * sample_rate) // (4 * self.hop)))
+
+    def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        some = [cell for cell, _ in zip(cells, range(SAMPLE), strict=False)]
+        durations: list[Fraction] = [measure(open_media(cell, root), False, True).duration for cell in some]
+        return self.change(seconds=self.seconds or min(LONGEST, float(max(durations))))
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns samples and which of them are real, [2, S]."""
+        media = open_media(cell, root)
+        count = self.patches * 4 * self.hop
+        origin = measure(media, False, True).origin
+        sound = read_sound(media, origin, origin, count, self.sample_rate)
+        if sound is None:
+            raise PerceiversError(f"{media} has no sound")
+        index_S = torch.arange(count)
+        return torch.stack([sound.samples, ((index_S >= sound.begin) & (index_S < sound.end)).float()])
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.zeros(2, self.patches * 4 * self.hop)
+
+    def collate(self, values: Sequence[Tensor]) -> InputArray:
+        sound_BS, mask_BS = torch.stack(list(values), 1)
+        return InputArray(sound_BS, mask_BS.bool())
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        positions = FourierPositions((self.patches, self.bands // 16), bands=4)
+        return MelInput((4, 16), positions, self.bands, self.hop, 4 * self.hop, self.sample_rate)
+
+
+class Video(Column):
+    """A video clip: frames at even distances, cut into patches of space and time (section 4.3).
+
+    Args:
+        frames: number of frames, a multiple of 2.
+        size: side in pixels to which frames are resized and cropped, a multiple of 8.
+    """
+
+    kind = "video"
+
+    def __init__(self, frames: int = 8, size: int = 64) -> None:
+        check_field("video: frames", frames, frames > 0 and frames % 2 == 0, "a multiple of 2")
+        check_field("video: size", size, size > 0 and size % 8 == 0, "a multiple of 8")
+        self.frames, self.size = frames, size
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns bytes [T, C, Y, X]."""
+        media = open_media(cell, root)
+        timeline = measure(media, True, False)
+        begin, step = timeline.origin, timeline.duration / self.frames
+        times = [begin + timeline.rounding + (index + Fraction(1, 2)) * step for index in range(self.frames)]
+        found, _ = read_frames_at(media, timeline, begin, times, (self.size, self.size))
+        if not found:
+            raise PerceiversError(f"{media} has no frames")
+        return torch.stack(found + [found[-1]] * (self.frames - len(found)))
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.zeros(self.frames, 3, self.size, self.size, dtype=torch.uint8)
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        grid = (self.frames // 2, self.size // 8, self.size // 8)
+        return VideoInput((2, 8, 8), FourierPositions(grid, bands=4))
+
+
+def open_media(cell: Any, root: Path) -> Media:
+    """Returns the path or the content of the video or sound of a cell; errors are as in `open_cell`."""
+    found = open_cell(cell, root)
+    return Content(found.getvalue(), "the cell") if isinstance(found, io.BytesIO) else found

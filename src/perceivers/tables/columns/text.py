@@ -1,0 +1,182 @@
+"""Texts: words to read, bytes to fill in. Shape suffixes: B batch, M words or bytes, H hashes, V vocabulary."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+from zlib import crc32
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchmetrics import MeanMetric, Metric
+
+from perceivers.adapters.text import TextInput, TextOutput
+from perceivers.adapters.words import WordInput
+from perceivers.model.adapter import InputAdapter, InputArray
+from perceivers.tables.columns.column import Column
+
+WORD = re.compile(r"\w{1,24}|[^\w\s]")
+NGRAMS = (3, 4, 5)
+MOST_HASHES = 24
+"""Longest pieces of text that are a word; lengths of the parts of a word that are hashed; most hashes of a word."""
+
+
+class Text(Column):
+    """A text, read as words: each is the sum of vectors of the word, its parts, and the pair with the one before it.
+
+    Args:
+        length: most words that are read; learned: the 95th percentile of the training cells, at most `longest`.
+        longest: most words that are learned as length.
+        hashes: number of vectors, which words share by their hashes.
+        width: channels of the vectors.
+        dropout: fraction of words that training leaves out.
+    """
+
+    kind = "text"
+
+    def __init__(
+        self, length: int | None = None, longest: int = 128, hashes: int = 2**14, width: int = 32, dropout: float = 0.2
+    ) -> None:
+        self.length, self.longest, self.hashes, self.width, self.dropout = length, longest, hashes, width, dropout
+
+    def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        counts = [len(WORD.findall(str(cell))) for cell in cells]
+        length = self.length or int(np.clip(np.quantile(counts, 0.95), 1, self.longest)) if counts else 1
+        return self.change(length=length)
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns the hashes of each word [M, H]."""
+        if not isinstance(cell, str | int | float):
+            raise self.refuse(cell, "a text")
+        return hash_words(self.words(str(cell)), self.hashes)
+
+    def words(self, text: str) -> list[str]:
+        """Returns the words that are read of a text, in lower case."""
+        return WORD.findall(text.lower())[: self.length] or [""]
+
+    def augment(self, value: Tensor, generator: torch.Generator) -> Tensor:
+        kept = torch.rand(len(value), generator=generator) >= self.dropout
+        return value[kept] if kept.any() else value
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.zeros(1, MOST_HASHES, dtype=torch.int32)
+
+    def collate(self, values: Sequence[Tensor]) -> InputArray:
+        return pad(values)
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        return WordInput(self.hashes, self.width, self.length or 1, channels)
+
+
+class MaskedText(Column):
+    """A text whose hidden bytes are predicted: those that a cell gives as [MASK] or, of nine bytes, [MASK*9].
+
+    Training hides bytes at random (section 4.1).
+
+    Args:
+        length: most bytes that are read; learned: the longest of the training cells, at most `longest`.
+        longest: most bytes that are learned as length.
+        fraction: of the bytes that training and evaluation hide.
+    """
+
+    kind = "masked_text"
+    is_continued = True
+    mask: ClassVar[int] = 256
+
+    def __init__(self, length: int | None = None, longest: int = 512, fraction: float = 0.15) -> None:
+        self.length, self.longest, self.fraction = length, longest, fraction
+
+    def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        longest = max((len(str(cell).encode()) for cell in cells), default=1)
+        return self.change(length=self.length or min(longest, self.longest))
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns the bytes [M], 256 for hidden ones."""
+        if not isinstance(cell, str):
+            raise self.refuse(cell, "a text")
+        found: list[int] = []
+        for part in re.split(r"(\[MASK(?:\*\d{1,4})?\])", cell):
+            count = re.fullmatch(r"\[MASK(?:\*(\d+))?\]", part)
+            found += list(part.encode()) if count is None else [self.mask] * int(count[1] or 1)
+        return torch.tensor(found[: self.length], dtype=torch.long)
+
+    def blank(self, is_target: bool = False) -> Tensor:
+        return torch.tensor([[self.mask, 0]] if is_target else [self.mask])
+
+    def hide(self, value: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Returns the bytes with some hidden, and [M, 2]: all bytes, and which of them were hidden here."""
+        chosen = torch.rand(len(value), generator=generator) < self.fraction
+        chosen[torch.randint(len(value), (), generator=generator)] = True
+        chosen &= value != self.mask
+        return torch.where(chosen, self.mask, value), torch.stack([value, chosen.long()], 1)
+
+    def collate(self, values: Sequence[Tensor]) -> InputArray:
+        return pad(values)
+
+    def input_adapter(self, channels: int) -> InputAdapter:
+        return TextInput(257, self.length or 1, channels)
+
+    def output_adapter(self, name: str, channels: int) -> TextOutput:
+        return TextOutput(name)
+
+    def loss(self, predicted: Tensor, target: InputArray, points: Tensor | None = None) -> Tensor:
+        byte_BM, hidden_BM = target.x_BMC.unbind(-1)
+        loss_BM = F.cross_entropy(predicted.mT, byte_BM, reduction="none") * hidden_BM
+        return loss_BM.sum(1) / hidden_BM.sum(1).clamp_min(1)
+
+    def answer(self, predicted: Tensor) -> Tensor:
+        """Returns the logits of the bytes [B, M, V]."""
+        return predicted.float()
+
+    def truth(self, target: InputArray) -> Tensor:
+        return target.x_BMC
+
+    def metrics(self) -> dict[str, Metric]:
+        """Returns the accuracy of hidden bytes, and their cross-entropy in bits."""
+        return {"accuracy": HiddenBytes("accuracy"), "bits": HiddenBytes("bits")}
+
+    def write(self, answers: Tensor) -> list[list[Any]]:
+        return [[bytes(row).decode(errors="replace")] for row in answers[..., :256].argmax(-1).tolist()]
+
+
+class HiddenBytes(MeanMetric):
+    """The accuracy of bytes that were hidden, or their cross-entropy in bits.
+
+    Args:
+        kind: "accuracy" or "bits".
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def update(self, logits_BMV: Tensor, target_BM2: Tensor) -> None:  # type: ignore[override]
+        byte_BM, hidden_BM = target_BM2.unbind(-1)
+        if self.kind == "accuracy":
+            value_BM = (logits_BMV.argmax(-1) == byte_BM).float()
+        else:
+            value_BM = F.cross_entropy(logits_BMV.mT, byte_BM, reduction="none") / np.log(2)
+        super().update(value_BM, hidden_BM)
+
+
+def hash_words(words: Sequence[str], hashes: int) -> Tensor:
+    """Returns the hashes [M, H] from 1 of each word, of its parts, and of it with the word before it; 0 for none."""
+    found = np.zeros((len(words), MOST_HASHES), dtype=np.int32)
+    before = ""
+    for row, word in zip(found, words, strict=True):
+        padded = f"<{word}>"
+        parts = [padded[i : i + n] for n in NGRAMS for i in range(len(padded) - n + 1)]
+        keys = [f"w {word}", f"p {before} {word}", *parts][:MOST_HASHES]
+        row[: len(keys)] = [crc32(key.encode()) % (hashes - 1) + 1 for key in keys]
+        before = word
+    return torch.from_numpy(found)
+
+
+def pad(values: Sequence[Tensor]) -> InputArray:
+    """Pads values of different lengths with zeros; -> [B, longest, ...] and their mask."""
+    lengths = torch.tensor([len(value) for value in values])
+    padded = pad_sequence(list(values), batch_first=True)
+    return InputArray(padded, torch.arange(padded.shape[1]) < lengths[:, None])
