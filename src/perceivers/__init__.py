@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
     from perceivers.set_encoder import SetEncoder
+    from perceivers.tables.fit import fit_table
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "PerceiversError",
     "SetEncoder",
     "create_model",
+    "fit_table",
     "fourier_features",
     "list_models",
     "load",
@@ -47,6 +49,7 @@ MODULES = {
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
     "set_encoder": ["SetEncoder"],
+    "tables.fit": ["fit_table"],
 }
 """Public names by module, imported on first use, so that `perceivers --help` needs no torch."""
 

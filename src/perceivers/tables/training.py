@@ -26,6 +26,7 @@ from perceivers.tables import commands
 from perceivers.tables.columns import Column, make_column
 from perceivers.tables.columns.category import Category
 from perceivers.tables.data import Parts, TableData
+from perceivers.tables.fit import write_config
 from perceivers.tables.model import TableModel, TableModelConfig, choose_size, encode_rows
 from perceivers.tables.predict import TablePredictor
 from perceivers.tables.rows import Rows, TableSamples
@@ -83,6 +84,11 @@ class TableExperiment(Experiment):
         for name in self.inputs:
             if name in self.outputs:
                 raise PerceiversError(f"the column {quote(name)} is both an input and an output: leave one out.")
+
+    @classmethod
+    def configure(cls, data: Path, options: Mapping[str, str], output: Path | None) -> Path:
+        """Writes the config of a run for a table, and returns its path: see `write_config`."""
+        return write_config(data, options, output)
 
     def prepare(self) -> Setup:
         self.parts = parts = self.data.open()

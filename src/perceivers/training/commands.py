@@ -6,15 +6,24 @@ from typing import Annotated
 from perceivers.command import run
 from perceivers.errors import PerceiversError
 
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""Suffixes of data that `fit` takes instead of a config."""
 
-def fit(config: Annotated[str | None, "YAML or JSON file, see configs/"] = None, *overrides: str) -> None:
+
+def fit(config: Annotated[str | None, "YAML or JSON file, see configs/, or a table"] = None, *overrides: str) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
+    if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
+        from perceivers.training.config import configure_table
+
+        config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
     others = [override for override in overrides if override not in ("-h", "--help", "--print_config", "--find-lr")]
     if config is None:
         print(
-            "usage: perceivers fit CONFIG [--any.field value ...]\n\n"
+            "usage: perceivers fit CONFIG [--any.field value ...]\n"
+            "       perceivers fit TABLE --predict COLUMN[,...] [--ignore COLUMN[,...]] [--any.field value ...]\n\n"
             "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
-            "with --print_config, their values; with --find-lr, a learning rate is searched."
+            "with --print_config, their values; with --find-lr, a learning rate is searched. For a TABLE (.csv, .tsv,\n"
+            ".jsonl, .parquet), the types of its columns are guessed, and the config is written."
         )
         if len(others) == len(overrides):
             raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
@@ -64,10 +73,11 @@ def predict(model: Annotated[str | None, "saved model, in any format"] = None, *
         if not options:
             raise PerceiversError("predict needs a model, such as runs/demo/model.")
         print(
-            "usage: perceivers predict MODEL --data DATA --out predictions.parquet [...]\n\n"
+            "usage: perceivers predict MODEL DATA --out predictions.parquet [...]\n\n"
             "MODEL is a saved model, in any format. Its experiment defines some options, see predict MODEL --help."
         )
         return
     from perceivers.training.prediction import find_prediction
 
-    run(find_prediction(model), [model, *options], "perceivers predict")
+    named = options and not options[0].startswith("-")
+    run(find_prediction(model), [model, *(["--data"] if named else []), *options], "perceivers predict")

@@ -60,6 +60,17 @@ def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
     return folder
 
 
+def configure_table(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Writes the config of a run for a table, see `perceivers.tables`; returns its path and the other overrides."""
+    flags = [override for override in overrides if override in ("-h", "--help", "--print_config", "--find-lr")]
+    given = dict(split_overrides([override for override in overrides if override not in flags]))
+    table: Any = plugins.find_class("experiments", "table", Experiment)
+    options = {name: given.pop(name) for name in ("predict", "ignore", "data.window") if name in given}
+    output = Path(given["training.output"]) if "training.output" in given else None
+    file = table.configure(path, options, output)
+    return [str(file), *flags, *(f"--{name}={value}" for name, value in given.items())]
+
+
 def print_search(path: Path, overrides: Sequence[str] = ()) -> None:
     """Searches a learning rate for a config file, and prints the losses and a suggestion."""
     rank_zero_only(print)(format_search(find_lr(read_config(path, overrides))))
