@@ -85,7 +85,7 @@ def find_prediction(source: str | Path) -> Command:
         parts = Parts(out)
         parts.check_output()
         predictor = kind(model, "cpu", dtype, **options)
-        if latents is None and not predictor.columns:
+        if latents is None and not predictor.outputs:
             raise PerceiversError(f"{refusal}{instead}, or add --latents.")
         if latents is not None and not hasattr(predictor.model, "encode"):
             raise PerceiversError(f"{model} is a {type(predictor.model).__name__}, without latents: omit --latents.")

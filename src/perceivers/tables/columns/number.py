@@ -27,8 +27,8 @@ Loss = Literal["huber", "squared", "absolute"]
 INTERVALS = 24
 """Most intervals of the piecewise linear encoding."""
 
-SKEW = 3.0
-"""Ratio of the 95th percentile to the median of positive numbers from which they are scaled by their logarithm."""
+SKEWNESS = 1.0
+"""Skewness of positive numbers from which they are scaled by their logarithm."""
 
 
 class Number(Column):
@@ -133,10 +133,17 @@ class Number(Column):
 
 
 def choose_scale(numbers: np.ndarray[Any, Any]) -> Scale:
-    """Returns "log" for positive numbers that spread over much more than their median."""
+    """Returns "log" for positive numbers that are skewed, and less so by their logarithm."""
     if numbers.min() <= 0:
         return "linear"
-    return "log" if np.quantile(numbers, 0.95) / np.median(numbers) > SKEW else "linear"
+    skewness = compute_skewness(numbers)
+    return "log" if skewness > SKEWNESS and abs(compute_skewness(np.log(numbers))) < skewness else "linear"
+
+
+def compute_skewness(numbers: np.ndarray[Any, Any]) -> float:
+    """Returns the third standardized moment; 0 for equal numbers."""
+    centered = numbers - numbers.mean()
+    return float((centered**3).mean() / (centered.std() ** 3 or 1))
 
 
 def parse_number(cell: Any) -> float | None:
