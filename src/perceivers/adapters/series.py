@@ -27,15 +27,16 @@ class SeriesInput(InputAdapter):
         length: number of steps, a multiple of `patch`.
         patch: steps in a patch.
         bands: number of frequencies of the Fourier positions.
+        mean, std: by which the steps were standardized, for an output that is standardized by others.
     """
 
-    def __init__(self, length: int, patch: int, bands: int = 8) -> None:
+    def __init__(self, length: int, patch: int, bands: int = 8, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         if length % patch:
             raise PerceiversError(
                 f"a series of {length} steps cannot be cut into patches of {patch}: choose a divisor."
             )
-        self.length, self.patch = length, patch
+        self.length, self.patch, self.mean, self.std = length, patch, mean, std
         self.positions = FourierPositions([length // patch], bands)
         self.channels = patch + self.positions.channels + 2
 
@@ -71,13 +72,14 @@ class SeriesOutput(OutputAdapter):
         length: number of steps, a multiple of `patch`.
         patch: steps in a patch.
         channels: Q of the queries.
+        mean, std: by which the steps to predict are standardized.
     """
 
-    def __init__(self, input: str, length: int, patch: int, channels: int) -> None:
+    def __init__(self, input: str, length: int, patch: int, channels: int, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         if length % patch:
             raise PerceiversError(f"{length} steps cannot be predicted in patches of {patch}: choose a divisor.")
-        self.input, self.length, self.patch = input, length, patch
+        self.input, self.length, self.patch, self.mean, self.std = input, length, patch, mean, std
         self.channels: int = patch
         self.query_channels: int = channels
 
@@ -86,6 +88,7 @@ class SeriesOutput(OutputAdapter):
         if not isinstance(history, SeriesInput):
             raise PerceiversError(f"a series output needs an input {self.input!r} that is a series: name that one.")
         self.history_patch = history.patch
+        self.scale, self.shift = history.std / self.std, (history.mean - self.mean) / self.std
         patches = self.length // self.patch
         self.positions = LearnedPositions([patches], self.query_channels)
         self.linear = Linear(history.length, patches * self.query_channels)
@@ -105,7 +108,7 @@ class SeriesOutput(OutputAdapter):
         return query_BOQ[:, indices] if indices.dim() == 1 else query_BOQ.take_along_dim(indices[..., None], 1)
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """Returns the steps [B, S], or those of patches [B, P, patch] at indices, in the units of the input."""
+        """Returns the steps [B, S], or those of patches [B, P, patch] at indices, standardized by `mean` and `std`."""
         level_B11, spread_B11 = encoded.context[:, :1, -2:].float().split(1, -1)
-        step_BOE = y_BOE.float() * spread_B11 + level_B11
+        step_BOE = (y_BOE.float() * spread_B11 + level_B11) * self.scale + self.shift
         return step_BOE.flatten(1) if indices is None else step_BOE

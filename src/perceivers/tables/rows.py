@@ -1,11 +1,13 @@
 """The rows of a table of any columns: cells, of which some are missing, and where they are."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from perceivers.data.loader import SampleIndex, Samples
@@ -24,7 +26,7 @@ def is_missing(cell: Any) -> bool:
     """Returns whether a cell has no value: None, NaN, blank, or a text of `MISSING`."""
     if isinstance(cell, str):
         return cell.strip().lower() in MISSING
-    return cell is None or (isinstance(cell, float) and cell != cell)
+    return cell is None or (isinstance(cell, float | np.floating | Decimal) and bool(cell != cell))
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,32 @@ class Rows:
 
     def learn(self, name: str, column: Column) -> Column:
         """Returns a column with what it learns of its cells; an error names the first cell that cannot be read."""
-        row = -1
-
-        def cells() -> Iterator[Any]:
-            nonlocal row
-            for row in range(len(self)):
-                if (cell := self.cell(name, row)) is not None:
-                    yield cell
-
+        cells = Cells(self, name)
         try:
-            return column.learn(cells(), self.root)
+            return column.learn(cells, self.root)
         except PerceiversError as error:
-            where = self.describe(name, row) if row + 1 < len(self) else f"column {quote(name)} of {self.table.name}"
+            is_of_all = cells.row is None  # not of a single cell
+            where = f"column {quote(name)} of {self.table.name}" if is_of_all else self.describe(name, cells.row or 0)
             raise PerceiversError(f"{where}: {str(error).removesuffix('.')}.") from error
+
+
+class Cells(Iterable[Any]):
+    """The cells of a column that are not missing, to iterate over as often as needed.
+
+    Attributes:
+        row: the row of the cell that was read last; None before the first cell and after the last one.
+    """
+
+    def __init__(self, rows: Rows, name: str) -> None:
+        self.rows, self.name = rows, name
+        self.row: int | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in range(len(self.rows)):
+            if (cell := self.rows.cell(self.name, row)) is not None:
+                self.row = row
+                yield cell
+        self.row = None
 
 
 class TableSamples(Samples):
@@ -114,6 +129,7 @@ class TableSamples(Samples):
         has_targets: bool = True,
     ) -> None:
         self.rows, self.inputs, self.outputs, self.hide, self.has_targets = rows, inputs, outputs, hide, has_targets
+        self.is_aligned = any(column.is_dense for column in outputs.values())
         self.cache, self.free_bytes = dict[int, dict[str, Any]](), CACHE_BYTES
 
     def __len__(self) -> int:
@@ -155,14 +171,17 @@ class TableSamples(Samples):
             if name in self.outputs and self.has_targets:
                 if value is not None:
                     value, targets[name] = column.hide(value, generator)
-            elif self.hide is not None and value is not None:
+            elif self.hide is not None and value is not None and not self.is_aligned:
                 value = column.augment(value, generator)
             inputs[name] = value
         for name in self.outputs if self.has_targets else ():
             targets.setdefault(name, values[name])
-        if self.hide:
+        if self.hide:  # not of a continued column, which hides parts of its own
             drawn = torch.rand(len(inputs), generator=generator).tolist()
-            inputs = {n: None if d < self.hide else v for (n, v), d in zip(inputs.items(), drawn, strict=True)}
+            inputs = {
+                name: None if value < self.hide and name not in self.outputs else inputs[name]
+                for name, value in zip(inputs, drawn, strict=True)
+            }
         return {"inputs": inputs, "targets": targets, "row": item.sample}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

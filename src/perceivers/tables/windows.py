@@ -12,6 +12,7 @@ from perceivers.data.tables import Table
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.files import warn
 from perceivers.model.config import Configurable
+from perceivers.tables.columns.column import measure_scale
 from perceivers.tables.columns.date import Date
 from perceivers.tables.columns.number import parse_number
 from perceivers.tables.rows import is_missing
@@ -118,7 +119,7 @@ class Series:
                 known = known[np.isfinite(known)]
                 if not len(known):
                     raise PerceiversError(f"the series {quote(label)} of {table.name} has no number to train on.")
-                scales[label] = [float(known.mean()), float(known.std()) or 1.0]
+                scales[label] = list(measure_scale(known))
             mean, std = scales[label]
             values[label] = (series - mean) / std
         learned = Window(window.history, window.horizon, window.time, names, window.key, scales)

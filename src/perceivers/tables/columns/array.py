@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from perceivers.adapters.array import ArrayInput, ArrayOutput
-from perceivers.checks import check_field
+from perceivers.checks import Count, check_field
 from perceivers.errors import PerceiversError, quote
 from perceivers.files import check_count
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import FourierPositions
-from perceivers.tables.columns.column import Column
-from perceivers.tables.columns.files import open_cell
+from perceivers.tables.columns.column import Column, measure_scale
+from perceivers.tables.columns.files import open_cell, read_some
 
 SAMPLE = 500
 """Arrays that are read to learn the shape, mean and standard deviation."""
@@ -37,24 +37,25 @@ class Array(Column):
     """
 
     kind = "array"
+    is_dense = True
 
     def __init__(
         self,
-        shape: Sequence[int] | None = None,
+        shape: Sequence[Count] | None = None,
         channels: bool = False,
-        points: int = 256,
+        points: Count = 256,
         mean: float = 0.0,
         std: float = 1.0,
     ) -> None:
         check_field("array: std", std, 0 < std < math.inf, "above 0")
         self.shape, self.has_channels, self.points, self.mean, self.std = shape, channels, points, mean, std
         grid = tuple(shape or (1,))
-        self.grid, self.width = (grid[:-1], grid[-1]) if channels else (grid, 1)
+        self.grid, self.width = (grid[:-1] or (1,), grid[-1]) if channels else (grid, 1)
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        arrays = [read_array(cell, root) for cell, _ in zip(cells, range(SAMPLE), strict=False)]
+        arrays = list(read_some(cells, lambda cell: read_array(cell, root), SAMPLE))
         values = np.concatenate([array.ravel() for array in arrays])
-        mean, std = float(values.mean()), float(values.std()) or 1.0
+        mean, std = measure_scale(values)
         return self.change(shape=self.shape or list(arrays[0].shape), mean=mean, std=std)
 
     def read(self, cell: Any, root: Path) -> Tensor:
@@ -94,7 +95,12 @@ class Array(Column):
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         """Returns nested lists as JSON."""
-        return [[json.dumps([float(f"{number:.6g}") for number in row.flatten().tolist()])] for row in answers]
+        return [[json.dumps(shorten_numbers(row))] for row in answers.tolist()]
+
+
+def shorten_numbers(value: Any) -> Any:
+    """Returns a number, or nested lists of numbers, with six digits."""
+    return [shorten_numbers(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
 
 
 def read_array(cell: Any, root: Path) -> np.ndarray[Any, Any]:
@@ -102,12 +108,17 @@ def read_array(cell: Any, root: Path) -> np.ndarray[Any, Any]:
     expected = "a list of numbers, or the path of a .npy file with an array of them"
     try:
         if isinstance(cell, str) and cell.lstrip().startswith("["):
-            array = np.asarray(json.loads(cell), dtype=np.float64)
+            found = json.loads(cell)
         elif isinstance(cell, list | tuple | np.ndarray):
-            array = np.asarray(cell, dtype=np.float64)
+            found = to_lists(cell)
         else:
-            file = np.load(open_cell(cell, root), mmap_mode=None, allow_pickle=False)
-            array = np.asarray(file, dtype=np.float64)
+            file = open_cell(cell, root)
+            mmap_mode: Literal["r"] | None = "r" if isinstance(file, Path) else None  # to check the size before reading
+            found = np.load(file, mmap_mode=mmap_mode, allow_pickle=False)
+            check_count("the array", found.size, "values")
+            if found.dtype.kind not in "biuf":
+                raise PerceiversError(f"{quote(cell)} is not {expected}")
+        array = np.asarray(found, dtype=np.float64)
     except PerceiversError:
         raise
     except Exception as error:  # numpy raises many kinds
@@ -116,3 +127,9 @@ def read_array(cell: Any, root: Path) -> np.ndarray[Any, Any]:
     if not array.size or not np.isfinite(array).all():
         raise PerceiversError(f"{quote(cell)} has no numbers, or some that are not finite")
     return array
+
+
+def to_lists(cell: Any) -> Any:
+    """Returns an array of arrays, as pandas reads nested lists from parquet, as lists of arrays."""
+    is_nested = isinstance(cell, np.ndarray) and cell.dtype == object
+    return [to_lists(item) for item in cell] if is_nested else cell

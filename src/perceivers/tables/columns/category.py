@@ -4,29 +4,27 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import Metric
-from torchmetrics.classification import (
-    BinaryAUROC,
-    BinaryF1Score,
-    MulticlassAccuracy,
-    MulticlassAUROC,
-    MulticlassF1Score,
-    MultilabelAUROC,
-    MultilabelF1Score,
-)
+from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassF1Score
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
 
 from perceivers.adapters.category import CategoryInput
 from perceivers.adapters.label import LabelOutput
+from perceivers.checks import Range
 from perceivers.data.tables import format_label
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.column import Column
+
+Smoothing = Annotated[float, Range(least=0, below=1)]
 
 MOST_CATEGORIES = 1000
 """Most names that a column learns, those that are most frequent."""
@@ -45,7 +43,7 @@ class Category(Column):
 
     kind = "category"
 
-    def __init__(self, names: Sequence[str] = (), smoothing: float = 0.0) -> None:
+    def __init__(self, names: Sequence[str] = (), smoothing: Smoothing = 0.0) -> None:
         self.names, self.smoothing = list(names), smoothing
         self.indices = {name: index for index, name in enumerate(names, start=1)}  # 0: unknown
 
@@ -70,6 +68,8 @@ class Category(Column):
         return CategoryInput(len(self.names) + 1, channels)
 
     def output_adapter(self, name: str, channels: int) -> LabelOutput:
+        if len(self.names) < 2:
+            raise PerceiversError(f"the column {quote(name)} has {len(self.names)} categories: two are needed.")
         return LabelOutput(len(self.names), names=self.names)
 
     def check_target(self, cell: Any) -> None:
@@ -89,18 +89,12 @@ class Category(Column):
         return (target - 1).clamp_min(0)
 
     def metrics(self) -> dict[str, Metric]:
-        """Returns accuracy, AUROC and the F1 score, the last two averaged over the categories if there are over two."""
+        """Returns accuracy, AUROC and the F1 score: of the second of two categories, or averaged over the categories."""
         count = len(self.names)
-        if count == 2:
-            return {
-                "accuracy": MulticlassAccuracy(2, average="micro"),
-                "auroc": OfSecond(BinaryAUROC()),
-                "f1": OfSecond(BinaryF1Score()),
-            }
         return {
             "accuracy": MulticlassAccuracy(count, average="micro"),
-            "auroc": MulticlassAUROC(count),
-            "f1": MulticlassF1Score(count, average="macro"),
+            "auroc": Auroc(),
+            "f1": OfSecond(BinaryF1Score()) if count == 2 else MulticlassF1Score(count, average="macro"),
         }
 
     def fields(self, name: str) -> dict[str, type]:
@@ -109,6 +103,29 @@ class Category(Column):
     def write(self, answers: Tensor) -> list[list[Any]]:
         probability_B, index_B = answers.max(-1)
         return [[self.names[k], p] for k, p in zip(index_B.tolist(), probability_B.tolist(), strict=True)]
+
+
+class Auroc(Metric):
+    """The AUROC of each category against the others, averaged over those with examples and counterexamples.
+
+    It is 0.5, that of chance, if there are none of such.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("probability", [], "cat")
+        self.add_state("applies", [], "cat")
+
+    def update(self, probability_BK: Tensor, target: Tensor) -> None:
+        """Takes the category of each row [B], or which apply to it [B, K]."""
+        self.probability.append(probability_BK)
+        self.applies.append(target if target.dim() == 2 else F.one_hot(target, probability_BK.shape[1]))
+
+    def compute(self) -> Tensor:
+        probability_BK, applies_BK = dim_zero_cat(self.probability), dim_zero_cat(self.applies)
+        pairs = zip(probability_BK.unbind(1), applies_BK.unbind(1), strict=True)
+        found = [binary_auroc(probability_B, is_B) for probability_B, is_B in pairs if len(is_B.unique()) == 2]
+        return torch.stack(found).mean() if found else torch.tensor(0.5)
 
 
 class OfSecond(Metric):
@@ -139,7 +156,7 @@ class YesNo(Category):
 
     kind = "yes_no"
 
-    def __init__(self, names: Sequence[str] = ("no", "yes"), smoothing: float = 0.0) -> None:
+    def __init__(self, names: Sequence[str] = ("no", "yes"), smoothing: Smoothing = 0.0) -> None:
         super().__init__(names, smoothing)
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
@@ -197,6 +214,8 @@ class Categories(Column):
         return CategoryInput(len(self.names) + 1, channels)
 
     def output_adapter(self, name: str, channels: int) -> LabelOutput:
+        if not self.names:
+            raise PerceiversError(f"the column {quote(name)} has no categories: one is needed.")
         return LabelOutput(len(self.names), names=self.names, multilabel=True)
 
     def loss(self, predicted: Tensor, target: InputArray, points: Tensor | None = None) -> Tensor:
@@ -215,8 +234,7 @@ class Categories(Column):
 
     def metrics(self) -> dict[str, Metric]:
         """Returns the F1 score of all decisions, and AUROC averaged over the categories."""
-        count = len(self.names)
-        return {"f1": MultilabelF1Score(count, average="micro"), "auroc": MultilabelAUROC(count)}
+        return {"f1": BinaryF1Score(), "auroc": Auroc()}
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         separator = f"{self.separator or ','} ".replace("| ", "|")
@@ -238,5 +256,8 @@ def find_separator(cells: Sequence[Any]) -> str:
 
 def split_cell(cell: Any, separator: str | None) -> list[str]:
     """Returns the categories in a cell."""
-    parts = cell.split(separator) if isinstance(cell, str) else cell if isinstance(cell, list | tuple) else [cell]
+    if isinstance(cell, str):
+        parts: Iterable[Any] = cell.split(separator)
+    else:
+        parts = cell if isinstance(cell, list | tuple | set | np.ndarray) else [cell]
     return [label for part in parts if part is not None and (label := format_label(part))]

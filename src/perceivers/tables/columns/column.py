@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -28,13 +29,21 @@ class Column(Configurable, ABC):
     Attributes:
         kind: name of the type in configs.
         is_continued: whether a column to predict is an input, too, of which it predicts what is hidden.
+        is_dense: whether a column is predicted at the places of a grid. Inputs are not augmented then: a mirrored
+            picture would not fit the one to predict.
     """
 
     kind: ClassVar[str]
     is_continued: ClassVar[bool] = False
+    is_dense: ClassVar[bool] = False
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        """Returns the column with what it needs to know of all training cells; see `change`."""
+        """Returns the column with what it needs to know of all training cells; see `change`.
+
+        Args:
+            cells: the cells that are not missing, which can be iterated over several times.
+            root: folder that paths in cells start from.
+        """
         return self
 
     def change(self, **arguments: Any) -> Self:
@@ -115,3 +124,9 @@ class Column(Configurable, ABC):
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
         """Returns HTML that shows a cell and, if given, the weight of the attention to each element [M]."""
         return html.escape(str(cell))
+
+
+def measure_scale(numbers: np.ndarray[Any, Any]) -> tuple[float, float]:
+    """Returns the mean and standard deviation of numbers; 1 instead of a deviation that is 0 but for rounding."""
+    mean, std = float(numbers.mean()), float(numbers.std())
+    return mean, 1.0 if std <= 1e-13 * abs(mean) else std

@@ -11,7 +11,7 @@ import torch
 
 from perceivers.adapters.array import ArrayInput
 from perceivers.model.adapter import InputAdapter
-from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.column import Column, measure_scale
 
 FORMATS = ("%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d", "%d %b %Y", "%d %B %Y", "%b %d, %Y", "%B %d, %Y")
 TIMES = ("", " %H:%M", " %H:%M:%S")
@@ -36,12 +36,13 @@ class Date(Column):
         self.format, self.mean, self.std, self.has_zone = format, mean, std, has_zone
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        cells = list(cells)
         column = self if self.format else self.change(format=find_format(cells))
-        times = [column.parse(cell) for cell in cells]
-        column = column.change(has_zone=bool(times) and times[0].tzinfo is not None)
+        for cell in cells:
+            column = column.change(has_zone=column.parse(cell).tzinfo is not None)
+            break
         seconds = np.array([column.to_seconds(cell) for cell in cells])
-        return column.change(mean=float(seconds.mean()), std=float(seconds.std()) or 1.0)
+        mean, std = measure_scale(seconds)
+        return column.change(mean=mean, std=std)
 
     def parse(self, cell: Any) -> datetime:
         """Returns the time in a cell."""
@@ -60,6 +61,8 @@ class Date(Column):
         time = self.parse(cell)
         if self.has_zone is not None and self.has_zone != (time.tzinfo is not None):
             raise self.refuse(cell, f"a time {'with' if self.has_zone else 'without'} a zone, as others of the column")
+        if not 2 <= time.year <= 9998:  # a zone may move it out of the range of Python's times
+            raise self.refuse(cell, "a date from year 2 to 9998")
         return (time if time.tzinfo is not None else time.replace(tzinfo=UTC)).timestamp()
 
     def read(self, cell: Any, root: Path) -> torch.Tensor:

@@ -4,11 +4,35 @@ import base64
 import binascii
 import io
 import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from perceivers.errors import PerceiversError, quote
 from perceivers.files import require_file
+
+
+T = TypeVar("T")
+
+
+def read_some(cells: Iterable[Any], read: Callable[[Any], T], count: int | None = None) -> Iterator[T]:
+    """Yields what a function reads of the first cells, without those that it refuses, which training counts.
+
+    Raises:
+        PerceiversError: it refuses all of them.
+    """
+    is_read, problem = False, None
+    for cell in islice(cells, count):
+        try:
+            value = read(cell)
+        except PerceiversError as error:
+            problem = error
+        else:
+            is_read = True
+            yield value
+    if problem is not None and not is_read:
+        raise problem
 
 
 def open_cell(cell: Any, root: Path) -> Path | io.BytesIO:

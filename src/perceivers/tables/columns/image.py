@@ -14,12 +14,12 @@ from torchmetrics import MeanAbsoluteError, MeanMetric, Metric
 
 from perceivers.adapters.array import ArrayOutput
 from perceivers.adapters.image import ImageInput, Patches
-from perceivers.checks import check_field
+from perceivers.checks import Count, check_field
 from perceivers.data.image_files import evaluation_view, read_image, to_tensor, training_view
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column
-from perceivers.tables.columns.files import open_cell
+from perceivers.tables.columns.files import open_cell, read_some
 
 SAMPLE = 200
 """Pictures that are read to learn the mean and standard deviation of colors."""
@@ -41,19 +41,22 @@ class Image(Column):
     """
 
     kind = "image"
+    is_dense = True
 
     def __init__(
         self,
-        size: int = 64,
-        patch: int = 8,
+        size: Count = 64,
+        patch: Count = 8,
         colors: Literal[1, 3] = 3,
         crop: float = 0.5,
         flip: bool = True,
-        points: int = 256,
+        points: Count = 256,
         mean: Sequence[float] = (),
         std: Sequence[float] = (),
     ) -> None:
         check_field("image: size", size, size > 0 and size % patch == 0, f"a multiple of patch = {patch}")
+        for name, value in (("mean", mean), ("std", std)):
+            check_field(f"image: {name}", value, len(value) in (0, colors), f"{colors} numbers")
         check_field("image: crop", crop, 0 < crop <= 1, "above 0 and at most 1")
         self.size, self.patch, self.colors, self.crop, self.flip, self.points = size, patch, colors, crop, flip, points
         self.mean, self.std = list(mean) or [0.5] * colors, list(std) or [0.25] * colors
@@ -61,8 +64,8 @@ class Image(Column):
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
         if self.config.get("mean"):
             return self
-        pixels = [self.read(cell, root).flatten(1).float() / 255 for cell, _ in zip(cells, range(SAMPLE), strict=False)]
-        all_CP = torch.cat(pixels, 1)
+        pixels = read_some(cells, lambda cell: self.read(cell, root), SAMPLE)
+        all_CP = torch.cat([picture.flatten(1).float() / 255 for picture in pixels], 1)
         return self.change(mean=all_CP.mean(1).tolist(), std=all_CP.std(1).clamp_min(1e-3).tolist())
 
     def read(self, cell: Any, root: Path) -> Tensor:

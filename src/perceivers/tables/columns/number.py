@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -10,8 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric, R2Score
-from torchmetrics.regression import MeanAbsolutePercentageError
+from torchmetrics import MeanAbsoluteError, MeanMetric, MeanSquaredError, Metric
 
 from perceivers.adapters.array import ArrayOutput
 from perceivers.adapters.number import NumberInput
@@ -19,7 +19,7 @@ from perceivers.checks import check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import LearnedPositions
-from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.column import Column, measure_scale
 
 Scale = Literal["linear", "log"]
 Loss = Literal["huber", "squared", "absolute"]
@@ -67,7 +67,7 @@ class Number(Column):
         if scale == "log" and numbers.min() <= 0:
             raise PerceiversError(f"it has {numbers.min():g}, but scale: log needs positive numbers")
         scaled = np.log(numbers) if scale == "log" else numbers
-        mean, std = float(scaled.mean()), float(scaled.std()) or 1.0
+        mean, std = measure_scale(scaled)
         edges = np.unique(np.quantile((scaled - mean) / std, np.linspace(0, 1, INTERVALS + 1)).astype(np.float32))
         if len(edges) < 2:
             edges = edges[0] + np.array([-1.0, 1.0])
@@ -118,10 +118,10 @@ class Number(Column):
         found: dict[str, Metric] = {
             "rmse": MeanSquaredError(squared=False),
             "mae": MeanAbsoluteError(),
-            "r2": R2Score(),
+            "r2": R2(),
         }
         if self.scale == "log":
-            found["mape"] = MeanAbsolutePercentageError()
+            found["mape"] = Mape()
         return found
 
     def fields(self, name: str) -> dict[str, type]:
@@ -130,6 +130,33 @@ class Number(Column):
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         return answers.reshape(len(answers), -1).tolist()
+
+
+class R2(Metric):
+    """The coefficient of determination, in double precision; 0 if all numbers are equal, as with a single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("count", "sum", "squares", "residual"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), "sum")
+
+    def update(self, guess_B: Tensor, truth_B: Tensor) -> None:
+        guess_B, truth_B = guess_B.double(), truth_B.double()
+        self.count += len(truth_B)
+        self.sum += truth_B.sum()
+        self.squares += truth_B.square().sum()
+        self.residual += (guess_B - truth_B).square().sum()
+
+    def compute(self) -> Tensor:
+        total = self.squares - self.sum.square() / self.count
+        return torch.where(total > 1e-13 * self.squares, 1 - self.residual / total, 0)
+
+
+class Mape(MeanMetric):
+    """The mean absolute error as a fraction of each number."""
+
+    def update(self, guess_B: Tensor, truth_B: Tensor) -> None:  # type: ignore[override]
+        super().update(((guess_B - truth_B) / truth_B).abs())
 
 
 def choose_scale(numbers: np.ndarray[Any, Any]) -> Scale:
@@ -149,14 +176,17 @@ def compute_skewness(numbers: np.ndarray[Any, Any]) -> float:
 def parse_number(cell: Any) -> float | None:
     """Returns the finite number in a cell, which may be text such as "1,234.5"; None if there is none."""
     if isinstance(cell, str):
-        text = cell.strip().replace(" ", "")
+        text = re.sub(r"\s", "", cell)  # also spaces that do not break, between thousands
         if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", text):
             text = text.replace(",", "")
         if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,3})?", text):
             return None
         number = float(text)
-    elif isinstance(cell, bool | int | float | np.number | np.bool_):
-        number = float(cell)
+    elif isinstance(cell, bool | int | float | Decimal | np.integer | np.floating | np.bool_):
+        try:
+            number = float(cell)
+        except (OverflowError, ValueError):  # an integer of hundreds of digits, a signaling NaN
+            return None
     else:
         return None
     return number if math.isfinite(number) else None

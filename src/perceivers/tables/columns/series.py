@@ -1,6 +1,7 @@
 """Series of numbers at even distances, and the steps that follow. Shape suffixes: B batch, S steps."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -11,10 +12,12 @@ from torch import Tensor
 from torchmetrics import MeanAbsoluteError, MeanSquaredError, Metric
 
 from perceivers.adapters.series import SeriesInput, SeriesOutput
+from perceivers.checks import Count, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.array import read_array
 from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.files import read_some
 
 
 class Series(Column):
@@ -33,30 +36,36 @@ class Series(Column):
 
     def __init__(
         self,
-        length: int | None = None,
-        patch: int = 16,
+        length: Count | None = None,
+        patch: Count = 16,
         follows: str | None = None,
         mean: float = 0.0,
         std: float = 1.0,
     ) -> None:
+        check_field("series: std", std, 0 < std < math.inf, "above 0")
         self.length, self.patch, self.follows, self.mean, self.std = length, patch, follows, mean, std
         self.padded = -(-(length or 1) // patch) * patch
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        total, squares, count, longest = 0.0, 0.0, 0, 1
-        for cell in cells:
-            steps = read_array(cell, root)
-            total, squares, count = total + steps.sum(), squares + np.square(steps).sum(), count + steps.size
-            longest = max(longest, len(steps))
-        mean = total / max(1, count)
-        std = float(np.sqrt(max(0.0, squares / max(1, count) - mean**2))) or 1.0
-        return self.change(length=self.length or longest, mean=float(mean), std=std)
+        count, longest, mean, squares = 0, 1, 0.0, 0.0  # the sum of squared distances from the mean
+        for steps in read_some(cells, lambda cell: self.read_steps(cell, root)):
+            distance, total = float(steps.mean()) - mean, count + len(steps)
+            squares += float(steps.var()) * len(steps) + distance**2 * count * len(steps) / total
+            mean += distance * len(steps) / total
+            count, longest = total, max(longest, len(steps))
+        std = math.sqrt(squares / max(1, count))
+        return self.change(length=self.length or longest, mean=mean, std=1.0 if std <= 1e-13 * abs(mean) else std)
 
-    def read(self, cell: Any, root: Path) -> Tensor:
-        """Returns standardized steps."""
+    def read_steps(self, cell: Any, root: Path) -> np.ndarray[Any, Any]:
+        """Returns the steps in a cell."""
         steps = read_array(cell, root)
         if steps.ndim != 1:
             raise self.refuse(cell, "a list of numbers")
+        return steps
+
+    def read(self, cell: Any, root: Path) -> Tensor:
+        """Returns standardized steps."""
+        steps = self.read_steps(cell, root)
         if self.follows is not None and len(steps) != self.length:
             raise PerceiversError(f"a series of {len(steps)} steps is given, but {self.length} are predicted")
         return torch.from_numpy(((steps - self.mean) / self.std).astype(np.float32))[-self.padded :]
@@ -75,12 +84,12 @@ class Series(Column):
         return InputArray(step_BS, mask_BS)
 
     def input_adapter(self, channels: int) -> InputAdapter:
-        return SeriesInput(self.padded, self.patch)
+        return SeriesInput(self.padded, self.patch, mean=self.mean, std=self.std)
 
     def output_adapter(self, name: str, channels: int) -> SeriesOutput:
         if self.follows is None:
             raise PerceiversError(f"the series {name!r} can be predicted only with follows: name the series before it.")
-        return SeriesOutput(self.follows, self.padded, self.patch, channels)
+        return SeriesOutput(self.follows, self.padded, self.patch, channels, self.mean, self.std)
 
     def loss(self, predicted: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
         return (predicted[:, : self.length] - target).square().mean(1)

@@ -4,20 +4,20 @@ import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
 
 from perceivers.adapters.audio import MelInput
 from perceivers.adapters.video import VideoInput
-from perceivers.checks import check_field
+from perceivers.checks import Count, Range, check_field
 from perceivers.data.video import Content, Media, measure, read_frames_at, read_sound
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column
-from perceivers.tables.columns.files import open_cell
+from perceivers.tables.columns.files import open_cell, read_some
 
 LONGEST = 10.0
 """Most seconds that are learned."""
@@ -37,14 +37,19 @@ class Sound(Column):
 
     kind = "sound"
 
-    def __init__(self, seconds: float | None = None, sample_rate: int = 16000, bands: int = 64) -> None:
+    def __init__(
+        self,
+        seconds: Annotated[float, Range(above=0)] | None = None,
+        sample_rate: Annotated[int, Range(least=1000)] = 16000,
+        bands: Count = 64,
+    ) -> None:
+        check_field("sound: bands", bands, bands % 16 == 0, "a multiple of 16")
         self.seconds, self.sample_rate, self.bands = seconds, sample_rate, bands
         self.hop = round(sample_rate / 100)  # ten milliseconds
         self.patches = max(1, -(-round((seconds or 1) * sample_rate) // (4 * self.hop)))
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        some = [cell for cell, _ in zip(cells, range(SAMPLE), strict=False)]
-        durations: list[Fraction] = [measure(open_media(cell, root), False, True).duration for cell in some]
+        durations = read_some(cells, lambda cell: measure(open_media(cell, root), False, True).duration, SAMPLE)
         return self.change(seconds=self.seconds or min(LONGEST, float(max(durations))))
 
     def read(self, cell: Any, root: Path) -> Tensor:
@@ -59,7 +64,8 @@ class Sound(Column):
         return torch.stack([sound.samples, ((index_S >= sound.begin) & (index_S < sound.end)).float()])
 
     def blank(self, is_target: bool = False) -> Tensor:
-        return torch.zeros(2, self.patches * 4 * self.hop)
+        silence_S = torch.zeros(self.patches * 4 * self.hop)
+        return torch.stack([silence_S, torch.ones_like(silence_S)])  # real, so that the mask token takes its place
 
     def collate(self, values: Sequence[Tensor]) -> InputArray:
         sound_BS, mask_BS = torch.stack(list(values), 1)
@@ -80,9 +86,9 @@ class Video(Column):
 
     kind = "video"
 
-    def __init__(self, frames: int = 8, size: int = 64) -> None:
-        check_field("video: frames", frames, frames > 0 and frames % 2 == 0, "a multiple of 2")
-        check_field("video: size", size, size > 0 and size % 8 == 0, "a multiple of 8")
+    def __init__(self, frames: Count = 8, size: Count = 64) -> None:
+        check_field("video: frames", frames, frames % 2 == 0, "a multiple of 2")
+        check_field("video: size", size, size % 8 == 0, "a multiple of 8")
         self.frames, self.size = frames, size
 
     def read(self, cell: Any, root: Path) -> Tensor:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 from zlib import crc32
 
 import numpy as np
@@ -15,6 +15,7 @@ from torchmetrics import MeanMetric, Metric
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.adapters.words import WordInput
+from perceivers.checks import Count, Fraction, Range
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.column import Column
 
@@ -38,14 +39,20 @@ class Text(Column):
     kind = "text"
 
     def __init__(
-        self, length: int | None = None, longest: int = 128, hashes: int = 2**14, width: int = 32, dropout: float = 0.2
+        self,
+        length: Count | None = None,
+        longest: Count = 128,
+        hashes: Annotated[int, Range(least=2)] = 2**14,
+        width: Count = 32,
+        dropout: Annotated[float, Range(least=0, below=1)] = 0.2,
     ) -> None:
         self.length, self.longest, self.hashes, self.width, self.dropout = length, longest, hashes, width, dropout
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        if self.length:
+            return self
         counts = [len(WORD.findall(str(cell))) for cell in cells]
-        length = self.length or int(np.clip(np.quantile(counts, 0.95), 1, self.longest)) if counts else 1
-        return self.change(length=length)
+        return self.change(length=int(np.clip(np.quantile(counts, 0.95), 1, self.longest)) if counts else 1)
 
     def read(self, cell: Any, root: Path) -> Tensor:
         """Returns the hashes of each word [M, H]."""
@@ -86,11 +93,11 @@ class MaskedText(Column):
     is_continued = True
     mask: ClassVar[int] = 256
 
-    def __init__(self, length: int | None = None, longest: int = 512, fraction: float = 0.15) -> None:
+    def __init__(self, length: Count | None = None, longest: Count = 512, fraction: Fraction = 0.15) -> None:
         self.length, self.longest, self.fraction = length, longest, fraction
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        longest = max((len(str(cell).encode()) for cell in cells), default=1)
+        longest = max((len(encode(str(cell))) for cell in cells), default=1)
         return self.change(length=self.length or min(longest, self.longest))
 
     def read(self, cell: Any, root: Path) -> Tensor:
@@ -98,9 +105,9 @@ class MaskedText(Column):
         if not isinstance(cell, str):
             raise self.refuse(cell, "a text")
         found: list[int] = []
-        for part in re.split(r"(\[MASK(?:\*\d{1,4})?\])", cell):
-            count = re.fullmatch(r"\[MASK(?:\*(\d+))?\]", part)
-            found += list(part.encode()) if count is None else [self.mask] * int(count[1] or 1)
+        for part in re.split(r"(\[MASK(?:\*[1-9]\d{0,3})?\])", cell):
+            count = re.fullmatch(r"\[MASK(?:\*([1-9]\d{0,3}))?\]", part)
+            found += list(encode(part)) if count is None else [self.mask] * int(count[1] or 1)
         return torch.tensor(found[: self.length], dtype=torch.long)
 
     def blank(self, is_target: bool = False) -> Tensor:
@@ -162,6 +169,11 @@ class HiddenBytes(MeanMetric):
         super().update(value_BM, hidden_BM)
 
 
+def encode(text: str) -> bytes:
+    """Returns a text as UTF-8, also with halves of pairs that JSON may have."""
+    return text.encode(errors="surrogatepass")
+
+
 def hash_words(words: Sequence[str], hashes: int) -> Tensor:
     """Returns the hashes [M, H] from 1 of each word, of its parts, and of it with the word before it; 0 for none."""
     found = np.zeros((len(words), MOST_HASHES), dtype=np.int32)
@@ -170,7 +182,7 @@ def hash_words(words: Sequence[str], hashes: int) -> Tensor:
         padded = f"<{word}>"
         parts = [padded[i : i + n] for n in NGRAMS for i in range(len(padded) - n + 1)]
         keys = [f"w {word}", f"p {before} {word}", *parts][:MOST_HASHES]
-        row[: len(keys)] = [crc32(key.encode()) % (hashes - 1) + 1 for key in keys]
+        row[: len(keys)] = [crc32(encode(key)) % (hashes - 1) + 1 for key in keys]
         before = word
     return torch.from_numpy(found)
 
