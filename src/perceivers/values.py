@@ -33,6 +33,15 @@ def read_small_text(file: Path) -> str:
     return read_text(file)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Leaves dates as strings."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012  # as in the base class
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def parse_yaml(text: str, source: str) -> Any:
     """Parses YAML without aliases, which could stand for any number of values; an error names the source."""
     try:
@@ -43,7 +52,7 @@ def parse_yaml(text: str, source: str) -> Any:
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:  # before values are constructed, recursively
                 raise too_deep(source)
-        values = yaml.safe_load(text)
+        values = yaml.load(text, PlainLoader)
     except PerceiversError:
         raise
     except Exception as error:  # tags, dates and numbers that are not valid raise anything

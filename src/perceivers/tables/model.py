@@ -17,7 +17,7 @@ from perceivers.tables.windows import Window
 Size = Literal["small", "medium", "large"]
 
 SIZES = {
-    "small": {"latents": 8, "channels": 32, "depth": 1, "heads": 4},
+    "small": {"latents": 8, "channels": 32, "depth": 2, "heads": 2},
     "medium": {"latents": 16, "channels": 64, "depth": 2, "heads": 4},
     "large": {"latents": 32, "channels": 128, "depth": 4, "heads": 8},
 }
@@ -26,7 +26,7 @@ SIZES = {
 
 def choose_size(rows: int) -> Size:
     """Returns the size of a model for a number of training rows."""
-    return "small" if rows < 2000 else "medium"
+    return "small" if rows < 20_000 else "medium" if rows < 500_000 else "large"
 
 
 class TableModel(PerceiverIO):
@@ -99,7 +99,7 @@ class TableModelConfig(ModelConfig):
     depth: Count | None = None
     heads: Count | None = None
     widening_factor: Count = 2
-    dropout: Annotated[float, Range(least=0, below=1)] = 0.1
+    dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     columns: dict[str, Any] | None = None
 
     def build(self) -> TableModel:
@@ -115,7 +115,6 @@ class TableModelConfig(ModelConfig):
             cross_widening_factor=self.widening_factor,
             decoder_widening_factor=self.widening_factor,
             cross_heads=chosen["heads"],
-            decoder_heads=chosen["heads"],
             qk_channels=chosen["channels"],
             v_channels=chosen["channels"],
             dropout=self.dropout,

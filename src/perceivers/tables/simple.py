@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perceivers.tables.columns import Categories, Category, Column, Date, MaskedText, Number, Series, Text
+from perceivers.tables.columns import Array, Categories, Category, Column, Date, MaskedText, Number, Series, Text
 from perceivers.tables.rows import Rows
 
 Method = Callable[[], Tensor]
@@ -22,15 +22,15 @@ def compare(
     """Fits simple methods to training rows, and measures them on others.
 
     Returns:
-        By the name of the column to predict and that of the method, the metrics of the column. Columns that are neither
-        numbers nor categories nor series have none.
+        The metrics of each column to predict, by its name and that of the method. Only numbers, categories, series and
+        arrays have some.
     """
     if len(training) > MOST_ROWS:
         order = np.random.default_rng(0).permutation(len(training))
         training = training.subset(order[:MOST_ROWS].tolist())
     found = dict[str, dict[str, dict[str, float]]]()
     for name, column in outputs.items():
-        if not isinstance(column, Number | Category | Series):
+        if not isinstance(column, Number | Category | Series | Array):
             continue
         known = [rows_with(rows, name) for rows in (training, evaluation)]
         targets: list[Any] = [
@@ -38,6 +38,8 @@ def compare(
         ]
         if isinstance(column, Series):
             methods = forecast(known, inputs, column, targets[0])
+        elif isinstance(column, Array):
+            methods = regress(known, inputs, column, targets[0])
         else:
             methods = predict(known, inputs, column, targets[0])
         truth = column.truth(targets[1])
@@ -93,6 +95,21 @@ def predict(
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         linear = Ridge() if is_number else LogisticRegression(max_iter=1000)
         add("TF-IDF, linear", make_pipeline(words, linear), texts)
+    return found
+
+
+def regress(parts: list[Rows], inputs: Mapping[str, Column], column: Array, target: Tensor) -> dict[str, Tensor]:
+    """Returns the mean of arrays, and the answers of a linear model of numbers and categories."""
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+
+    mean = target.mean(0, keepdim=True).expand(len(parts[1]), *target.shape[1:])
+    found = {"mean": column.answer(mean)}
+    features, is_category = make_features(parts, inputs)
+    if is_category:
+        linear = make_pipeline(SimpleImputer(), Ridge()).fit(features[0], target.flatten(1).numpy())
+        found["linear"] = column.answer(torch.from_numpy(linear.predict(features[1])))
     return found
 
 

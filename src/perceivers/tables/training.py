@@ -35,11 +35,15 @@ from perceivers.training import learner
 from perceivers.training.checkpoints import METRICS
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner, Monitor
+from perceivers.training.loop import Training
 from perceivers.training.optimization import Optimization
 from perceivers.values import read_json
 
 COMPARISON = "comparison.json"
 """The file of a run with the metrics of its model and of simple methods."""
+
+UPDATES = 300
+"""Updates of a run for up to 1,000 rows; more rows take more, in proportion to the square root of their number."""
 
 Weight = Annotated[float, Range(above=0)]
 
@@ -53,6 +57,7 @@ class TableExperiment(Experiment):
         data: the table.
         inputs: the columns to read: {name: type}, or {name: {type: ..., and its settings}}.
         outputs: the columns to predict, likewise; `weight` is that of its loss.
+        trainer: as for other experiments; the number of rows decides the number of epochs, if nothing limits the run.
         class_weights: how often training draws the rows of a category of the first output: "balanced", all equally
             often; or {name: weight}; by default, every row once in an epoch.
         compare: whether simple methods are fitted and measured on the same rows.
@@ -64,6 +69,10 @@ class TableExperiment(Experiment):
 
     model: TableModelConfig = field(default_factory=TableModelConfig)
     data: TableData = field(default_factory=TableData)
+    optimization: Optimization = field(
+        default_factory=lambda: Optimization(lr=2e-3, weight_decay=0.5, warmup_steps=0.1)
+    )
+    training: Training = field(default_factory=lambda: Training(batch_size=128))
     inputs: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     class_weights: ClassWeights = None
@@ -95,9 +104,20 @@ class TableExperiment(Experiment):
         columns = self.learn_columns(parts)
         config = replace(self.model, columns=columns, size=self.model.size or choose_size(len(parts.training)))
         model = check_memory(config.build, "the config")
+        self.settle_training(len(parts.training))
         training = TableSamples(parts.training, model.input_columns, model.output_columns, self.data.hide)
         training.weights = self.weigh(parts.training, model.output_columns)
         return Setup(config.build, training, TableSamples(parts.validation, model.input_columns, model.output_columns))
+
+    def settle_training(self, rows: int) -> None:
+        """Chooses what the config does not give of the length of the run, by the number of training rows."""
+        self.training.batch_size = min(self.training.batch_size, rows)
+        defaults: dict[str, Any] = {"gradient_clip_val": 1.0}
+        if not self.trainer.keys() & {"max_epochs", "max_steps", "max_time"}:
+            updates = UPDATES * max(1.0, (rows / 1000) ** 0.5)
+            epochs = max(2, round(updates * self.training.batch_size / rows))
+            defaults |= {"max_epochs": epochs, "check_val_every_n_epoch": max(1, epochs // 10)}
+        self.trainer = defaults | self.trainer
 
     def learn_columns(self, parts: Parts) -> dict[str, Any]:
         """Returns the columns with what they learn of the training rows, or know from `model.init`."""

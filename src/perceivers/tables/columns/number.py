@@ -25,7 +25,8 @@ Scale = Literal["linear", "log"]
 Loss = Literal["huber", "squared", "absolute"]
 
 INTERVALS = 24
-"""Most intervals of the piecewise linear encoding."""
+CELLS_PER_INTERVAL = 64
+"""Most intervals of the piecewise linear encoding, and least training cells of each, but there are at least four."""
 
 SKEWNESS = 1.0
 """Skewness of positive numbers from which they are scaled by their logarithm."""
@@ -36,7 +37,7 @@ class Number(Column):
 
     Args:
         scale: "log" for positive numbers whose ratios matter, such as prices; learned from the cells, if not given.
-        loss: of a number to predict: "huber", "squared", or "absolute" for the median.
+        loss: of a number to predict: "squared" for the mean, "absolute" for the median, or "huber"
         quantiles: quantiles to predict beside the median, such as [0.1, 0.9]; the loss is then that of quantiles.
         mean, std: of the scaled training cells; learned.
         edges: quantiles of the standardized training cells; learned.
@@ -47,7 +48,7 @@ class Number(Column):
     def __init__(
         self,
         scale: Scale | None = None,
-        loss: Loss = "huber",
+        loss: Loss = "squared",
         quantiles: Sequence[float] | None = None,
         mean: float = 0.0,
         std: float = 1.0,
@@ -68,7 +69,8 @@ class Number(Column):
             raise PerceiversError(f"it has {numbers.min():g}, but scale: log needs positive numbers")
         scaled = np.log(numbers) if scale == "log" else numbers
         mean, std = measure_scale(scaled)
-        edges = np.unique(np.quantile((scaled - mean) / std, np.linspace(0, 1, INTERVALS + 1)).astype(np.float32))
+        intervals = min(INTERVALS, max(4, len(scaled) // CELLS_PER_INTERVAL))
+        edges = np.unique(np.quantile((scaled - mean) / std, np.linspace(0, 1, intervals + 1)).astype(np.float32))
         if len(edges) < 2:
             edges = edges[0] + np.array([-1.0, 1.0])
         return self.change(scale=scale, mean=mean, std=std, edges=edges.tolist())
