@@ -89,7 +89,7 @@ class Category(Column):
         return (target - 1).clamp_min(0)
 
     def metrics(self) -> dict[str, Metric]:
-        """Returns accuracy, AUROC and the F1 score: of the second of two categories, or averaged over the categories."""
+        """Returns accuracy, AUROC, and the F1 score of the second of two categories, or averaged over all."""
         count = len(self.names)
         return {
             "accuracy": MulticlassAccuracy(count, average="micro"),
@@ -110,6 +110,9 @@ class Auroc(Metric):
 
     It is 0.5, that of chance, if there are none of such.
     """
+
+    probability: list[Tensor]
+    applies: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()

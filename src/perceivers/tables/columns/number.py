@@ -137,6 +137,11 @@ class Number(Column):
 class R2(Metric):
     """The coefficient of determination, in double precision; 0 if all numbers are equal, as with a single one."""
 
+    count: Tensor
+    sum: Tensor
+    squares: Tensor
+    residual: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name in ("count", "sum", "squares", "residual"):
