@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 from perceivers.errors import PerceiversError, quote
 from perceivers.files import require_file
 
-
 T = TypeVar("T")
 
 
