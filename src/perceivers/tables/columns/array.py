@@ -18,10 +18,15 @@ from perceivers.files import check_count
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column, measure_scale
+from perceivers.tables.columns.drawing import draw_lines, format_number, relative, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
+from perceivers.tables.columns.image import overlay, to_data_uri, to_pillow
 
 SAMPLE = 500
 """Arrays that are read to learn the shape, mean and standard deviation."""
+
+SMALLEST_MAP, LARGEST_MAP = 128, 256
+"""Sides in pixels to which the drawn map of an array is enlarged or reduced."""
 
 
 class Array(Column):
@@ -96,6 +101,25 @@ class Array(Column):
     def write(self, answers: Tensor) -> list[list[Any]]:
         """Returns nested lists as JSON."""
         return [[json.dumps(shorten_numbers(row))] for row in answers.tolist()]
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a line for one dimension, a map of the numbers for two, or else the shape."""
+        array = read_array(cell, root)
+        shape = " × ".join(map(str, array.shape))
+        if array.ndim == 1:
+            shades = relative(weights, len(array))
+            return draw_lines([("front", 0, array.tolist())], split_bands(shades, 1, -0.5), f"{shape} numbers")
+        extent = f"{format_number(float(array.min()))} to {format_number(float(array.max()))}"
+        if array.ndim > 2:
+            return f'{shape} numbers<span class="quiet">{extent}</span>'
+        picture = to_pillow(torch.from_numpy((array - array.min()) / (np.ptp(array) or 1.0))[..., None])
+        if max(array.shape) > LARGEST_MAP:
+            picture.thumbnail((LARGEST_MAP, LARGEST_MAP))
+        if weights is not None and len(weights) == array.size:
+            picture = overlay(picture, weights.reshape(array.shape))
+        uri = to_data_uri(picture)
+        width = SMALLEST_MAP if max(array.shape) < SMALLEST_MAP else picture.width
+        return f'<img class="map" width="{width}" alt="{shape} numbers" src="{uri}"><span class="quiet">{extent}</span>'
 
 
 def shorten_numbers(value: Any) -> Any:

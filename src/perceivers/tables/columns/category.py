@@ -23,6 +23,7 @@ from perceivers.data.tables import format_label
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.drawing import draw_chip, relative
 
 Smoothing = Annotated[float, Range(least=0, below=1)]
 
@@ -104,6 +105,10 @@ class Category(Column):
         probability_B, index_B = answers.max(-1)
         return [[self.names[k], p] for k, p in zip(index_B.tolist(), probability_B.tolist(), strict=True)]
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the category as a chip, marked if training did not have it."""
+        return draw_chip(format_label(cell), kind="" if self.read(cell, root) else "unknown")
+
 
 class Auroc(Metric):
     """The AUROC of each category against the others, averaged over those with examples and counterexamples.
@@ -178,6 +183,11 @@ class YesNo(Category):
     def check_target(self, cell: Any) -> None:
         """Both are always known."""
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns yes or no as a chip, with a mark of which it is."""
+        mark, kind = ("✓", "yes") if self.read(cell, root) == 2 else ("✗", "no")
+        return draw_chip(f"{mark} {format_label(cell)}", kind=kind)
+
 
 class Categories(Column):
     """Any of several categories, in a list, or separated in the cell by one of the characters , ; and |.
@@ -243,6 +253,14 @@ class Categories(Column):
         separator = f"{self.separator or ','} ".replace("| ", "|")
         rows = (answers > 0.5).tolist()
         return [[separator.join(n for n, chosen in zip(self.names, row, strict=True) if chosen)] for row in rows]
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a chip for each category, on a background of its weight; unknown ones share theirs."""
+        index_M = self.read(cell, root).tolist()
+        shades = dict(zip(index_M, relative(weights, len(index_M)) or (), strict=False))
+        labels = [(label, self.indices.get(label, 0)) for label in split_cell(cell, self.separator)]
+        chips = [draw_chip(label, shades.get(index), "" if index else "unknown") for label, index in labels]
+        return " ".join(chips) or '<i class="missing">none</i>'
 
 
 def sort_names(names: Iterable[str]) -> list[str]:

@@ -84,6 +84,10 @@ class Date(Column):
     def input_adapter(self, channels: int) -> InputAdapter:
         return ArrayInput(9, projection=channels)
 
+    def draw(self, cell: Any, root: Path, weights: torch.Tensor | None = None) -> str:
+        """Returns the date, with the time if it is not midnight."""
+        return str(self.parse(cell)).removesuffix(" 00:00:00")
+
 
 def find_format(cells: Iterable[Any]) -> str | None:
     """Returns the first format in which all cells are dates; None for ISO 8601, or if there is none."""

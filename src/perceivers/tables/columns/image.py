@@ -128,7 +128,7 @@ class Image(Column):
         image = to_pillow(pixels_CYX.movedim(0, -1) / 255)
         if weights is not None:
             image = overlay(image, weights.reshape((self.size // self.patch,) * 2))
-        return f'<img width="{2 * self.size}" src="{to_data_uri(image)}">'
+        return f'<img width="{2 * self.size}" alt="" src="{to_data_uri(image)}">'
 
 
 class Psnr(MeanMetric):
@@ -156,10 +156,10 @@ def to_data_uri(image: PillowImage.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def overlay(image: PillowImage.Image, weight_YX: Tensor) -> PillowImage.Image:
-    """Returns a picture in gray where weights are small, and in red where they are large."""
+def overlay(image: PillowImage.Image, weight_YX: Tensor, largest: float | None = None) -> PillowImage.Image:
+    """Returns a picture that is red where weights are large; `largest` is the weight of full red."""
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
-    heat = (weight_YX / weight_YX.max().clamp_min(1e-9)).numpy().astype(np.float32)
+    heat = (weight_YX / (largest or weight_YX.max().clamp_min(1e-9))).numpy().astype(np.float32)
     size = (image.width, image.height)
     heat_YX1 = np.asarray(PillowImage.fromarray(heat).resize(size, PillowImage.Resampling.BILINEAR))[..., None]
     mixed = gray * (1 - 0.6 * heat_YX1) + np.array([220.0, 30.0, 30.0]) * 0.6 * heat_YX1

@@ -20,6 +20,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import LearnedPositions
 from perceivers.tables.columns.column import Column, measure_scale
+from perceivers.tables.columns.drawing import format_number
 
 Scale = Literal["linear", "log"]
 Loss = Literal["huber", "squared", "absolute"]
@@ -132,6 +133,10 @@ class Number(Column):
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         return answers.reshape(len(answers), -1).tolist()
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        number = parse_number(cell)
+        return super().draw(cell, root) if number is None else format_number(number)
 
 
 class R2(Metric):

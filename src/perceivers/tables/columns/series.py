@@ -17,6 +17,7 @@ from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.array import read_array
 from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.drawing import draw_lines, relative, split_bands
 from perceivers.tables.columns.files import read_some
 
 
@@ -106,3 +107,13 @@ class Series(Column):
     def write(self, answers: Tensor) -> list[list[Any]]:
         """Returns lists as JSON."""
         return [[json.dumps([float(f"{step:.6g}") for step in row])] for row in answers.tolist()]
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a line, with the weights of the patches as its background."""
+        steps = self.read_steps(cell, root)[-self.padded :]
+        return draw_lines([("front", 0, steps.tolist())], self.bands(len(steps), weights), f"{len(steps)} steps")
+
+    def bands(self, count: int, weights: Tensor | None) -> list[tuple[float, float, float]]:
+        """Returns the background of a line of so many steps, which end with the last patch; see `draw_lines`."""
+        bands = split_bands(relative(weights, self.padded // self.patch), self.patch, count - self.padded)
+        return [band for band in bands if band[1] > 0]

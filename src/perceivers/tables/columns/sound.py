@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import torch
+from PIL import Image as PillowImage
 from torch import Tensor
 
 from perceivers.adapters.audio import MelInput
@@ -17,7 +18,9 @@ from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.drawing import draw_lines, relative, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
+from perceivers.tables.columns.image import overlay, to_data_uri, to_pillow
 
 LONGEST = 10.0
 """Most seconds that are learned."""
@@ -75,6 +78,15 @@ class Sound(Column):
         positions = FourierPositions((self.patches, self.bands // 16), bands=4)
         return MelInput((4, 16), positions, self.bands, self.hop, 4 * self.hop, self.sample_rate)
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the waveform, with the weights of all bands of a patch of time as its background."""
+        sound_S, is_real_S = self.read(cell, root)
+        patch_T = None if weights is None else weights.reshape(self.patches, -1).sum(1)
+        samples = sound_S[is_real_S.bool()].tolist() or [0.0]
+        bands = split_bands(relative(patch_T, self.patches), 4 * self.hop)
+        seconds = len(samples) / self.sample_rate
+        return draw_lines([("front", 0, samples)], bands, f"sound of {seconds:.1f} s")
+
 
 class Video(Column):
     """A video clip: frames at even distances, cut into patches of space and time (section 4.3).
@@ -90,6 +102,7 @@ class Video(Column):
         check_field("video: frames", frames, frames % 2 == 0, "a multiple of 2")
         check_field("video: size", size, size % 8 == 0, "a multiple of 8")
         self.frames, self.size = frames, size
+        self.grid = (frames // 2, size // 8, size // 8)
 
     def read(self, cell: Any, root: Path) -> Tensor:
         """Returns bytes [T, C, Y, X]."""
@@ -106,8 +119,18 @@ class Video(Column):
         return torch.zeros(self.frames, 3, self.size, self.size, dtype=torch.uint8)
 
     def input_adapter(self, channels: int) -> InputAdapter:
-        grid = (self.frames // 2, self.size // 8, self.size // 8)
-        return VideoInput((2, 8, 8), FourierPositions(grid, bands=4))
+        return VideoInput((2, 8, 8), FourierPositions(self.grid, bands=4))
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a strip of the frames, red where weights are large."""
+        frames = [to_pillow(frame.movedim(0, -1) / 255) for frame in self.read(cell, root)]
+        if weights is not None:
+            weight_TYX = (weights / weights.max().clamp_min(1e-9)).reshape(self.grid)
+            frames = [overlay(frame, weight_TYX[index // 2], 1.0) for index, frame in enumerate(frames)]
+        strip = PillowImage.new("RGB", (self.size * len(frames), self.size))
+        for index, frame in enumerate(frames):
+            strip.paste(frame, (self.size * index, 0))
+        return f'<img width="{strip.width}" alt="" src="{to_data_uri(strip)}">'
 
 
 def open_media(cell: Any, root: Path) -> Media:

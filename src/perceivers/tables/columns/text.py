@@ -1,5 +1,6 @@
 """Texts: words to read, bytes to fill in. Shape suffixes: B batch, M words or bytes, H hashes, V vocabulary."""
 
+import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -19,6 +20,7 @@ from perceivers.adapters.words import WordInput
 from perceivers.checks import Count, Fraction, Range
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.tables.columns.column import Column
+from perceivers.tables.columns.drawing import draw_shaded
 
 WORD = re.compile(r"\w{1,24}|[^\w\s]")
 NGRAMS = (3, 4, 5)
@@ -31,6 +33,9 @@ MANY = 5000
 
 SAMPLE = 20_000
 """Training cells that the vectors of words are made from at most."""
+
+LONGEST_REST = 200
+"""Characters that are drawn of what is not read of a text."""
 
 
 class Text(Column):
@@ -98,6 +103,26 @@ class Text(Column):
         vectors = analyze(counts, self.hashes, self.width)
         with torch.no_grad():
             adapter.embedding.weight[:, : vectors.shape[1]] = vectors
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the text with the words that are read on a background of their weight; others are pale.
+
+        The first weight is that of the text as a whole.
+        """
+        text, lower = str(cell), str(cell).lower()
+        text = text if len(lower) == len(text) else lower  # a few letters become two
+        places = [match.span() for match in WORD.finditer(lower)][: self.length]
+        shares = [0.0] * len(places) if weights is None else weights[1:].tolist()
+        largest = max(shares, default=0.0)
+        parts, end = list[str](), 0
+        for (first, last), share in zip(places, shares, strict=False):
+            parts += [html.escape(text[end:first]), draw_shaded(text[first:last], share, largest)]
+            end = last
+        rest = text[end:].strip()
+        if rest:
+            rest = rest if len(rest) <= LONGEST_REST else f"{rest[:LONGEST_REST]} ..."
+            parts.append(f' <span class="quiet" title="not read">{html.escape(rest)}</span>')
+        return f'<div class="text" dir="auto">{"".join(parts)}</div>'
 
 
 class MaskedText(Column):
@@ -169,6 +194,28 @@ class MaskedText(Column):
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         return [[bytes(row).decode(errors="replace")] for row in answers[..., :256].argmax(-1).tolist()]
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the characters that are read on a background of their weight; hidden bytes have a frame."""
+        byte_M = self.read(cell, root).tolist()
+        shares = [0.0] * len(byte_M) if weights is None else weights.tolist()
+        units = list[tuple[str, float]]()  # characters, "" for a hidden byte
+        content, share = b"", 0.0
+        for index, (byte, weight) in enumerate(zip(byte_M, shares, strict=False)):
+            if byte == self.mask:
+                units.append(("", weight))
+                continue
+            content, share = content + bytes([byte]), share + weight
+            after = byte_M[index + 1] if index + 1 < len(byte_M) else self.mask
+            if after == self.mask or not 0x80 <= after < 0xC0:  # not within a character
+                units.append((content.decode(errors="replace"), share))
+                content, share = b"", 0.0
+        largest = max((weight for _, weight in units), default=0.0)
+        parts = [
+            draw_shaded(text, weight, largest) if text else f"<i>{draw_shaded('▒', weight, largest)}</i>"
+            for text, weight in units
+        ]
+        return f'<div class="text" dir="auto">{"".join(parts)}</div>'
 
 
 class HiddenBytes(MeanMetric):
