@@ -20,7 +20,7 @@ from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column, measure_scale
 from perceivers.tables.columns.drawing import draw_lines, format_number, relative, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
-from perceivers.tables.columns.image import overlay, to_data_uri, to_pillow
+from perceivers.tables.columns.image import above_mean, overlay, to_data_uri, to_pillow
 
 SAMPLE = 500
 """Arrays that are read to learn the shape, mean and standard deviation."""
@@ -105,7 +105,7 @@ class Array(Column):
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
         """Returns a line for one dimension, a map of the numbers for two, or else the shape."""
         array = read_array(cell, root)
-        shape = " × ".join(map(str, array.shape))
+        shape = " x ".join(map(str, array.shape))
         if array.ndim == 1:
             shades = relative(weights, len(array))
             return draw_lines([("front", 0, array.tolist())], split_bands(shades, 1, -0.5), f"{shape} numbers")
@@ -116,7 +116,7 @@ class Array(Column):
         if max(array.shape) > LARGEST_MAP:
             picture.thumbnail((LARGEST_MAP, LARGEST_MAP))
         if weights is not None and len(weights) == array.size:
-            picture = overlay(picture, weights.reshape(array.shape))
+            picture = overlay(picture, above_mean(weights).reshape(array.shape))
         uri = to_data_uri(picture)
         width = SMALLEST_MAP if max(array.shape) < SMALLEST_MAP else picture.width
         return f'<img class="map" width="{width}" alt="{shape} numbers" src="{uri}"><span class="quiet">{extent}</span>'

@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -50,7 +51,7 @@ def relative(weight_M: Tensor | None, count: int) -> list[float] | None:
 
 
 def draw_lines(
-    lines: Sequence[tuple[str, int, Sequence[float]]],
+    lines: Sequence[tuple[str, int, Sequence[float] | np.ndarray[Any, Any]]],
     bands: Sequence[tuple[float, float, float]] = (),
     label: str = "",
 ) -> str:
@@ -86,7 +87,7 @@ def draw_lines(
     return f'{picture}<span class="quiet">{format_number(low)} to {format_number(high)}</span>'
 
 
-def thin(numbers: Sequence[float]) -> list[tuple[float, float]]:
+def thin(numbers: Sequence[float] | np.ndarray[Any, Any]) -> list[tuple[float, float]]:
     """Returns the steps and numbers to draw: all, or the smallest and the largest of each of equal parts."""
     if len(numbers) <= MOST_POINTS:
         return list(enumerate(float(number) for number in numbers))

@@ -124,11 +124,12 @@ class Image(Column):
         return [[to_data_uri(to_pillow(color_YXC))] for color_YXC in answers]
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the picture, red where weights are above their mean."""
         pixels_CYX = self.read(cell, root)
         image = to_pillow(pixels_CYX.movedim(0, -1) / 255)
         if weights is not None:
-            image = overlay(image, weights.reshape((self.size // self.patch,) * 2))
-        return f'<img width="{2 * self.size}" alt="" src="{to_data_uri(image)}">'
+            image = overlay(image, above_mean(weights).reshape((self.size // self.patch,) * 2))
+        return f'<img width="{max(128, 2 * self.size)}" alt="" src="{to_data_uri(image)}">'
 
 
 class Psnr(MeanMetric):
@@ -156,10 +157,16 @@ def to_data_uri(image: PillowImage.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def overlay(image: PillowImage.Image, weight_YX: Tensor, largest: float | None = None) -> PillowImage.Image:
-    """Returns a picture that is red where weights are large; `largest` is the weight of full red."""
+def above_mean(weights: Tensor) -> Tensor:
+    """Returns by how much weights are above their mean, from 0 to 1 for the largest one."""
+    above = (weights - weights.mean()).clamp_min(0)
+    return above / above.max().clamp_min(1e-9)
+
+
+def overlay(image: PillowImage.Image, heat_YX: Tensor) -> PillowImage.Image:
+    """Returns a picture that is red where the heat is 1, and as it is where it is 0."""
     gray = np.asarray(image.convert("RGB"), dtype=np.float32)
-    heat = (weight_YX / (largest or weight_YX.max().clamp_min(1e-9))).numpy().astype(np.float32)
+    heat = heat_YX.numpy().astype(np.float32)
     size = (image.width, image.height)
     heat_YX1 = np.asarray(PillowImage.fromarray(heat).resize(size, PillowImage.Resampling.BILINEAR))[..., None]
     mixed = gray * (1 - 0.6 * heat_YX1) + np.array([220.0, 30.0, 30.0]) * 0.6 * heat_YX1

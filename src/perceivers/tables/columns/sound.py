@@ -20,7 +20,7 @@ from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column
 from perceivers.tables.columns.drawing import draw_lines, relative, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
-from perceivers.tables.columns.image import overlay, to_data_uri, to_pillow
+from perceivers.tables.columns.image import above_mean, overlay, to_data_uri, to_pillow
 
 LONGEST = 10.0
 """Most seconds that are learned."""
@@ -122,11 +122,11 @@ class Video(Column):
         return VideoInput((2, 8, 8), FourierPositions(self.grid, bands=4))
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
-        """Returns a strip of the frames, red where weights are large."""
+        """Returns a strip of the frames, red where weights are above their mean."""
         frames = [to_pillow(frame.movedim(0, -1) / 255) for frame in self.read(cell, root)]
         if weights is not None:
-            weight_TYX = (weights / weights.max().clamp_min(1e-9)).reshape(self.grid)
-            frames = [overlay(frame, weight_TYX[index // 2], 1.0) for index, frame in enumerate(frames)]
+            heat_TYX = above_mean(weights).reshape(self.grid)
+            frames = [overlay(frame, heat_TYX[index // 2]) for index, frame in enumerate(frames)]
         strip = PillowImage.new("RGB", (self.size * len(frames), self.size))
         for index, frame in enumerate(frames):
             strip.paste(frame, (self.size * index, 0))

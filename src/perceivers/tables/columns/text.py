@@ -122,7 +122,8 @@ class Text(Column):
         if rest:
             rest = rest if len(rest) <= LONGEST_REST else f"{rest[:LONGEST_REST]} ..."
             parts.append(f' <span class="quiet" title="not read">{html.escape(rest)}</span>')
-        return f'<div class="text" dir="auto">{"".join(parts)}</div>'
+        whole = "" if weights is None else f'<span class="quiet">the text as a whole: {float(weights[0]):.1%}</span>'
+        return f'<div class="text" dir="auto">{"".join(parts)}</div>{whole}'
 
 
 class MaskedText(Column):
