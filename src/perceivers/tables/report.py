@@ -210,8 +210,8 @@ def draw_worth(explanation: Explanation) -> str:
     return (
         f"<section><h2>What each column is worth</h2>\n<p>The {escape(main)} with one column masked in all rows, as if "
         f"its cells were missing; with nothing masked, it is {show_figure(explanation.baseline[main])}. The longer the "
-        f"bar, the worse the model is without the column. Of columns that say the same, each alone may seem to be worth "
-        f"little.{gray}{some}{more}</p>\n"
+        f"bar, the worse the model is without the column. Of columns that say the same, each alone may seem to be "
+        f"worth little.{gray}{some}{more}</p>\n"
         f'<div class="card bars">{"".join(rows)}</div></section>'
     )
 
@@ -331,11 +331,12 @@ def draw_cases(explanation: Explanation) -> str:
             f'{answers}\n<div class="cells">{cells}</div></article>'
         )
     return (
-        f"<h2>{count} rows, from the best to the worst</h2>\n<p>The bar below the name of a column, and the figure, are "
-        f"its share of the attention with which the latents read the row, averaged over all latents and heads. In a text "
-        f"or a series, what they attend to has a background; in a picture, what they attend to more than on average is "
-        f"red. An input of many elements, such as a picture of many patches, has a large share if all are read equally. "
-        f"Attention is what is read, not what decides.</p>\n" + "\n".join(cards)
+        f"<h2>{count} rows, from the best to the worst</h2>\n"
+        "<p>The bar below the name of a column, and the figure, are its share of the attention with which the latents "
+        "read the row, averaged over all latents and heads. In a text or a series, what they attend to has a "
+        "background; in a picture, what they attend to more than on average is red. An input of many elements, such as "
+        "a picture of many patches, has a large share if all are read equally. Attention is what is read, not what "
+        "decides.</p>\n" + "\n".join(cards)
     )
 
 
@@ -439,8 +440,8 @@ def draw_groups(explanation: Explanation) -> str:
     more = f" {left} columns whose groups deviate less are left out." if left else ""
     return (
         f"<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile; at least "
-        f"{LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is above that of "
-        f"all rows: between -2 and 2, it may be chance.{more}</p>\n"
+        f"{LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is above that "
+        f"of all rows: between -2 and 2, it may be chance.{more}</p>\n"
         f'<div class="pair">{"".join(tables)}</div>'
     )
 
