@@ -23,7 +23,7 @@ from perceivers.tables.columns import Categories, Category, Column, Number, YesN
 from perceivers.tables.columns.category import split_cell
 from perceivers.tables.columns.drawing import format_number
 from perceivers.tables.columns.number import parse_number
-from perceivers.tables.evaluation import evaluate_rows, open_labelled
+from perceivers.tables.evaluation import open_labelled
 from perceivers.tables.model import TableModel, encode_rows
 from perceivers.tables.predict import move_batch
 from perceivers.tables.rows import Rows, TableSamples
@@ -33,8 +33,8 @@ from perceivers.training import learner
 BATCH = 256
 """Rows computed at a time."""
 
-MOST_MASKED = 10_000
-"""Most rows on which columns are masked in turn; of more, some at equal distances."""
+MOST_ROWS = 10_000
+"""Most rows that are measured; of more, some at equal distances."""
 
 MOST_VALUES = 30
 """Most values of a column whose rows are a group: the most frequent ones."""
@@ -112,11 +112,10 @@ class Explanation:
 
     Attributes:
         model: the model.
-        rows: the rows.
+        rows: the rows that were measured.
+        total: number of rows of which they are some.
         main: the main figure.
         metrics: of all rows.
-        masked_rows: number of rows on which inputs were masked.
-        baseline: the metrics of these rows with nothing masked.
         worth: of each input, the one that is worth most first.
         outcomes: of outputs that are numbers or categories.
         cases: single rows, from the best to the worst.
@@ -125,10 +124,9 @@ class Explanation:
 
     model: TableModel
     rows: Rows
+    total: int
     main: Main
     metrics: dict[str, float]
-    masked_rows: int
-    baseline: dict[str, float]
     worth: list[Worth]
     outcomes: dict[str, Outcomes]
     cases: list[Case]
@@ -168,6 +166,9 @@ def explain_table(
 @torch.inference_mode()
 def explain_rows(model: TableModel, rows: Rows, count: int = 8, group: Sequence[str] = ()) -> Explanation:
     """Returns what is known of a model on rows, of which some are shown one by one."""
+    total = len(rows)
+    if total > MOST_ROWS:
+        rows = rows.subset(np.linspace(0, total - 1, MOST_ROWS).round().astype(int).tolist())
     members = find_groups(model, rows, group)
     main = find_main(model)
     loss_R, metrics, outcomes, measured = measure_rows(model, rows, members)
@@ -175,18 +176,15 @@ def explain_rows(model: TableModel, rows: Rows, count: int = 8, group: Sequence[
     if not len(known):
         names = ", ".join(map(quote, model.output_columns))
         raise PerceiversError(f"{rows.table.name} has no row with {names}: give one with what the model predicts.")
-    some = rows.subset(np.linspace(0, len(rows) - 1, min(len(rows), MOST_MASKED)).round().astype(int).tolist())
-    baseline = metrics if len(some) == len(rows) else evaluate_rows(model, some, BATCH)
     order = known[loss_R[known].argsort(kind="stable")]
     places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)).tolist()
     return Explanation(
         model=model,
         rows=rows,
+        total=total,
         main=main,
         metrics=metrics,
-        masked_rows=len(some),
-        baseline=baseline,
-        worth=measure_worth(model, some, main, baseline),
+        worth=measure_worth(model, rows, main, metrics),
         outcomes=outcomes,
         cases=[show_case(model, rows, int(order[place]), float(loss_R[order[place]]), place) for place in places],
         groups=rank_groups(members, measured, loss_R),
@@ -226,15 +224,15 @@ class MaskedSamples(TableSamples):
         return batch
 
 
-def measure_worth(model: TableModel, rows: Rows, main: Main, baseline: Mapping[str, float]) -> list[Worth]:
-    """Returns what each input is worth on rows, the one that is worth most first."""
+def measure_worth(model: TableModel, rows: Rows, main: Main, metrics: Mapping[str, float]) -> list[Worth]:
+    """Returns what each input is worth on rows with these metrics, the one that is worth most first."""
     samples = MaskedSamples(rows, model.input_columns, model.output_columns)
     sign = 1 if main.is_gain else -1
     found = list[Worth]()
     for name in model.input_columns:
         samples.masked = name
-        metrics = learner.evaluate(RowLearner(model), samples, BATCH)
-        found.append(Worth(name, metrics, sign * (baseline[main.name] - metrics[main.name])))
+        masked = learner.evaluate(RowLearner(model), samples, BATCH)
+        found.append(Worth(name, masked, sign * (metrics[main.name] - masked[main.name])))
     return sorted(found, key=lambda worth: -worth.loss)
 
 
@@ -389,7 +387,8 @@ def read_values(rows: Rows, name: str, column: Column | None) -> dict[str, list[
         if len(set(known)) > 4:
             edges = np.unique(np.quantile(known, [0, 0.25, 0.5, 0.75, 1]))
             places = [None if n is None else max(0, int(np.searchsorted(edges, n)) - 1) for n in numbers]
-            labels = [f"{format_number(low)} to {format_number(high)}" for low, high in pairwise(edges.tolist())]
+            ends = [format_number(float(f"{edge:.4g}")) for edge in edges]
+            labels = [f"{low} to {high}" for low, high in pairwise(ends)]
             values = {label: [] for label in labels}
             for row, place in enumerate(places):
                 values.setdefault(MISSING if place is None else labels[place], []).append(row)

@@ -43,7 +43,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body { background: var(--back); color: var(--front); font: 15px/1.5 system-ui, sans-serif; margin: 0 auto;
-  max-width: 70rem; padding: 1.5rem 1rem 3rem; overflow-wrap: anywhere; }
+  max-width: 70rem; padding: 1.5rem 1rem 3rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; }
 h2 { font-size: 1.2rem; margin: 2.25rem 0 .25rem; }
 h3 { font-size: 1rem; margin: 0 0 .25rem; }
@@ -63,6 +63,7 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .track > i { background: var(--bar); display: block; height: 100%; }
 .track > i.gain { background: var(--quiet); }
 .pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); }
+.groups { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)); }
 .two { display: grid; gap: 0 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr)); }
 .two > section { min-width: 0; }
 .row { margin-top: 1rem; }
@@ -163,9 +164,9 @@ def make_report(explanation: Explanation) -> str:
 
 def describe_count(explanation: Explanation) -> str:
     """Returns the number of rows, or of windows."""
-    count = len(explanation.rows)
-    unit = "row" if explanation.model.window is None else "window"
-    return f"{count:,} {unit}{'s'[: count != 1]}"
+    count, total = len(explanation.rows), explanation.total
+    unit = ("row" if explanation.model.window is None else "window") + "s"[: total != 1]
+    return f"{count:,} {unit}" if count == total else f"{count:,} of {total:,} {unit}, at equal distances,"
 
 
 def show_figure(value: float) -> str:
@@ -193,7 +194,7 @@ def draw_worth(explanation: Explanation) -> str:
     largest = max((abs(worth.loss) for worth in shown if math.isfinite(worth.loss)), default=0.0) or 1.0
     rows = list[str]()
     for worth in shown:
-        change = worth.metrics[main] - explanation.baseline[main]
+        change = worth.metrics[main] - explanation.metrics[main]
         figures = " ".join(f"{name} {show_figure(value)}" for name, value in worth.metrics.items())
         rows += [
             f"<span>{escape(worth.name)}</span>",
@@ -203,15 +204,12 @@ def draw_worth(explanation: Explanation) -> str:
         ]
     left = len(explanation.worth) - len(shown)
     more = f" {left} columns that are worth less are left out." if left else ""
-    some = ""
-    if explanation.masked_rows < len(explanation.rows):
-        some = f" Measured on {explanation.masked_rows:,} of them, at equal distances."
     gray = " A gray bar is of a column without which the model is better." if any(w.loss < 0 for w in shown) else ""
     return (
         f"<section><h2>What each column is worth</h2>\n<p>The {escape(main)} with one column masked in all rows, as if "
-        f"its cells were missing; with nothing masked, it is {show_figure(explanation.baseline[main])}. The longer the "
+        f"its cells were missing; with nothing masked, it is {show_figure(explanation.metrics[main])}. The longer the "
         f"bar, the worse the model is without the column. Of columns that say the same, each alone may seem to be "
-        f"worth little.{gray}{some}{more}</p>\n"
+        f"worth little.{gray}{more}</p>\n"
         f'<div class="card bars">{"".join(rows)}</div></section>'
     )
 
@@ -442,7 +440,7 @@ def draw_groups(explanation: Explanation) -> str:
         f"<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile; at least "
         f"{LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is above that "
         f"of all rows: between -2 and 2, it may be chance.{more}</p>\n"
-        f'<div class="pair">{"".join(tables)}</div>'
+        f'<div class="pair groups">{"".join(tables)}</div>'
     )
 
 

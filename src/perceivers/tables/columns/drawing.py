@@ -75,7 +75,7 @@ def draw_lines(
         f'<rect class="band" style="--w:{weight:.2f}" x="{WIDTH * first / span:.1f}" y="0" '
         f'width="{max(0.5, WIDTH * (min(last, end) - first) / span):.1f}" height="{HEIGHT}"/>'
         for first, last, weight in bands
-        if weight >= LEAST_SHADE
+        if weight >= LEAST_SHADE and first < end
     ]
     for kind, first, numbers in lines:
         points = " ".join(place(first + step, number) for step, number in thin(numbers))
