@@ -21,7 +21,7 @@ from perceivers.inference import check_folder, get_device
 from perceivers.model.intermediates import record_attention
 from perceivers.tables.columns import Categories, Category, Column, Number, YesNo
 from perceivers.tables.columns.category import split_cell
-from perceivers.tables.columns.drawing import format_number
+from perceivers.tables.columns.drawing import format_number, shorten
 from perceivers.tables.columns.number import parse_number
 from perceivers.tables.evaluation import open_labelled
 from perceivers.tables.model import TableModel, encode_rows
@@ -387,7 +387,7 @@ def read_values(rows: Rows, name: str, column: Column | None) -> dict[str, list[
         if len(set(known)) > 4:
             edges = np.unique(np.quantile(known, [0, 0.25, 0.5, 0.75, 1]))
             places = [None if n is None else max(0, int(np.searchsorted(edges, n)) - 1) for n in numbers]
-            ends = [format_number(float(f"{edge:.4g}")) for edge in edges]
+            ends = [shorten(edge) for edge in edges.tolist()]
             labels = [f"{low} to {high}" for low, high in pairwise(ends)]
             values = {label: [] for label in labels}
             for row, place in enumerate(places):

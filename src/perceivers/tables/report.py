@@ -96,14 +96,14 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .line polyline { fill: none; stroke: var(--front); stroke-width: 1.3; vector-effect: non-scaling-stroke; }
 .line .truth { stroke: var(--quiet); }
 .line .guess { stroke: var(--bad); stroke-width: 1.8; }
-.line .band { fill: rgb(var(--full) / calc(var(--w) * .7)); }
+.line .band { fill: rgb(var(--full) / calc(var(--w) * .5)); }
 .key { font-size: .8rem; }
 .key i { border-top: 3px solid var(--front); display: inline-block; margin: 0 .3rem 0 .8rem; vertical-align: middle;
   width: 1.2rem; }
 .key i.truth { border-color: var(--quiet); }
 .key i.guess { border-color: var(--bad); }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .75rem .25rem 0; text-align: right;
+table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem .25rem 0; text-align: right;
   white-space: nowrap; }
 th:first-child, td:first-child { max-width: 12rem; overflow: hidden; text-align: left; text-overflow: ellipsis; }
 th { color: var(--quiet); font-size: .8rem; font-weight: normal; }
@@ -308,7 +308,7 @@ def draw_confusion(outcomes: Outcomes, names: Sequence[str]) -> str:
 def draw_cases(explanation: Explanation) -> str:
     """Returns single rows, from the best to the worst."""
     model, rows = explanation.model, explanation.rows
-    count = len(explanation.cases)
+    count, unit = len(explanation.cases), "row" if model.window is None else "window"
     cards = list[str]()
     for case in explanation.cases:
         place = rows.indices[case.row]
@@ -329,7 +329,7 @@ def draw_cases(explanation: Explanation) -> str:
             f'{answers}\n<div class="cells">{cells}</div></article>'
         )
     return (
-        f"<h2>{count} rows, from the best to the worst</h2>\n"
+        f"<h2>{count} {unit}{'s'[: count != 1]}, from the best to the worst</h2>\n"
         "<p>The bar below the name of a column, and the figure, are its share of the attention with which the latents "
         "read the row, averaged over all latents and heads. In a text or a series, what they attend to has a "
         "background; in a picture, what they attend to more than on average is red. An input of many elements, such as "
@@ -437,9 +437,9 @@ def draw_groups(explanation: Explanation) -> str:
     left = len(explanation.groups) - len(tables)
     more = f" {left} columns whose groups deviate less are left out." if left else ""
     return (
-        f"<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile; at least "
-        f"{LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is above that "
-        f"of all rows: between -2 and 2, it may be chance.{more}</p>\n"
+        "<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile with its upper "
+        f"end; at least {LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is "
+        f"above that of all rows: between -2 and 2, it may be chance.{more}</p>\n"
         f'<div class="pair groups">{"".join(tables)}</div>'
     )
 
@@ -452,7 +452,7 @@ def draw_table(names: Sequence[str], groups: Iterable[Group]) -> str:
     for group in (group for group in groups if group in shown):
         kind = "worse" if group.deviation > 2 else "better" if group.deviation < -2 else ""
         figures = "".join(f"<td>{show_figure(group.metrics.get(name, math.nan))}</td>" for name in names)
-        deviation = f'<td class="{kind}">{group.deviation:+.1f}</td>'
+        deviation = f'<td class="{kind}">{round(group.deviation, 1) + 0.0:+.1f}</td>'
         label = f'<td title="{escape(group.label)}">{escape(group.label)}</td>'
         rows.append(f"<tr>{label}<td>{group.rows:,}</td>{figures}{deviation}</tr>")
     left = len(groups) - len(shown)

@@ -18,7 +18,7 @@ from perceivers.files import check_count
 from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column, measure_scale
-from perceivers.tables.columns.drawing import draw_lines, format_number, relative, split_bands
+from perceivers.tables.columns.drawing import draw_lines, relative, shorten, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
 from perceivers.tables.columns.image import above_mean, overlay, to_data_uri, to_pillow
 
@@ -109,7 +109,7 @@ class Array(Column):
         if array.ndim == 1:
             shades = relative(weights, len(array))
             return draw_lines([("front", 0, array.tolist())], split_bands(shades, 1, -0.5), f"{shape} numbers")
-        extent = f"{format_number(float(array.min()))} to {format_number(float(array.max()))}"
+        extent = f"{shorten(float(array.min()))} to {shorten(float(array.max()))}"
         if array.ndim > 2:
             return f'{shape} numbers<span class="quiet">{extent}</span>'
         picture = to_pillow(torch.from_numpy((array - array.min()) / (np.ptp(array) or 1.0))[..., None])

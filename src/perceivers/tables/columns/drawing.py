@@ -30,6 +30,11 @@ def format_number(number: float) -> str:
     return f"{number:.6g}"
 
 
+def shorten(number: float) -> str:
+    """Returns a number with four digits, such as an end of a range."""
+    return format_number(float(f"{number:.4g}"))
+
+
 def draw_chip(text: str, weight: float | None = None, kind: str = "") -> str:
     """Returns a category as HTML, on a background of its weight from 0 to 1, if given."""
     style = "" if weight is None else f' style="--w:{weight:.2f}"'
@@ -84,7 +89,7 @@ def draw_lines(
         f'<svg class="line" viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" '
         f'aria-label="{html.escape(label)}">{"".join(parts)}</svg>'
     )
-    return f'{picture}<span class="quiet">{format_number(low)} to {format_number(high)}</span>'
+    return f'{picture}<span class="quiet">{shorten(low)} to {shorten(high)}</span>'
 
 
 def thin(numbers: Sequence[float] | np.ndarray[Any, Any]) -> list[tuple[float, float]]:
