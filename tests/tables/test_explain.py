@@ -104,6 +104,15 @@ def test_the_column_that_decides_is_worth_most_and_noise_nothing(explained):
     assert worth["size"].loss == pytest.approx(worth["size"].metrics["rmse"] - explained.metrics["rmse"])
 
 
+def test_a_masked_text_is_a_missing_one():
+    columns = {"text": ["some words", "more of them here", "few"] * 3, "age": [1, 2, 3] * 3, "price": list(range(9))}
+    rows = make_rows(columns)
+    model = make_model(rows, {"text": Text(hashes=64, width=8), "age": Number()}, {"price": Number()})
+    worth = {found.name: found for found in explain_rows(model, rows, 1).worth}
+    gone = evaluate_rows(model, make_rows(columns | {"text": [None] * 9}))
+    assert worth["text"].metrics == pytest.approx(gone, rel=1e-6)
+
+
 def test_of_several_outputs_the_loss_is_judged(explained):
     rows = explained.rows
     model = make_model(rows, {"size": Number(), "noise": Number()}, {"price": Number(), "color": Category()})

@@ -437,9 +437,9 @@ def draw_groups(explanation: Explanation) -> str:
     left = len(explanation.groups) - len(tables)
     more = f" {left} columns whose groups deviate less are left out." if left else ""
     return (
-        "<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile with its upper "
-        f"end; at least {LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the group is "
-        f"above that of all rows: between -2 and 2, it may be chance.{more}</p>\n"
+        "<h2>Errors by group</h2>\n<p>The metrics of the rows of each value, of numbers of each quartile with its "
+        f"upper end; at least {LEAST_ROWS} rows. The last figure is by how many standard errors the mean loss of the "
+        f"group is above that of all rows: between -2 and 2, it may be chance.{more}</p>\n"
         f'<div class="pair groups">{"".join(tables)}</div>'
     )
 
