@@ -13,6 +13,8 @@ from perceivers.data.splits import SPLITS, Part, choose_splits, find_splits
 from perceivers.data.tables import SUFFIXES, Table, describe, open_parquet, read_table, split_files
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.config import construct
+from perceivers.tables.columns.date import Date
+from perceivers.tables.columns.number import parse_number
 from perceivers.tables.rows import Rows, open_root
 from perceivers.tables.windows import END, TIME, Window, read_times
 
@@ -85,6 +87,8 @@ class TableData(Checked):
         """Reads the table and chooses rows; raises a PerceiversError for what is wrong with either."""
         tables = open_tables(self.path)
         root = open_root(self.path, self.root)
+        if self.window is not None and len(tables) > 1:
+            raise PerceiversError(f"{self.path} has several tables: with data.window, give the file of one.")
         if list(tables) == [None] or self.window is not None:
             table = next(iter(tables.values()))
             return self.cut_windows(table, root) if self.window is not None else self.split_rows(table, root)
@@ -92,7 +96,16 @@ class TableData(Checked):
         if "train" not in found:
             raise PerceiversError(f"{self.path} has no table called train; it has {', '.join(map(str, tables))}.")
         rows = {split: all_rows(parts[0], root) for split, parts in found.items()}
+        for name in ("folds", "split", "group", "time"):
+            if "val" in rows and getattr(self, name) is not None:
+                raise PerceiversError(
+                    f"data.{name} chooses the rows that are held out, but {self.path} has a table of them: "
+                    f"leave one out."
+                )
+        if self.test is not None and "test" in rows:
+            raise PerceiversError(f"data.test holds out rows, but {self.path} has a table of them: leave one out.")
         if "val" in rows:
+            check_columns(rows["train"].table)
             return Parts(rows["train"], rows["val"], rows.get("test"), None)
         parts = self.split_rows(rows["train"].table, root)
         return Parts(parts.training, parts.validation, rows.get("test"), None)
@@ -206,7 +219,11 @@ def parse_boundary(part: float | str | None) -> float:
     """Returns a fraction as it is, and a time in seconds from 1970."""
     if part is None or not isinstance(part, str):
         return part or 0.0
-    return float(read_times(Table("data.validation or data.test", {"time": [part]}, "row", [0]), "time")[0])
+    try:
+        number = parse_number(part)
+        return Date().learn([part], Path()).to_seconds(part) if number is None else number
+    except PerceiversError as error:
+        raise PerceiversError(f"data.validation or data.test: {error}.") from error
 
 
 def all_rows(table: Table, root: Path) -> Rows:
