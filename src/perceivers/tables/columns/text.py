@@ -1,5 +1,6 @@
 """Texts: words to read, bytes to fill in. Shape suffixes: B batch, M words or bytes, H hashes, V vocabulary."""
 
+import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -98,6 +99,19 @@ class Text(Column):
         vectors = analyze(counts, self.hashes, self.width)
         with torch.no_grad():
             adapter.embedding.weight[:, : vectors.shape[1]] = vectors
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the words; the background of a word is its share of the attention to all words."""
+        words = self.words(str(cell))
+        if weights is None:
+            return html.escape(str(cell))
+        weight_M = weights[1:]  # after the text as a whole
+        most = float(weight_M.max().clamp_min(1e-9)) if len(weight_M) else 1.0
+        shown = [
+            f"<b class=word style='--w:{weight / most:.2f}'>{html.escape(word)}</b>"
+            for word, weight in zip(words, weight_M.tolist(), strict=False)
+        ]
+        return " ".join(shown)
 
 
 class MaskedText(Column):
