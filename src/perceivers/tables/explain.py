@@ -18,6 +18,7 @@ from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.inference import check_folder, get_device
 from perceivers.model.intermediates import record_attention
 from perceivers.tables.columns import Category, Number
+from perceivers.tables.columns.number import parse_number
 from perceivers.tables.evaluation import open_labelled
 from perceivers.tables.model import TableModel, encode_rows
 from perceivers.tables.predict import compute_answers, move_batch
@@ -170,7 +171,9 @@ def measure_groups(
     values = [rows.read(name, model.input_columns[name], row) for row in range(len(rows))]
     labels = label_quarters(values) if isinstance(model.input_columns[name], Number) else label_cells(rows, name)
     counts = {label: labels.count(label) for label in dict.fromkeys(labels)}
-    if not isinstance(model.input_columns[name], Number):
+    if isinstance(model.input_columns[name], Number):
+        counts = dict(sorted(counts.items(), key=lambda item: parse_number(item[0].split(" to ")[0]) or 0.0))
+    else:
         counts = dict(sorted(counts.items(), key=lambda item: -item[1])[:MOST_GROUPS])
     found = dict[str, tuple[int, Metrics]]()
     for label, count in counts.items():

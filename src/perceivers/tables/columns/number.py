@@ -130,6 +130,9 @@ class Number(Column):
         names = ["predicted", *(f"q{100 * quantile:g}" for quantile in (self.quantiles or [])[1:])]
         return {f"{name}_{end}": float for end in names}
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        return f"{self.read(cell, root):,.6g}"
+
     def write(self, answers: Tensor) -> list[list[Any]]:
         return answers.reshape(len(answers), -1).tolist()
 
