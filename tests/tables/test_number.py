@@ -39,7 +39,7 @@ HERE = Path()
 def test_cells(cell, number):
     assert parse_number(cell) == number
     if number is None:
-        with pytest.raises(PerceiversError, match="is not a number$"):
+        with pytest.raises(PerceiversError, match=r"is not a number$"):
             Number().read(cell, HERE)
     else:
         assert Number().read(cell, HERE) == number
@@ -57,9 +57,9 @@ def test_mean_and_deviation_and_quantiles_are_learned():
 
 def test_learned_numbers_are_those_of_all_cells_whatever_their_size():
     """Neither large numbers that differ little, nor equal ones, nor a single one, break the scale."""
-    column = Number().learn([1e15 + step for step in range(5)], HERE)
+    column = Number().learn([1e12 + step for step in range(5)], HERE)
     assert column.std == pytest.approx(math.sqrt(2))
-    assert column.collate([1e15, 1e15 + 4]).tolist() == pytest.approx([-math.sqrt(2), math.sqrt(2)])
+    assert column.collate([1e12, 1e12 + 4]).tolist() == pytest.approx([-math.sqrt(2), math.sqrt(2)])
     for cells in ([0.1] * 7, [3]):
         equal = Number().learn(cells, HERE)
         assert equal.std == 1

@@ -122,7 +122,7 @@ class TableData(Checked):
             return self.split_by_column(rows, self.split)
         if self.time is not None:
             times = read_times(table, self.time)
-            return self.split_by_time(rows, times, times)
+            return split_by_time(rows, times, times, self.find_boundaries(times))
         groups = None if self.group is None else np.array([str(cell) for cell in table.columns[self.group]])
         if self.folds:
             return self.take_fold(rows, groups)
@@ -167,12 +167,6 @@ class TableData(Checked):
             parts[:2] = [row for row in parts[0] if row not in held_out], [row for row in parts[0] if row in held_out]
         return make_parts(rows, *parts)
 
-    def split_by_time(self, rows: Rows, times: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Parts:
-        """Holds out the last rows; those that end in a later part than they begin are in none."""
-        first, second = self.find_boundaries(times)
-        training, test = np.flatnonzero(ends < first), np.flatnonzero(times >= second)
-        return make_parts(rows, training, np.flatnonzero((times >= first) & (ends < second)), test)
-
     def find_boundaries(self, times: np.ndarray[Any, Any]) -> tuple[float, float]:
         """Returns the times from which rows are for validation, and for testing."""
         given = [parse_boundary(part) for part in (self.validation, self.test)]
@@ -190,12 +184,21 @@ class TableData(Checked):
         if window.time not in table.columns:
             hint = did_you_mean(window.time, table.columns)
             raise PerceiversError(f"data.window.time: {table.name} has no column {quote(window.time)}: {hint}")
-        boundary = self.find_boundaries(read_times(table, window.time))[0]
-        series = window.open(table, boundary)
+        boundaries = self.find_boundaries(read_times(table, window.time))
+        series = window.open(table, boundaries[0])
         cut = series.cut()
         times, ends = (np.array(cut.columns[name]) for name in (TIME, END))
-        parts = self.split_by_time(all_rows(cut, root), times, ends)
+        parts = split_by_time(all_rows(cut, root), times, ends, boundaries)
         return Parts(parts.training, parts.validation, parts.test, series.window)
+
+
+def split_by_time(
+    rows: Rows, times: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], boundaries: tuple[float, float]
+) -> Parts:
+    """Holds out the last rows, see `find_boundaries`; those that end in a later part than they begin are in none."""
+    first, second = boundaries
+    training, test = np.flatnonzero(ends < first), np.flatnonzero(times >= second)
+    return make_parts(rows, training, np.flatnonzero((times >= first) & (ends < second)), test)
 
 
 def make_parts(rows: Rows, *parts: Any) -> Parts:

@@ -13,6 +13,7 @@ from perceivers.errors import PerceiversError, did_you_mean, quote, shorten
 from perceivers.tables.columns.category import NO, YES
 from perceivers.tables.columns.date import Date
 from perceivers.tables.columns.number import parse_number
+from perceivers.tables.data import check_columns
 from perceivers.tables.rows import is_missing
 
 SOUNDS = frozenset((".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".aif"))
@@ -57,8 +58,9 @@ def guess_columns(table: Table, predict: Sequence[str] = (), ignore: Collection[
         ignore: columns to leave out.
 
     Raises:
-        PerceiversError: one of these does not exist, or a column cannot be predicted.
+        PerceiversError: one of these does not exist, a column cannot be predicted, or there are too many.
     """
+    check_columns(table)
     for name in (*predict, *ignore):
         if name not in table.columns:
             raise PerceiversError(f"{table.name} has no column {quote(name)}: {did_you_mean(name, table.columns)}")
@@ -139,11 +141,11 @@ def guess_numbers(name: str, cells: Sequence[Any], is_target: bool) -> str | Non
     distinct = len(np.unique(values))
     if not (values == np.floor(values)).all():
         return "number"
+    is_counting = bool((np.diff(values) == 1).all())
+    if distinct == len(values) > 10 and (is_counting or IDENTIFIERS.search(name)):
+        return "identifier"
     if is_target:
         return "category" if distinct <= MOST_TARGETS and len(values) >= 5 * distinct else "number"
-    if distinct == len(values) > 10:
-        is_counting = bool((np.diff(values) == 1).all())
-        return "identifier" if is_counting or IDENTIFIERS.search(name) else "number"
     return "category" if CODES.search(name) and len(values) >= 2 * distinct else "number"
 
 

@@ -37,6 +37,9 @@ class Column(Configurable, ABC):
     is_continued: ClassVar[bool] = False
     is_dense: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        """Takes no arguments: a type without settings needs no constructor of its own."""
+
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
         """Returns the column with what it needs to know of all training cells; see `change`.
 
