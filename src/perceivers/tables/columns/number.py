@@ -131,7 +131,8 @@ class Number(Column):
         return {f"{name}_{end}": float for end in names}
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
-        return f"{self.read(cell, root):,.6g}"
+        number = self.read(cell, root)
+        return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.6g}"
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         return answers.reshape(len(answers), -1).tolist()
