@@ -1,0 +1,1 @@
+"""Columns of pictures, sounds and video clips."""

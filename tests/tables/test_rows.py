@@ -1,0 +1,1 @@
+"""Rows as samples of a model: missing cells, hidden cells, batches."""
