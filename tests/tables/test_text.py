@@ -1,0 +1,1 @@
+"""Texts: words to read, and bytes to fill in."""
