@@ -1,5 +1,6 @@
 """Texts as words. Shape suffixes: B batch, M words, H hashes of a word; others as in `perceivers.model.adapter`."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,23 +12,26 @@ from perceivers.model.positions import LearnedPositions
 
 
 class WordInput(InputAdapter):
-    """Words as sums of learned vectors, one for each hash of a word and its parts, and of learned positions.
+    """A text as a whole, and its words: sums of vectors, one for each hash of a word and its parts.
 
     Words that were never seen share the vectors of their parts with known ones (Bojanowski et al., 2017, "Enriching
-    Word Vectors with Subword Information").
+    Word Vectors with Subword Information"). The first element is the sum of all words, over the square root of their
+    number; those after it are the words, with learned positions.
 
     Args:
         hashes: number of vectors, of which the first stands for no hash and is 0.
         width: channels of the vectors, which a linear layer projects.
         length: maximum number of words of a text.
         channels: C.
+        is_trained: whether training changes the vectors of hashes.
     """
 
-    def __init__(self, hashes: int, width: int, length: int, channels: int) -> None:
+    def __init__(self, hashes: int, width: int, length: int, channels: int, is_trained: bool = True) -> None:
         super().__init__()
         self.channels = channels
         self.length = length
         self.embedding = nn.Embedding(hashes, width, _weight=trunc_normal_parameter(hashes, width))
+        self.embedding.requires_grad_(is_trained)
         self.linear = Linear(width, channels)
         self.positions = LearnedPositions([length], channels)
 
@@ -42,6 +46,10 @@ class WordInput(InputAdapter):
         if hash_BMH.shape[1] > self.length:
             raise PerceiversError(f"a text of {hash_BMH.shape[1]} words was given: at most {self.length} are read.")
         check_range("hashes", hash_BMH, self.embedding.num_embeddings)
-        words_BMC = F.embedding_bag(hash_BMH.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=0)
-        x_BMC = self.linear(words_BMC).unflatten(0, hash_BMH.shape[:2])
-        return InputArray(x_BMC + self.positions.table_SF[: hash_BMH.shape[1]], mask_BM)
+        bags = F.embedding_bag(hash_BMH.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=0)
+        word_BMW = bags.unflatten(0, hash_BMH.shape[:2])  # padding has no hashes, and the vector 0
+        count_B1 = (hash_BMH[..., 0] != 0).sum(1, keepdim=True).clamp_min(1)
+        whole_B1W = (word_BMW.sum(1) / count_B1.sqrt().to(word_BMW.dtype))[:, None]
+        whole_B1C, word_BMC = self.linear(whole_B1W), self.linear(word_BMW)
+        x_BMC = torch.cat([whole_B1C, word_BMC + self.positions.table_SF[: word_BMC.shape[1]]], 1)
+        return InputArray(x_BMC, None if mask_BM is None else F.pad(mask_BM, (1, 0), value=True))

@@ -17,8 +17,8 @@ from perceivers.tables.windows import Window
 Size = Literal["small", "medium", "large"]
 
 SIZES = {
-    "small": {"latents": 8, "channels": 32, "depth": 2, "heads": 2},
-    "medium": {"latents": 16, "channels": 64, "depth": 2, "heads": 4},
+    "small": {"latents": 4, "channels": 32, "depth": 1, "heads": 2},
+    "medium": {"latents": 8, "channels": 32, "depth": 2, "heads": 2},
     "large": {"latents": 32, "channels": 128, "depth": 4, "heads": 8},
 }
 """Sizes of models by name."""
@@ -26,7 +26,7 @@ SIZES = {
 
 def choose_size(rows: int) -> Size:
     """Returns the size of a model for a number of training rows."""
-    return "small" if rows < 20_000 else "medium" if rows < 500_000 else "large"
+    return "small" if rows < 2000 else "medium" if rows < 100_000 else "large"
 
 
 class TableModel(PerceiverIO):

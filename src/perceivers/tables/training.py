@@ -42,7 +42,7 @@ from perceivers.values import read_json
 COMPARISON = "comparison.json"
 """The file of a run with the metrics of its model and of simple methods."""
 
-UPDATES = 300
+UPDATES = 200
 """Updates of a run for up to 1,000 rows; more rows take more, in proportion to the square root of their number."""
 
 Weight = Annotated[float, Range(above=0)]
@@ -107,7 +107,14 @@ class TableExperiment(Experiment):
         self.settle_training(len(parts.training))
         training = TableSamples(parts.training, model.input_columns, model.output_columns, self.data.hide)
         training.weights = self.weigh(parts.training, model.output_columns)
-        return Setup(config.build, training, TableSamples(parts.validation, model.input_columns, model.output_columns))
+
+        def build() -> TableModel:
+            model = config.build()
+            for name, column in model.input_columns.items():
+                column.initialize(model.inputs[name], parts.training.cells(name))
+            return model
+
+        return Setup(build, training, TableSamples(parts.validation, model.input_columns, model.output_columns))
 
     def settle_training(self, rows: int) -> None:
         """Chooses what the config does not give of the length of the run, by the number of training rows."""

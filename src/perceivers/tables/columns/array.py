@@ -19,6 +19,7 @@ from perceivers.model.adapter import InputAdapter
 from perceivers.model.positions import FourierPositions
 from perceivers.tables.columns.column import Column, measure_scale
 from perceivers.tables.columns.files import open_cell, read_some
+from perceivers.tables.columns.image import to_data_uri, to_pillow
 
 SAMPLE = 500
 """Arrays that are read to learn the shape, mean and standard deviation."""
@@ -90,6 +91,17 @@ class Array(Column):
         """Returns numbers in the shape of the cells."""
         return (predicted.double() * self.std + self.mean).reshape(len(predicted), *(self.shape or ()))
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a line of an array of one dimension, a picture in gray of one of two, and else the shape."""
+        array = read_array(cell, root)
+        if array.ndim == 1:
+            return draw_line(array, weights)
+        if array.ndim != 2:
+            return f"array of {' x '.join(map(str, array.shape))}"
+        low, high = array.min(), array.max()
+        pixels = torch.from_numpy((array - low) / ((high - low) or 1))[..., None]
+        return f'<img width="96" style="image-rendering: pixelated" src="{to_data_uri(to_pillow(pixels))}">'
+
     def metrics(self) -> dict[str, Metric]:
         return {"rmse": MeanSquaredError(squared=False), "mae": MeanAbsoluteError()}
 
@@ -101,6 +113,22 @@ class Array(Column):
 def shorten_numbers(value: Any) -> Any:
     """Returns a number, or nested lists of numbers, with six digits."""
     return [shorten_numbers(item) for item in value] if isinstance(value, list) else float(f"{value:.6g}")
+
+
+def draw_line(values: np.ndarray[Any, Any], weights: Tensor | None, width: int = 300, height: int = 60) -> str:
+    """Returns numbers as a line in SVG, on bands of the color of their weights."""
+    low, spread = values.min(), np.ptp(values) or 1.0
+    places = zip(np.linspace(0, width, len(values)), height - (values - low) / spread * height, strict=True)
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    bands = ""
+    if weights is not None:
+        step, most = width / len(weights), float(weights.max().clamp_min(1e-9))
+        bands = "".join(
+            f"<rect x='{index * step:.1f}' width='{step:.1f}' height='{height}' fill='rgb(var(--full) / {share:.2f})'/>"
+            for index, share in enumerate((weights / most).tolist())
+        )
+    path = f"<polyline points='{line}' fill='none' stroke='currentColor'/>"
+    return f"<svg viewBox='0 -2 {width} {height + 4}' width='{width}'>{bands}{path}</svg>"
 
 
 def read_array(cell: Any, root: Path) -> np.ndarray[Any, Any]:

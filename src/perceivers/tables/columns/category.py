@@ -1,5 +1,6 @@
 """Categories: one of several, yes or no, and any of several. Shape suffixes: B batch, K categories."""
 
+import html
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -238,6 +239,10 @@ class Categories(Column):
     def metrics(self) -> dict[str, Metric]:
         """Returns the F1 score of all decisions, and AUROC averaged over the categories."""
         return {"f1": BinaryF1Score(), "auroc": Auroc()}
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        parts = split_cell(cell, self.separator)
+        return "".join(f"<span class=chip>{html.escape(part)}</span>" for part in parts)
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         separator = f"{self.separator or ','} ".replace("| ", "|")

@@ -88,6 +88,9 @@ class Column(Configurable, ABC):
     def input_adapter(self, channels: int) -> InputAdapter:
         """Returns the adapter that encodes values as elements of about so many channels."""
 
+    def initialize(self, adapter: InputAdapter, cells: Iterable[Any]) -> None:
+        """Gives a fresh input adapter weights that training cells tell without a target, such as vectors of words."""
+
     def output_adapter(self, name: str, channels: int) -> OutputAdapter:
         """Returns the adapter that predicts the column of a name, by queries of so many channels."""
         raise PerceiversError(f"a column of type {self.kind!r} can be an input, but not be predicted.")

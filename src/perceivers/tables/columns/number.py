@@ -37,7 +37,7 @@ class Number(Column):
 
     Args:
         scale: "log" for positive numbers whose ratios matter, such as prices; learned from the cells, if not given.
-        loss: of a number to predict: "squared" for the mean, "absolute" for the median, or "huber"
+        loss: of a number to predict: "huber", squared up to half a standard deviation; "squared", or "absolute".
         quantiles: quantiles to predict beside the median, such as [0.1, 0.9]; the loss is then that of quantiles.
         mean, std: of the scaled training cells; learned.
         edges: quantiles of the standardized training cells; learned.
@@ -48,7 +48,7 @@ class Number(Column):
     def __init__(
         self,
         scale: Scale | None = None,
-        loss: Loss = "squared",
+        loss: Loss = "huber",
         quantiles: Sequence[float] | None = None,
         mean: float = 0.0,
         std: float = 1.0,
@@ -103,7 +103,7 @@ class Number(Column):
             quantile_Q = torch.tensor(self.quantiles, device=target.device)
             return torch.maximum(quantile_Q * error_BQ, (quantile_Q - 1) * error_BQ).mean(1)
         if self.loss_kind == "huber":
-            return F.huber_loss(predicted[:, 0, 0], target, reduction="none")
+            return F.huber_loss(predicted[:, 0, 0], target, reduction="none", delta=0.5)
         return error_BQ[:, 0].abs() if self.loss_kind == "absolute" else error_BQ[:, 0].square()
 
     def answer(self, predicted: Tensor) -> Tensor:
@@ -129,6 +129,9 @@ class Number(Column):
     def fields(self, name: str) -> dict[str, type]:
         names = ["predicted", *(f"q{100 * quantile:g}" for quantile in (self.quantiles or [])[1:])]
         return {f"{name}_{end}": float for end in names}
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        return f"{self.read(cell, root):,.6g}"
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         return answers.reshape(len(answers), -1).tolist()

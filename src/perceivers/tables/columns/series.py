@@ -15,7 +15,7 @@ from perceivers.adapters.series import SeriesInput, SeriesOutput
 from perceivers.checks import Count, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
-from perceivers.tables.columns.array import read_array
+from perceivers.tables.columns.array import draw_line, read_array
 from perceivers.tables.columns.column import Column
 from perceivers.tables.columns.files import read_some
 
@@ -90,6 +90,10 @@ class Series(Column):
         if self.follows is None:
             raise PerceiversError(f"the series {name!r} can be predicted only with follows: name the series before it.")
         return SeriesOutput(self.follows, self.padded, self.patch, channels, self.mean, self.std)
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns a line; the background of a patch is its share of the attention to all patches."""
+        return draw_line(read_array(cell, root), weights)
 
     def loss(self, predicted: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
         return (predicted[:, : self.length] - target).square().mean(1)

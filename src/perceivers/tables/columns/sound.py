@@ -16,8 +16,10 @@ from perceivers.data.video import Content, Media, measure, read_frames_at, read_
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.positions import FourierPositions
+from perceivers.tables.columns.array import draw_line
 from perceivers.tables.columns.column import Column
 from perceivers.tables.columns.files import open_cell, read_some
+from perceivers.tables.columns.image import to_data_uri, to_pillow
 
 LONGEST = 10.0
 """Most seconds that are learned."""
@@ -71,6 +73,14 @@ class Sound(Column):
         sound_BS, mask_BS = torch.stack(list(values), 1)
         return InputArray(sound_BS, mask_BS.bool())
 
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the largest and smallest samples of 300 parts, and the attention over time."""
+        sound_S = self.read(cell, root)[0]
+        parts = sound_S[: len(sound_S) // 300 * 300].view(300, -1)
+        wave = torch.stack([parts.amax(1), parts.amin(1)], 1).flatten().numpy()
+        over_time = None if weights is None else weights.view(self.patches, -1).sum(1)
+        return draw_line(wave, over_time)
+
     def input_adapter(self, channels: int) -> InputAdapter:
         positions = FourierPositions((self.patches, self.bands // 16), bands=4)
         return MelInput((4, 16), positions, self.bands, self.hop, 4 * self.hop, self.sample_rate)
@@ -101,6 +111,11 @@ class Video(Column):
         if not found:
             raise PerceiversError(f"{media} has no frames")
         return torch.stack(found + [found[-1]] * (self.frames - len(found)))
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the frames."""
+        frames = (to_data_uri(to_pillow(frame_CYX.movedim(0, -1) / 255)) for frame_CYX in self.read(cell, root))
+        return "".join(f'<img style="display: inline" width="{self.size}" src="{frame}">' for frame in frames)
 
     def blank(self, is_target: bool = False) -> Tensor:
         return torch.zeros(self.frames, 3, self.size, self.size, dtype=torch.uint8)

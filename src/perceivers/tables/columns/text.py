@@ -1,6 +1,8 @@
 """Texts: words to read, bytes to fill in. Shape suffixes: B batch, M words or bytes, H hashes, V vocabulary."""
 
+import html
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -25,6 +27,13 @@ MOST_HASHES = 24
 """Longest pieces of text that are a word; lengths of the parts of a word that are hashed; most hashes of a word."""
 
 
+MANY = 5000
+"""Training cells from which on training changes the vectors of words."""
+
+SAMPLE = 20_000
+"""Training cells that the vectors of words are made from at most."""
+
+
 class Text(Column):
     """A text, read as words: each is the sum of vectors of the word, its parts, and the pair with the one before it.
 
@@ -33,6 +42,8 @@ class Text(Column):
         longest: most words that are learned as length.
         hashes: number of vectors, which words share by their hashes.
         width: channels of the vectors.
+        train_vectors: whether training changes the vectors, which are made from the training cells without their
+            targets; learned: from `MANY` cells on.
         dropout: fraction of words that training leaves out.
     """
 
@@ -43,16 +54,18 @@ class Text(Column):
         length: Count | None = None,
         longest: Count = 128,
         hashes: Annotated[int, Range(least=2)] = 2**14,
-        width: Count = 32,
+        width: Count = 64,
+        train_vectors: bool | None = None,
         dropout: Annotated[float, Range(least=0, below=1)] = 0.2,
     ) -> None:
         self.length, self.longest, self.hashes, self.width, self.dropout = length, longest, hashes, width, dropout
+        self.train_vectors = train_vectors
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
-        if self.length:
-            return self
         counts = [len(WORD.findall(str(cell))) for cell in cells]
-        return self.change(length=int(np.clip(np.quantile(counts, 0.95), 1, self.longest)) if counts else 1)
+        length = self.length or (int(np.clip(np.quantile(counts, 0.95), 1, self.longest)) if counts else 1)
+        train_vectors = len(counts) >= MANY if self.train_vectors is None else self.train_vectors
+        return self.change(length=length, train_vectors=train_vectors)
 
     def read(self, cell: Any, root: Path) -> Tensor:
         """Returns the hashes of each word [M, H]."""
@@ -75,7 +88,30 @@ class Text(Column):
         return pad(values)
 
     def input_adapter(self, channels: int) -> InputAdapter:
-        return WordInput(self.hashes, self.width, self.length or 1, channels)
+        return WordInput(self.hashes, self.width, self.length or 1, channels, self.train_vectors is not False)
+
+    def initialize(self, adapter: InputAdapter, cells: Iterable[Any]) -> None:
+        """Makes the sum of the vectors of a text its latent semantic analysis, see `analyze`."""
+        assert isinstance(adapter, WordInput)
+        counts = [
+            Counter(self.read(cell, Path()).flatten().tolist()) for cell, _ in zip(cells, range(SAMPLE), strict=False)
+        ]
+        vectors = analyze(counts, self.hashes, self.width)
+        with torch.no_grad():
+            adapter.embedding.weight[:, : vectors.shape[1]] = vectors
+
+    def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
+        """Returns the words; the background of a word is its share of the attention to all words."""
+        words = self.words(str(cell))
+        if weights is None:
+            return html.escape(str(cell))
+        weight_M = weights[1:]  # after the text as a whole
+        most = float(weight_M.max().clamp_min(1e-9)) if len(weight_M) else 1.0
+        shown = [
+            f"<b class=word style='--w:{weight / most:.2f}'>{html.escape(word)}</b>"
+            for word, weight in zip(words, weight_M.tolist(), strict=False)
+        ]
+        return " ".join(shown)
 
 
 class MaskedText(Column):
@@ -172,6 +208,29 @@ class HiddenBytes(MeanMetric):
 def encode(text: str) -> bytes:
     """Returns a text as UTF-8, also with halves of pairs that JSON may have."""
     return text.encode(errors="surrogatepass")
+
+
+def analyze(counts: Sequence[Counter[int]], hashes: int, width: int) -> Tensor:
+    """Returns vectors of hashes [hashes, at most width] by the latent semantic analysis of texts.
+
+    They are the principal directions of the texts' TF-IDF (Deerwester et al., 1990), times the inverse document
+    frequency, so that their sum over a text is its place along these directions, with a standard deviation of 1.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfTransformer
+
+    pairs = [(row, key, np.sqrt(n)) for row, count in enumerate(counts) for key, n in count.items() if key]
+    rows, keys, values = zip(*pairs, strict=True) if pairs else ((), (), ())
+    table = csr_matrix((values, (rows, keys)), shape=(len(counts), hashes))
+    components = min(width, len(counts) - 1)
+    if components < 1 or not pairs:
+        return torch.zeros(hashes, 0)
+    weights = TfidfTransformer().fit(table)
+    places = TruncatedSVD(components, random_state=0).fit(weights.transform(table))
+    vectors = places.components_.T * weights.idf_[:, None]
+    spread = np.sqrt(np.mean(np.square(table @ vectors))) or 1.0
+    return torch.from_numpy((vectors / spread).astype(np.float32))
 
 
 def hash_words(words: Sequence[str], hashes: int) -> Tensor:
