@@ -1,7 +1,5 @@
 from itertools import pairwise
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
