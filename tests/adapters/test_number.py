@@ -1,4 +1,4 @@
-import itertools
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_the_encoding_is_piecewise_linear():
     numbers = torch.tensor([-5.0, -1.0, -0.25, 0.0, 0.4, 1.0, 2.9, 3.0, 50.0])
     found = NumberInput(EDGES, 8).encode(numbers)
     for row, number in zip(found, numbers.tolist(), strict=True):
-        want = [np.interp(number, [low, high], [0, 1]) for low, high in itertools.pairwise(EDGES)]
+        want = [np.interp(number, [low, high], [0, 1]) for low, high in pairwise(EDGES)]
         torch.testing.assert_close(row[1:], torch.tensor(want, dtype=torch.float32))
     assert found[:, 0].tolist() == pytest.approx([-5.0, -1.0, -0.25, 0.0, 0.4, 1.0, 2.9, 3.0, 10.0])
 

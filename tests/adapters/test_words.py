@@ -13,11 +13,20 @@ def adapter():
 
 
 def test_a_word_is_the_sum_of_its_hashes_with_its_place(adapter):
-    hashes = torch.tensor([[[7, 0, 3], [7, 7, 0]]])
+    hashes = torch.tensor([[[7, 0, 3], [7, 7, 0]]])  # hash 0 stands for none
     weight = adapter.embedding.weight
     sums = torch.stack([weight[7] + weight[3], 2 * weight[7]])  # hash 0 stands for none
     want = sums @ adapter.linear.weight.T + adapter.linear.bias + adapter.positions.table_SF[:2]
-    torch.testing.assert_close(adapter(hashes).x_BMC[0], want)
+    torch.testing.assert_close(adapter(hashes).x_BMC[0, 1:], want)
+
+
+def test_the_first_element_is_the_sum_of_the_words(adapter):
+    """Over the square root of their number, whatever the padding."""
+    hashes = torch.tensor([[[7, 0, 3], [5, 7, 0], [0, 0, 0]]])
+    weight = adapter.embedding.weight
+    want = (2 * weight[7] + weight[3] + weight[5]) / 2**0.5 @ adapter.linear.weight.T + adapter.linear.bias
+    for words, mask in ((hashes, torch.tensor([[True, True, False]])), (hashes[:, :2], None)):
+        torch.testing.assert_close(adapter(InputArray(words, mask)).x_BMC[0, 0], want)
 
 
 def test_the_vector_of_no_hash_is_not_trained(adapter):
@@ -25,11 +34,18 @@ def test_the_vector_of_no_hash_is_not_trained(adapter):
     assert adapter.embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist() == [3, 7]
 
 
+def test_vectors_can_be_kept_as_they_are():
+    adapter = WordInput(50, 6, 4, 16, is_trained=False)
+    adapter(torch.tensor([[[7, 0, 3]]])).x_BMC.sum().backward()
+    assert adapter.embedding.weight.grad is None
+    assert adapter.linear.weight.grad.abs().sum() > 0
+
+
 def test_texts_of_different_lengths_keep_their_mask(adapter):
     mask = torch.tensor([[True, True], [True, False]])
     array = adapter(InputArray(torch.ones(2, 2, 3, dtype=torch.int32), mask))
-    assert torch.equal(array.mask_BM, mask)
-    assert torch.equal(array.x_BMC[0, 0], array.x_BMC[1, 0])
+    assert array.mask_BM.tolist() == [[True, True, True], [True, True, False]]
+    assert torch.equal(array.x_BMC[0, 1], array.x_BMC[1, 1])
 
 
 @pytest.mark.parametrize(
