@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -311,10 +312,9 @@ def any_table(suffix):
     return write
 
 
-def read_any_table(path: Path) -> None:
+def read_any_table(path: Path, suffix: str) -> None:
     """Guesses the types of columns, learns, and reads all rows as inputs and targets."""
-    file = next(file for suffix in (".csv", ".jsonl", ".parquet") if (file := path / f"x{suffix}").exists())
-    rows = TableData(str(file), validation=0.25).open().training
+    rows = TableData(str(path / f"x{suffix}"), validation=0.25).open().training
     guess_columns(rows.table)
     small = {"image": {"size": 8, "patch": 4}, "video": {"frames": 2, "size": 8}, "sound": {"seconds": 0.2}}
     columns = {kind: rows.learn(kind, make_column(kind, {"type": kind, **small.get(kind, {})})) for kind in TYPES}
@@ -540,7 +540,10 @@ READERS = {
         f"texts {suffix}": Reader(table(suffix), read_labelled)
         for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
     },
-    **{f"table {suffix}": Reader(any_table(suffix), read_any_table) for suffix in (".csv", ".jsonl", ".parquet")},
+    **{
+        f"table {suffix}": Reader(any_table(suffix), partial(read_any_table, suffix=suffix))
+        for suffix in (".csv", ".jsonl", ".parquet")
+    },
     "table of series": Reader(series_table, read_series_table),
     "table config": Reader(text_file("x.yaml", TABLE), read_config),
     "table config values": Reader(text_file("x.json", json.dumps(yaml.safe_load(TABLE))), read_config, change_json),

@@ -7,6 +7,7 @@ from perceivers.data.tables import Table
 from perceivers.errors import PerceiversError
 from perceivers.tables.data import open_tables
 from perceivers.tables.guess import guess_columns
+from tests.support.tables import write_clip, write_picture, write_sound
 
 random = np.random.default_rng(0)
 NUMBERS = random.normal(size=40).tolist()
@@ -134,6 +135,29 @@ def test_columns_that_are_not_there():
         with pytest.raises(PerceiversError, match=r"t.csv has no column 'prise': did you mean 'price'"):
             guess_columns(table, predict, ignore)
     assert [found.reason for found in guess_columns(table, ["price"], ["size"])][1] == "ignored"
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "wav", "mkv", "npy"])
+@pytest.mark.parametrize("has_dicts", [False, True])
+def test_contents_of_files(tmp_path, suffix, has_dicts):
+    """They are told by how they begin, and are not constant because they begin alike."""
+    for seed in (0, 1):
+        write_picture(tmp_path / f"{seed}.png", seed)
+        write_picture(tmp_path / f"{seed}.jpg", seed)
+        write_sound(tmp_path / f"{seed}.wav", seed)
+        write_clip(tmp_path / f"{seed}.mkv", seed)
+        np.save(tmp_path / f"{seed}.npy", np.append(np.zeros(500), seed))
+    cells = [(tmp_path / f"{seed}.{suffix}").read_bytes() for seed in (0, 1, 0)]
+    kind = {"png": "image", "jpg": "image", "wav": "sound", "mkv": "video", "npy": "array"}[suffix]
+    assert guess([{"bytes": cell, "path": None} for cell in cells] if has_dicts else cells).type == kind
+
+
+def test_lists_that_begin_alike_are_not_constant():
+    zeros = [0.0] * 2000
+    assert guess([[*zeros, 1], [*zeros, 2]]).type == "array"
+    assert guess([np.array([*zeros, 1, *zeros]), np.array([*zeros, 2, *zeros])]).type == "array"
+    assert guess([zeros, zeros]).reason.startswith("constant")
+    assert guess([np.zeros(3), np.zeros(3)]).reason.startswith("constant")
 
 
 def test_deep_json_is_text():
