@@ -9,7 +9,7 @@ import pytest
 from perceivers import PerceiversError
 from perceivers.data.tables import Table
 from perceivers.tables.data import TableData, of_frame
-from perceivers.tables.windows import END, FUTURE, HISTORY, SERIES, TIME, Window, read_times
+from perceivers.tables.windows import END, FUTURE, HISTORY, SCALE, SERIES, TIME, Window, read_times
 
 START = datetime(2024, 1, 1)
 HOUR = 3600
@@ -36,8 +36,9 @@ def cut(table, latest=False, boundary=None, **settings):
 
 def unscaled(window, table, part):
     """The steps of a part of all windows, in the units of the table."""
-    rows = zip(table.columns[SERIES], table.columns[part], strict=True)
-    return [[round(float(step), 6) for step in window.unscale(name, steps)] for name, steps in rows]
+    assert table.columns[SCALE] == [window.scales[name] for name in table.columns[SERIES]]
+    rows = zip(table.columns[SCALE], table.columns[part], strict=True)
+    return [[round(float(mean + std * step), 6) for step in steps] for (mean, std), steps in rows]
 
 
 def test_a_window_is_a_history_and_what_follows():

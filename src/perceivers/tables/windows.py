@@ -17,9 +17,9 @@ from perceivers.tables.columns.date import Date
 from perceivers.tables.columns.number import parse_number
 from perceivers.tables.rows import Rows, is_missing
 
-HISTORY, FUTURE, SERIES, TIME, END = "history", "future", "series", "time", "end"
-"""The columns of a table of windows: both parts, the name of the series, and the times of the future's first and last
-step."""
+HISTORY, FUTURE, SERIES, TIME, END, SCALE = "history", "future", "series", "time", "end", "scale"
+"""The columns of a table of windows: both parts, the name of the series, the times of the future's first and last step,
+and the mean and standard deviation by which both parts are scaled."""
 
 LARGEST_DRIFT = 0.15
 """Fraction by which the time between two rows may differ from the usual one: that between months does by a tenth."""
@@ -55,11 +55,6 @@ class Window(Configurable):
     def open(self, table: Table, boundary: float | None = None) -> "Series":
         """Reads the series of a table; those that are not scaled yet learn it from the rows before a time."""
         return Series.read(self, table, boundary)
-
-    def unscale(self, series: str, values: Any) -> Any:
-        """Returns scaled values of a series in the units of the table."""
-        mean, std = self.scales[series]
-        return values * std + mean
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,7 @@ class Series:
             HISTORY: Cut(self.values, places, 0, history),
             SERIES: names,
             TIME: [self.time_of(name, start + history) for name, start in places],
+            SCALE: [self.window.scales[name] for name in names],
         }
         if not latest:
             columns[FUTURE] = Cut(self.values, places, history, horizon)

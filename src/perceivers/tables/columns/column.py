@@ -107,6 +107,10 @@ class Column(Configurable, ABC):
         """Returns predictions of the model, or collated values, in units of the cells; of classes, probabilities."""
         raise NotImplementedError
 
+    def complete(self, answers: Any, values: Any, missing_B: Tensor) -> Any:
+        """Returns the answers of a continued column, with what its collated inputs show instead of guesses of it."""
+        return answers
+
     def metrics(self) -> dict[str, Metric]:
         """Returns metrics by name, which take the results of `point` and `truth`."""
         raise NotImplementedError
