@@ -7,7 +7,8 @@ BIN := .venv/bin
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
-.PHONY: demo test test-slow fuzz check bench bench-quick mini-glue mini-flow mini-multimodal mini-starcraft
+# make tables TABLES=FOLDER: models of ten tables beside simple methods, into docs/tables.md; half an hour.
+.PHONY: demo test test-slow fuzz check bench bench-quick mini-glue mini-flow mini-multimodal mini-starcraft tables
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -49,6 +50,9 @@ mini-multimodal: .venv/installed
 mini-starcraft: .venv/installed
 	$(BIN)/perceivers prepare-replays $(REPLAYS) runs/tables
 	$(BIN)/python benchmarks/starcraft.py --tables runs/tables
+
+tables: .venv/installed
+	$(BIN)/python benchmarks/tables.py --tables $(TABLES)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from perceivers.tables.fit import CONFIG
 from perceivers.tables.training import COMPARISON
 from perceivers.training.checkpoints import METRICS
 from perceivers.values import read_json
@@ -122,8 +123,13 @@ TASKS = {
 
 
 def run(name: str, task: Task, folder: Path, output: Path) -> None:
-    """Trains and measures a task, unless it was done before."""
+    """Trains and measures a task, unless it was done before; goes on with a run that was interrupted."""
     if (output / name / METRICS).is_file():
+        return
+    begun = output / name / CONFIG
+    if begun.is_file():
+        command = [sys.executable, "-m", "perceivers", "fit", str(begun), "--training.resume=auto"]
+        subprocess.run([*command, *(option for option in task.options if "ignore" not in option)], check=True)
         return
     table = output / "data" / f"{name}.csv"
     table.parent.mkdir(parents=True, exist_ok=True)
@@ -157,8 +163,9 @@ def report(output: Path) -> str:
         found = next(iter(read_json(output / name / COMPARISON)[task.part].values()))
         cells = [format_figure(found.get(method), task) for method in methods]
         cells.append(next((format_figure(found[method], task) for method in base if method in found), ""))
-        minutes = int((output / name / "seconds").read_text()) / 60
-        lines.append(f"| {name} | {task.metric} | {' | '.join(cells)} | {minutes:.1f} |")
+        seconds = output / name / "seconds"  # of a run that was not interrupted
+        minutes = f"{int(seconds.read_text()) / 60:.1f}" if seconds.is_file() else ""
+        lines.append(f"| {name} | {task.metric} | {' | '.join(cells)} | {minutes} |")
     return "\n".join(lines) + "\n"
 
 

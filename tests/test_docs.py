@@ -39,7 +39,8 @@ def test_a_set_encoder_tells_shapes_from_points():
     assert names["accuracy"] > 0.85
 
 
-def test_the_readme_code_runs():
+def test_the_readme_code_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     names = {}
     exec(code("README.md"), names)
     assert names["predictions"]["label"].shape == (2, 10)

@@ -20,10 +20,12 @@ examples:
   perceivers models                                   the paper's models, with parameters and FLOPs
   perceivers fit configs/image_classification/digits.yaml --trainer.max_epochs=5
   perceivers fit CONFIG --help                        every field of that experiment's config
+  perceivers fit houses.csv --predict price           any table: the types of its columns are guessed
   perceivers sweep configs/sweeps/digits.yaml
   perceivers evaluate runs/demo/model --data digits
   perceivers evaluate MODEL --help                    the options for models of that experiment
-  perceivers predict runs/demo/model --data pictures/ --out predictions.parquet
+  perceivers predict runs/demo/model pictures/ --out predictions.parquet
+  perceivers explain runs/houses/model --data houses.csv --out report.html
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
   perceivers classify-text MODEL "A film to see twice."

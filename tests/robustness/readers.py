@@ -1,10 +1,12 @@
 """Every format that is read: a small valid sample, and the function that reads it. A new reader is one line."""
 
 import copy
+import csv
 import json
 import pickle
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -32,6 +34,10 @@ from perceivers.released import haiku
 from perceivers.released.export import to_transformers
 from perceivers.starcraft.data import DecisionData
 from perceivers.starcraft.tables import Vocabulary, make_table
+from perceivers.tables.columns import TYPES, make_column
+from perceivers.tables.data import TableData
+from perceivers.tables.guess import guess_columns
+from perceivers.tables.rows import TableSamples
 from perceivers.text.documents import TextFiles
 from perceivers.text.glue_data import GlueData
 from perceivers.text.labelled import LabelledTextData
@@ -39,7 +45,7 @@ from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import SentencePiece, tokenizer_of, train_tokenizer
 from perceivers.training.config import read_config
 from tests.robustness.fuzz import Reader, damage
-from tests.support import clips, models, starcraft
+from tests.support import clips, models, starcraft, tables
 
 WORDS = [
     "the",
@@ -71,6 +77,21 @@ trainer:
   callbacks: [{class_path: EarlyStopping, init_args: {monitor: val_top1}}]
 training: {batch_size: 8, output: runs/x}
 augmentation: {shift: 1, area: [0.5, 1.0]}
+"""
+TABLE = """experiment: table
+model: {latents: 4, channels: 16, depth: 1, heads: 2}
+data: {path: x.csv, validation: '2024-01-20', time: day, hide: 0.2}
+inputs:
+  a: number
+  b: {type: category, names: [x, y], smoothing: 0.1}
+  c: {type: image, size: 16, patch: 4, mean: [0.5, 0.5, 0.5], std: [0.2, 0.2, 0.2]}
+  d: {type: text, length: 20}
+  e: {type: series, patch: 8}
+outputs:
+  f: {type: number, quantiles: [0.1, 0.9], weight: 2.0}
+  g: {type: categories, separator: "|"}
+class_weights: balanced
+training: {batch_size: 8, output: runs/x}
 """
 
 
@@ -270,6 +291,62 @@ def read_labelled(path: Path) -> None:
     LabelledTextData(str(path)).open()
 
 
+def any_table(suffix):
+    """Returns a function that writes a table of all types of columns, beside its files."""
+
+    def write(folder: Path) -> Path:
+        (folder / "table").mkdir()
+        cells = {kind: values for kind, (_, values) in tables.cells_of_all_types(folder / "table").items()}
+        cells = {kind: [*values, None] for kind, values in cells.items()}
+        path = folder / "table" / f"x{suffix}"
+        if suffix == ".parquet":
+            parquet.write_table(pyarrow.table(cells), path)
+        elif suffix == ".jsonl":
+            rows = zip(*cells.values(), strict=True)
+            path.write_text("".join(json.dumps(dict(zip(cells, row, strict=True))) + "\n" for row in rows))
+        else:
+            with path.open("w", newline="") as file:
+                csv.writer(file).writerows([[*cells], *zip(*cells.values(), strict=True)])
+        return folder / "table"
+
+    return write
+
+
+def read_any_table(path: Path, suffix: str) -> None:
+    """Guesses the types of columns, learns, and reads all rows as inputs and targets."""
+    rows = TableData(str(path / f"x{suffix}"), validation=0.25).open().training
+    guess_columns(rows.table)
+    small = {"image": {"size": 8, "patch": 4}, "video": {"frames": 2, "size": 8}, "sound": {"seconds": 0.2}}
+    columns = {kind: rows.learn(kind, make_column(kind, {"type": kind, **small.get(kind, {})})) for kind in TYPES}
+    samples = TableSamples(rows, columns, {kind: columns[kind] for kind in tables.PREDICTED}, hide=0.1)
+    samples.collate([samples[SampleIndex(row, 0)] for row in range(len(rows))])
+
+
+def series_table(folder: Path) -> Path:
+    days = [f"2024-01-{day:02d},{day % 7},{'' if day == 9 else day / 3:.3}" for day in range(1, 29)]
+    (folder / "x.csv").write_text("\n".join(["day,sales,visits", *days]) + "\n")
+    return folder / "x.csv"
+
+
+def read_series_table(path: Path) -> None:
+    parts = TableData(str(path), validation=0.3, window={"history": 4, "horizon": 2, "time": "day"}).open()
+    for name in ("history", "future"):
+        list(parts.training.cells(name))
+
+
+def table_model(folder: Path) -> Path:
+    cells = tables.cells_of_all_types(folder / "cells")
+    columns = {
+        kind: tables.learned(kind, values, folder / "cells", **settings) for kind, (settings, values) in cells.items()
+    }
+    outputs = {name: columns[name] for name in ("number", "categories", "masked_text", "image")}
+    tables.small_model({name: column for name, column in columns.items() if name not in outputs}, outputs).save(
+        folder / "model"
+    )
+    shutil.rmtree(folder / "cells")
+    return folder / "model"
+
+
 def words(folder: Path) -> Path:
     (folder / "x.txt").write_text("\n\n".join(" ".join(WORDS[k:] * 9) for k in range(9)))
     return folder / "x.txt"
@@ -463,6 +540,15 @@ READERS = {
         f"texts {suffix}": Reader(table(suffix), read_labelled)
         for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
     },
+    **{
+        f"table {suffix}": Reader(any_table(suffix), partial(read_any_table, suffix=suffix))
+        for suffix in (".csv", ".jsonl", ".parquet")
+    },
+    "table of series": Reader(series_table, read_series_table),
+    "table config": Reader(text_file("x.yaml", TABLE), read_config),
+    "table config values": Reader(text_file("x.json", json.dumps(yaml.safe_load(TABLE))), read_config, change_json),
+    "table model": Reader(table_model, perceivers.load),
+    "table model config": Reader(table_model, perceivers.load, change_json),
     "text": Reader(words, read_words),
     "tokenizer": Reader(tokenizer, SentencePiece),
     "config": Reader(text_file("x.yaml", YAML), read_config),

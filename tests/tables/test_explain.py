@@ -91,9 +91,9 @@ def explained():
 
 
 def test_the_column_that_decides_is_worth_most_and_noise_nothing(explained):
-    worth = {found.name: found for found in explained.worth}
-    assert explained.worth[0].name == "size"
-    assert explained.main == ("rmse", False)
+    worth = {found.name: found for found in explained.worth["rmse"]}
+    assert explained.worth["rmse"][0].name == "size"
+    assert explained.mains == [("rmse", False)]
     assert worth["size"].loss > 1  # of a standard deviation of 3
     assert abs(worth["noise"].loss) < 0.1 * worth["size"].loss
     rows = explained.rows
@@ -108,21 +108,30 @@ def test_a_masked_text_is_a_missing_one():
     columns = {"text": ["some words", "more of them here", "few"] * 3, "age": [1, 2, 3] * 3, "price": list(range(9))}
     rows = make_rows(columns)
     model = make_model(rows, {"text": Text(hashes=64, width=8), "age": Number()}, {"price": Number()})
-    worth = {found.name: found for found in explain_rows(model, rows, 1).worth}
+    worth = {found.name: found for found in explain_rows(model, rows, 1).worth["rmse"]}
     gone = evaluate_rows(model, make_rows(columns | {"text": [None] * 9}))
     assert worth["text"].metrics == pytest.approx(gone, rel=1e-6)
 
 
-def test_of_several_outputs_the_loss_is_judged(explained):
+def test_each_output_is_judged_by_its_first_metric(explained):
     rows = explained.rows
-    model = make_model(rows, {"size": Number(), "noise": Number()}, {"price": Number(), "color": Category()})
+    outputs = {"price": Number(), "color": Category(), "code": MaskedText(), "kind": MaskedText()}
+    columns = rows.table.columns | {"code": ["ab"] * len(rows), "kind": ["c"] * len(rows)}
+    rows = make_rows(columns)
+    model = make_model(rows, {"size": Number(), "noise": Number()}, outputs)
     found = explain_rows(model, rows, 2)
-    assert found.main == ("loss", False)
+    assert found.mains == [("price_rmse", False), ("color_accuracy", True), ("loss", False)]
     assert {"price_rmse", "color_accuracy", "loss"} <= set(found.metrics)
-    worth = found.worth[0]
-    assert worth.loss == pytest.approx(worth.metrics["loss"] - found.metrics["loss"])
+    for name, is_gain in found.mains:
+        worth = found.worth[name]
+        assert {one.name for one in worth} == {"size", "noise", "code", "kind"}
+        assert [one.loss for one in worth] == sorted((one.loss for one in worth), reverse=True)
+        for one in worth:
+            assert one.loss == pytest.approx((one.metrics[name] - found.metrics[name]) * (-1 if is_gain else 1))
+    page = make_report(found)
+    assert page.count("<h2>What each column is worth</h2>") == 3
     model = make_model(rows, {"size": Number()}, {"color": Category()})
-    assert explain_rows(model, rows, 2).main == ("accuracy", True)
+    assert explain_rows(model, rows, 2).mains == [("accuracy", True)]
 
 
 def test_rows_are_evenly_from_the_best_to_the_worst(explained):
@@ -371,7 +380,7 @@ def test_series_are_drawn_with_the_weights_of_patches():
     assert "-1 to 1" in long
 
 
-def test_sounds_and_clips_are_drawn(tmp_path):
+def test_sounds_and_clips_are_drawn(tmp_path, monkeypatch):
     with wave.open(str(tmp_path / "beep.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -381,6 +390,10 @@ def test_sounds_and_clips_are_drawn(tmp_path):
     drawn = sound.draw("beep.wav", tmp_path, torch.rand(sound.patches * 4))
     assert "sound of 0.5 s" in drawn
     assert drawn.count('class="band"') == 13  # of 40 ms
+    content = re.search(r'<audio controls src="data:audio/wav;base64,([^"]+)"></audio>', drawn)[1]
+    assert base64.b64decode(content) == (tmp_path / "beep.wav").read_bytes()
+    monkeypatch.setattr("perceivers.tables.columns.sound.LARGEST_PLAYED", 8000)  # the file has 8,044 bytes
+    assert "<audio" not in sound.draw("beep.wav", tmp_path)
     frames = [PillowImage.fromarray(np.full((16, 16, 3), 50, dtype=np.uint8)) for _ in range(4)]
     frames[3].putpixel((0, 0), (60, 50, 50))  # so that no frame is left out
     frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:], duration=100)

@@ -31,7 +31,9 @@ def write_houses(folder):
                 for path in paths:
                     Image.new("RGB", (24, 24), (int(brightness),) * 3).save(folder / path)
                 area = int(random.integers(500, 5000))
-                rows.writerow([*paths, index % 5 + 1, index % 3 + 1, area, 85255 + index % 4, 100 * area + 500 * brightness])
+                rows.writerow(
+                    [*paths, index % 5 + 1, index % 3 + 1, area, 85255 + index % 4, 100 * area + 500 * brightness]
+                )
 
 
 def write_series(path):
@@ -61,10 +63,10 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     for line in shown:
         assert line.split()[:3] in [other.split()[:3] for other in printed.splitlines()], line
-    rows = list(csv.DictReader(Path("predictions.csv").open()))
+    rows = list(csv.DictReader(Path("predictions.csv").read_text().splitlines()))
     assert len(rows) == 20
     assert {"price", "price_predicted", "error"} <= rows[0].keys()
-    forecast = list(csv.DictReader(Path("forecast.csv").open()))
+    forecast = list(csv.DictReader(Path("forecast.csv").read_text().splitlines()))
     assert [row["series"] for row in forecast] == ["wave", "line"]
     assert len(json.loads(forecast[0]["future_predicted"])) == 12
     metrics = json.loads(Path("runs/two_outputs/metrics.json").read_text())
@@ -116,6 +118,6 @@ def test_the_type_of_the_page_has_the_whole_tool_chain(my_types, capsys):
     main(["--trust", "my_types", "evaluate", "runs/winds/model", "--data", "winds.csv"])
     assert "400 of 400 rows: degrees" in capsys.readouterr().out
     main(["--trust", "my_types", "predict", "runs/winds/model", "new.csv", "--out", "new_sails.csv"])
-    first, second = csv.DictReader(Path("new_sails.csv").open())
+    first, second = csv.DictReader(Path("new_sails.csv").read_text().splitlines())
     assert abs((float(first["sail_predicted"]) - 80 + 180) % 360 - 180) < 15
     assert "'north' is not an angle in degrees" in second["error"]

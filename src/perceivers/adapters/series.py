@@ -109,6 +109,6 @@ class SeriesOutput(OutputAdapter):
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """Returns the steps [B, S], or those of patches [B, P, patch] at indices, standardized by `mean` and `std`."""
-        level_B11, spread_B11 = encoded.context[:, :1, -2:].float().split(1, -1)
+        level_B11, spread_B11 = encoded.context[:, -1:, -2:].float().split(1, -1)  # the first patch may be padding
         step_BOE = (y_BOE.float() * spread_B11 + level_B11) * self.scale + self.shift
         return step_BOE.flatten(1) if indices is None else step_BOE

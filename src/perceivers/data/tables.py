@@ -4,6 +4,7 @@ import json
 import os
 import re
 import textwrap
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -158,8 +159,8 @@ def read_separated(path: Path, delimiters: str, columns: list[str] | None = None
         warn(f"Skipped: {skipped} rows of {path} that have too few fields.")
     if columns is None or not rows:
         raise PerceiversError(f"{path} has no rows: a line of column names and a line per example are expected.")
-    for name in columns:
-        if columns.count(name) > 1:
+    for name, count in Counter(columns).items():
+        if count > 1:
             raise PerceiversError(f"{path} has the column {quote(name)} twice: rename one in the first line.")
     return Table(str(path), {name: [row[i] for row in rows] for i, name in enumerate(columns)}, "line", indices)
 

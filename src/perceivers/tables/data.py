@@ -13,6 +13,8 @@ from perceivers.data.splits import SPLITS, Part, choose_splits, find_splits
 from perceivers.data.tables import SUFFIXES, Table, describe, open_parquet, read_table, split_files
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.config import construct
+from perceivers.tables.columns.date import Date
+from perceivers.tables.columns.number import parse_number
 from perceivers.tables.rows import Rows, open_root
 from perceivers.tables.windows import END, TIME, Window, read_times
 
@@ -85,6 +87,8 @@ class TableData(Checked):
         """Reads the table and chooses rows; raises a PerceiversError for what is wrong with either."""
         tables = open_tables(self.path)
         root = open_root(self.path, self.root)
+        if self.window is not None and len(tables) > 1:
+            raise PerceiversError(f"{self.path} has several tables: with data.window, give the file of one.")
         if list(tables) == [None] or self.window is not None:
             table = next(iter(tables.values()))
             return self.cut_windows(table, root) if self.window is not None else self.split_rows(table, root)
@@ -92,7 +96,16 @@ class TableData(Checked):
         if "train" not in found:
             raise PerceiversError(f"{self.path} has no table called train; it has {', '.join(map(str, tables))}.")
         rows = {split: all_rows(parts[0], root) for split, parts in found.items()}
+        for name in ("folds", "split", "group", "time"):
+            if "val" in rows and getattr(self, name) is not None:
+                raise PerceiversError(
+                    f"data.{name} chooses the rows that are held out, but {self.path} has a table of them: "
+                    f"leave one out."
+                )
+        if self.test is not None and "test" in rows:
+            raise PerceiversError(f"data.test holds out rows, but {self.path} has a table of them: leave one out.")
         if "val" in rows:
+            check_columns(rows["train"].table)
             return Parts(rows["train"], rows["val"], rows.get("test"), None)
         parts = self.split_rows(rows["train"].table, root)
         return Parts(parts.training, parts.validation, rows.get("test"), None)
@@ -109,7 +122,7 @@ class TableData(Checked):
             return self.split_by_column(rows, self.split)
         if self.time is not None:
             times = read_times(table, self.time)
-            return self.split_by_time(rows, times, times)
+            return split_by_time(rows, times, times, self.find_boundaries(times))
         groups = None if self.group is None else np.array([str(cell) for cell in table.columns[self.group]])
         if self.folds:
             return self.take_fold(rows, groups)
@@ -154,12 +167,6 @@ class TableData(Checked):
             parts[:2] = [row for row in parts[0] if row not in held_out], [row for row in parts[0] if row in held_out]
         return make_parts(rows, *parts)
 
-    def split_by_time(self, rows: Rows, times: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Parts:
-        """Holds out the last rows; those that end in a later part than they begin are in none."""
-        first, second = self.find_boundaries(times)
-        training, test = np.flatnonzero(ends < first), np.flatnonzero(times >= second)
-        return make_parts(rows, training, np.flatnonzero((times >= first) & (ends < second)), test)
-
     def find_boundaries(self, times: np.ndarray[Any, Any]) -> tuple[float, float]:
         """Returns the times from which rows are for validation, and for testing."""
         given = [parse_boundary(part) for part in (self.validation, self.test)]
@@ -177,12 +184,21 @@ class TableData(Checked):
         if window.time not in table.columns:
             hint = did_you_mean(window.time, table.columns)
             raise PerceiversError(f"data.window.time: {table.name} has no column {quote(window.time)}: {hint}")
-        boundary = self.find_boundaries(read_times(table, window.time))[0]
-        series = window.open(table, boundary)
+        boundaries = self.find_boundaries(read_times(table, window.time))
+        series = window.open(table, boundaries[0])
         cut = series.cut()
         times, ends = (np.array(cut.columns[name]) for name in (TIME, END))
-        parts = self.split_by_time(all_rows(cut, root), times, ends)
+        parts = split_by_time(all_rows(cut, root), times, ends, boundaries)
         return Parts(parts.training, parts.validation, parts.test, series.window)
+
+
+def split_by_time(
+    rows: Rows, times: np.ndarray[Any, Any], ends: np.ndarray[Any, Any], boundaries: tuple[float, float]
+) -> Parts:
+    """Holds out the last rows, see `find_boundaries`; those that end in a later part than they begin are in none."""
+    first, second = boundaries
+    training, test = np.flatnonzero(ends < first), np.flatnonzero(times >= second)
+    return make_parts(rows, training, np.flatnonzero((times >= first) & (ends < second)), test)
 
 
 def make_parts(rows: Rows, *parts: Any) -> Parts:
@@ -206,7 +222,11 @@ def parse_boundary(part: float | str | None) -> float:
     """Returns a fraction as it is, and a time in seconds from 1970."""
     if part is None or not isinstance(part, str):
         return part or 0.0
-    return float(read_times(Table("data.validation or data.test", {"time": [part]}, "row", [0]), "time")[0])
+    try:
+        number = parse_number(part)
+        return Date().learn([part], Path()).to_seconds(part) if number is None else number
+    except PerceiversError as error:
+        raise PerceiversError(f"data.validation or data.test: {error}.") from error
 
 
 def all_rows(table: Table, root: Path) -> Rows:

@@ -1,11 +1,13 @@
 """Evaluation of models of tables."""
 
+from dataclasses import replace
+
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError, quote
 from perceivers.files import warn
 from perceivers.tables.data import all_rows, open_evaluation
 from perceivers.tables.model import TableModel
-from perceivers.tables.rows import Rows, TableSamples
+from perceivers.tables.rows import Rows, TableSamples, drop_unknown_targets
 from perceivers.tables.training import RowLearner
 from perceivers.training import learner
 
@@ -34,7 +36,8 @@ def open_labelled(model: TableModel, data: str, split: str | None, root: str | N
     missing = [name for name in model.input_columns if name not in rows.table.columns]
     if missing:
         warn(f"Columns that {rows.table.name} does not have are masked: {', '.join(map(quote, missing))}.")
-    return rows, part
+    known = drop_unknown_targets(rows, model.output_columns)
+    return known, part if known is rows else replace(part, count=len(known))
 
 
 def evaluate_rows(model: TableModel, rows: Rows, batch_size: int = 256) -> dict[str, float]:

@@ -25,7 +25,7 @@ from perceivers.tables.columns.drawing import format_number, shorten
 from perceivers.tables.columns.number import parse_number
 from perceivers.tables.evaluation import open_labelled
 from perceivers.tables.model import TableModel, encode_rows
-from perceivers.tables.predict import move_batch
+from perceivers.tables.predict import compute_answers, move_batch
 from perceivers.tables.rows import Rows, TableSamples
 from perceivers.tables.training import RowLearner, TableMetrics
 from perceivers.training import learner
@@ -50,14 +50,14 @@ MISSING = "missing"
 
 
 class Main(NamedTuple):
-    """The figure by which a model is judged: its name, and whether a larger one is better."""
+    """A figure by which a model is judged: its name, and whether a larger one is better."""
 
     name: str
     is_gain: bool
 
 
 class Worth(NamedTuple):
-    """What an input is worth: the metrics with it masked in all rows, and how much worse the main one is."""
+    """What an input is worth: the metrics with it masked in all rows, and how much worse a main one is."""
 
     name: str
     metrics: dict[str, float]
@@ -114,9 +114,9 @@ class Explanation:
         model: the model.
         rows: the rows that were measured.
         total: number of rows of which they are some.
-        main: the main figure.
+        mains: the main figures.
         metrics: of all rows.
-        worth: of each input, the one that is worth most first.
+        worth: by the name of a main figure, of each input, the one that is worth most first.
         outcomes: of outputs that are numbers or categories.
         cases: single rows, from the best to the worst.
         groups: by column, those that deviate most first.
@@ -125,9 +125,9 @@ class Explanation:
     model: TableModel
     rows: Rows
     total: int
-    main: Main
+    mains: list[Main]
     metrics: dict[str, float]
-    worth: list[Worth]
+    worth: dict[str, list[Worth]]
     outcomes: dict[str, Outcomes]
     cases: list[Case]
     groups: dict[str, list[Group]]
@@ -170,7 +170,7 @@ def explain_rows(model: TableModel, rows: Rows, count: int = 8, group: Sequence[
     if total > MOST_ROWS:
         rows = rows.subset(np.linspace(0, total - 1, MOST_ROWS).round().astype(int).tolist())
     members = find_groups(model, rows, group)
-    main = find_main(model)
+    mains = find_mains(model)
     loss_R, metrics, outcomes, measured = measure_rows(model, rows, members)
     known = np.flatnonzero(np.isfinite(loss_R))
     if not len(known):
@@ -182,24 +182,24 @@ def explain_rows(model: TableModel, rows: Rows, count: int = 8, group: Sequence[
         model=model,
         rows=rows,
         total=total,
-        main=main,
+        mains=mains,
         metrics=metrics,
-        worth=measure_worth(model, rows, main, metrics),
+        worth=measure_worth(model, rows, mains, metrics),
         outcomes=outcomes,
         cases=[show_case(model, rows, int(order[place]), float(loss_R[order[place]]), place) for place in places],
         groups=rank_groups(members, measured, loss_R),
     )
 
 
-def find_main(model: TableModel) -> Main:
-    """Returns the first metric of the only output or, of several or of an unknown direction, the loss."""
-    if len(model.output_columns) == 1:
-        (column,) = model.output_columns.values()
-        for name, metric in column.metrics().items():
-            if metric.higher_is_better is None:
-                break
-            return Main(name, metric.higher_is_better)
-    return Main("loss", False)
+def find_mains(model: TableModel) -> list[Main]:
+    """Returns the first metric of each output; the loss instead, if it is not known whether a larger one is better."""
+    found = list[Main]()
+    for output, column in model.output_columns.items():
+        name, metric = next(iter(column.metrics().items()))
+        prefix = f"{output}_" if len(model.output_columns) > 1 else ""
+        gain = metric.higher_is_better
+        found.append(Main("loss", False) if gain is None else Main(f"{prefix}{name}", gain))
+    return list(dict.fromkeys(found))
 
 
 class MaskedSamples(TableSamples):
@@ -224,16 +224,22 @@ class MaskedSamples(TableSamples):
         return batch
 
 
-def measure_worth(model: TableModel, rows: Rows, main: Main, metrics: Mapping[str, float]) -> list[Worth]:
-    """Returns what each input is worth on rows with these metrics, the one that is worth most first."""
+def measure_worth(
+    model: TableModel, rows: Rows, mains: Sequence[Main], metrics: Mapping[str, float]
+) -> dict[str, list[Worth]]:
+    """Returns what each input is worth on rows with these metrics by each main figure, see `Explanation`."""
     samples = MaskedSamples(rows, model.input_columns, model.output_columns)
-    sign = 1 if main.is_gain else -1
-    found = list[Worth]()
+    masked = dict[str, dict[str, float]]()
     for name in model.input_columns:
         samples.masked = name
-        masked = learner.evaluate(RowLearner(model), samples, BATCH)
-        found.append(Worth(name, masked, sign * (metrics[main.name] - masked[main.name])))
-    return sorted(found, key=lambda worth: -worth.loss)
+        masked[name] = learner.evaluate(RowLearner(model), samples, BATCH)
+    found = dict[str, list[Worth]]()
+    for main in mains:
+        if main.name in metrics:  # else the table has no targets of the output
+            sign = 1 if main.is_gain else -1
+            worth = [Worth(n, values, sign * (metrics[main.name] - values[main.name])) for n, values in masked.items()]
+            found[main.name] = sorted(worth, key=lambda worth: -worth.loss)
+    return found
 
 
 class GroupMetrics:
@@ -341,13 +347,12 @@ def show_case(model: TableModel, rows: Rows, row: int, loss: float, rank: int) -
     samples = TableSamples(rows, model.input_columns, model.output_columns)
     batch = move_batch(samples.collate([samples[SampleIndex(row, 0)]]), get_device(model))
     with record_attention(model.encoder.cross_attentions) as maps:
-        predicted = model.decode(encode_rows(model, batch))
+        answers, _ = compute_answers(model, batch)
     weight_M = torch.cat([weight[0].float().flatten(0, 1) for found in maps.values() for weight in found]).mean(0).cpu()
     counts = [adapter(batch["inputs"][name]).x_BMC.shape[1] for name, adapter in model.inputs.items()]
     weights = dict(zip(model.inputs, weight_M.split(counts), strict=True))
-    answers = {name: column.answer(predicted[name]).cpu() for name, column in model.output_columns.items()}
     missing = frozenset(name for name, hidden_B in batch["hidden"].items() if hidden_B.any())
-    return Case(row, loss, rank, answers, weights, missing)
+    return Case(row, loss, rank, {name: answer.cpu() for name, answer in answers.items()}, weights, missing)
 
 
 def find_groups(model: TableModel, rows: Rows, names: Sequence[str] = ()) -> dict[str, dict[str, np.ndarray[Any, Any]]]:

@@ -42,7 +42,8 @@ def guess_config(data: Path, options: Mapping[str, str]) -> dict[str, Any]:
         window = parse_yaml(options["data.window"], "--data.window")
         if predict and isinstance(window, dict):
             window["series"] = predict
-        config["data"]["window"] = window
+        config["data"] |= {"window": window, "hide": 0.0}
+        config |= {"model": {"channels": 16, "dropout": 0.3}, "optimization": {"lr": 1e-3}}  # against overfitting
         config["inputs"] = {HISTORY: "series", SERIES: "category"}
         config["outputs"] = {FUTURE: {"type": "series", "follows": HISTORY}}
         return config

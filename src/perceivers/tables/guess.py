@@ -1,5 +1,6 @@
 """Guesses the types of the columns of a table."""
 
+import pickle
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,20 @@ from perceivers.errors import PerceiversError, did_you_mean, quote, shorten
 from perceivers.tables.columns.category import NO, YES
 from perceivers.tables.columns.date import Date
 from perceivers.tables.columns.number import parse_number
+from perceivers.tables.data import check_columns
 from perceivers.tables.rows import is_missing
 
 SOUNDS = frozenset((".wav", ".mp3", ".flac", ".ogg", ".opus", ".m4a", ".aac", ".aiff", ".aif"))
 VIDEOS = frozenset((".mp4", ".mkv", ".avi", ".mov", ".webm", ".mpg", ".mpeg", ".m4v"))
 FILES = {"image": IMAGES, "sound": SOUNDS, "video": VIDEOS, "array": frozenset((".npy",))}
 """The suffixes of files by the type of the column that names them."""
+
+CONTENTS = {
+    rb"RIFF....WAVE|fLaC|OggS|ID3|\xff[\xfb\xf3\xf2]": ".wav",
+    rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": ".mp4",
+    rb"\x93NUMPY": ".npy",
+}
+"""How the contents of files begin that are no pictures, and a suffix of such files."""
 
 CODES = re.compile(r"(?i:zip|postal|postcode|code$|(\b|_)id$)|[a-z](Id|ID)$")
 """Names of columns whose whole numbers have no order."""
@@ -57,8 +66,9 @@ def guess_columns(table: Table, predict: Sequence[str] = (), ignore: Collection[
         ignore: columns to leave out.
 
     Raises:
-        PerceiversError: one of these does not exist, or a column cannot be predicted.
+        PerceiversError: one of these does not exist, a column cannot be predicted, or there are too many.
     """
+    check_columns(table)
     for name in (*predict, *ignore):
         if name not in table.columns:
             raise PerceiversError(f"{table.name} has no column {quote(name)}: {did_you_mean(name, table.columns)}")
@@ -81,7 +91,7 @@ def guess_column(name: str, cells: Sequence[Any], is_target: bool) -> Guess:
         return Guess(name, None, "empty")
     labels = [format_label(cell) if isinstance(cell, str | int | float) else repr(cell)[:100] for cell in cells]
     example = shorten(labels[0], 40)
-    if len(set(labels)) == 1 and len(cells) > 1:
+    if len(cells) > 1 and all(is_same(cells[0], cell) for cell in cells[1:]):
         return Guess(name, None, f"constant: {example}")
     kind = (
         guess_files(cells)
@@ -93,10 +103,19 @@ def guess_column(name: str, cells: Sequence[Any], is_target: bool) -> Guess:
     return Guess(name, None, "an identifier of the rows") if kind == "identifier" else Guess(name, kind, example)
 
 
+def is_same(cell: Any, other: Any) -> bool:
+    """Returns whether two cells have the same content."""
+    if isinstance(cell, str | int | float) and isinstance(other, str | int | float):
+        return format_label(cell) == format_label(other)
+    return type(cell) is type(other) and pickle.dumps(cell) == pickle.dumps(other)  # also of nested arrays
+
+
 def guess_files(cells: Sequence[Any]) -> str | None:
     """Returns the type of files that cells name or contain, if they do."""
     if all(isinstance(cell, dict) and cell.keys() & {"bytes", "path"} for cell in cells):
-        paths = [str(cell.get("path") or ".png") for cell in cells]
+        paths = [str(cell.get("path") or name_content(cell.get("bytes"))) for cell in cells]
+    elif all(isinstance(cell, bytes) for cell in cells):
+        paths = [name_content(cell) for cell in cells]
     elif all(isinstance(cell, str) and cell.startswith("data:image/") for cell in cells):
         return "image"
     elif all(isinstance(cell, str) for cell in cells):
@@ -105,6 +124,12 @@ def guess_files(cells: Sequence[Any]) -> str | None:
         return None
     suffixes = [f".{path.rpartition('.')[2].lower()}" for path in paths]
     return next((kind for kind, known in FILES.items() if np.mean([end in known for end in suffixes]) > 0.9), None)
+
+
+def name_content(content: Any) -> str:
+    """Returns a suffix of the files that begin as a content does; that of a picture, if it is not known."""
+    begin = content[:12] if isinstance(content, bytes) else b""
+    return next((suffix for pattern, suffix in CONTENTS.items() if re.match(pattern, begin, re.DOTALL)), ".png")
 
 
 def guess_lists(cells: Sequence[Any]) -> str | None:
@@ -139,11 +164,11 @@ def guess_numbers(name: str, cells: Sequence[Any], is_target: bool) -> str | Non
     distinct = len(np.unique(values))
     if not (values == np.floor(values)).all():
         return "number"
+    is_counting = bool((np.diff(values) == 1).all())
+    if distinct == len(values) > 10 and (is_counting or IDENTIFIERS.search(name)):
+        return "identifier"
     if is_target:
         return "category" if distinct <= MOST_TARGETS and len(values) >= 5 * distinct else "number"
-    if distinct == len(values) > 10:
-        is_counting = bool((np.diff(values) == 1).all())
-        return "identifier" if is_counting or IDENTIFIERS.search(name) else "number"
     return "category" if CODES.search(name) and len(values) >= 2 * distinct else "number"
 
 

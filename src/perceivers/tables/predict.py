@@ -22,7 +22,7 @@ from perceivers.tables.columns.number import Number
 from perceivers.tables.data import all_rows, of_frame, open_evaluation
 from perceivers.tables.model import TableModel, encode_rows
 from perceivers.tables.rows import Rows, TableSamples
-from perceivers.tables.windows import SERIES, TIME
+from perceivers.tables.windows import SCALE, SERIES, TIME
 
 Root = Annotated[str | None, "folder that the paths in cells start from; by default that of the table"]
 
@@ -53,6 +53,9 @@ def compute_answers(model: TableModel, batch: Mapping[str, Any]) -> tuple[dict[s
     encoded = encode_rows(model, batch)
     predicted = model.decode(encoded)
     answers = {name: column.answer(predicted[name]) for name, column in model.output_columns.items()}
+    for name, column in model.output_columns.items():
+        if column.is_continued:
+            answers[name] = column.complete(answers[name], batch["inputs"][name], batch["hidden"][name])
     return answers, encoded.latents
 
 
@@ -62,8 +65,10 @@ def write_answers(model: TableModel, rows: Rows, batch_rows: list[int], answers:
     for name, column in model.output_columns.items():
         answer = answers[name].cpu()
         if model.window is not None:
-            series = [rows.cell(SERIES, row) for row in batch_rows]
-            answer = torch.stack([model.window.unscale(key, row) for key, row in zip(series, answer, strict=True)])
+            mean_B1, std_B1 = torch.tensor([rows.cell(SCALE, row) for row in batch_rows], dtype=answer.dtype).T[
+                ..., None
+            ]
+            answer = answer * std_B1 + mean_B1
             for found, row in zip(written, batch_rows, strict=True):
                 found[TIME] = rows.cell(TIME, row)
         elif name in rows.table.columns:

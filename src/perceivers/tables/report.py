@@ -16,8 +16,9 @@ import numpy as np
 from perceivers.model.saving import atomic_write
 from perceivers.tables.columns import Category, Column, Number, Series
 from perceivers.tables.columns.drawing import draw_chip, draw_lines, format_number
-from perceivers.tables.explain import LEAST_ROWS, Case, Explanation, Group, Outcomes
-from perceivers.tables.windows import FUTURE, HISTORY, SERIES, TIME
+from perceivers.tables.explain import LEAST_ROWS, Case, Explanation, Group, Main, Outcomes
+from perceivers.tables.model import TableModel
+from perceivers.tables.windows import FUTURE, HISTORY, SCALE, SERIES, TIME
 
 MOST_WORTH = 40
 """Most columns whose worth is shown, those that are worth most."""
@@ -84,6 +85,7 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .cells .track > i { background: rgb(var(--full)); }
 .cells img, .answers img { border-radius: 6px; display: block; height: auto; image-rendering: pixelated;
   max-width: 100%; }
+.cells audio { display: block; height: 2.2rem; margin-top: .25rem; max-width: 100%; }
 .chip { background: rgb(var(--full) / var(--w, 0)); border: 1px solid var(--line); border-radius: 99px;
   display: inline-block; padding: 0 .6rem; }
 .chip.unknown { border-style: dashed; color: var(--quiet); }
@@ -125,7 +127,8 @@ PAGE = Template("""\
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:">
 <title>$title</title>
 <style>$style</style>
 </head>
@@ -148,6 +151,7 @@ def make_report(explanation: Explanation) -> str:
     """Returns an explanation as an HTML page."""
     names = ", ".join(escape(name) for name in explanation.model.output_columns)
     table = explanation.rows.table.name
+    source = f"{describe_count(explanation)} of {escape(Path(table).name or table)}"
     sections = [
         draw_metrics(explanation.metrics),
         f'<div class="two">{draw_worth(explanation)}\n{draw_outcomes(explanation)}</div>',
@@ -156,7 +160,7 @@ def make_report(explanation: Explanation) -> str:
     ]
     return PAGE.substitute(
         title=f"How {names} is predicted",
-        subtitle=f"{describe_count(explanation)} of {escape(Path(table).name or table)}",
+        subtitle=f"{source}. {describe_sizes(explanation.model)}",
         style=STYLE,
         sections="\n".join(section for section in sections if section),
     )
@@ -167,6 +171,13 @@ def describe_count(explanation: Explanation) -> str:
     count, total = len(explanation.rows), explanation.total
     unit = ("row" if explanation.model.window is None else "window") + "s"[: total != 1]
     return f"{count:,} {unit}" if count == total else f"{count:,} of {total:,} {unit}, at equal distances,"
+
+
+def describe_sizes(model: TableModel) -> str:
+    """Returns the sizes of a model."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    latents, channels = model.encoder.latents.shape
+    return f"A Perceiver IO of {latents} latents of {channels} channels, with {parameters:,} parameters."
 
 
 def show_figure(value: float) -> str:
@@ -190,26 +201,32 @@ def draw_bar(fraction: float, kind: str = "") -> str:
 
 def draw_worth(explanation: Explanation) -> str:
     """Returns what each input is worth as bars."""
-    main, shown = explanation.main.name, explanation.worth[:MOST_WORTH]
+    return "\n".join(draw_worth_by(explanation, main) for main in explanation.mains if main.name in explanation.worth)
+
+
+def draw_worth_by(explanation: Explanation, main: Main) -> str:
+    """Returns what each input is worth by a figure."""
+    found, whole = explanation.worth[main.name], explanation.metrics[main.name]
+    shown = found[:MOST_WORTH]
     largest = max((abs(worth.loss) for worth in shown if math.isfinite(worth.loss)), default=0.0) or 1.0
     rows = list[str]()
     for worth in shown:
-        change = worth.metrics[main] - explanation.metrics[main]
+        change = worth.metrics[main.name] - whole
         figures = " ".join(f"{name} {show_figure(value)}" for name, value in worth.metrics.items())
         rows += [
             f"<span>{escape(worth.name)}</span>",
             draw_bar(abs(worth.loss) / largest, "gain" if worth.loss < 0 else ""),
-            f'<span title="{escape(figures)}">{show_figure(worth.metrics[main])} '
+            f'<span title="{escape(figures)}">{show_figure(worth.metrics[main.name])} '
             f'<span class="quiet">({"+" if change >= 0 else "-"}{show_figure(abs(change))})</span></span>',
         ]
-    left = len(explanation.worth) - len(shown)
+    left = len(found) - len(shown)
     more = f" {left} columns that are worth less are left out." if left else ""
     gray = " A gray bar is of a column without which the model is better." if any(w.loss < 0 for w in shown) else ""
     return (
-        f"<section><h2>What each column is worth</h2>\n<p>The {escape(main)} with one column masked in all rows, as if "
-        f"its cells were missing; with nothing masked, it is {show_figure(explanation.metrics[main])}. The longer the "
-        f"bar, the worse the model is without the column. Of columns that say the same, each alone may seem to be "
-        f"worth little.{gray}{more}</p>\n"
+        f"<section><h2>What each column is worth</h2>\n<p>The {escape(main.name)} with one column masked in all rows, "
+        f"as if its cells were missing; with nothing masked, it is {show_figure(whole)}. The longer the bar, the worse "
+        f"the model is without the column. Of columns that say the same, each alone may seem to be worth little."
+        f"{gray}{more}</p>\n"
         f'<div class="card bars">{"".join(rows)}</div></section>'
     )
 
@@ -411,9 +428,9 @@ def draw_forecast(explanation: Explanation, case: Case, name: str, column: Serie
     guess = case.answers[name][0].numpy()
     future = None if (cell := rows.cell(name, case.row)) is None else column.read_steps(cell, rows.root)
     if model.window is not None and (history, name) == (HISTORY, FUTURE):
-        series = rows.cell(SERIES, case.row)
-        past, guess = (model.window.unscale(series, steps) for steps in (past, guess))
-        future = None if future is None else model.window.unscale(series, future)
+        mean, std = rows.cell(SCALE, case.row)
+        past, guess = past * std + mean, guess * std + mean
+        future = None if future is None else future * std + mean
     last = past[-1:]  # so that lines meet
     begin = len(past) - len(last)
     lines = [("truth", begin, np.concatenate([last, future]))] if future is not None else []

@@ -13,6 +13,7 @@ import torch
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.tables import Table
 from perceivers.errors import PerceiversError, quote
+from perceivers.files import warn
 from perceivers.tables.columns import Column
 
 MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "-nan", "null", "none", "nil", "?", "-", "--"))
@@ -201,6 +202,28 @@ class TableSamples(Samples):
                 batch[part][name] = column.collate([column.blank(is_target) if v is None else v for v in values])
                 batch[missing][name] = is_none if part == "inputs" else ~is_none
         return batch
+
+
+def drop_unknown_targets(rows: Rows, outputs: Mapping[str, Column]) -> Rows:
+    """Returns the rows whose targets a model can predict, and prints how many have, for example, an unknown category.
+
+    Raises:
+        PerceiversError: there are none.
+    """
+    samples, unknown, kept = TableSamples(rows, {}, outputs), list[str](), list[int]()
+    for row in range(len(rows)):
+        try:
+            for name, column in outputs.items():
+                samples.check_target(name, column, row)
+            kept.append(row)
+        except PerceiversError as error:
+            unknown.append(str(error))
+    if not unknown:
+        return rows
+    if not kept:
+        raise PerceiversError(unknown[0])
+    warn(f"Left out of {rows.table.name}: {len(unknown)} of {len(rows)} rows, such as {unknown[0]}")
+    return rows.subset(kept)
 
 
 def open_root(path: str, root: str | None) -> Path:

@@ -29,7 +29,7 @@ from perceivers.tables.data import Parts, TableData
 from perceivers.tables.fit import write_config
 from perceivers.tables.model import TableModel, TableModelConfig, choose_size, encode_rows
 from perceivers.tables.predict import TablePredictor
-from perceivers.tables.rows import Rows, TableSamples
+from perceivers.tables.rows import Rows, TableSamples, drop_unknown_targets
 from perceivers.tables.simple import compare
 from perceivers.training import learner
 from perceivers.training.checkpoints import METRICS
@@ -100,8 +100,11 @@ class TableExperiment(Experiment):
         return write_config(data, options, output)
 
     def prepare(self) -> Setup:
-        self.parts = parts = self.data.open()
+        parts = self.data.open()
         columns = self.learn_columns(parts)
+        validation = drop_unknown_targets(parts.validation, columns["outputs"])
+        test = None if parts.test is None else drop_unknown_targets(parts.test, columns["outputs"])
+        self.parts = parts = parts._replace(validation=validation, test=test)
         config = replace(self.model, columns=columns, size=self.model.size or choose_size(len(parts.training)))
         model = check_memory(config.build, "the config")
         self.settle_training(len(parts.training))

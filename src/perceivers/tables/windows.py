@@ -15,11 +15,14 @@ from perceivers.model.config import Configurable
 from perceivers.tables.columns.column import measure_scale
 from perceivers.tables.columns.date import Date
 from perceivers.tables.columns.number import parse_number
-from perceivers.tables.rows import is_missing
+from perceivers.tables.rows import Rows, is_missing
 
-HISTORY, FUTURE, SERIES, TIME, END = "history", "future", "series", "time", "end"
-"""The columns of a table of windows: both parts, the name of the series, and the times of the future's first and last
-step."""
+HISTORY, FUTURE, SERIES, TIME, END, SCALE = "history", "future", "series", "time", "end", "scale"
+"""The columns of a table of windows: both parts, the name of the series, the times of the future's first and last step,
+and the mean and standard deviation by which both parts are scaled."""
+
+LARGEST_DRIFT = 0.15
+"""Fraction by which the time between two rows may differ from the usual one: that between months does by a tenth."""
 
 
 class Window(Configurable):
@@ -52,11 +55,6 @@ class Window(Configurable):
     def open(self, table: Table, boundary: float | None = None) -> "Series":
         """Reads the series of a table; those that are not scaled yet learn it from the rows before a time."""
         return Series.read(self, table, boundary)
-
-    def unscale(self, series: str, values: Any) -> Any:
-        """Returns scaled values of a series in the units of the table."""
-        mean, std = self.scales[series]
-        return values * std + mean
 
 
 @dataclass(frozen=True)
@@ -137,11 +135,12 @@ class Series:
             count = len(series) - history - horizon + 1
             if count < 1:
                 continue
-            is_bad = ~np.isfinite(series)
-            is_bad[1:] |= np.abs(np.diff(self.times[name]) - self.step) > 0.01 * self.step
+            is_number = np.isfinite(series)
+            is_bad = ~is_number
+            is_bad[1:] |= np.abs(np.diff(self.times[name]) - self.step) > LARGEST_DRIFT * self.step
             bad = np.concatenate([[0], is_bad.cumsum()])
-            first_bad = np.isfinite(series)  # a gap before the first step of a window does no harm
-            good = (bad[history + horizon :] - bad[1 : count + 1] == 0) & first_bad[:count]
+            # a gap before the first step of a window does no harm
+            good = (bad[history + horizon :] - bad[1 : count + 1] == 0) & is_number[:count]
             found = np.flatnonzero(good)
             found = found[found == count - 1] if latest else found
             left_out += (1 if latest else count) - len(found)
@@ -157,6 +156,7 @@ class Series:
             HISTORY: Cut(self.values, places, 0, history),
             SERIES: names,
             TIME: [self.time_of(name, start + history) for name, start in places],
+            SCALE: [self.window.scales[name] for name in names],
         }
         if not latest:
             columns[FUTURE] = Cut(self.values, places, history, horizon)
@@ -200,15 +200,16 @@ def is_numeric(table: Table, name: str, window: Window) -> bool:
 
 def read_times(table: Table, name: str) -> np.ndarray[Any, Any]:
     """Returns the times of all rows in seconds from 1970; a number is a time in steps."""
-    cells = list(table.columns[name])
+    rows = Rows(table, range(len(table.indices)), Path())
+    cells = [rows.cell(name, row) for row in range(len(rows))]
+    for row, cell in enumerate(cells):
+        if cell is None:
+            raise PerceiversError(f"{rows.describe(name, row)}: the time is missing: give it, or remove the row.")
     numbers = [parse_number(cell) for cell in cells]
     if all(number is not None for number in numbers):
         return np.array(numbers, dtype=np.float64)
-    try:
-        column = Date().learn(cells, Path())
-        return np.array([column.to_seconds(cell) for cell in cells])
-    except PerceiversError as error:
-        raise PerceiversError(f"{table.name}, column {quote(name)}: {error}.") from error
+    column: Any = rows.learn(name, Date())
+    return np.array([column.to_seconds(cell) for cell in cells])
 
 
 def read_numbers(table: Table, name: str) -> np.ndarray[Any, Any]:

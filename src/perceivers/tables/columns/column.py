@@ -37,6 +37,9 @@ class Column(Configurable, ABC):
     is_continued: ClassVar[bool] = False
     is_dense: ClassVar[bool] = False
 
+    def __init__(self) -> None:
+        """Takes no arguments: a type without settings needs no constructor of its own."""
+
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
         """Returns the column with what it needs to know of all training cells; see `change`.
 
@@ -103,6 +106,10 @@ class Column(Configurable, ABC):
     def answer(self, predicted: Any) -> Tensor:
         """Returns predictions of the model, or collated values, in units of the cells; of classes, probabilities."""
         raise NotImplementedError
+
+    def complete(self, answers: Any, values: Any, missing_B: Tensor) -> Any:
+        """Returns the answers of a continued column, with what its collated inputs show instead of guesses of it."""
+        return answers
 
     def metrics(self) -> dict[str, Metric]:
         """Returns metrics by name, which take the results of `point` and `truth`."""

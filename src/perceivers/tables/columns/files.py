@@ -21,17 +21,17 @@ def read_some(cells: Iterable[Any], read: Callable[[Any], T], count: int | None 
     Raises:
         PerceiversError: it refuses all of them.
     """
-    is_read, problem = False, None
+    is_read = False
     for cell in islice(cells, count):
         try:
             value = read(cell)
-        except PerceiversError as error:
-            problem = error
-        else:
-            is_read = True
-            yield value
-    if problem is not None and not is_read:
-        raise problem
+        except PerceiversError:
+            continue
+        is_read = True
+        yield value
+    if not is_read:
+        for cell in islice(cells, count):
+            read(cell)  # raises the error of the first cell
 
 
 def open_cell(cell: Any, root: Path) -> Path | io.BytesIO:

@@ -113,7 +113,7 @@ class Image(Column):
         return (predicted.float() * std_C + mean_C).clamp(0, 1)
 
     def truth(self, target: Tensor) -> Tensor:
-        return target.movedim(1, -1) / 255
+        return target.movedim(1, -1).contiguous() / 255
 
     def metrics(self) -> dict[str, Metric]:
         """Returns PSNR in dB, averaged over the pictures, and the mean absolute error of colors in [0, 1]."""

@@ -93,7 +93,7 @@ class Series(Column):
         return SeriesOutput(self.follows, self.padded, self.patch, channels, self.mean, self.std)
 
     def loss(self, predicted: Tensor, target: Tensor, points: Tensor | None = None) -> Tensor:
-        return (predicted[:, : self.length] - target).square().mean(1)
+        return (predicted[:, : self.length] - target).abs().mean(1)
 
     def answer(self, predicted: Tensor) -> Tensor:
         return predicted[:, : self.length].double() * self.std + self.mean

@@ -1,5 +1,6 @@
 """Sounds and video clips. Shape suffixes: B batch, S samples, T frames, C colors, Y rows, X columns."""
 
+import base64
 import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -24,6 +25,12 @@ from perceivers.tables.columns.image import above_mean, overlay, to_data_uri, to
 
 LONGEST = 10.0
 """Most seconds that are learned."""
+
+LARGEST_PLAYED = 2**19
+"""Most bytes of a sound file that a drawn cell holds to be played."""
+
+MARKS = {"wav": (8, b"WAVE"), "flac": (0, b"fLaC"), "ogg": (0, b"OggS"), "mpeg": (0, b"ID3"), "mp4": (4, b"ftyp")}
+"""The formats that browsers play, and the bytes by which a file is told to be of one, and where they are."""
 
 SAMPLE = 200
 """Sounds whose duration is measured to learn how many seconds to read."""
@@ -79,13 +86,13 @@ class Sound(Column):
         return MelInput((4, 16), positions, self.bands, self.hop, 4 * self.hop, self.sample_rate)
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
-        """Returns the waveform, with the weights of all bands of a patch of time as its background."""
+        """Returns the waveform, with the weights of all bands of a patch of time as its background, and a player."""
         sound_S, is_real_S = self.read(cell, root)
         patch_T = None if weights is None else weights.reshape(self.patches, -1).sum(1)
         samples = sound_S[is_real_S.bool()].tolist() or [0.0]
         bands = split_bands(relative(patch_T, self.patches), 4 * self.hop)
         seconds = len(samples) / self.sample_rate
-        return draw_lines([("front", 0, samples)], bands, f"sound of {seconds:.1f} s")
+        return draw_lines([("front", 0, samples)], bands, f"sound of {seconds:.1f} s") + draw_player(cell, root)
 
 
 class Video(Column):
@@ -131,6 +138,18 @@ class Video(Column):
         for index, frame in enumerate(frames):
             strip.paste(frame, (self.size * index, 0))
         return f'<img width="{strip.width}" alt="" src="{to_data_uri(strip)}">'
+
+
+def draw_player(cell: Any, root: Path) -> str:
+    """Returns a player with the content of a sound file; nothing for a large file, or of an unknown format."""
+    file = open_cell(cell, root)
+    if (file.stat().st_size if isinstance(file, Path) else file.getbuffer().nbytes) > LARGEST_PLAYED:
+        return ""
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    kind = next((kind for kind, (at, mark) in MARKS.items() if content[at:].startswith(mark)), None)
+    if kind is None:
+        return ""
+    return f'<audio controls src="data:audio/{kind};base64,{base64.b64encode(content).decode()}"></audio>'
 
 
 def open_media(cell: Any, root: Path) -> Media:

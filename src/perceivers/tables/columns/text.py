@@ -37,6 +37,9 @@ SAMPLE = 20_000
 LONGEST_REST = 200
 """Characters that are drawn of what is not read of a text."""
 
+CERTAIN = 1e4
+"""The logit of a byte that is shown."""
+
 
 class Text(Column):
     """A text, read as words: each is the sum of vectors of the word, its parts, and the pair with the one before it.
@@ -186,6 +189,15 @@ class MaskedText(Column):
         """Returns the logits of the bytes [B, M, V]."""
         return predicted.float()
 
+    def complete(self, answers: Tensor, values: InputArray, missing_B: Tensor) -> Tensor:
+        """Makes the logits certain of bytes that are shown, and of no byte after the end of a text."""
+        byte_BM, mask_BM = values.x_BMC, values.mask_BM
+        is_real_BM = ~missing_B[:, None] if mask_BM is None else mask_BM & ~missing_B[:, None]
+        byte_BM = torch.where(is_real_BM, byte_BM, self.mask)
+        certain_BMV = CERTAIN * F.one_hot(byte_BM, answers.shape[-1]).to(answers)
+        is_guess_BM1 = ((byte_BM == self.mask) & is_real_BM)[..., None]
+        return torch.where(is_guess_BM1, answers - certain_BMV, certain_BMV)
+
     def truth(self, target: InputArray) -> Tensor:
         return target.x_BMC
 
@@ -194,7 +206,9 @@ class MaskedText(Column):
         return {"accuracy": HiddenBytes("accuracy"), "bits": HiddenBytes("bits")}
 
     def write(self, answers: Tensor) -> list[list[Any]]:
-        return [[bytes(row).decode(errors="replace")] for row in answers[..., :256].argmax(-1).tolist()]
+        """Returns texts, without the places after their ends."""
+        bytes_BM = answers.argmax(-1).tolist()
+        return [[bytes(byte for byte in row if byte != self.mask).decode(errors="replace")] for row in bytes_BM]
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
         """Returns the characters that are read on a background of their weight; hidden bytes have a frame."""
