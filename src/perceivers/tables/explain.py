@@ -4,7 +4,7 @@ Shape suffixes: B batch, H heads, N latents, M elements of all inputs
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from perceivers.tables.rows import Rows, TableSamples
 from perceivers.tables.training import RowLearner
 
 BATCH = 256
+
+MOST_ROWS = 10_000
+"""Most rows that are measured, at equal distances in the table."""
 
 LEAST_ROWS = 5
 """Least rows of a group whose errors are shown."""
@@ -109,6 +112,9 @@ def explain_table(
         if name not in model.input_columns:
             raise PerceiversError(f"--group: the model has no input {quote(name)}: {did_you_mean(name, model.inputs)}")
     found, part = open_labelled(model, data, split, root)
+    if len(found) > MOST_ROWS:
+        found = found.subset(np.linspace(0, len(found) - 1, MOST_ROWS).astype(int).tolist())
+        part = replace(part, count=MOST_ROWS)
     explanation = explain(model, found, part, rows, group)
     write_report(out, model, found, explanation)
     return explanation
