@@ -121,23 +121,31 @@ def test_the_same_from_a_config(table, column, what):
 
 
 def test_a_category_with_one_example(table, capsys):
-    """It is learned where training has it, and named where only the validation does."""
+    """It is learned where training has it; where only the validation does, its row is left out and counted."""
     parts = TableData("table.csv", validation=0.25).open()
     colors = ["red", "green"] * 20
     outputs = ("--outputs={color: category}", "--inputs={size: number}")
     row, other = parts.validation.indices[0], parts.training.indices[0]
     write_csv(table | {"color": [*colors[:row], "pink", *colors[row + 1 :]]})
-    found = problem(*outputs)
-    assert f"line {row + 2} of table.csv, column 'color': 'pink' is a category that training did not have" in found
+    folder = read_config(Path("table.yaml"), [*outputs, "--training.output=first"]).run()
+    assert perceivers.load(folder / "model").output_columns["color"].names == ["green", "red"]
+    left_out = (
+        f"1 of 10 rows, such as line {row + 2} of table.csv, column 'color': 'pink' is a category that training did"
+    )
+    assert left_out in capsys.readouterr().err
     write_csv(table | {"color": [*colors[:other], "pink", *colors[other + 1 :]]})
     folder = read_config(Path("table.yaml"), [*outputs, "--training.output=other"]).run()
     assert perceivers.load(folder / "model").output_columns["color"].names == ["green", "pink", "red"]
 
 
-def test_an_empty_input_is_masked(table, capsys):
+def test_an_empty_input_is_left_out(table, capsys):
+    """Weights that nothing trained would answer at random if another table has cells."""
     write_csv(table | {"size": [""] * COUNT})
-    read_config(Path("table.yaml")).run()
-    assert "Column 'size' of table.csv is empty: it is masked." in capsys.readouterr().err
+    folder = read_config(Path("table.yaml")).run()
+    assert "Column 'size' of table.csv is empty: it is left out." in capsys.readouterr().err
+    assert list(perceivers.load(folder / "model").input_columns) == ["color"]
+    write_csv(table | {"size": [""] * COUNT, "color": ["?"] * COUNT})
+    assert "table.csv has no cells in any of the inputs: name others" in problem("--training.output=other")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def explain(
     root: Annotated[str | None, "folder that the paths in cells start from; by default that of the table"] = None,
     rows: Annotated[Count, "number of rows that are shown one by one"] = 8,
     group: Annotated[
-        list[str], "columns by whose values errors are shown; by default all categories", Metavar("COLUMN")
+        list[str], "columns by whose values errors are shown; by default all categories and numbers", Metavar("COLUMN")
     ] = [],  # noqa: B006
     device: Device = None,
 ) -> None:

@@ -24,8 +24,9 @@ SIZES = {
 """Sizes of models by name."""
 
 
-def choose_size(rows: int) -> Size:
-    """Returns the size of a model for a number of training rows."""
+def choose_size(rows: int, has_signals: bool) -> Size:
+    """Returns the size of a model for a number of training rows, and columns of raw signals."""
+    rows = 10 * rows if has_signals else rows
     return "small" if rows < 2000 else "medium" if rows < 100_000 else "large"
 
 

@@ -43,7 +43,13 @@ COMPARISON = "comparison.json"
 """The file of a run with the metrics of its model and of simple methods."""
 
 UPDATES = 200
-"""Updates of a run for up to 1,000 rows; more rows take more, in proportion to the square root of their number."""
+"""Updates of a run for up to 1,000 rows; more rows take more, in proportion to their number to the power of 0.65.
+
+They are multiplied by `rate_effort`.
+"""
+
+FEW_ROWS = 2000
+"""Rows below which training hides more cells."""
 
 Weight = Annotated[float, Range(above=0)]
 
@@ -105,10 +111,12 @@ class TableExperiment(Experiment):
         validation = drop_unknown_targets(parts.validation, columns["outputs"])
         test = None if parts.test is None else drop_unknown_targets(parts.test, columns["outputs"])
         self.parts = parts = parts._replace(validation=validation, test=test)
-        config = replace(self.model, columns=columns, size=self.model.size or choose_size(len(parts.training)))
+        size = self.model.size or choose_size(len(parts.training), self.rate_effort() > 1)
+        config = replace(self.model, columns=columns, size=size)
         model = check_memory(config.build, "the config")
         self.settle_training(len(parts.training))
-        training = TableSamples(parts.training, model.input_columns, model.output_columns, self.data.hide)
+        hide = (0.1 if len(parts.training) < FEW_ROWS else 0.02) if self.data.hide is None else self.data.hide
+        training = TableSamples(parts.training, model.input_columns, model.output_columns, hide)
         training.weights = self.weigh(parts.training, model.output_columns)
 
         def build() -> TableModel:
@@ -119,12 +127,20 @@ class TableExperiment(Experiment):
 
         return Setup(build, training, TableSamples(parts.validation, model.input_columns, model.output_columns))
 
+    def rate_effort(self) -> int:
+        """Returns 1, or 2 with raw signals, such as pictures, or 4 with arrays or pictures to predict."""
+        inputs, outputs = self.input_columns.values(), self.output_columns.values()
+        if any(column.is_dense for column in outputs):
+            return 4
+        return 2 if any(column.is_raw for column in (*inputs, *outputs)) else 1
+
     def settle_training(self, rows: int) -> None:
         """Chooses what the config does not give of the length of the run, by the number of training rows."""
         self.training.batch_size = min(self.training.batch_size, rows)
         defaults: dict[str, Any] = {"gradient_clip_val": 1.0}
         if not self.trainer.keys() & {"max_epochs", "max_steps", "max_time"}:
-            updates = UPDATES * max(1.0, (rows / 1000) ** 0.5)
+            independent = rows / 4 if self.data.window else rows  # windows overlap
+            updates = UPDATES * self.rate_effort() * max(1.0, (independent / 1000) ** 0.65)
             epochs = max(2, round(updates * self.training.batch_size / rows))
             defaults |= {"max_epochs": epochs, "check_val_every_n_epoch": max(1, epochs // 10)}
         self.trainer = defaults | self.trainer
@@ -140,9 +156,15 @@ class TableExperiment(Experiment):
                 raise PerceiversError(f"{parts.training.table.name} has no column {quote(name)}: {there}")
         inputs = dict[str, Column]()
         for name, column in self.input_columns.items():
-            is_known = name in known and type(known[name]) is type(column)
-            inputs[name] = known[name] if is_known else learn_column(parts.training, name, column)
+            if name in known and type(known[name]) is type(column):
+                inputs[name] = known[name]
+            elif next(parts.training.cells(name), None) is None:
+                warn(f"Column {quote(name)} of {parts.training.table.name} is empty: it is left out.")
+            else:
+                inputs[name] = parts.training.learn(name, column)
         outputs = {name: learn_target(parts.training, name, column) for name, column in self.output_columns.items()}
+        if not inputs and not any(column.is_continued for column in outputs.values()):
+            raise PerceiversError(f"{parts.training.table.name} has no cells in any of the inputs: name others.")
         return {"inputs": inputs, "outputs": outputs, "window": parts.window}
 
     def weigh(self, rows: Rows, outputs: Mapping[str, Column]) -> list[float] | None:
@@ -218,14 +240,6 @@ class TableExperiment(Experiment):
             print_methods(methods)
         text = json.dumps({"folds": found}, indent=2) + "\n"
         atomic_write(output / COMPARISON, lambda file: file.write_text(text))
-
-
-def learn_column(rows: Rows, name: str, column: Column) -> Column:
-    """Returns a column with what it learns; warns of one without cells, which is always masked."""
-    if next(rows.cells(name), None) is None:
-        warn(f"Column {quote(name)} of {rows.table.name} is empty: it is masked.")
-        return column
-    return rows.learn(name, column)
 
 
 def learn_target(rows: Rows, name: str, column: Column) -> Column:

@@ -31,11 +31,13 @@ class Column(Configurable, ABC):
         is_continued: whether a column to predict is an input, too, of which it predicts what is hidden.
         is_dense: whether a column is predicted at the places of a grid. Inputs are not augmented then: a mirrored
             picture would not fit the one to predict.
+        is_raw: whether cells are signals, such as pictures, from which a model has more to learn.
     """
 
     kind: ClassVar[str]
     is_continued: ClassVar[bool] = False
     is_dense: ClassVar[bool] = False
+    is_raw: ClassVar[bool] = False
 
     def __init__(self) -> None:
         """Takes no arguments: a type without settings needs no constructor of its own."""

@@ -41,6 +41,7 @@ class Image(Column):
     """
 
     kind = "image"
+    is_raw = True
     is_dense = True
 
     def __init__(

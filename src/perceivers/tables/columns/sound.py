@@ -46,6 +46,7 @@ class Sound(Column):
     """
 
     kind = "sound"
+    is_raw = True
 
     def __init__(
         self,
@@ -104,6 +105,7 @@ class Video(Column):
     """
 
     kind = "video"
+    is_raw = True
 
     def __init__(self, frames: Count = 8, size: Count = 64) -> None:
         check_field("video: frames", frames, frames % 2 == 0, "a multiple of 2")
