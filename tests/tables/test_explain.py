@@ -131,7 +131,11 @@ def test_each_output_is_judged_by_its_first_metric(explained):
     page = make_report(found)
     assert page.count("<h2>What each column is worth</h2>") == 3
     model = make_model(rows, {"size": Number()}, {"color": Category()})
-    assert explain_rows(model, rows, 2).mains == [("accuracy", True)]
+    found = explain_rows(model, rows, 2)
+    assert found.mains == [("accuracy", True)]
+    (red,) = (group for group in found.groups["color"] if group.label == "red")
+    assert set(red.metrics) == {"accuracy"}  # a single category is compared with no other
+    assert {"accuracy", "auroc", "f1"} == set(found.groups["size"][0].metrics)
 
 
 def test_rows_are_evenly_from_the_best_to_the_worst(explained):

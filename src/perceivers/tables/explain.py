@@ -253,6 +253,7 @@ class GroupMetrics:
     def __init__(self, columns: Mapping[str, Column], groups: Sequence[np.ndarray[Any, Any]]) -> None:
         self.columns, self.groups = columns, groups
         self.metrics = [TableMetrics(columns) for _ in groups]
+        self.seen: list[dict[str, set[int]]] = [{name: set() for name in columns} for _ in groups]  # categories
         self.waiting, self.bytes, self.first = list[dict[str, tuple[Tensor, ...]]](), 0, 0
 
     def add(self, batch: dict[str, tuple[Tensor, ...]]) -> None:
@@ -273,25 +274,32 @@ class GroupMetrics:
             for name in self.columns
         }
         count = len(next(iter(joined.values()))[0])
-        for rows, metrics in zip(self.groups, self.metrics, strict=True):
+        for rows, metrics, seen in zip(self.groups, self.metrics, self.seen, strict=True):
             begin, end = np.searchsorted(rows, [self.first, self.first + count])
             mine = torch.from_numpy(rows[begin:end] - self.first)
-            for (guess, truth, known_B), measures, total in zip(
-                joined.values(), metrics.by_column, metrics.counts, strict=True
+            for (name, (guess, truth, known_B)), measures, total in zip(
+                joined.items(), metrics.by_column, metrics.counts, strict=True
             ):
                 index = mine[known_B[mine]]
                 total.update(len(index))
+                if isinstance(self.columns[name], Category):
+                    seen[name].update(truth[index].tolist())
                 for metric in measures.values() if len(index) else ():
                     metric.update(guess[index], truth[index])
         self.waiting, self.bytes, self.first = [], 0, self.first + count
 
     def compute(self) -> list[dict[str, float]]:
-        """Returns the metrics of each group."""
+        """Returns the metrics of each group; of a single category, accuracy alone: others compare several."""
         self.flush()
-        for metrics in self.metrics:
-            metrics.loss.update(0.0)  # not measured by groups
-        found = [{name: float(value) for name, value in metrics.compute().items()} for metrics in self.metrics]
-        return [{name: value for name, value in metrics.items() if name != "loss"} for metrics in found]
+        found = list[dict[str, float]]()
+        for metrics, seen in zip(self.metrics, self.seen, strict=True):
+            mine = dict[str, float]()
+            for output, values in metrics.by_name().items():
+                prefix = f"{output}_" if len(self.columns) > 1 else ""
+                is_single = len(seen[output]) == 1
+                mine |= {f"{prefix}{k}": float(v) for k, v in values.items() if k == "accuracy" or not is_single}
+            found.append(mine)
+        return found
 
 
 def shapes(batch: Mapping[str, tuple[Tensor, ...]]) -> list[torch.Size]:

@@ -104,10 +104,11 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
   width: 1.2rem; }
 .key i.truth { border-color: var(--quiet); }
 .key i.guess { border-color: var(--bad); }
-table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .25rem .6rem .25rem 0; text-align: right;
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid var(--line); padding: .25rem 0 .25rem .7rem; text-align: right;
   white-space: nowrap; }
-th:first-child, td:first-child { max-width: 12rem; overflow: hidden; text-align: left; text-overflow: ellipsis; }
+th:first-child, td:first-child { max-width: 12rem; overflow: hidden; padding-left: 0; text-align: left;
+  text-overflow: ellipsis; }
 th { color: var(--quiet); font-size: .8rem; font-weight: normal; }
 td.worse { color: var(--bad); }
 td.better { color: var(--good); }
