@@ -20,6 +20,8 @@ from perceivers.tables.explain import LEAST_ROWS, Case, Explanation, Group, Main
 from perceivers.tables.model import TableModel
 from perceivers.tables.windows import FUTURE, HISTORY, SCALE, SERIES, TIME
 
+TITLE = "What each column is worth"
+
 MOST_WORTH = 40
 """Most columns whose worth is shown, those that are worth most."""
 
@@ -50,7 +52,7 @@ h2 { font-size: 1.2rem; margin: 2.25rem 0 .25rem; }
 h3 { font-size: 1rem; margin: 0 0 .25rem; }
 p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .quiet, p { color: var(--quiet); }
-.quiet { font-size: .8rem; }
+.quiet { font-size: .8rem; font-weight: normal; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; }
 .wide { overflow-x: auto; }
 .tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin-top: .75rem; }
@@ -78,7 +80,7 @@ p { margin: .25rem 0 .75rem; max-width: 48rem; }
 .answers > .forecast { flex: 1 1 100%; }
 .answers .value { font-size: 1.05rem; font-weight: 600; }
 .cells { display: grid; gap: .75rem 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 7.2rem), 1fr)); }
-.cells > div:has(.text), .cells > div:has(.line) { grid-column: 1 / -1; }
+.cells > div:has(.text), .cells > div:has(.line), .cells > div:has(.strip) { grid-column: 1 / -1; }
 .name { color: var(--quiet); display: flex; font-size: .8rem; gap: .5rem; justify-content: space-between; }
 .share { font-variant-numeric: tabular-nums; white-space: nowrap; }
 .cells .track { height: 4px; margin: .1rem 0 .35rem; }
@@ -202,11 +204,13 @@ def draw_bar(fraction: float, kind: str = "") -> str:
 
 def draw_worth(explanation: Explanation) -> str:
     """Returns what each input is worth as bars."""
-    return "\n".join(draw_worth_by(explanation, main) for main in explanation.mains if main.name in explanation.worth)
+    mains = [main for main in explanation.mains if main.name in explanation.worth]
+    titles = [f"{TITLE}: {main.name}" for main in mains] if len(mains) > 1 else [TITLE]
+    return "\n".join(draw_worth_by(explanation, main, title) for main, title in zip(mains, titles, strict=True))
 
 
-def draw_worth_by(explanation: Explanation, main: Main) -> str:
-    """Returns what each input is worth by a figure."""
+def draw_worth_by(explanation: Explanation, main: Main, title: str) -> str:
+    """Returns what each input is worth by a figure, under a title."""
     found, whole = explanation.worth[main.name], explanation.metrics[main.name]
     shown = found[:MOST_WORTH]
     largest = max((abs(worth.loss) for worth in shown if math.isfinite(worth.loss)), default=0.0) or 1.0
@@ -224,7 +228,7 @@ def draw_worth_by(explanation: Explanation, main: Main) -> str:
     more = f" {left} columns that are worth less are left out." if left else ""
     gray = " A gray bar is of a column without which the model is better." if any(w.loss < 0 for w in shown) else ""
     return (
-        f"<section><h2>What each column is worth</h2>\n<p>The {escape(main.name)} with one column masked in all rows, "
+        f"<section><h2>{escape(title)}</h2>\n<p>The {escape(main.name)} with one column masked in all rows, "
         f"as if its cells were missing; with nothing masked, it is {show_figure(whole)}. The longer the bar, the worse "
         f"the model is without the column. Of columns that say the same, each alone may seem to be worth little."
         f"{gray}{more}</p>\n"

@@ -111,7 +111,7 @@ class Array(Column):
             return draw_lines([("front", 0, array.tolist())], split_bands(shades, 1, -0.5), f"{shape} numbers")
         extent = f"{shorten(float(array.min()))} to {shorten(float(array.max()))}"
         if array.ndim > 2:
-            return f'{shape} numbers<span class="quiet">{extent}</span>'
+            return f'{shape} numbers<br><span class="quiet">{extent}</span>'
         picture = to_pillow(torch.from_numpy((array - array.min()) / (np.ptp(array) or 1.0))[..., None])
         if max(array.shape) > LARGEST_MAP:
             picture.thumbnail((LARGEST_MAP, LARGEST_MAP))

@@ -139,7 +139,7 @@ class Video(Column):
         strip = PillowImage.new("RGB", (self.size * len(frames), self.size))
         for index, frame in enumerate(frames):
             strip.paste(frame, (self.size * index, 0))
-        return f'<img width="{strip.width}" alt="" src="{to_data_uri(strip)}">'
+        return f'<img class="strip" width="{max(640, strip.width)}" alt="" src="{to_data_uri(strip)}">'
 
 
 def draw_player(cell: Any, root: Path) -> str:
