@@ -287,6 +287,7 @@ COMMANDS = sorted(
     [
         "models",
         "fit",
+        "explain",
         "fill-mask",
         "classify-text",
         "attention",
