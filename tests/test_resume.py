@@ -52,6 +52,8 @@ CASES = [
     ("autoencoding", 2, {}),  # of two updates an epoch
     ("autoencoding", 3, {}),
     ("behavioral_cloning", 12, {}),  # of ten updates an epoch
+    ("table", 2, {}),  # of six updates an epoch
+    ("table", 8, LOADED_BY_OTHERS),
 ]
 LAST_STEPS = {("image_classification", 17), ("masked_language", 11), ("autoencoding", 3)}
 """Updates after which there is nothing left but to evaluate and to save."""

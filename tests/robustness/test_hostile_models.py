@@ -213,7 +213,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in iter
         ("a: " + "[" * 70 + "]" * 70, "nested more than 64 levels deep"),
         ("a: " + "9" * 5000, "not valid YAML"),
         ("a: 0x" + "f" * 5000, "an integer of more than 64 bits"),
-        ("a: 2001-13-45", "not valid YAML"),
+        ("a: 2001-13-45", "experiment is None"),
         ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("a: !!timestamp x", "not valid YAML"),
         ("3: x\nexperiment: image_classification", "3 is not the name of a field"),

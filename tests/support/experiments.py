@@ -5,6 +5,9 @@ import pytest
 from perceivers.checkpoints.load import pretrained_config
 from perceivers.presets import create_model
 from perceivers.starcraft.data import DecisionData
+from perceivers.tables.data import TableData
+from perceivers.tables.model import TableModelConfig
+from perceivers.tables.training import TableExperiment
 from perceivers.text.fine_tuning import TextClassification
 from perceivers.text.labelled import LabelledTextData
 from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
@@ -31,6 +34,11 @@ def write_tables(folder):
         starcraft.write_tables(folder, patch, training=160)
 
 
+def write_things(folder):
+    rows = [f"{index % 7}.5,word{index % 3} and{index},{'red' if index % 2 else 'blue'}" for index in range(60)]
+    (folder / "things.csv").write_text("size,name,color\n" + "\n".join(rows) + "\n")
+
+
 DATA = {
     "masked_language": lambda folder: pretraining.write_text(folder / "text.txt"),
     "text_classification": write_reviews,
@@ -38,6 +46,7 @@ DATA = {
     "clip_classification": clips.write_tones,
     "autoencoding": clips.write_clips,
     "behavioral_cloning": write_tables,
+    "table": write_things,
 }
 """Writes the data of an experiment to a folder."""
 
@@ -61,6 +70,17 @@ def behavioral_cloning(folder, **training):
     return starcraft.small_run(tables=DecisionData(str(folder), str(folder / "split.json")), **training)
 
 
+def table_run(folder, **training):
+    """Two epochs of six updates; training draws cells to hide and words to leave out."""
+    return TableExperiment(
+        model=TableModelConfig(latents=4, channels=16, depth=1, heads=2, dropout=0.1),
+        data=TableData(str(folder / "things.csv"), hide=0.2),
+        inputs={"size": "number", "name": "text"},
+        outputs={"color": "category"},
+        **fine_tuning.settings(max_epochs=2, **training),
+    )
+
+
 RUNS = {
     "image_classification": lambda folder, **training: images.small_run(**training),
     "masked_language": lambda folder, **training: pretraining.small_run(text=folder / "text.txt", **training),
@@ -73,5 +93,6 @@ RUNS = {
     ),
     "autoencoding": lambda folder, **training: clips.autoencoding_run(data=folder, **training),
     "behavioral_cloning": behavioral_cloning,
+    "table": table_run,
 }
 """Makes a small run of an experiment, on the data of a folder."""
