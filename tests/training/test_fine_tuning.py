@@ -198,6 +198,7 @@ FROZEN = {
     "clip_classification": "encoder",
     "autoencoding": "encoder",
     "behavioral_cloning": "units",
+    "table": "encoder",
 }
 """A part that stays as it is, of the model of each experiment."""
 
