@@ -14,7 +14,8 @@ import torch
 import perceivers
 from perceivers import plugins
 from perceivers.cli import main
-from perceivers.tables.columns import make_column
+from perceivers.errors import PerceiversError
+from perceivers.tables.columns import Column, Number, make_column
 from perceivers.tables.predict import load_table_model
 
 ANGLE = '''"""Angles, of which 0 and 360 degrees are the same."""
@@ -180,3 +181,13 @@ def test_a_wrong_cell_names_its_row(folder, capsys):
     text = (folder / "wrong.out.csv").read_text()
     assert "line 3 of wrong.csv, column 'morning': 'north' is not an angle in degrees." in text
     capsys.readouterr()
+
+
+def test_a_type_without_a_loss_says_so():
+    class Reading(Number):
+        kind = "reading"
+        loss, write = Column.loss, Column.write
+
+    for call in (lambda: Reading().loss(None, None), lambda: Reading().write(None)):
+        with pytest.raises(PerceiversError, match=r"'reading' cannot be predicted: its class defines no '(loss|write)'"):
+            call()

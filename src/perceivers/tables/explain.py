@@ -57,7 +57,7 @@ class Main(NamedTuple):
 
 
 class Worth(NamedTuple):
-    """What an input is worth: the metrics with it masked in all rows, and how much worse a main one is."""
+    """The worth of an input: the metrics with it masked in all rows, and how much worse a main one is."""
 
     name: str
     metrics: dict[str, float]
@@ -108,7 +108,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What is known of a model on some rows.
+    """The measurements of a model on some rows.
 
     Attributes:
         model: the model.

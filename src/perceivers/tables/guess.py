@@ -27,7 +27,7 @@ CONTENTS = {
     rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI ": ".mp4",
     rb"\x93NUMPY": ".npy",
 }
-"""How the contents of files begin that are no pictures, and a suffix of such files."""
+"""The first bytes of files that are no pictures, and a suffix of such files."""
 
 CODES = re.compile(r"(?i:zip|postal|postcode|code$|(\b|_)id$)|[a-z](Id|ID)$")
 """Names of columns whose whole numbers have no order."""

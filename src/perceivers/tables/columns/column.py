@@ -97,17 +97,21 @@ class Column(Configurable, ABC):
         """Returns the adapter that predicts the column of a name, by queries of so many channels."""
         raise PerceiversError(f"a column of type {self.kind!r} can be an input, but not be predicted.")
 
+    def lack(self, method: str) -> PerceiversError:
+        """Returns the error of a type that does not define what predicting needs, to be raised."""
+        return PerceiversError(f"a column of type {self.kind!r} cannot be predicted: its class defines no {method!r}.")
+
     def choose_points(self, generator: torch.Generator | None = None) -> Tensor | None:
         """Returns the indices of the points of an output to train on in a step; None for all."""
         return None
 
     def loss(self, predicted: Any, target: Any, points: Tensor | None = None) -> Tensor:
         """Returns the loss of each row [B] for the model's predictions and collated values."""
-        raise NotImplementedError
+        raise self.lack("loss")
 
     def answer(self, predicted: Any) -> Tensor:
         """Returns predictions of the model, or collated values, in units of the cells; of classes, probabilities."""
-        raise NotImplementedError
+        raise self.lack("answer")
 
     def complete(self, answers: Any, values: Any, missing_B: Tensor) -> Any:
         """Returns the answers of a continued column, with what its collated inputs show instead of guesses of it."""
@@ -115,7 +119,7 @@ class Column(Configurable, ABC):
 
     def metrics(self) -> dict[str, Metric]:
         """Returns metrics by name, which take the results of `point` and `truth`."""
-        raise NotImplementedError
+        raise self.lack("metrics")
 
     def point(self, answers: Any) -> Any:
         """Returns answers as `metrics` take them: the best guesses, without, for example, quantiles."""
@@ -131,7 +135,7 @@ class Column(Configurable, ABC):
 
     def write(self, answers: Tensor) -> list[list[Any]]:
         """Returns the cells of `fields` for each answer."""
-        raise NotImplementedError
+        raise self.lack("write")
 
     def draw(self, cell: Any, root: Path, weights: Tensor | None = None) -> str:
         """Returns HTML that shows a cell and, if given, the weight of the attention to each element [M]."""
