@@ -189,5 +189,7 @@ def test_a_type_without_a_loss_says_so():
         loss, write = Column.loss, Column.write
 
     for call in (lambda: Reading().loss(None, None), lambda: Reading().write(None)):
-        with pytest.raises(PerceiversError, match=r"'reading' cannot be predicted: its class defines no '(loss|write)'"):
+        with pytest.raises(
+            PerceiversError, match=r"'reading' cannot be predicted: its class defines no '(loss|write)'"
+        ):
             call()
