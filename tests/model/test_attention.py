@@ -115,7 +115,7 @@ def test_attention_maps_are_the_weights(choose):
     torch.testing.assert_close(w_BHOM[0].sum(-1), torch.ones(2, 3))
     assert (w_BHOM[0, :, :, [2, 4]] == 0).all()
     assert (w_BHOM[1] == 0).all()
-    values = w_BHOM @ attention.split_heads(attention.value(x))
+    values = w_BHOM @ attention.split_heads(attention.value(x), attention.heads)
     torch.testing.assert_close(attention.output(values.transpose(1, 2).flatten(2)), out)
 
 

@@ -79,8 +79,9 @@ def test_pieces_on_an_accelerator_take_masks_as_a_bias(budget, monkeypatch):
 
 def test_gradients_by_finite_differences():
     q, k, v = arrays(torch.float64, queries=3, inputs=4)
-    bias = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1), (q, k, v, bias))
+    for queries in (1, 3):  # a bias of all queries, or of each
+        bias = torch.randn(3, queries, 4, dtype=torch.float64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1), (q, k, v, bias))
 
 
 @pytest.mark.parametrize(("dtype", "qk", "v"), [(torch.float32, 32, 160), (torch.bfloat16, 64, 64)])

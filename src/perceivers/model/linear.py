@@ -5,12 +5,16 @@ Shape suffixes: C input channels, E output channels
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.model.sizes import Gelu
+
+Activation = Gelu | Literal["silu"]
+"""GELU by its tanh approximation ("tanh") or exactly ("exact"), or SiLU."""
 
 
 class Linear(nn.Linear):
@@ -24,16 +28,19 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         lecun_normal_(self.weight)
-        nn.init.zeros_(self.bias)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., C] -> [..., E]."""
         return self.linear_kernel(input, self.weight, self.bias)
 
 
-def gelu(x: Tensor, kind: Gelu) -> Tensor:
-    """Computes GELU, by its tanh approximation or exactly."""
-    return F.gelu(x, approximate="none" if kind == "exact" else kind)
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Computes an activation function."""
+    if activation == "silu":
+        return F.silu(x)
+    return F.gelu(x, approximate="none" if activation == "exact" else activation)
 
 
 def lecun_normal_(weight: Tensor) -> None:

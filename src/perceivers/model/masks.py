@@ -1,9 +1,9 @@
-"""Masks of padding, and what they hide.
+"""Masks: which elements are padding, and which inputs a query may read.
 
-Shape suffixes: B batch, M elements, C channels
+Shape suffixes: B batch, O queries, M elements or inputs, C channels
 """
 
-from typing import overload
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -43,3 +43,47 @@ def zero_padding(x: Tensor, mask: Tensor | None) -> Tensor:
 def drop_trivial_mask(mask_BM: Tensor | None) -> Tensor | None:
     """Returns a mask, or None if it hides nothing."""
     return None if mask_BM is None or (is_concrete(mask_BM) and mask_BM.all()) else mask_BM
+
+
+class SameExample(NamedTuple):
+    """The mask of a ragged batch: a query reads the inputs of its own example.
+
+    Queries and inputs of all examples lie one behind another, in arrays with a batch of 1.
+
+    Attributes:
+        query_offsets: [B + 1], index of the first query of each example, and the number of all queries.
+        offsets: the same of inputs.
+    """
+
+    query_offsets: Tensor
+    offsets: Tensor
+
+    def to_mask(self, queries: int, inputs: int) -> Tensor:
+        """Returns the mask of all pairs, [1, O, M]."""
+        return (example_of(self.query_offsets, queries)[:, None] == example_of(self.offsets, inputs))[None]
+
+
+PairMask = Tensor | SameExample
+"""True where a query may read an input; [B or 1, O, M]."""
+
+
+def example_of(offsets: Tensor, count: int) -> Tensor:
+    """Returns the example of each of the `count` elements of a ragged batch."""
+    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
+
+
+def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: int, inputs: int) -> Tensor | None:
+    """Returns the mask of pairs that both masks leave, [B or 1, O or 1, M]; None if there are none."""
+    if isinstance(pair_mask, SameExample):
+        pair_mask = pair_mask.to_mask(queries, inputs)
+    if mask_BM is None or pair_mask is None:
+        return pair_mask if mask_BM is None else mask_BM[:, None]
+    return pair_mask & mask_BM[:, None]
+
+
+def can_read(queries: int, mask_BM: Tensor | None, pair_mask: PairMask | None) -> Tensor | None:
+    """Returns which queries may read any input, [B or 1, O or 1]; None if nothing is masked."""
+    if isinstance(pair_mask, SameExample):
+        return (pair_mask.offsets.diff() > 0)[example_of(pair_mask.query_offsets, queries)][None]
+    mask_BOM = combine_masks(mask_BM, pair_mask, queries, 0)
+    return None if mask_BOM is None else mask_BOM.any(-1)

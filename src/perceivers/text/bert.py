@@ -19,7 +19,7 @@ from perceivers.model.adapter import Adapters, InputArray
 from perceivers.model.arguments import check_indices
 from perceivers.model.attention import SelfAttention
 from perceivers.model.kernels.onednn import linear
-from perceivers.model.linear import Linear, gelu
+from perceivers.model.linear import Linear, activate
 from perceivers.model.saving import Model
 from perceivers.model.sizes import Gelu
 from perceivers.text.task_output import TaskHeads
@@ -38,7 +38,7 @@ class TokenLogits(nn.Module):
 
     def forward(self, h_BPC: Tensor) -> Tensor:
         """[B, P, C] -> logits [B, P, V]."""
-        h_BPC = self.norm(gelu(self.hidden(h_BPC), self.gelu))
+        h_BPC = self.norm(activate(self.hidden(h_BPC), self.gelu))
         return linear(h_BPC, self.text[0].embedding.weight, self.bias)
 
 

@@ -2,11 +2,13 @@
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values,
-    G some of all heads of all examples, R some of the queries
+    G some of all heads of all examples, R some of the queries; a bias has O = 1 if all queries share it
 """
 
+import importlib.util
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from perceivers.model.eager import is_concrete, is_eager
 from perceivers.model.kernels.onednn import linear
+from perceivers.model.masks import PairMask, SameExample, can_read, combine_masks
 
 CPU_CHUNK_BYTES = 2**23
 """Bytes of scores computed at a time on CPU: they stay in its cache."""
@@ -35,6 +38,7 @@ def scaled_dot_product_attention(
     bias_BM: Tensor | None = None,
     dropout: float = 0.0,
     scale: float | None = None,
+    pair_mask: PairMask | None = None,
 ) -> Tensor:
     """Computes softmax(scale * q k^T + bias) v; -> [B, H, O, V].
 
@@ -46,30 +50,33 @@ def scaled_dot_product_attention(
         bias_BM: added to all scores of an input.
         dropout: probability of dropping a weight.
         scale: of the scores; 1 / sqrt(K) by default.
+        pair_mask: True where a query may read an input; a query that may read none reads zeros.
     """
     scale = 1 / math.sqrt(q_BHOK.shape[-1]) if scale is None else scale
     device_type = q_BHOK.device.type
-    if mask_BM is not None and device_type == "cpu" and is_concrete(mask_BM):
+    if isinstance(pair_mask, SameExample) and is_concrete(pair_mask.offsets):
+        return attend_by_example(q_BHOK, k_BHMK, v_BHMV, pair_mask, bias_BM, dropout, scale)
+    if pair_mask is None and mask_BM is not None and device_type == "cpu" and is_concrete(mask_BM):
         return attend_without_padding(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale)
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         q_BHOK, k_BHMK, v_BHMV = q_BHOK.to(dtype), k_BHMK.to(dtype), v_BHMV.to(dtype)
-    if bias_BM is not None:
-        bias_BM = bias_BM.to(q_BHOK.dtype)
-    if mask_BM is not None:
-        has_inputs_B1 = mask_BM.any(-1, keepdim=True)
-        bias_BM = torch.zeros_like(mask_BM, dtype=q_BHOK.dtype) if bias_BM is None else bias_BM
-        bias_BM = bias_BM.masked_fill(~mask_BM & has_inputs_B1, -math.inf)  # a softmax needs one finite score
-    if has_fused_kernel(q_BHOK, v_BHMV, bias_BM, dropout):
-        bias_B11M = None if bias_BM is None else bias_BM[:, None, None]
-        a_BHOV = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B11M, dropout, scale=scale)
+    bias_BOM = None if bias_BM is None else bias_BM[:, None].to(q_BHOK.dtype)
+    mask_BOM = combine_masks(mask_BM, pair_mask, q_BHOK.shape[2], k_BHMK.shape[2])
+    if mask_BOM is not None:
+        can_read_BO1 = mask_BOM.any(-1, keepdim=True)
+        bias_BOM = torch.zeros_like(mask_BOM, dtype=q_BHOK.dtype) if bias_BOM is None else bias_BOM
+        bias_BOM = bias_BOM.masked_fill(~mask_BOM & can_read_BO1, -math.inf)  # a softmax needs one finite score
+    if has_fused_kernel(q_BHOK, v_BHMV, bias_BOM, dropout):
+        bias_B1OM = None if bias_BOM is None else bias_BOM[:, None]
+        a_BHOV = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B1OM, dropout, scale=scale)
     else:
         budget = CPU_CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES
-        arrays = q_BHOK, k_BHMK, v_BHMV, bias_BM
+        arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
         has_grad = torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
         run = ChunkedAttention.apply if has_grad else ChunkedAttention.forward
         a_BHOV = run(*arrays, scale, budget)
-    return a_BHOV if mask_BM is None else a_BHOV.masked_fill(~has_inputs_B1[..., None, None], 0)
+    return a_BHOV if mask_BOM is None else a_BHOV.masked_fill(~can_read_BO1[:, None], 0)
 
 
 def attend_without_padding(
@@ -94,7 +101,53 @@ def attend_without_padding(
     return torch.cat(results)
 
 
-def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, dropout: float) -> bool:
+def attend_by_example(
+    q_1HOK: Tensor,
+    k_1HMK: Tensor,
+    v_1HMV: Tensor,
+    same: SameExample,
+    bias_1M: Tensor | None,
+    dropout: float,
+    scale: float,
+) -> Tensor:
+    """Attends in a ragged batch, one example at a time, or all at once where torch has a kernel for that."""
+    queries, inputs = same.query_offsets.tolist(), same.offsets.tolist()
+    if has_varlen_kernel(q_1HOK, v_1HMV, bias_1M, dropout, scale):
+        from torch.nn.attention.varlen import varlen_attn
+
+        q_OHK, k_MHK, v_MHV = (x[0].transpose(0, 1) for x in (q_1HOK, k_1HMK, v_1HMV))
+        longest = [max(end - start for start, end in pairwise(offsets)) for offsets in (queries, inputs)]
+        a_OHV: Any = varlen_attn(q_OHK, k_MHK, v_MHV, same.query_offsets.int(), same.offsets.int(), *longest)
+        can_read_1O: Any = can_read(q_1HOK.shape[2], None, same)
+        a_1HOV: Tensor = a_OHV.transpose(0, 1)[None].masked_fill(~can_read_1O[:, None, :, None], 0)
+        return a_1HOV
+    results = []
+    for (first, last), (start, end) in zip(pairwise(queries), pairwise(inputs), strict=True):
+        q, k, v = q_1HOK[:, :, first:last], k_1HMK[:, :, start:end], v_1HMV[:, :, start:end]
+        if first < last and start < end:
+            bias = None if bias_1M is None else bias_1M[:, start:end]
+            results.append(scaled_dot_product_attention(q, k, v, None, bias, dropout, scale))
+        else:
+            results.append(q.new_zeros(*q.shape[:3], v.shape[-1]))
+    return torch.cat(results, 2)
+
+
+def has_varlen_kernel(q_1HOK: Tensor, v_1HMV: Tensor, bias_1M: Tensor | None, dropout: float, scale: float) -> bool:
+    """Returns whether torch attends in a ragged batch at once: on CUDA, in half precision, in heads of common sizes."""
+    channels = q_1HOK.shape[-1]
+    return (
+        q_1HOK.is_cuda
+        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+        and q_1HOK.dtype in (torch.float16, torch.bfloat16)
+        and bias_1M is None
+        and not dropout
+        and scale == 1 / math.sqrt(channels)
+        and channels == v_1HMV.shape[-1] <= 256
+        and channels % 8 == 0
+    )
+
+
+def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, dropout: float) -> bool:
     """Returns whether to use `F.scaled_dot_product_attention` instead of `ChunkedAttention`.
 
     On CPU, it takes keys and values of equal size in float32, and gives no gradient to a bias. On accelerators,
@@ -105,7 +158,7 @@ def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, dro
     if dropout or not (compiling or is_eager()):
         return True
     if q_BHOK.device.type == "cpu":
-        learned_bias = bias_BM is not None and bias_BM.requires_grad
+        learned_bias = bias_BOM is not None and bias_BOM.requires_grad
         is_wide = q_BHOK.dtype in (torch.float32, torch.float64)
         return compiling or (is_wide and sizes[0] == sizes[1] and not learned_bias)
     return all(size <= 256 and size % 8 == 0 for size in sizes)
@@ -119,51 +172,53 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BM: Tensor | None, scale: float, budget: int
+        q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
     ) -> Tensor:
         # Keys and values are read in every chunk: make them contiguous once.
         q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
-        bias = repeat_for_heads(bias_BM, q_BHOK.shape[1])
+        examples = bias_BOM, q_BHOK.shape[1]
         per_head = [
-            concatenate([matmul(scores(q[G, R], k[G], bias, G, scale).softmax(-1), v[G]) for R in queries], 1)
+            concatenate(
+                [matmul(scores(q[G, R], k[G], bias_of(*examples, G, R), scale).softmax(-1), v[G]) for R in queries], 1
+            )
             for G, queries in chunks(q, k, budget)
         ]
         return concatenate(per_head, 0).unflatten(0, q_BHOK.shape[:2])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        q_BHOK, k_BHMK, v_BHMV, bias_BM, ctx.scale, ctx.budget = inputs
-        ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BM)
+        q_BHOK, k_BHMK, v_BHMV, bias_BOM, ctx.scale, ctx.budget = inputs
+        ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BOM)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHOV: Tensor) -> tuple[Tensor | None, ...]:
-        q_BHOK, k_BHMK, v_BHMV, bias_BM = ctx.saved_tensors
+        q_BHOK, k_BHMK, v_BHMV, bias_BOM = ctx.saved_tensors
+        heads = q_BHOK.shape[1]
         q, grad_a = q_BHOK.flatten(0, 1), grad_BHOV.flatten(0, 1)
         k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
-        bias = repeat_for_heads(bias_BM, q_BHOK.shape[1])
-        has_bias = ctx.needs_input_grad[3]
         grad_q, grad_k, grad_v = (array.new_empty(array.shape) for array in (q, k, v))
-        grad_bias = k.new_empty(k.shape[:2])
+        wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
+        grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
         for G, queries in chunks(q, k, ctx.budget):
             sums: list[Tensor] = []
             for R in queries:
-                weights_GRM = scores(q[G, R], k[G], bias, G, ctx.scale).softmax(-1)
+                weights_GRM = scores(q[G, R], k[G], bias_of(bias_BOM, heads, G, R), ctx.scale).softmax(-1)
                 grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
                 grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
                 grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
                 parts = [grad_scores_GRM.mT @ (q[G, R] * ctx.scale), weights_GRM.mT @ grad_a[G, R]]
-                parts += [grad_scores_GRM.sum(1)] if has_bias else []
-                if len(queries) > 1:  # sum in float32 or wider
-                    parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+                if grad_bias is not None:
+                    is_shared = grad_bias.shape[1] == 1  # by all queries
+                    grad_GRM = grad_scores_GRM.sum(1, keepdim=True) if is_shared else grad_scores_GRM
+                    rows = grad_bias if is_shared else grad_bias[:, R]
+                    rows.index_add_(0, example_of_heads(G, heads, q.device), grad_GRM.to(wide))
+                if len(queries) > 1:
+                    parts = [part.to(wide) for part in parts]
                 sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
-            grad_k[G], grad_v[G] = sums[:2]
-            if has_bias:
-                grad_bias[G] = sums[2]
-        grad_q, grad_k, grad_v, grad_bias = (
-            g.unflatten(0, q_BHOK.shape[:2]) for g in (grad_q, grad_k, grad_v, grad_bias)
-        )
-        return grad_q, grad_k, grad_v, grad_bias.sum(1) if has_bias else None, None, None
+            grad_k[G], grad_v[G] = sums
+        grad_q, grad_k, grad_v = (g.unflatten(0, q_BHOK.shape[:2]) for g in (grad_q, grad_k, grad_v))
+        return grad_q, grad_k, grad_v, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None
 
 
 def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
@@ -175,7 +230,7 @@ def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slic
     queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
     query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
     for head in range(0, heads, heads_per_chunk):
-        yield slice(head, head + heads_per_chunk), query_slices
+        yield slice(head, min(head + heads_per_chunk, heads)), query_slices
 
 
 def concatenate(chunks: list[Tensor], dimension: int) -> Tensor:
@@ -183,16 +238,24 @@ def concatenate(chunks: list[Tensor], dimension: int) -> Tensor:
     return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dimension)
 
 
-def repeat_for_heads(bias_BM: Tensor | None, heads: int) -> Tensor | None:
-    """Repeats a bias for every head; -> [B * H, 1, M]."""
-    return None if bias_BM is None else bias_BM.repeat_interleave(heads, 0)[:, None]
+def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
+    """Returns the example that each head of a slice belongs to."""
+    return torch.arange(G.start, G.stop, device=device) // heads
 
 
-def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, G: slice, scale: float) -> Tensor:
+def bias_of(bias_BOM: Tensor | None, heads: int, G: slice, R: slice) -> Tensor | None:
+    """Returns the bias of some queries for some heads; -> [G, R or 1, M]."""
+    if bias_BOM is None:
+        return None
+    rows = bias_BOM if bias_BOM.shape[1] == 1 else bias_BOM[:, R]
+    return rows[G] if heads == 1 else rows[example_of_heads(G, heads, rows.device)]
+
+
+def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Computes q k^T * scale + bias; -> [G, R, M]."""
-    if len(q_GRK) == 1:
-        return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[G][0, 0])[None]
-    added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias[G], 1)
+    if len(q_GRK) == 1 and (bias is None or bias.shape[1] == 1):
+        return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[0, 0])[None]
+    added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias, 1)
     return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
 
 

@@ -18,7 +18,9 @@ from perceivers.model.attention import MLP, Attention, CrossAttention, KeyValues
 from perceivers.model.eager import is_concrete
 from perceivers.model.kernels.attention import scaled_dot_product_attention
 from perceivers.model.kernels.onednn import linear
-from perceivers.model.linear import Linear, gelu
+from perceivers.model.linear import Linear
+from perceivers.model.masks import PairMask, can_read
+from perceivers.model.rotary import Rotation
 
 MAX_FOLDED_OUTPUT_RATIO = 1 / 8
 """Largest ratio of output channels to query channels at which the weights after the decoder are multiplied first."""
@@ -39,61 +41,91 @@ class FusedAttention:
     def applies_to(self, attention: Attention) -> bool:
         return is_unmodified(attention.dropout, nn.Dropout)  # a hook there would see the attention weights
 
-    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
+    def project_keys_values(
+        self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None, rotation: Rotation | None
+    ) -> Any:
         k_BMK, v_BMV = (skip_padding(layer, x_BMC, mask_BM) for layer in (attention.key, attention.value))
-        return KeyValues(attention.split_heads(k_BMK), attention.split_heads(v_BMV), mask_BM)
+        return attention.split_keys_values(k_BMK, v_BMV, mask_BM, rotation)
 
-    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
-        q_BHOK = attention.split_heads(skip_padding(attention.query, q_BOQ, mask_BO))
-        r_BOV = read_values(attention, q_BHOK, key_values)
+    def attend(
+        self,
+        attention: Attention,
+        q_BOQ: Tensor,
+        key_values: Any,
+        mask_BO: Tensor | None,
+        pair_mask: PairMask | None,
+        rotation: Rotation | None,
+    ) -> Tensor:
+        q_BHOK = attention.split_queries(skip_padding(attention.query, q_BOQ, mask_BO), rotation)
+        r_BOV = attention.join_heads(read_values(attention, q_BHOK, key_values, pair_mask), rotation)
         return skip_padding(attention.output, fill_masked(r_BOV, mask_BO), mask_BO)
 
 
 class FoldIntoQueries(FusedAttention):
     """One head, whose weights of keys and values are applied to queries and results instead of the inputs."""
 
-    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
-        if not can_fold(attention):
-            return super().project_keys_values(attention, x_BMC, mask_BM)
+    def project_keys_values(
+        self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None, rotation: Rotation | None
+    ) -> Any:
+        if rotation is not None or not can_fold(attention):
+            return super().project_keys_values(attention, x_BMC, mask_BM, rotation)
         return FoldedKeyValues(x_BMC[:, None], x_BMC[:, None], mask_BM)
 
-    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        attention: Attention,
+        q_BOQ: Tensor,
+        key_values: Any,
+        mask_BO: Tensor | None,
+        pair_mask: PairMask | None,
+        rotation: Rotation | None,
+    ) -> Tensor:
         if isinstance(key_values, KeyValues):
-            return super().attend(attention, q_BOQ, key_values, mask_BO)
+            return super().attend(attention, q_BOQ, key_values, mask_BO, pair_mask, rotation)
         # The bias of the keys adds the same to all scores of a query, which changes no weight: times 0 it is in the
         # graph and gets its gradient. Weights sum to 1, so that the bias of the values comes out as it is.
         q_BOK = skip_padding(attention.query, q_BOQ, mask_BO)
         q_BOC = q_BOK @ attention.key.weight + 0 * attention.key.bias.sum()
-        r_BOV = attention.value(read_values(attention, q_BOC[:, None], key_values))
-        if key_values.mask_BM is not None:
-            r_BOV = r_BOV.masked_fill(~key_values.mask_BM.any(-1)[:, None, None], 0)
+        r_BOC = read_values(attention, q_BOC[:, None], key_values, pair_mask)[:, 0]
+        r_BOV = fill_masked(attention.value(r_BOC), can_read(q_BOQ.shape[1], key_values.mask_BM, pair_mask))
         return skip_padding(attention.output, fill_masked(r_BOV, mask_BO), mask_BO)
 
 
 class FoldIntoInputs(FusedAttention):
     """One head, whose weights of queries and output are applied to keys and values."""
 
-    def project_keys_values(self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None) -> Any:
-        if not can_fold(attention):
-            return super().project_keys_values(attention, x_BMC, mask_BM)
+    def project_keys_values(
+        self, attention: Attention, x_BMC: Tensor, mask_BM: Tensor | None, rotation: Rotation | None
+    ) -> Any:
+        if rotation is not None or not can_fold(attention):
+            return super().project_keys_values(attention, x_BMC, mask_BM, rotation)
         k_BMK = attention.key(x_BMC)
         k_BMQ = k_BMK @ attention.query.weight
         v_BMQ = linear(attention.value(x_BMC), attention.output.weight)
         bias_BM = attention.scale * k_BMK @ attention.query.bias
         return FoldedKeyValues(k_BMQ[:, None], v_BMQ[:, None], mask_BM, bias_BM)
 
-    def attend(self, attention: Attention, q_BOQ: Tensor, key_values: Any, mask_BO: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        attention: Attention,
+        q_BOQ: Tensor,
+        key_values: Any,
+        mask_BO: Tensor | None,
+        pair_mask: PairMask | None,
+        rotation: Rotation | None,
+    ) -> Tensor:
         if isinstance(key_values, KeyValues):
-            return super().attend(attention, q_BOQ, key_values, mask_BO)
-        return fill_masked(read_values(attention, q_BOQ[:, None], key_values), mask_BO) + attention.output.bias
+            return super().attend(attention, q_BOQ, key_values, mask_BO, pair_mask, rotation)
+        r_BOQ = read_values(attention, q_BOQ[:, None], key_values, pair_mask)[:, 0]
+        return fill_masked(r_BOQ, mask_BO) + attention.output.bias
 
 
-def read_values(attention: Attention, q_BHOK: Tensor, key_values: Any) -> Tensor:
-    """Computes softmax(q k^T) v and joins the heads; -> [B, O, V]."""
+def read_values(attention: Attention, q_BHOK: Tensor, key_values: Any, pair_mask: PairMask | None) -> Tensor:
+    """Computes softmax(q k^T) v; -> [B, H, O, V]."""
     k_BHMK, v_BHMV, mask_BM, bias_BM = (*key_values, None)[:4]
     dropout = attention.dropout.p if attention.dropout.training else 0.0
-    r_BHOV = scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, attention.scale)
-    return r_BHOV.transpose(1, 2).flatten(2)
+    scale = attention.scale
+    return scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale, pair_mask)
 
 
 def fill_masked(r_BOV: Tensor, query_mask_BO: Tensor | None) -> Tensor:
@@ -120,10 +152,13 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
 
 
 def can_fold(attention: Attention) -> bool:
-    """Returns whether weights may be applied elsewhere: no weight is dropped, and all layers are as they were built."""
+    """Returns whether weights may be applied elsewhere: no weight is dropped, queries and keys are not normalized, and
+    all layers have a bias and are as they were built.
+    """
     drops = attention.dropout.training and attention.dropout.p > 0
+    normalizes = not all(is_unmodified(norm, nn.Identity) for norm in (attention.norm_query, attention.norm_key))
     layers = (attention.query, attention.key, attention.value, attention.output)
-    return not drops and all(is_unmodified(layer, Linear) for layer in layers)
+    return not (drops or normalizes) and all(is_unmodified(x, Linear) and x.bias is not None for x in layers)
 
 
 def is_unmodified(layer: nn.Module, kind: type[nn.Module]) -> bool:
@@ -141,6 +176,7 @@ def is_foldable(decoder: CrossAttention, head: Sequence[nn.Module]) -> bool:
     return (
         decoder.attention.kernel is not None
         and is_unmodified(decoder, CrossAttention)
+        and hasattr(decoder, "mlp")
         and is_unmodified(decoder.norm_h, nn.LayerNorm)
         and is_unmodified(decoder.mlp, MLP)
         and is_unmodified(decoder.mlp.hidden, Linear)
@@ -150,15 +186,21 @@ def is_foldable(decoder: CrossAttention, head: Sequence[nn.Module]) -> bool:
 
 
 def decode(
-    decoder: CrossAttention, head: Sequence[nn.Module], q_BOQ: Tensor, key_values: Any, query_mask_BO: Tensor | None
+    decoder: CrossAttention,
+    head: Sequence[nn.Module],
+    q_BOQ: Tensor,
+    key_values: Any,
+    query_mask_BO: Tensor | None,
+    pair_mask: PairMask | None = None,
+    query_rotation: Rotation | None = None,
 ) -> Tensor:
     """Applies the decoder and the layers after it; -> [B, O, E]."""
     if not is_foldable(decoder, head):
-        y_BOE: Tensor = decoder(q_BOQ, key_values, None, query_mask_BO)
+        y_BOE: Tensor = decoder(q_BOQ, key_values, None, query_mask_BO, pair_mask, query_rotation)
         for layer in head:
             y_BOE = layer(y_BOE)
         return y_BOE
-    a_BOQ = decoder.attention(decoder.norm_q(q_BOQ), key_values, None, query_mask_BO)
+    a_BOQ = decoder.attention(decoder.norm_q(q_BOQ), key_values, None, query_mask_BO, pair_mask, query_rotation)
     h_BOQ = a_BOQ + q_BOQ if decoder.query_residual else a_BOQ
     identical_BO = None if decoder.query_residual else query_mask_BO  # masked queries then have the same output
     return skip_padding(partial(apply_mlp_and_head, decoder, head), h_BOQ, identical_BO)
@@ -170,7 +212,7 @@ def apply_mlp_and_head(decoder: CrossAttention, head: Sequence[nn.Module], h_BOQ
     All after the GELU is linear. For an output of few channels and many elements, such as the colors of every pixel,
     multiplying the weights with each other first takes a fraction of the work.
     """
-    hidden_BOW, output = gelu(decoder.mlp.hidden(decoder.norm_h(h_BOQ)), decoder.mlp.gelu), decoder.mlp.output
+    hidden_BOW, output = decoder.mlp.widen(decoder.norm_h(h_BOQ)), decoder.mlp.output
     layers = [layer for layer in head if isinstance(layer, Linear)]  # the others are identities, see `is_foldable`
     if not layers or layers[-1].out_features > MAX_FOLDED_OUTPUT_RATIO * h_BOQ.shape[-1]:
         y_BOE: Tensor = h_BOQ + output(hidden_BOW)
