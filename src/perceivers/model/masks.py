@@ -10,6 +10,7 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.eager import is_concrete
+from perceivers.model.ragged import find_examples
 
 
 @overload
@@ -60,16 +61,11 @@ class SameExample(NamedTuple):
 
     def to_mask(self, queries: int, inputs: int) -> Tensor:
         """Returns the mask of all pairs, [1, O, M]."""
-        return (example_of(self.query_offsets, queries)[:, None] == example_of(self.offsets, inputs))[None]
+        return (find_examples(self.query_offsets, queries)[:, None] == find_examples(self.offsets, inputs))[None]
 
 
 PairMask = Tensor | SameExample
 """True where a query may read an input; [B or 1, O, M]."""
-
-
-def example_of(offsets: Tensor, count: int) -> Tensor:
-    """Returns the example of each of the `count` elements of a ragged batch."""
-    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
 
 
 def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: int, inputs: int) -> Tensor | None:
@@ -84,6 +80,6 @@ def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: i
 def can_read(queries: int, mask_BM: Tensor | None, pair_mask: PairMask | None) -> Tensor | None:
     """Returns which queries may read any input, [B or 1, O or 1]; None if nothing is masked."""
     if isinstance(pair_mask, SameExample):
-        return (pair_mask.offsets.diff() > 0)[example_of(pair_mask.query_offsets, queries)][None]
+        return (pair_mask.offsets.diff() > 0)[find_examples(pair_mask.query_offsets, queries)][None]
     mask_BOM = combine_masks(mask_BM, pair_mask, queries, 0)
     return None if mask_BOM is None else mask_BOM.any(-1)

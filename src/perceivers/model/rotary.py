@@ -30,9 +30,9 @@ class Rotation(NamedTuple):
         """Returns the rotation by the negative angles."""
         return Rotation(self.cos_BMF, -self.sin_BMF)
 
-    def flatten_batch(self) -> "Rotation":
+    def flatten_batch(self, batch_size: int) -> "Rotation":
         """Returns the rotation of all examples one behind another, [1, B * M, F]."""
-        return Rotation(*(array.flatten(0, 1)[None] for array in self))
+        return Rotation(*(array.expand(batch_size, -1, -1).flatten(0, 1)[None] for array in self))
 
 
 def rotate(x_BHMK: Tensor, rotation: Rotation | None) -> Tensor:

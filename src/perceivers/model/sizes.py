@@ -37,10 +37,13 @@ class Sizes(Checked):
         num_cross_attends: number of blocks that are preceded by cross-attention to the inputs.
         share_cross_attention: whether these cross-attentions share their weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels.
+        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels; 0 for a decoder without MLP.
         decoder_qk_channels: channels of its queries and keys; by default D.
         decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
         query_residual: whether the decoder adds the queries to the result of its attention.
+        gated: whether all MLPs are gated: their hidden layer is multiplied by a GELU of another linear layer.
+        nested_latents: train with a random number of the first latents in each step, so that `encode` answers with
+            fewer of them, too, in less time.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
         checkpointing: recompute the encoder's activations in the backward pass instead of storing them.
@@ -62,10 +65,12 @@ class Sizes(Checked):
     num_cross_attends: Count = 1
     share_cross_attention: bool = True
     decoder_heads: Count = 1
-    decoder_widening_factor: Count = 1
+    decoder_widening_factor: Annotated[int, Range(least=0)] = 1
     decoder_qk_channels: Count | None = None
     decoder_v_channels: Count | None = None
     query_residual: bool = True
+    gated: bool = False
+    nested_latents: bool = False
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     gelu: Gelu = "tanh"
     checkpointing: bool = False
