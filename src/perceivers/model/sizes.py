@@ -33,6 +33,8 @@ class Sizes(Checked):
             (section 1 of the appendix: C in the encoder, D in the processor).
         v_channels: channels of values in encoder and processor; by default equal to `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
+        cross_qk_channels: channels of its queries and keys; by default `qk_channels`.
+        cross_v_channels: channels of its values; by default equal to `cross_qk_channels`, or else `v_channels`.
         cross_widening_factor: hidden width of its MLP, as a multiple of the channels.
         num_cross_attends: number of blocks that are preceded by cross-attention to the inputs.
         share_cross_attention: whether these cross-attentions share their weights.
@@ -61,6 +63,8 @@ class Sizes(Checked):
     qk_channels: Count | None = None
     v_channels: Count | None = None
     cross_heads: Count = 1
+    cross_qk_channels: Count | None = None
+    cross_v_channels: Count | None = None
     cross_widening_factor: Count = 1
     num_cross_attends: Count = 1
     share_cross_attention: bool = True
