@@ -13,14 +13,14 @@ def plain_rotate(x_MHK, position_MG, rotary, sign=1):
     """Rotates pairs of channels as complex numbers: each dimension turns its own share of the channels."""
     if position_MG is None:
         return x_MHK
-    x_MHK = x_MHK.clone()
+    channels = list(x_MHK.unbind(-1))
     for dimension in range(rotary.dimensions):
         for index, period in enumerate(rotary.periods):
             angle_M = sign * 2 * math.pi * position_MG[:, dimension] / period
             first = 2 * (dimension * len(rotary.periods) + index)
-            turned = torch.complex(x_MHK[..., first], x_MHK[..., first + 1]) * torch.exp(1j * angle_M)[:, None]
-            x_MHK[..., first], x_MHK[..., first + 1] = turned.real, turned.imag
-    return x_MHK
+            turned = torch.complex(channels[first], channels[first + 1]) * torch.exp(1j * angle_M)[:, None]
+            channels[first], channels[first + 1] = turned.real, turned.imag
+    return torch.stack(channels, -1)
 
 
 def plain_attention(layer, q_OC, x_MC, readable_OM=None, q_position=None, x_position=None, rotary=None):

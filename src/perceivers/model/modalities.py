@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray, module_key
+from perceivers.model.arguments import check_names, check_pair_mask
 from perceivers.model.linear import trunc_normal_parameter
 from perceivers.model.ragged import find_examples, regular_offsets
 
@@ -96,3 +97,27 @@ def offsets_of(array: InputArray) -> Tensor:
         return array.offsets
     count, length, _ = array.x_BMC.shape
     return regular_offsets(count, length, array.x_BMC.device)
+
+
+def concatenate_masks(
+    inputs: Mapping[str, InputArray], masks: Mapping[str, Tensor] | None, num_latents: int
+) -> Tensor | None:
+    """Returns which latents may read which elements of all inputs, [B, N, M], from the masks of some inputs.
+
+    Raises:
+        PerceiversError: a mask belongs to no input or does not fit it, or an input is ragged.
+    """
+    if not masks:
+        return None
+    check_names("input", masks, inputs)
+    parts = []
+    for name, array in inputs.items():
+        if array.offsets is not None:
+            raise PerceiversError(f"input_masks are not defined for ragged inputs, such as {name!r}: pad them.")
+        count, length, _ = array.x_BMC.shape
+        mask = masks.get(name)
+        if mask is None:
+            mask = torch.ones(1, num_latents, length, dtype=torch.bool, device=array.x_BMC.device)
+        check_pair_mask(f"the mask of input {name!r}", mask, count, num_latents, length)
+        parts.append(mask.expand(count, -1, -1))
+    return torch.cat(parts, 2)

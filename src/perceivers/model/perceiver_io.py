@@ -40,17 +40,11 @@ from perceivers.model.intermediates import Intermediates, record_attention, reco
 from perceivers.model.kernels.folding import decode
 from perceivers.model.linear import Linear
 from perceivers.model.masks import PairMask, SameExample, drop_trivial_mask, to_bool_mask
-from perceivers.model.modalities import ModalityPadding, concatenate
+from perceivers.model.modalities import ModalityPadding, concatenate, concatenate_masks
 from perceivers.model.ragged import Ragged, regular_offsets, to_ragged
 from perceivers.model.rotary import RotaryPositions, Rotation
 from perceivers.model.saving import Model
-from perceivers.model.selection import (
-    check_selection,
-    count_selected,
-    enumerate_queries,
-    query_offsets,
-    slice_selected,
-)
+from perceivers.model.selection import Selection, select
 from perceivers.model.sizes import Sizes, takes_sizes
 from perceivers.model.transfer import transfer_weights
 
@@ -231,7 +225,7 @@ class PerceiverIO(Model):
             array.mask_BM,
             array.offsets,
             z_BND,
-            self.concatenate_masks(inputs, input_masks, z_BND),
+            concatenate_masks(inputs, input_masks, z_BND.shape[1]),
             latent_mask,
             self.rotate_by("the inputs", array.coordinates_BMG, array.x_BMC),
             self.rotate_by("the latents", latent_coordinates, z_BND),
@@ -254,24 +248,6 @@ class PerceiverIO(Model):
             hidden_BM = hidden_BM.values[None]
         x_BMC = self.input_padding(name, array.x_BMC.to(self.dtype), to_bool_mask(hidden_BM))
         return array._replace(x_BMC=x_BMC)
-
-    def concatenate_masks(
-        self, inputs: Mapping[str, InputArray], masks: Mapping[str, Tensor] | None, z_BND: Tensor
-    ) -> Tensor | None:
-        """Returns which latents may read which elements of all inputs, [B or 1, N, M]."""
-        if not masks:
-            return None
-        check_names("input", masks, self.inputs)
-        parts = []
-        for name, array in inputs.items():
-            if array.offsets is not None:
-                raise PerceiversError(f"input_masks are not defined for ragged inputs, such as {name!r}: pad them.")
-            count, length, _ = array.x_BMC.shape
-            if name in masks:
-                check_pair_mask(f"the mask of input {name!r}", masks[name], count, z_BND.shape[1], length)
-            mask = masks.get(name, torch.ones(1, z_BND.shape[1], length, dtype=torch.bool, device=z_BND.device))
-            parts.append(mask.expand(count, -1, -1) if len(masks) > 1 or len(inputs) > 1 else mask)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
 
     def rotate_by(self, what: str, coordinates_BMG: Tensor | None, x_BMC: Tensor) -> Rotation | None:
         """Returns the rotation of an array by its coordinates, if the model has rotary positions."""
@@ -314,38 +290,25 @@ class PerceiverIO(Model):
         check_mapping("outputs", outputs, self.outputs)
         check_names("output", outputs, self.outputs)
         check_names("output", masks or {}, outputs)
-        offsets = {}
+        selected = {}
         for name, indices in outputs.items():
-            offsets[name] = self.select(name, encoded, to_ragged(indices), (masks or {}).get(name))
-        with_decoder = [name for name in outputs if self.outputs[name].query_channels is not None]
+            own = encoded._replace(context=encoded.context[name])
+            selected[name] = select(name, self.outputs[name], own, indices, (masks or {}).get(name))
+        with_queries = [name for name in outputs if self.outputs[name].query_channels is not None]
         key_values = {
             is_ragged: self.project_latents(encoded, is_ragged)
-            for is_ragged in {offsets[name] is not None for name in with_decoder}
+            for is_ragged in {selected[name].offsets is not None for name in with_queries}
         }
-        return {
-            name: self.decode_output(
-                name,
-                encoded,
-                key_values.get(offsets[name] is not None),
-                to_ragged(indices),
-                max_memory,
-                (masks or {}).get(name),
-            )
-            for name, indices in outputs.items()
-        }
-
-    def select(self, name: str, encoded: Encoded, indices: Indices | None, mask: Tensor | None) -> Tensor | None:
-        """Checks the indices of an output and the mask of its queries; -> the offsets of the queries if ragged."""
-        adapter, batch_size = self.outputs[name], encoded.latents.shape[0]
-        encoded = encoded._replace(context=encoded.context[name])
-        check_selection(name, adapter, encoded, indices)
-        offsets = query_offsets(adapter, encoded, indices)
-        if mask is not None:
-            if offsets is not None:
-                raise PerceiversError(f"masks are not defined for a ragged output, such as {name!r}: pad its queries.")
-            count = count_selected(adapter, encoded, indices)
-            check_pair_mask(f"the mask of output {name!r}", mask, batch_size, count, encoded.latents.shape[1])
-        return offsets
+        predictions = {}
+        for name, elements in selected.items():
+            own = encoded._replace(context=encoded.context[name])
+            if name in with_queries:
+                own_key_values = key_values[elements.offsets is not None]
+                predictions[name] = self.decode_output(name, own, own_key_values, elements, max_memory)
+            else:
+                mean_B1D = encoded.latents.mean(1, keepdim=True)
+                predictions[name] = self.outputs[name].postprocess(self.output_layer(name)(mean_B1D), own)
+        return predictions
 
     def project_latents(self, encoded: Encoded, is_ragged: bool) -> KeyValues:
         """Projects latents to the decoder's keys and values; for ragged queries, all examples one behind another."""
@@ -356,54 +319,36 @@ class PerceiverIO(Model):
         return self.decoder.project_keys_values(z_BND, None, rotation)
 
     def decode_output(
-        self,
-        name: str,
-        encoded: Encoded,
-        key_values: KeyValues | None,
-        indices: Indices | None,
-        max_memory: int | None,
-        mask: Tensor | None,
+        self, name: str, encoded: Encoded, key_values: KeyValues, elements: Selection, max_memory: int | None
     ) -> Any:
         """Decodes one output from the latents' keys and values, in chunks if memory asks for it."""
-        adapter, latents = self.outputs[name], encoded.latents
-        encoded = encoded._replace(context=encoded.context[name])
-        if key_values is None or adapter.query_channels is None:
-            return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
-        offsets, count = query_offsets(adapter, encoded, indices), count_selected(adapter, encoded, indices)
-        query_bytes = self.peak_bytes_per_query(latents if offsets is None else latents[:1])
-        chunk = count if max_memory is None else max(1, max_memory // query_bytes)
-        if count <= chunk:
-            y_BPE = self.decode_queries(name, encoded, key_values, indices, mask)
+        latents, is_ragged = encoded.latents, elements.offsets is not None
+        query_bytes = self.peak_bytes_per_query(latents[:1] if is_ragged else latents)
+        size = elements.num_queries if max_memory is None else max(1, max_memory // query_bytes)
+        if elements.num_queries <= size:
+            y_BPE = self.decode_queries(name, encoded, key_values, elements)
         else:
-            selected = enumerate_queries(count, offsets, latents.device) if indices is None else indices
             run = checkpointed if torch.is_grad_enabled() else call
-            parts = []
-            for start in range(0, count, chunk):
-                stop = min(start + chunk, count)
-                part_mask = None if mask is None else mask[:, start:stop]
-                part = slice_selected(selected, start, stop)
-                parts.append(run(self.decode_queries, name, encoded, key_values, part, part_mask))
-            y_BPE = torch.cat(parts, 1)
-        predictions = adapter.postprocess(y_BPE, encoded, indices)
-        return predictions if offsets is None else Ragged(predictions[0], offsets)
+            chunks = elements.split(size, latents.device)
+            y_BPE = torch.cat([run(self.decode_queries, name, encoded, key_values, chunk) for chunk in chunks], 1)
+        predictions = self.outputs[name].postprocess(y_BPE, encoded, elements.indices)
+        return predictions if elements.offsets is None else Ragged(predictions[0], elements.offsets)
 
-    def decode_queries(
-        self, name: str, encoded: Encoded, key_values: KeyValues, indices: Indices | None, mask: Tensor | None
-    ) -> Tensor:
-        """Makes the queries at some indices and decodes them; -> [B, P, E], or [1, T, E] in a ragged batch."""
-        adapter, latents = self.outputs[name], encoded.latents
-        q_BPQ = self.query_padding(name, adapter.queries(encoded, indices).to(latents.dtype))
-        offsets = query_offsets(adapter, encoded, indices)
-        pair_mask: PairMask | None = mask
-        if offsets is None:
-            q_BPQ = q_BPQ.expand(latents.shape[0], -1, -1)
+    def decode_queries(self, name: str, encoded: Encoded, key_values: KeyValues, elements: Selection) -> Tensor:
+        """Makes the queries of some elements and decodes them; -> [B, P, E], or [1, T, E] if they are ragged."""
+        adapter, (batch_size, length, _) = self.outputs[name], encoded.latents.shape
+        q_BPQ = adapter.queries(encoded, elements.indices).to(encoded.latents.dtype)
+        q_BPQ = self.query_padding(name, q_BPQ)
+        pair_mask: PairMask | None = elements.mask
+        if elements.offsets is None:
+            q_BPQ = q_BPQ.expand(batch_size, -1, -1)
         else:
-            pair_mask = SameExample(offsets, regular_offsets(latents.shape[0], latents.shape[1], latents.device))
+            pair_mask = SameExample(elements.offsets, regular_offsets(batch_size, length, q_BPQ.device))
         rotation = None
         if self.rotary is not None:
-            coordinates = adapter.query_coordinates(encoded, indices)
+            coordinates = adapter.query_coordinates(encoded, elements.indices)
             rotation = self.rotate_by(f"the queries of output {name!r}", coordinates, q_BPQ)
-        query_mask = drop_trivial_mask(adapter.query_mask(encoded, indices))
+        query_mask = drop_trivial_mask(adapter.query_mask(encoded, elements.indices))
         head = (self.projection, self.output_layer(name))
         return decode(self.decoder, head, q_BPQ, key_values, query_mask, pair_mask, rotation)
 

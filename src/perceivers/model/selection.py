@@ -1,82 +1,98 @@
-"""Selected elements of outputs: integer indices, real coordinates, or either of a ragged batch.
+"""The elements of an output that are decoded: all, or those at integer indices or real coordinates, ragged or not.
 
 Shape suffixes as in `perceivers.model.adapter`
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, Indices, OutputAdapter
-from perceivers.model.arguments import check_coordinates, check_indices
+from perceivers.model.arguments import check_coordinates, check_indices, check_pair_mask
 from perceivers.model.eager import is_concrete
-from perceivers.model.ragged import Ragged, check_offsets, find_examples
+from perceivers.model.ragged import Ragged, check_offsets, find_examples, to_ragged
 
 
-def check_selection(name: str, adapter: OutputAdapter, encoded: Encoded, indices: Indices | None) -> None:
-    """Raises a PerceiversError unless an output has these indices or coordinates."""
-    batch_size = encoded.latents.shape[0]
-    what = f"indices of output {name!r}"
-    if isinstance(indices, Ragged):
-        if not adapter.takes_ragged:
-            raise PerceiversError(
-                f"the output {name!r} takes no ragged batch: give {what} as [P] or [{batch_size}, P]."
-            )
-        check_offsets(what, indices.offsets, len(indices.values), batch_size)
+class Selection(NamedTuple):
+    """Elements of an output to decode.
+
+    Attributes:
+        indices: indices or coordinates; None for all elements.
+        num_queries: number of elements of each example, or of all examples of a ragged batch.
+        offsets: [B + 1] if they are ragged.
+        mask: which latents each query may read, [B or 1, P, N]; None for all.
+    """
+
+    indices: Indices | None
+    num_queries: int
+    offsets: Tensor | None = None
+    mask: Tensor | None = None
+
+    def split(self, size: int, device: torch.device) -> list["Selection"]:
+        """Splits the elements into chunks."""
+        indices = self.indices
+        if indices is None:
+            indices = torch.arange(self.num_queries, device=device)
+            if self.offsets is not None:
+                indices = Ragged(indices - self.offsets[find_examples(self.offsets, self.num_queries)], self.offsets)
+        chunks = []
+        for start in range(0, self.num_queries, size):
+            stop = min(start + size, self.num_queries)
+            mask = None if self.mask is None else self.mask[:, start:stop]
+            if isinstance(indices, Ragged):
+                part: Indices = indices.slice(start, stop)
+            else:
+                part = indices.narrow(-2 if indices.is_floating_point() else -1, start, stop - start)
+            chunks.append(Selection(part, stop - start, part.offsets if isinstance(part, Ragged) else None, mask))
+        return chunks
+
+
+def select(name: str, adapter: OutputAdapter, encoded: Encoded, indices: Any, mask: Any) -> Selection:
+    """Checks what is to be decoded of an output.
+
+    Raises:
+        PerceiversError: the output has no such elements, or the mask does not fit them.
+    """
+    indices, batch_size, what = to_ragged(indices), encoded.latents.shape[0], f"indices of output {name!r}"
+    total, offsets = adapter.num_queries(encoded), adapter.query_offsets(encoded)
     values = indices.values if isinstance(indices, Ragged) else indices
     is_real = isinstance(values, Tensor) and values.is_floating_point()
-    if adapter.coordinate_dims is not None and adapter.num_queries(encoded) == 0 and not is_real:
+    if isinstance(indices, Ragged):
+        if not adapter.takes_ragged:
+            raise PerceiversError(f"the output {name!r} takes no ragged batch: give indices [P] or [{batch_size}, P].")
+        check_offsets(what, indices.offsets, len(indices.values), batch_size)
+    if adapter.coordinate_dims is not None and total == 0 and not is_real:
         raise PerceiversError(f"the output {name!r} has no grid: give real coordinates.")
-    if values is None:
-        return
     if is_real:
-        what = f"coordinates of output {name!r}"
         if adapter.coordinate_dims is None:
             raise PerceiversError(f"the output {name!r} has no real coordinates: give integer indices of its elements.")
         is_batch = values.dim() == 3 and not isinstance(indices, Ragged)
         shape = [*([1 if len(values) == 1 else batch_size] if is_batch else []), *values.shape[-2:-1]]
-        check_coordinates(what, values, shape, adapter.coordinate_dims)
-        return
-    check_indices(what, values, adapter.num_queries(encoded), None if isinstance(indices, Ragged) else batch_size)
-    offsets = adapter.query_offsets(encoded)
-    if indices is not None and offsets is not None and offsets.device.type == "cpu" and is_concrete(offsets):
-        check_own_length(what, indices, offsets.diff())
+        check_coordinates(f"coordinates of output {name!r}", values, shape, adapter.coordinate_dims)
+    elif values is not None:
+        check_indices(what, values, total, None if isinstance(indices, Ragged) else batch_size)
+        if offsets is not None:
+            check_own_length(what, indices, offsets)
+    if values is not None:
+        total = values.shape[-2 if is_real else -1]
+        offsets = indices.offsets if isinstance(indices, Ragged) else None
+    if mask is not None:
+        if offsets is not None:
+            raise PerceiversError(f"masks are not defined for a ragged output, such as {name!r}: pad its queries.")
+        check_pair_mask(f"the mask of output {name!r}", mask, batch_size, total, encoded.latents.shape[1])
+    return Selection(indices, total, offsets, mask)
 
 
-def check_own_length(what: str, indices: Indices, length_B: Tensor) -> None:
+def check_own_length(what: str, indices: Indices, offsets: Tensor) -> None:
     """Raises a PerceiversError if an example of a ragged batch has no element of some index."""
+    if offsets.device.type != "cpu" or not is_concrete(offsets):
+        return
+    length_B = offsets.diff()
     if isinstance(indices, Ragged):
         bad = indices.values >= length_B[indices.examples()]
     else:
         bad = indices >= (length_B.min() if indices.dim() == 1 else length_B[:, None])
     if bad.any():
         raise PerceiversError(f"{what} are beyond the last element of some example: give those that all have.")
-
-
-def query_offsets(adapter: OutputAdapter, encoded: Encoded, indices: Indices | None) -> Tensor | None:
-    """Returns the offsets of the selected queries, [B + 1], or None if all examples have as many."""
-    if indices is None:
-        return adapter.query_offsets(encoded)
-    return indices.offsets if isinstance(indices, Ragged) else None
-
-
-def count_selected(adapter: OutputAdapter, encoded: Encoded, indices: Indices | None) -> int:
-    """Returns the number of queries of each example, or of all examples of a ragged batch."""
-    if indices is None:
-        return adapter.num_queries(encoded)
-    if isinstance(indices, Ragged):
-        return len(indices.values)
-    return indices.shape[-2] if indices.is_floating_point() else indices.shape[-1]
-
-
-def enumerate_queries(count: int, offsets: Tensor | None, device: torch.device) -> Indices:
-    """Returns the indices of all queries, [P], or of all those of each example of a ragged batch."""
-    index_T = torch.arange(count, device=device)
-    return index_T if offsets is None else Ragged(index_T - offsets[find_examples(offsets, count)], offsets)
-
-
-def slice_selected(indices: Indices, start: int, stop: int) -> Indices:
-    """Returns some of the selected elements of each example, or of all elements of a ragged batch."""
-    if isinstance(indices, Ragged):
-        return indices.slice(start, stop)
-    return indices.narrow(-2 if indices.is_floating_point() else -1, start, stop - start)
