@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from perceivers.errors import PerceiversError
     from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
     from perceivers.model.costs import summarize
+    from perceivers.model.embedding import NamedEmbedding
     from perceivers.model.intermediates import record_attention
     from perceivers.model.perceiver_io import PerceiverIO
     from perceivers.model.positions import (
@@ -34,6 +35,7 @@ __all__ = [
     "InputArray",
     "LearnedPositions",
     "Model",
+    "NamedEmbedding",
     "OutputAdapter",
     "PerceiverIO",
     "PerceiversError",
@@ -56,6 +58,7 @@ MODULES = {
     "errors": ["PerceiversError"],
     "model.adapter": ["Encoded", "InputAdapter", "InputArray", "OutputAdapter"],
     "model.costs": ["summarize"],
+    "model.embedding": ["NamedEmbedding"],
     "model.intermediates": ["record_attention"],
     "model.perceiver_io": ["PerceiverIO"],
     "model.positions": [
