@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perceivers.model.costs import summarize
     from perceivers.model.embedding import NamedEmbedding
     from perceivers.model.intermediates import record_attention
+    from perceivers.model.masks import window_mask
     from perceivers.model.perceiver_io import PerceiverIO
     from perceivers.model.positions import (
         FourierFeatures,
@@ -51,6 +52,7 @@ __all__ = [
     "record_attention",
     "spaced_periods",
     "summarize",
+    "window_mask",
 ]
 
 MODULES = {
@@ -60,6 +62,7 @@ MODULES = {
     "model.costs": ["summarize"],
     "model.embedding": ["NamedEmbedding"],
     "model.intermediates": ["record_attention"],
+    "model.masks": ["window_mask"],
     "model.perceiver_io": ["PerceiverIO"],
     "model.positions": [
         "FourierFeatures",

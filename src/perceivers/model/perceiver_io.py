@@ -199,9 +199,12 @@ class PerceiverIO(Model):
                 an earlier call continue a stream.
             num_latents: number of learned latents to use, the first ones; all by default.
             latent_coordinates: coordinates of the latents, [N, G] or [B, N, G], for rotary positions.
-            input_masks: by the name of an input, which latents may read which of its elements, [B or 1, N, M]; all by
-                default. A latent that may read nothing reads zeros.
-            latent_mask: which latents may read which latents in the processor, [B or 1, N, N]; all by default.
+            input_masks: by the name of an input, which latents may read which of its elements, [B or 1, N, M], or
+                [B or 1, N, 1] for all or none of them; all by default. A latent that may read nothing reads zeros.
+            latent_mask: which latents may read which in the processor, [B or 1, N, N]; all by default.
+
+        Raises:
+            PerceiversError: an argument does not fit the model or the data.
         """
         check_mapping("data", data, self.inputs)
         check_names("input", data, self.inputs, all_needed=True)
