@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
+    from perceivers.resampler import Resampler
     from perceivers.set_encoder import SetEncoder
     from perceivers.tables.fit import fit_table
 
@@ -28,6 +29,7 @@ __all__ = [
     "OutputAdapter",
     "PerceiverIO",
     "PerceiversError",
+    "Resampler",
     "SetEncoder",
     "create_model",
     "fit_table",
@@ -48,6 +50,7 @@ MODULES = {
     "model.positions": ["FourierPositions", "LearnedPositions", "fourier_features"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
+    "resampler": ["Resampler"],
     "set_encoder": ["SetEncoder"],
     "tables.fit": ["fit_table"],
 }
