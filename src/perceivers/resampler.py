@@ -132,8 +132,8 @@ class Resampler(Model):
         width = channels if project_inputs else input_channels
         if attend_to_latents and width != channels:
             raise PerceiversError(
-                f"input_channels = {input_channels} and channels = {channels} differ, so that inputs and latents cannot be "
-                f"attended to together: set project_inputs = True, or attend_to_latents = False."
+                f"latents of channels = {channels} cannot be attended to beside inputs of input_channels = "
+                f"{input_channels}: set project_inputs = True, or attend_to_latents = False."
             )
         super().__init__()
         self.input_channels, self.channels = input_channels, channels
@@ -263,7 +263,8 @@ class MediaResampler(Model):
         frames: largest number of frames, F, each with a learned vector; None for no such vectors.
     """
 
-    def __init__(self, resampler: Resampler, media: int | None = None, frames: int | None = None) -> None:
+    def __init__(self, resampler: Resampler, media: Count | None = None, frames: Count | None = None) -> None:
+        check_arguments(MediaResampler, locals())
         super().__init__()
         self.resampler = resampler
         self.medium_TC = None if media is None else trunc_normal_parameter(media, resampler.input_channels)

@@ -185,8 +185,8 @@ class ExternalWeights:
         key_channels, width = self.size("layers.0.attention.key.weight")
         if heads < 1 or qk_channels % heads or key_channels * heads % qk_channels:
             raise PerceiversError(
-                f"heads = {heads} is not allowed: {self.source} has {qk_channels} channels of queries and {key_channels} "
-                f"of keys, so give the number of heads that the resampler was trained with."
+                f"heads = {heads} does not divide the {qk_channels} channels of queries or the {key_channels} of keys "
+                f"in {self.source}: give the number of heads that the resampler was trained with."
             )
         start = f"{self.prefix}layers."
         layers = {name.removeprefix(start).split(".")[0] for name in self.arrays if name.startswith(start)}
