@@ -138,7 +138,7 @@ class Resampler(Model):
         super().__init__()
         self.input_channels, self.channels = input_channels, channels
         make_norm: Callable[[int], nn.Module] = partial(nn.RMSNorm if norm == "rms" else nn.LayerNorm, eps=norm_eps)
-        self.position_MC = None if positions is None else trunc_normal_parameter(positions, input_channels)
+        self.position_MC = None if positions is None else normal_parameter(positions, input_channels)
         self.input_projection = Linear(input_channels, channels) if project_inputs else nn.Identity()
         self.latents_ND = None if latents is None else trunc_normal_parameter(latents, channels)
         self.pool = None
@@ -267,8 +267,8 @@ class MediaResampler(Model):
         check_arguments(MediaResampler, locals())
         super().__init__()
         self.resampler = resampler
-        self.medium_TC = None if media is None else trunc_normal_parameter(media, resampler.input_channels)
-        self.frame_FC = None if frames is None else trunc_normal_parameter(frames, resampler.input_channels)
+        self.medium_TC = None if media is None else normal_parameter(media, resampler.input_channels)
+        self.frame_FC = None if frames is None else normal_parameter(frames, resampler.input_channels)
 
     def forward(self, x_BTFMC: Tensor, mask_BTFM: Tensor | None = None) -> Tensor:
         """[B, T, F, M, C] -> [B, T, N, E]; the mask is True for real features."""
@@ -284,6 +284,11 @@ class MediaResampler(Model):
             x_BTFMC = x_BTFMC + self.medium_TC[:media, None, None]
         mask_BM = None if mask_BTFM is None else mask_BTFM.flatten(2).flatten(0, 1)
         return self.resampler(x_BTFMC.flatten(2, 3).flatten(0, 1), mask_BM).unflatten(0, (batch, media))
+
+
+def normal_parameter(*shape: int) -> nn.Parameter:
+    """Returns learned vectors to add to features, from a normal distribution of their usual scale, std 1."""
+    return nn.Parameter(torch.randn(shape))
 
 
 def mean_of_real(x_BMC: Tensor, mask_BM: Tensor | None) -> Tensor:
