@@ -58,7 +58,7 @@ def read_arrays(file):
 
 @pytest.fixture(params=READERS)
 def reference(request, shared_fixtures):
-    """Reads the resampler of a fixture; with the folder."""
+    """A function that reads the resampler of a fixture, and the folder of the fixture."""
     folder = shared_fixtures / "others" / request.param
     if not folder.is_dir():
         pytest.skip(f"needs the reference outputs in {folder}")
@@ -125,14 +125,23 @@ def test_the_epsilon_of_idefics2_is_given():
     torch.testing.assert_close(ours(x_BMC), theirs(x_BMC, torch.ones(2, 9)), atol=1e-5, rtol=0)
 
 
-def test_weights_are_copied_in_their_precision():
-    weights = {name: array.bfloat16() for name, array in idefics2().state_dict().items()}
+def assert_copied(read, weights):
+    weights = {name: array.bfloat16() for name, array in weights.items()}
     before = copy.deepcopy(weights)
-    model = Resampler.from_idefics2(weights, 6)
+    model = read(weights)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     for parameter in model.parameters():
         parameter.data.zero_()
     assert all((weights[name] == before[name]).all() for name in weights)
+
+
+def test_weights_are_copied_in_their_precision(reference):
+    read, folder = reference
+    assert_copied(read, load_file(folder / "weights.safetensors"))
+
+
+def test_weights_of_idefics2_are_copied_in_their_precision():
+    assert_copied(lambda weights: Resampler.from_idefics2(weights, 6), idefics2().state_dict())
 
 
 HIDDEN, LATENTS = "layers.1.mlp.up_proj.weight", "latents"
@@ -216,6 +225,15 @@ def test_padding_has_no_influence(kind):
     assert (changed - found).abs().amax((1, 2))[:2].min() > 1e-3
     assert found.isfinite().all()
     assert (changed[2] == found[2]).all()  # all of its inputs are masked
+
+
+def test_a_mask_that_hides_nothing_costs_nothing():
+    model, seen = make(), []
+    model.layers[0].register_forward_pre_hook(lambda layer, arguments: seen.append(arguments[2]))
+    for length in (9, 8):
+        model(torch.randn(1, 9, 12), torch.arange(9)[None] < length)
+    assert seen[0] is None
+    assert seen[1].sum() == 8
 
 
 @torch.no_grad()
