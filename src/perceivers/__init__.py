@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from perceivers.model.rotary import RotaryPositions, spaced_periods
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
+    from perceivers.resampler import Resampler
     from perceivers.set_encoder import SetEncoder
     from perceivers.tables.fit import fit_table
 
@@ -41,6 +42,7 @@ __all__ = [
     "PerceiverIO",
     "PerceiversError",
     "Ragged",
+    "Resampler",
     "RotaryPositions",
     "SetEncoder",
     "create_model",
@@ -75,6 +77,7 @@ MODULES = {
     "model.rotary": ["RotaryPositions", "spaced_periods"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
+    "resampler": ["Resampler"],
     "set_encoder": ["SetEncoder"],
     "tables.fit": ["fit_table"],
 }

@@ -323,3 +323,21 @@ def test_transforms_see_plain_operators():
     x_BMC.requires_grad_()
     block(q_BOQ, x_BMC, other_BM).square().sum().backward()
     torch.testing.assert_close(each, x_BMC.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_exports_for_any_number_of_inputs_joined_to_the_queries(kv_heads):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(12, 12, 4, kv_heads=kv_heads)
+            kernels.optimize(self)
+
+        def forward(self, q_BOQ, x_BMC):
+            return self.attention(q_BOQ, torch.cat([x_BMC, q_BOQ], 1))
+
+    model, length = Joined(), torch.export.Dim("length", min=2, max=64)
+    shapes = ({}, {1: length})
+    program = torch.export.export(model, (torch.randn(2, 5, 12), torch.randn(2, 9, 12)), dynamic_shapes=shapes)
+    arguments = torch.randn(2, 5, 12), torch.randn(2, 20, 12)
+    torch.testing.assert_close(program.module()(*arguments), model(*arguments))

@@ -164,8 +164,9 @@ class Attention(nn.Module):
         """Does the same with projected keys and values, and repeats heads that several heads of queries share."""
         k_BHMK = rotate(self.split_heads(self.norm_key(k_BMK), self.kv_heads), rotation)
         v_BHMV = rotate(self.split_heads(v_BMV, self.kv_heads), rotation if self.rotate_values else None)
-        if self.kv_heads < self.heads:
-            k_BHMK, v_BHMV = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k_BHMK, v_BHMV))
+        repeats = self.heads // self.kv_heads
+        if repeats > 1:  # in the layout of the projection: torch.export fails for arrays of any length in another
+            k_BHMK, v_BHMV = (x.transpose(1, 2).repeat_interleave(repeats, 2).transpose(1, 2) for x in (k_BHMK, v_BHMV))
         return KeyValues(k_BHMK, v_BHMV, mask_BM)
 
     def join_heads(self, r_BHOV: Tensor, query_rotation: Rotation | None) -> Tensor:
