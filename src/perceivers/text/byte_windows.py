@@ -128,7 +128,7 @@ class AllWindows(Samples):
 
     The first window predicts as many bytes as there are latents, and each further one the next `stride` bytes. So a
     byte is predicted from `length - stride + 1` to `length` bytes before it, of which `latents - stride + 1` to
-    `latents` are latents, or from all there are near the beginning.
+    `latents` are latents, or from all there are near the beginning. The last window ends with the text.
 
     Args:
         text: the text.
