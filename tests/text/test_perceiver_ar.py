@@ -174,6 +174,13 @@ def test_texts_that_cannot_be_read(given, message):
         causal()(*given)
 
 
+def test_several_bytes_go_on_with_a_cache():
+    model, byte_BM = causal(), random_bytes(2, 23)
+    caches = model.make_caches()
+    parts = [model.read(byte_BM[:, :19], 3, caches), model.read(byte_BM[:, 19:], 4, caches)]
+    close(torch.cat(parts, 1), model(byte_BM, 7))
+
+
 def test_the_cache_takes_no_more_than_the_length():
     model = causal()
     caches = model.make_caches()
