@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.attention import Attention, CrossAttention, SelfAttention
+from perceivers.model.attention import Attention, Cache, CrossAttention, SelfAttention
 from perceivers.model.intermediates import record_attention
 from perceivers.model.kernels.folding import FoldIntoInputs, FoldIntoQueries, FusedAttention, decode
 from perceivers.model.linear import Linear
+from perceivers.model.rotary import RotaryPositions
 
 
 @pytest.fixture(params=[kernels.reset, kernels.optimize], ids=["formula", "kernel"])
@@ -82,6 +83,20 @@ def test_blocks_are_pre_norm_with_residuals(choose):
     n = norm(q, (8,))
     h = q + layer.attention(n, n)
     torch.testing.assert_close(layer(q), h + layer.mlp(norm(h, (8,))))
+
+
+def test_elements_added_to_a_cache_are_those_of_the_whole_causal_sequence(choose):
+    layer = choose(SelfAttention(8, heads=2).double())
+    z_BND = torch.randn(3, 7, 8).double()
+    rotation = RotaryPositions(4, 2.0, 50.0)(torch.arange(7.0).double()[None, :, None])
+    causal = torch.ones(1, 7, 7, dtype=torch.bool).tril()
+    whole = layer(z_BND, None, causal, rotation)
+    cache, parts = Cache(), []
+    for start, end in ((0, 3), (3, 4), (4, 7)):
+        assert len(cache) == start
+        part = type(rotation)(*(array[:, start:end] for array in rotation))
+        parts.append(layer(z_BND[:, start:end], None, causal[:, start:end, :end], part, cache))
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
 def test_fully_masked_queries_give_the_bias_and_finite_gradients(choose):

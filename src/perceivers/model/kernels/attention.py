@@ -2,7 +2,7 @@
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values,
-    G some of all heads of all examples, R some of the queries; a bias has O = 1 if all queries share it
+    G some of all heads of all examples, R some of the queries; a bias has B = 1 or O = 1 if all share it
 """
 
 import importlib.util
@@ -244,10 +244,12 @@ def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
 
 
 def bias_of(bias_BOM: Tensor | None, heads: int, G: slice, R: slice) -> Tensor | None:
-    """Returns the bias of some queries for some heads; -> [G, R or 1, M]."""
+    """Returns the bias of some queries for some heads; -> [G, R or 1, M], or [1, R or 1, M] if examples share it."""
     if bias_BOM is None:
         return None
     rows = bias_BOM if bias_BOM.shape[1] == 1 else bias_BOM[:, R]
+    if len(rows) == 1:
+        return rows
     return rows[G] if heads == 1 else rows[example_of_heads(G, heads, rows.device)]
 
 
