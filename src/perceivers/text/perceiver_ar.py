@@ -22,7 +22,7 @@ from perceivers.model.arguments import check_range
 from perceivers.model.attention import Cache, CrossAttention, SelfAttention
 from perceivers.model.device import check_dtype, choose_device, move_model
 from perceivers.model.linear import Linear
-from perceivers.model.rotary import RotaryPositions, Rotation
+from perceivers.model.rotary import RotaryPositions, Rotation, spaced_periods
 from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
 
@@ -75,7 +75,7 @@ class PerceiverAR(Model):
         self.latents = latents
         self.prefix_dropout = prefix_dropout
         self.embedding = nn.Embedding(BYTES, channels)
-        self.positions = RotaryPositions(channels // heads, MIN_PERIOD, MAX_PERIOD)
+        self.positions = RotaryPositions(spaced_periods(channels // heads // 2, MIN_PERIOD, MAX_PERIOD))
         self.cross_attention = CrossAttention(
             channels, channels, heads, widening_factor=widening_factor, dropout=dropout, longer="inputs"
         )
@@ -149,7 +149,7 @@ class PerceiverAR(Model):
             raise PerceiversError(
                 f"latents = {latents} is not allowed: it must be from 1 to {count}, as many as bytes."
             )
-        check_range("bytes", byte_BM, BYTES)
+        check_range("bytes", byte_BM, 0, BYTES - 1)
 
 
 def causal_mask(queries: int, inputs: int, device: torch.device) -> Tensor | None:
