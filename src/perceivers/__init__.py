@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from perceivers.model.ragged import Ragged
     from perceivers.model.rotary import RotaryPositions, spaced_periods
+    from perceivers.model.sampling import farthest_points
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
     from perceivers.resampler import Resampler
@@ -46,6 +47,7 @@ __all__ = [
     "RotaryPositions",
     "SetEncoder",
     "create_model",
+    "farthest_points",
     "fit_table",
     "fourier_features",
     "grid_coordinates",
@@ -75,6 +77,7 @@ MODULES = {
     ],
     "model.ragged": ["Ragged"],
     "model.rotary": ["RotaryPositions", "spaced_periods"],
+    "model.sampling": ["farthest_points"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
     "resampler": ["Resampler"],
