@@ -1,4 +1,4 @@
-"""A million real coordinates of a field are decoded in bounded memory, measured as the resident set of a new process."""
+"""A million real coordinates of a field are decoded in bounded memory: the resident set of a new process."""
 
 import json
 import subprocess
