@@ -42,9 +42,10 @@ def test_fields_obey_burgers_equation():
     assert residual[1] < 0.4 * residual[0]
 
 
-def test_fields_are_rebuilt_and_drawn(tmp_path):
+def test_fields_are_rebuilt_and_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr(field, "CHUNK", 8)
     errors = field.main(tmp_path, steps=20, count=64)
     assert list(errors) == ["Perceiver IO", "thin-plate spline", "Gaussian process", "best linear"]
-    assert 0.9 < errors["Perceiver IO"][0] < 1.5  # hardly trained: zeros have an error of 1
+    assert 0.4 < errors["Perceiver IO"][0] < 1  # hardly trained; zeros have an error of 1
     assert max(errors["thin-plate spline"] + errors["Gaussian process"]) < 0.3
     assert (tmp_path / "field.png").stat().st_size > 10_000
