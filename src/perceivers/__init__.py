@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from perceivers.model.costs import summarize
     from perceivers.model.embedding import NamedEmbedding
     from perceivers.model.intermediates import record_attention
+    from perceivers.model.masks import window_mask
     from perceivers.model.perceiver_io import PerceiverIO
     from perceivers.model.positions import (
         FourierFeatures,
@@ -20,8 +21,10 @@ if TYPE_CHECKING:
     )
     from perceivers.model.ragged import Ragged
     from perceivers.model.rotary import RotaryPositions, spaced_periods
+    from perceivers.model.sampling import farthest_points
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
+    from perceivers.resampler import Resampler
     from perceivers.set_encoder import SetEncoder
     from perceivers.tables.fit import fit_table
 
@@ -40,9 +43,11 @@ __all__ = [
     "PerceiverIO",
     "PerceiversError",
     "Ragged",
+    "Resampler",
     "RotaryPositions",
     "SetEncoder",
     "create_model",
+    "farthest_points",
     "fit_table",
     "fourier_features",
     "grid_coordinates",
@@ -51,6 +56,7 @@ __all__ = [
     "record_attention",
     "spaced_periods",
     "summarize",
+    "window_mask",
 ]
 
 MODULES = {
@@ -60,6 +66,7 @@ MODULES = {
     "model.costs": ["summarize"],
     "model.embedding": ["NamedEmbedding"],
     "model.intermediates": ["record_attention"],
+    "model.masks": ["window_mask"],
     "model.perceiver_io": ["PerceiverIO"],
     "model.positions": [
         "FourierFeatures",
@@ -70,8 +77,10 @@ MODULES = {
     ],
     "model.ragged": ["Ragged"],
     "model.rotary": ["RotaryPositions", "spaced_periods"],
+    "model.sampling": ["farthest_points"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
+    "resampler": ["Resampler"],
     "set_encoder": ["SetEncoder"],
     "tables.fit": ["fit_table"],
 }

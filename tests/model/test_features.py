@@ -18,7 +18,7 @@ from perceivers import (
     RotaryPositions,
     grid_coordinates,
 )
-from perceivers.adapters import ArrayInput, ArrayOutput, SetOutput, TextInput, TextOutput
+from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput, SetOutput, TextInput, TextOutput
 from perceivers.model import kernels
 from tests.model.plain import plain_decode, plain_encode
 
@@ -227,6 +227,15 @@ def test_a_ragged_batch_is_one_example_at_a_time(kernel, cross_heads, max_memory
     same_gradients(model, found["points"].values.square().sum(), wanted.square().sum())
 
 
+@pytest.mark.parametrize("cross_heads", [1, 2])
+def test_examples_of_equal_length_are_a_batch_like_any_other(kernel, cross_heads):
+    model, x = build(kernel, cross_heads=cross_heads, decoder_heads=cross_heads), torch.randn(3, 7, 4).double()
+    found = model({"points": Ragged.stack(list(x))}, {"points": None})["points"]
+    want = model({"points": x}, {"points": None})["points"]
+    assert_close(found.values, want.flatten(0, 1))
+    same_gradients(model, found.values.square().sum(), want.square().sum())
+
+
 def test_ragged_rotary_and_given_latents(kernel):
     sizes = {"cross_heads": 2, "cross_qk_channels": 16, "decoder_qk_channels": 24}
     model = build(kernel, rotary=rotary(), **sizes)
@@ -284,6 +293,31 @@ def test_ragged_texts():
     hidden = Ragged(torch.rand(16) < 0.5, Ragged.stack(texts).offsets)
     with pytest.raises(PerceiversError, match="cannot be hidden"):
         model.encode({"text": Ragged.stack(texts)}, hidden={"text": hidden})
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rotary_texts_have_their_indices_as_coordinates(dtype):
+    torch.manual_seed(0)
+    outputs = {"text": TextOutput("text"), "label": LabelOutput(3)}
+    sizes = {"rotary": RotaryPositions([3.0, 700.0]), "cross_qk_channels": 8}
+    model = PerceiverIO({"text": TextInput(30, 600, 8)}, outputs, 4, 16, 1, heads=2, **sizes).to(dtype).eval()
+    z_at, text = torch.tensor([[0], [200], [400], [599]]).double(), torch.randint(30, (1, 600))
+    encoded = model.encode(
+        {"text": text}, latent_coordinates=z_at.to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    )
+    found = model.decode(encoded, {"text": torch.tensor([577]), "label": None})
+    array = model.inputs["text"](text)
+    assert array.coordinates_BMG[0, :, 0].tolist() == list(range(600))
+    if dtype == torch.float64:
+        at = torch.arange(600.0, dtype=dtype)[:, None]
+        z_ND = plain_encode(model, array.x_BMC[0], x_position=at, z_position=z_at.double())
+        assert_close(encoded.latents[0], z_ND)
+        q = model.query_padding("text", model.outputs["text"].positions(indices=torch.tensor([577]))[None])[0]
+        y = plain_decode(model, "text", q, z_ND, None, at[577:578], z_at.double())
+        assert_close(found["text"][0], y @ model.inputs["text"].embedding.weight.T + model.outputs["text"].bias)
+        q = model.query_padding("label", model.outputs["label"].query)[0]
+        origin = torch.zeros(1, 1, dtype=dtype)
+        assert_close(found["label"], plain_decode(model, "label", q, z_ND, None, origin, z_at.double()))
 
 
 def test_hidden_elements_of_a_ragged_batch():

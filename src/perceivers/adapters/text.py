@@ -51,8 +51,8 @@ class TextInput(InputAdapter):
         check_range("tokens", token_BM, 0, self.embedding.num_embeddings - 1)
         index_M = index_tokens(token_BM.shape[1], offsets, token_BM.device, self.length)
         x_BMC = self.embedding(token_BM) + self.positions(indices=index_M)
-        times_BM1 = index_M[:, None].to(x_BMC.dtype).expand(len(x_BMC), -1, 1)
-        return InputArray(x_BMC, mask_BM, None if offsets is not None else (len(index_M),), times_BM1, offsets)
+        grid = None if offsets is not None else (len(index_M),)
+        return InputArray(x_BMC, mask_BM, grid, to_coordinates(index_M, x_BMC).expand(len(x_BMC), -1, 1), offsets)
 
 
 def index_tokens(count: int, offsets: Tensor | None, device: torch.device, most: int) -> Tensor:
@@ -64,6 +64,11 @@ def index_tokens(count: int, offsets: Tensor | None, device: torch.device, most:
     if count > most:
         raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {most}.")
     return index_M
+
+
+def to_coordinates(index_BP: Tensor, like: Tensor) -> Tensor:
+    """Returns indices [P] or [B, P] as coordinates [1 or B, P, 1], exact also in half precision."""
+    return index_BP.to(torch.promote_types(like.dtype, torch.float32)).view(-1, index_BP.shape[-1], 1)
 
 
 class TextOutput(OutputAdapter):
@@ -108,8 +113,7 @@ class TextOutput(OutputAdapter):
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
     def query_coordinates(self, encoded: Encoded, indices: Indices | None = None) -> Tensor:
-        index_BP = self.index_queries(encoded, indices)
-        return (index_BP if index_BP.dim() == 2 else index_BP[None])[..., None].to(encoded.latents.dtype)
+        return to_coordinates(self.index_queries(encoded, indices), encoded.latents)
 
     def index_queries(self, encoded: Encoded, indices: Indices | None) -> Tensor:
         """Returns the indices of tokens in their text, [P] or [B, P]."""

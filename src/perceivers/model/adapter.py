@@ -168,7 +168,7 @@ class OutputAdapter(Configurable, nn.Module):
         raise PerceiversError(f"{type(self).__name__} has query_channels: it must define queries.")
 
     def query_coordinates(self, encoded: Encoded, indices: Any = None) -> Tensor | None:
-        """Returns the coordinates of queries, [B or 1, P, G], which a model with rotary positions needs."""
+        """Returns the coordinates of queries for rotary positions, [B or 1, P, G]; None if they are at the origin."""
         if indices is None or self.coordinate_dims is None:
             return None
         coordinates = indices.values if isinstance(indices, Ragged) else indices

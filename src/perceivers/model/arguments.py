@@ -81,13 +81,14 @@ def check_coordinates(what: str, coordinates: Any, shape: Sequence[int], dims: i
 
 
 def check_pair_mask(what: str, mask: Any, batch_size: int, queries: int, inputs: int) -> None:
-    """Raises a PerceiversError unless a mask of pairs is [B or 1, O, M] of bool."""
+    """Raises a PerceiversError unless a mask of pairs is [B or 1, O, M or 1] of bool."""
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise PerceiversError(
             f"{what} is of type {found}: a tensor of bool is expected, True where a pair may be read."
         )
-    if mask.dim() != 3 or mask.shape[0] not in (1, batch_size) or mask.shape[1:] != (queries, inputs):
+    shape = list(mask.shape)
+    if len(shape) != 3 or shape[0] not in (1, batch_size) or shape[1] != queries or shape[2] not in (1, inputs):
         raise PerceiversError(
-            f"{what} has the shape {list(mask.shape)}: [{batch_size} or 1, {queries}, {inputs}] is expected."
+            f"{what} has the shape {shape}: [{batch_size} or 1, {queries}, {inputs} or 1] is expected."
         )

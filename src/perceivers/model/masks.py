@@ -3,6 +3,7 @@
 Shape suffixes: B batch, O queries, M elements or inputs, C channels
 """
 
+import math
 from typing import NamedTuple, overload
 
 import torch
@@ -66,6 +67,15 @@ class SameExample(NamedTuple):
 
 PairMask = Tensor | SameExample
 """True where a query may read an input; [B or 1, O, M]."""
+
+
+def window_mask(query_time_BO: Tensor, time_BM: Tensor, before: float = math.inf, after: float = math.inf) -> Tensor:
+    """Returns a mask of pairs by time: a query reads inputs from `before` it to `after` it; -> [B, O, M].
+
+    With `after=0` it is causal.
+    """
+    distance_BOM = time_BM[:, None] - query_time_BO[..., None]
+    return (distance_BOM >= -before) & (distance_BOM <= after)
 
 
 def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: int, inputs: int) -> Tensor | None:

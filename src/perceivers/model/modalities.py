@@ -119,5 +119,5 @@ def concatenate_masks(
         if mask is None:
             mask = torch.ones(1, num_latents, length, dtype=torch.bool, device=array.x_BMC.device)
         check_pair_mask(f"the mask of input {name!r}", mask, count, num_latents, length)
-        parts.append(mask.expand(count, -1, -1))
+        parts.append(mask.expand(count, -1, length))
     return torch.cat(parts, 2)

@@ -64,7 +64,8 @@ class PerceiverIO(Model):
         latents: N, number of learned latents; 0 if the caller of `encode` always gives latents.
         channels: D, channels of each latent.
         depth: self-attention layers of one block.
-        rotary: rotary positions of all attentions: inputs, latents and queries then need coordinates.
+        rotary: rotary positions of all attentions: inputs and latents then need coordinates. Queries that have none,
+            such as that of a label, are at the origin.
         maskable: inputs whose elements can be hidden in `encode`: each gets a learned mask token (section 5).
         output_channels: E of a linear layer after the decoder that all outputs share; no such layer by default.
         sizes: the other fields of `Sizes`.
@@ -199,9 +200,12 @@ class PerceiverIO(Model):
                 an earlier call continue a stream.
             num_latents: number of learned latents to use, the first ones; all by default.
             latent_coordinates: coordinates of the latents, [N, G] or [B, N, G], for rotary positions.
-            input_masks: by the name of an input, which latents may read which of its elements, [B or 1, N, M]; all by
-                default. A latent that may read nothing reads zeros.
-            latent_mask: which latents may read which latents in the processor, [B or 1, N, N]; all by default.
+            input_masks: by the name of an input, which latents may read which of its elements, [B or 1, N, M], or
+                [B or 1, N, 1] for all or none of them; all by default. A latent that may read nothing reads zeros.
+            latent_mask: which latents may read which in the processor, [B or 1, N, N]; all by default.
+
+        Raises:
+            PerceiversError: an argument does not fit the model or the data.
         """
         check_mapping("data", data, self.inputs)
         check_names("input", data, self.inputs, all_needed=True)
@@ -211,7 +215,8 @@ class PerceiverIO(Model):
                 raise PerceiversError(
                     f"the input {name!r} cannot be hidden: build the model with it in maskable ({can})."
                 )
-        check_devices({**data, "latents": latents}, self.device)
+        check_devices(data, self.device)
+        check_devices({"latents": latents}, self.device)
         inputs = {name: self.read_input(name, data[name]) for name in self.inputs}
         check_batch_sizes({name: array.batch_size for name, array in inputs.items()})
         array = concatenate([self.pad_input(name, array, hidden or {}) for name, array in inputs.items()])
@@ -344,9 +349,8 @@ class PerceiverIO(Model):
             q_BPQ = q_BPQ.expand(batch_size, -1, -1)
         else:
             pair_mask = SameExample(elements.offsets, regular_offsets(batch_size, length, q_BPQ.device))
-        rotation = None
-        if self.rotary is not None:
-            coordinates = adapter.query_coordinates(encoded, elements.indices)
+        coordinates, rotation = adapter.query_coordinates(encoded, elements.indices), None
+        if coordinates is not None:
             rotation = self.rotate_by(f"the queries of output {name!r}", coordinates, q_BPQ)
         query_mask = drop_trivial_mask(adapter.query_mask(encoded, elements.indices))
         head = (self.projection, self.output_layer(name))
