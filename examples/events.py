@@ -1,56 +1,76 @@
-"""Decoding of events: the velocity of a hand from the spikes of neurons, over sessions with different neurons.
+"""Events at real times: the velocity of a hand from the spikes of neurons, over recordings of different neurons.
 
     python examples/events.py
 
 The model follows POYO (Azabou et al., 2023): a spike is the vector of its unit at a real time, latents lie on a grid of
-times, and velocities are decoded at any times. Spikes are simulated; needs scipy. A ridge regression is compared.
+times, and velocities are decoded at any times. It then reads new sessions, with new vectors for their units and nothing
+else trained. Spikes are simulated; a ridge regression of each session is compared. Needs scipy.
 
-Shape suffixes: B windows, T spikes, S samples of the velocity, U units, F features of a sample, P times of queries
+Shape suffixes: B windows, T spikes, S samples of the velocity, U units, F features, V = 2 components, P times, L penalties
 """
 
 import argparse
-from typing import NamedTuple
+import time
+from itertools import product
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from perceivers import InputAdapter, InputArray, NamedEmbedding, OutputAdapter, PerceiverIO, Ragged
-from perceivers import RotaryPositions, spaced_periods
+from perceivers import (
+    Encoded,
+    InputAdapter,
+    InputArray,
+    NamedEmbedding,
+    OutputAdapter,
+    PerceiverIO,
+    Ragged,
+    RotaryPositions,
+    spaced_periods,
+)
 
-STEP, WINDOW = 0.01, 1.0  # seconds between samples of the velocity, and of a window of spikes
-TIMES, LATENTS = 8, 4  # times in a window at which there are latents, and latents at each
-CHANNELS = 64
+STEP, WINDOW, HELD_OUT = 0.01, 1.0, 20.0  # seconds: between samples, of a window, and at the end of each session
+TIMES, LATENTS, CHANNELS = 8, 4, 64  # times in a window at which there are latents, and latents at each
 
 
 class Session(NamedTuple):
-    """A recording: names of its units, unit and time of each spike, and the velocity; the last fifth is held out."""
+    """A recording: the unit and the time of each spike, in order, and the velocity at the middle of each STEP."""
 
     name: str
     units: list[str]
     unit_T: np.ndarray
     time_T: np.ndarray
-    velocity_S2: np.ndarray
+    velocity_SV: np.ndarray
 
-    def velocity(self, time: np.ndarray) -> np.ndarray:
-        """Returns the velocity at any times; [...] -> [..., 2]."""
-        sample_S = (np.arange(len(self.velocity_S2)) + 0.5) * STEP
-        return np.stack([np.interp(time, sample_S, v_S) for v_S in self.velocity_S2.T], -1)
+    @property
+    def training_seconds(self) -> float:
+        """Seconds before the held-out end."""
+        return len(self.velocity_SV) * STEP - HELD_OUT
+
+    def velocity(self, time_P: np.ndarray) -> np.ndarray:
+        """Returns the velocity at any times, [P, V]."""
+        sample_S = (np.arange(len(self.velocity_SV)) + 0.5) * STEP
+        return np.stack([np.interp(time_P, sample_S, v_S) for v_S in self.velocity_SV.T], -1)
 
 
-def simulate(name: str, rng: np.random.Generator, seconds: float) -> Session:
-    """Simulates 20 to 50 units, each of its own rate, whose spikes are more frequent the more it moves their way."""
-    count = rng.integers(20, 51)
-    velocity_S2 = gaussian_filter1d(rng.normal(size=(round(seconds / STEP), 2)), 0.2 / STEP, axis=0)
-    velocity_S2 /= velocity_S2.std(0)
-    angle_U, gain_U, rate_U = rng.uniform(0, 2 * np.pi, count), rng.uniform(0.3, 1.2, count), np.exp(rng.uniform(0, 2, count))
-    drive_SU = velocity_S2 @ np.stack([np.cos(angle_U), np.sin(angle_U)]) * gain_U - gain_U**2 / 2
-    spikes_SU = rng.poisson(STEP * rate_U * np.exp(drive_SU))
-    sample_T, unit_T = (np.repeat(index, spikes_SU[spikes_SU > 0]) for index in np.nonzero(spikes_SU))
-    time_T = (sample_T + rng.uniform(size=len(sample_T))) * STEP
-    order = time_T.argsort()
-    return Session(name, [f"{name}/{unit}" for unit in range(count)], unit_T[order], time_T[order], velocity_S2)
+Windows = list[tuple[Session, float]]  # each with its start in seconds
+
+
+def simulate(name: str, training_seconds: float, random: np.random.Generator) -> Session:
+    """Simulates a smooth movement and 20 to 50 units, each with a direction of movement in which it fires more."""
+    count, samples = random.integers(20, 51), round((training_seconds + HELD_OUT) / STEP)
+    velocity_SV = gaussian_filter1d(random.normal(size=(samples, 2)), 0.2 / STEP, axis=0)
+    velocity_SV /= velocity_SV.std(0)
+    angle_U, gain_U = random.uniform(0, 2 * np.pi, count), random.uniform(0.3, 1.2, count)
+    rate_U = np.exp(random.uniform(0, 2, count))  # mean spikes per second
+    drive_SU = gain_U * (velocity_SV @ np.stack([np.cos(angle_U), np.sin(angle_U)])) - gain_U**2 / 2
+    spikes_SU = random.poisson(STEP * rate_U * np.exp(drive_SU))
+    sample_T, unit_T = (np.repeat(index, spikes_SU[spikes_SU > 0]) for index in spikes_SU.nonzero())
+    time_T = (sample_T + random.uniform(size=len(sample_T))) * STEP
+    order_T = time_T.argsort()
+    return Session(name, [f"{name}/{unit}" for unit in range(count)], unit_T[order_T], time_T[order_T], velocity_SV)
 
 
 class Spikes(InputAdapter):
@@ -59,10 +79,10 @@ class Spikes(InputAdapter):
     def __init__(self, units: list[str]) -> None:
         super().__init__()
         self.channels = CHANNELS
-        self.unit = NamedEmbedding(units, CHANNELS)
+        self.names = NamedEmbedding(units, CHANNELS)
 
     def forward(self, data: InputArray) -> InputArray:
-        return data._replace(x_BMC=self.unit(data.x_BMC))
+        return data._replace(x_BMC=self.names(data.x_BMC))
 
 
 class Velocity(OutputAdapter):
@@ -73,87 +93,158 @@ class Velocity(OutputAdapter):
     def __init__(self, sessions: list[str]) -> None:
         super().__init__()
         self.query_channels, self.channels = CHANNELS, 2
-        self.session = NamedEmbedding(sessions, CHANNELS)
+        self.names = NamedEmbedding(sessions, CHANNELS)
 
-    def queries(self, encoded, indices=None):
-        return self.session(encoded.context)[:, None].expand(-1, indices.shape[1], -1)
+    def queries(self, encoded: Encoded, indices: Any = None) -> Tensor:
+        return self.names(encoded.context)[:, None].expand(-1, indices.shape[1], -1)
 
 
 def build(sessions: list[Session]) -> PerceiverIO:
-    """Builds the model."""
+    """Returns a model of some sessions, with the parts of POYO, small."""
+    sizes = {"latents": LATENTS, "channels": CHANNELS, "depth": 2, "heads": 4, "widening_factor": 2, "gated": True}
     return PerceiverIO(
         {"spikes": Spikes([unit for session in sessions for unit in session.units])},
         {"velocity": Velocity([session.name for session in sessions])},
-        LATENTS, CHANNELS, depth=2, heads=4, cross_heads=2, cross_qk_channels=CHANNELS, decoder_heads=4,
-        widening_factor=2, cross_widening_factor=2, decoder_widening_factor=2, gated=True,
+        **sizes,
+        cross_heads=2,
+        cross_qk_channels=CHANNELS,
+        cross_widening_factor=2,
+        decoder_heads=4,
+        decoder_widening_factor=2,
         rotary=RotaryPositions(spaced_periods(8, 2 * STEP, 4 * WINDOW), rotate_values=["encoder", "processor"]),
     )
 
 
-def decode(model: PerceiverIO, windows: list[tuple[Session, float]], time_BP: Tensor, drop: float = 0.0) -> Tensor:
-    """Returns the velocity at times since the start of each window, [B, P, 2].
+def extend(model: PerceiverIO, sessions: list[Session]) -> None:
+    """Adds vectors of new sessions and their units, and freezes all else."""
+    model.requires_grad_(False)
+    units, names = model.inputs["spikes"].names, model.outputs["velocity"].names
+    units.extend(unit for session in sessions for unit in session.units)
+    names.extend(session.name for session in sessions)
+    units.requires_grad_(True)
+    names.requires_grad_(True)
 
-    Args:
-        model: the model.
-        windows: session and start of each.
-        time_BP: times in seconds.
-        drop: largest fraction of the units of a window that are left out.
+
+def decode(model: PerceiverIO, windows: Windows, time_BP: Tensor, drop: float = 0.0) -> Tensor:
+    """Returns the velocity at times since the start of each window; -> [B, P, V].
+
+    Of each window, a random part of the units is left out, up to the fraction `drop`.
     """
     units, times = [], []
     for session, start in windows:
         first, last = session.time_T.searchsorted([start, start + WINDOW])
-        unit_T, time_T = torch.from_numpy(session.unit_T[first:last]), torch.from_numpy(session.time_T[first:last])
+        unit_T = torch.from_numpy(session.unit_T[first:last])
         kept_T = (torch.rand(len(session.units)) >= drop * torch.rand(()))[unit_T]
-        units.append(model.inputs["spikes"].unit.indices(session.units)[unit_T[kept_T]])
-        times.append(time_T[kept_T].float() - start)
-    spikes = Ragged.stack(units)
+        units.append(model.inputs["spikes"].names.indices(session.units)[unit_T[kept_T]])
+        times.append(torch.from_numpy(session.time_T[first:last] - start).float()[kept_T])
+    unit_T, offsets = Ragged.stack(units)
+    latent_times = ((torch.arange(TIMES) + 0.5) * WINDOW / TIMES).repeat_interleave(LATENTS)
     encoded = model.encode(
-        {"spikes": InputArray(spikes.values[None], None, None, torch.cat(times)[None, :, None].float(), spikes.offsets)},
+        {"spikes": InputArray(unit_T[None], coordinates_BMG=torch.cat(times)[None, :, None], offsets=offsets)},
         latents=model.encoder.latents.repeat(TIMES, 1),
-        latent_coordinates=((torch.arange(TIMES) + 0.5) * WINDOW / TIMES).repeat_interleave(LATENTS)[:, None],
+        latent_coordinates=latent_times[:, None],
     )
-    encoded.context["velocity"] = model.outputs["velocity"].session.indices(session.name for session, _ in windows)
+    encoded.context["velocity"] = model.outputs["velocity"].names.indices(session.name for session, _ in windows)
     return model.decode(encoded, {"velocity": time_BP[..., None]})["velocity"]
 
 
-def target(windows, time_BP):
-    return torch.stack([torch.from_numpy(s.velocity(start + t.double().numpy())) for (s, start), t in zip(windows, time_BP, strict=True)]).float()
+def true_velocity(windows: Windows, time_BP: Tensor) -> Tensor:
+    """Returns what `decode` should return."""
+    pairs = zip(windows, time_BP.double().numpy(), strict=True)
+    return torch.from_numpy(np.stack([session.velocity(start + time_P) for (session, start), time_P in pairs])).float()
 
 
-def held_out(session):
-    return 0.8 * len(session.velocity_S2) * STEP
-
-
-def train(model, sessions, steps, lr, decay, rng, batch_size=32):
-    """Trains all parameters that are not frozen."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
-    total = 0.0
+def train(
+    model: PerceiverIO, sessions: list[Session], steps: int, rate: float, decay: float, random: np.random.Generator
+) -> None:
+    """Trains what is not frozen on windows of the training parts."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, weight_decay=decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for step in range(steps):
-        chosen = [sessions[i] for i in rng.integers(len(sessions), size=batch_size)]
-        windows = [(s, rng.uniform(0, held_out(s) - WINDOW)) for s in chosen]
-        time_BP = WINDOW * torch.rand(batch_size, 32)
-        loss = (decode(model, windows, time_BP, drop=DROP) - target(windows, time_BP)).square().mean()
+        chosen = [sessions[index] for index in random.integers(len(sessions), size=32)]
+        windows = [(session, random.uniform(0, session.training_seconds - WINDOW)) for session in chosen]
+        time_BP = WINDOW * torch.rand(len(windows), 32)
+        loss = (decode(model, windows, time_BP, drop=0.3) - true_velocity(windows, time_BP)).square().mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        total += loss.item()
-        if step % 250 == 249:
-            print(f"step {step + 1}: loss {total / 250:.3f}", flush=True)
-            total = 0.0
+        if step % 100 == 99:
+            print(f"step {step + 1}: loss {loss.item():.3f}", flush=True)
 
-DROP = 0.3
 
-def r2(v, p):
-    return 1 - np.square(v - p).sum() / np.square(v - v.mean(0)).sum()
+def explained(found_SV: np.ndarray, true_SV: np.ndarray) -> float:
+    """Returns R squared."""
+    return 1 - float(np.square(true_SV - found_SV).sum() / np.square(true_SV - true_SV.mean(0)).sum())
 
 
 @torch.no_grad()
-def measure(model, session):
-    starts = np.arange(held_out(session), len(session.velocity_S2) * STEP - WINDOW + 1e-9, WINDOW / 2)
-    windows = [(session, s) for s in starts]
-    time_BP = torch.arange(WINDOW / 4, 3 * WINDOW / 4, STEP).expand(len(starts), -1)
-    return r2(target(windows, time_BP).flatten(0, 1).numpy(), decode(model, windows, time_BP).flatten(0, 1).numpy())
+def measure(model: PerceiverIO, session: Session) -> float:
+    """Returns R squared on the held-out end, of the middle halves of overlapping windows."""
+    starts = session.training_seconds + np.arange(0, HELD_OUT - WINDOW + STEP / 2, WINDOW / 2)
+    windows = [(session, start) for start in starts]
+    time_BP = torch.arange(WINDOW / 4, 3 * WINDOW / 4, STEP).expand(len(windows), -1) + STEP / 2
+    found_BPV = decode(model.eval(), windows, time_BP)
+    return explained(*(x_BPV.flatten(0, 1).numpy() for x_BPV in (found_BPV, true_velocity(windows, time_BP))))
+
+
+def fit_ridge(x_SF: np.ndarray, y_SV: np.ndarray, penalty_L: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weights [L, F, V] and biases [L, 1, V] of ridge regressions; penalties are relative to variance."""
+    x_mean_F, y_mean_V = x_SF.mean(0), y_SV.mean(0)
+    variance_F, basis_FF = np.linalg.eigh(np.cov(x_SF.T, bias=True))
+    moment_FV = basis_FF.T @ (x_SF - x_mean_F).T @ (y_SV - y_mean_V) / len(x_SF)
+    scale_LF = 1 / (variance_F + penalty_L[:, None] * variance_F.mean())
+    weight_LFV = basis_FF @ (scale_LF[..., None] * moment_FV)
+    return weight_LFV, y_mean_V - x_mean_F @ weight_LFV[:, None]
+
+
+def measure_ridge(session: Session) -> float:
+    """Returns R squared of a ridge regression on smoothed spike counts, where `measure` does.
+
+    Five parts of the training part decide on smoothing, lags and penalty. Counts enter by their square roots, whose
+    noise is even.
+    """
+    bins = [[0, len(session.velocity_SV) * STEP], [0, len(session.units)]]
+    count_SU = np.histogram2d(session.time_T, session.unit_T, [len(session.velocity_SV), len(session.units)], bins)[0]
+    training, margin = round(session.training_seconds / STEP), round(WINDOW / 4 / STEP)
+    rows, held_out = np.arange(0, training, 4), slice(training + margin, -margin)
+    parts, penalty_L, y_SV = np.array_split(rows, 5), 10.0 ** np.arange(-4, 2), session.velocity_SV
+    best = (-np.inf, 0.0)
+    for width, lag in product((0.05, 0.08, 0.12, 0.18), (0.0, 0.05, 0.1, 0.2)):
+        root_SU = np.sqrt(gaussian_filter1d(count_SU, width / STEP, axis=0))
+        shifts = sorted({-round(lag / STEP), 0, round(lag / STEP)})
+        x_SF = np.concatenate([np.roll(root_SU, shift, 0) for shift in shifts], 1)
+        score_L = np.zeros(len(penalty_L))
+        for part in parts:
+            others = np.setdiff1d(rows, part)
+            weight_LFV, bias_L1V = fit_ridge(x_SF[others], y_SV[others], penalty_L)
+            score_L += [explained(found_SV, y_SV[part]) for found_SV in x_SF[part] @ weight_LFV + bias_L1V]
+        weight_LFV, bias_L1V = fit_ridge(x_SF[rows], y_SV[rows], penalty_L[[score_L.argmax()]])
+        best = max(best, (score_L.max(), explained((x_SF[held_out] @ weight_LFV + bias_L1V)[0], y_SV[held_out])))
+    return best[1]
+
+
+def main(steps: int = 2000, known: int = 24, new: int = 6) -> dict[str, float]:
+    """Trains on known sessions, extends to new ones; returns the mean R squared on the held-out ends."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    known_sessions = [simulate(f"known{index}", 80.0, random) for index in range(known)]
+    new_sessions = [simulate(f"new{index}", 20.0, random) for index in range(new)]
+    model = build(known_sessions)
+    train(model, known_sessions, steps, 2e-3, 0.3, random)
+    figures = {"known": np.mean([measure(model, session) for session in known_sessions])}
+    extend(model, new_sessions)
+    figures["new, untrained"] = np.mean([measure(model, session) for session in new_sessions])
+    train(model, new_sessions, max(1, steps // 8), 1e-2, 0.0, random)
+    figures["new"] = np.mean([measure(model, session) for session in new_sessions])
+    figures["known, ridge"] = np.mean([measure_ridge(session) for session in known_sessions])
+    figures["new, ridge"] = np.mean([measure_ridge(session) for session in new_sessions])
+    return figures
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000, help="steps of training")
+    main(parser.parse_args().steps)
