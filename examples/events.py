@@ -3,15 +3,17 @@
     python examples/events.py
 
 The model follows POYO (Azabou et al., 2023): a spike is the vector of its unit at a real time, latents lie on a grid of
-times, and velocities are decoded at any times. It then reads new sessions, with new vectors for their units and nothing
-else trained. Spikes are simulated; a ridge regression of each session is compared. Needs scipy.
+times, and velocities are decoded at any times. New sessions get new vectors of their units: nothing else is trained.
+Spikes are simulated; a ridge regression is fitted to each session, to compare with. Needs scipy.
 
-Shape suffixes: B windows, T spikes, S samples of the velocity, U units, F features, V = 2 components, P times, L penalties
+Shape suffixes:
+    B windows, T spikes, S samples of the velocity, U units, F features, V components of the velocity, P times,
+    L penalties
 """
 
 import argparse
-import time
 from itertools import product
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +33,7 @@ from perceivers import (
     spaced_periods,
 )
 
-STEP, WINDOW, HELD_OUT = 0.01, 1.0, 20.0  # seconds: between samples, of a window, and at the end of each session
+STEP, WINDOW, HELD_OUT = 0.01, 1.0, 20.0  # seconds between samples, of a window, and held out at each session's end
 TIMES, LATENTS, CHANNELS = 8, 4, 64  # times in a window at which there are latents, and latents at each
 
 
@@ -227,20 +229,22 @@ def measure_ridge(session: Session) -> float:
 
 
 def main(steps: int = 2000, known: int = 24, new: int = 6) -> dict[str, float]:
-    """Trains on known sessions, extends to new ones; returns the mean R squared on the held-out ends."""
+    """Trains on known sessions, then vectors of new ones; returns the mean R squared on held-out ends."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     known_sessions = [simulate(f"known{index}", 80.0, random) for index in range(known)]
     new_sessions = [simulate(f"new{index}", 20.0, random) for index in range(new)]
     model = build(known_sessions)
     train(model, known_sessions, steps, 2e-3, 0.3, random)
-    figures = {"known": np.mean([measure(model, session) for session in known_sessions])}
+    figures = {"known": fmean(measure(model, session) for session in known_sessions)}
     extend(model, new_sessions)
-    figures["new, untrained"] = np.mean([measure(model, session) for session in new_sessions])
-    train(model, new_sessions, max(1, steps // 8), 1e-2, 0.0, random)
-    figures["new"] = np.mean([measure(model, session) for session in new_sessions])
-    figures["known, ridge"] = np.mean([measure_ridge(session) for session in known_sessions])
-    figures["new, ridge"] = np.mean([measure_ridge(session) for session in new_sessions])
+    figures["new, untrained"] = fmean(measure(model, session) for session in new_sessions)
+    train(model, new_sessions, max(2, steps // 8), 1e-2, 0.0, random)
+    figures["new"] = fmean(measure(model, session) for session in new_sessions)
+    figures["known, ridge"] = fmean(map(measure_ridge, known_sessions))
+    figures["new, ridge"] = fmean(map(measure_ridge, new_sessions))
+    for name, figure in figures.items():
+        print(f"R squared, {name} sessions: {figure:.3f}")
     return figures
 
 
