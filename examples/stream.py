@@ -2,8 +2,8 @@
 
     python examples/stream.py
 
-Messages arrive: a few set one of 8 devices to one of 4 states, the others mean nothing. After each chunk of 32 messages,
-the model tells the states of all devices, most of which were set in earlier chunks. It is trained by backpropagation
+Messages arrive: a few set one of 8 devices to one of 4 states, the others mean nothing. After each chunk of 32, the
+model tells the states of all devices, most of which were set in earlier chunks. It is trained by backpropagation
 through 4 chunks at a time, and compared with the same model without memory.
 
 Shape suffixes: B streams, T messages of a chunk, K devices, S states, N latents, D latent channels
