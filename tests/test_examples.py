@@ -112,7 +112,7 @@ def test_latents_of_a_stream_carry_what_was_read_and_stay_bounded():
         norms.append(memory_BND.norm(dim=-1).mean().item())
     assert memory_BND.shape == (2, 8, 64)
     assert (memory_BND[0] - memory_BND[1]).abs().max() > 1e-3  # 100 equal chunks later
-    assert norms[-1] == pytest.approx(norms[9], rel=0.05)
+    assert norms[-1] < 1.5 * norms[9]
 
 
 def test_a_stream_is_measured_with_and_without_memory():
