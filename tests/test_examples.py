@@ -127,11 +127,13 @@ def test_a_stream_is_measured_with_and_without_memory():
 
 def test_spikes_follow_the_movement():
     """Their number is that of the rates, and a unit's mean velocity at its spikes points its own way."""
-    session = events.simulate("monday", 80.0, np.random.default_rng(0))
-    assert session.training_seconds == pytest.approx(80)
+    random = np.random.default_rng(0)
+    sessions = [events.simulate(str(index), random) for index in range(8)]
+    count = sum(len(session.time_T) for session in sessions) / sum(len(session.units) for session in sessions)
+    assert count == pytest.approx(events.LENGTH * (np.e**2 - 1) / 2, rel=0.15)
+    session = sessions[0]
     assert (np.diff(session.time_T) >= 0).all()
-    assert session.time_T.max() < 100
-    assert 100 * len(session.units) < len(session.time_T) < 100 * np.e**2 * len(session.units)
+    assert events.LENGTH - 1 < session.time_T.max() < events.LENGTH
     for unit in range(len(session.units)):
         velocity_TV = session.velocity(session.time_T[session.unit_T == unit])
         assert np.linalg.norm(velocity_TV.mean(0)) > 0.15  # the gain, for normal velocities: from 0.3 to 1.2
@@ -141,7 +143,7 @@ def test_spikes_follow_the_movement():
 @torch.no_grad()
 def test_velocities_are_decoded_from_the_spikes_of_their_own_window():
     random = np.random.default_rng(0)
-    sessions = [events.simulate(name, 5.0, random) for name in ("monday", "tuesday")]
+    sessions = [events.simulate(name, random) for name in ("monday", "tuesday")]
     model, time_BP = events.build(sessions).eval(), torch.rand(3, 6)
     windows = [(sessions[0], 1.0), (sessions[1], 1.0), (sessions[0], 3.5)]
     found_BPV = events.decode(model, windows, time_BP)
@@ -150,6 +152,10 @@ def test_velocities_are_decoded_from_the_spikes_of_their_own_window():
         alone_1PV = events.decode(model, [window], time_BP[[index]])
         torch.testing.assert_close(alone_1PV[0], found_BPV[index], atol=1e-6, rtol=1e-4)
     assert (events.decode(model, windows[2:], time_BP[:1]) - found_BPV[0]).abs().max() > 1e-4
+    later = sessions[0]._replace(time_T=sessions[0].time_T + 50)
+    torch.testing.assert_close(
+        events.decode(model, [(later, 51.0)], time_BP[:1])[0], found_BPV[0], atol=1e-5, rtol=1e-4
+    )
 
 
 def test_ridge_regression_recovers_a_linear_signal_and_shrinks():
@@ -166,17 +172,19 @@ def test_ridge_regression_recovers_a_linear_signal_and_shrinks():
     np.testing.assert_allclose((x_SF @ weight_LFV + bias_L1V)[1].mean(0), y_SV.mean(0))
 
 
-def test_the_ridge_regression_decodes_held_out_velocities():
-    session = events.simulate("monday", 20.0, np.random.default_rng(0))
-    assert 0.6 < events.measure_ridge(session) < 0.95
-    other_SV = events.simulate("tuesday", 20.0, np.random.default_rng(1)).velocity_SV
-    assert events.measure_ridge(session._replace(velocity_SV=other_SV)) < 0.1  # nothing to find
+def test_ridge_regression_is_measured_on_the_held_out_end():
+    random = np.random.default_rng(0)
+    monday, tuesday = (events.simulate(name, random) for name in ("monday", "tuesday"))
+    assert 0.7 < events.measure_ridge(monday, power=0.5) < 0.95
+    end = round(events.TRAINING / events.STEP)
+    mixed_SV = np.concatenate([monday.velocity_SV[:end], tuesday.velocity_SV[end:]])
+    assert events.measure_ridge(monday._replace(velocity_SV=mixed_SV), power=0.5) < 0.1
 
 
 def test_new_sessions_change_only_their_own_vectors():
     torch.manual_seed(0)
     random = np.random.default_rng(0)
-    known, new = ([events.simulate(name, 5.0, random)] for name in ("monday", "tuesday"))
+    known, new = ([events.simulate(name, random)] for name in ("monday", "tuesday"))
     model = events.build(known)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     events.extend(model, new)
@@ -190,7 +198,8 @@ def test_new_sessions_change_only_their_own_vectors():
 
 def test_events_are_measured_over_known_and_new_sessions():
     figures = events.main(steps=4, known=2, new=1)
-    assert list(figures) == ["known", "new, untrained", "new", "known, ridge", "new, ridge"]
+    model, ridge = ("known", "new, untrained", "new"), ("ridge", "ridge of square roots")
+    assert set(figures) == {*model, *(f"{sessions}, {name}" for sessions in ("known", "new") for name in ridge)}
     assert all(map(math.isfinite, figures.values()))
-    assert max(figures["known"], figures["new, untrained"], figures["new"]) < 0.3  # hardly trained
-    assert min(figures["known, ridge"], figures["new, ridge"]) > 0.5
+    assert max(figures[name] for name in model) < 0.3  # hardly trained
+    assert min(figures[name] for name in set(figures) - set(model)) > 0.5
