@@ -45,11 +45,6 @@ class Session(NamedTuple):
     time_T: np.ndarray
     velocity_SV: np.ndarray
 
-    def velocity(self, time_P: np.ndarray) -> np.ndarray:
-        """Returns the velocity at any times, [P, V]."""
-        sample_S = (np.arange(len(self.velocity_SV)) + 0.5) * STEP
-        return np.stack([np.interp(time_P, sample_S, v_S) for v_S in self.velocity_SV.T], -1)
-
 
 Windows = list[tuple[Session, float]]  # each with its start in seconds
 
@@ -146,8 +141,12 @@ def decode(model: PerceiverIO, windows: Windows, time_BP: Tensor, drop: float = 
 
 def true_velocity(windows: Windows, time_BP: Tensor) -> Tensor:
     """Returns what `decode` should return."""
-    pairs = zip(windows, time_BP.double().numpy(), strict=True)
-    return torch.from_numpy(np.stack([session.velocity(start + time_P) for (session, start), time_P in pairs])).float()
+    sample_S = (np.arange(round(LENGTH / STEP)) + 0.5) * STEP
+    velocity_BVP = [
+        [np.interp(start + time_P, sample_S, v_S) for v_S in session.velocity_SV.T]
+        for (session, start), time_P in zip(windows, time_BP.double().numpy(), strict=True)
+    ]
+    return torch.tensor(np.array(velocity_BVP), dtype=torch.float32).mT
 
 
 def train(
