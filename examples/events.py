@@ -3,8 +3,17 @@
     python examples/events.py
 
 The model follows POYO (Azabou et al., 2023): a spike is the vector of its unit at a real time, latents lie on a grid of
-times, and velocities are decoded at any times. New sessions get new vectors of their units: nothing else is trained.
-Spikes are simulated. A ridge regression is fitted to each session, to compare with. Needs scipy.
+times, and velocities are decoded at any times. New sessions get new vectors, and nothing else is trained. Spikes are
+simulated; ridge regressions of each session's spike counts are compared. Needs scipy.
+
+Mean R squared on the held-out fifths (seed 0, 1,500 steps and 250 for new sessions, 151 seconds of CPU, one thread):
+
+                              24 known sessions   6 new sessions
+    model                           0.859         0.886, untrained -0.036
+    ridge of counts                 0.810         0.795
+    ridge of square roots           0.867         0.892
+
+One model of all sessions does better than regressions of counts, and slightly worse than those of their square roots.
 
 Shape suffixes: B windows, T spikes, P times, S samples, V components of a velocity, U units, F features, L penalties
 """
