@@ -6,6 +6,14 @@ Messages arrive: a few set one of 8 devices to one of 4 states, the others mean 
 model tells the states of all devices, most of which were set in earlier chunks. It is trained by backpropagation
 through 4 chunks at a time, and compared with the same model without memory.
 
+Streams of 1,000 chunks, 64 in training (seed 0, 2,000 steps each, 240 seconds of CPU for both, one thread):
+
+                   accuracy, chunks 100 to 199 and 900 to 999   milliseconds per chunk of 16 streams
+    memory                        0.837, 0.834                               1.96, 2.07
+    no memory                     0.389, 0.355                               2.01, 2.03
+
+One chunk allows 0.379 at best, the 4 that gradients cross 0.647: memory reaches further, and does not drift.
+
 Shape suffixes: B streams, T messages of a chunk, K devices, S states, N latents, D latent channels
 """
 
@@ -27,9 +35,9 @@ TRUNCATION, RESTART = 4, 64  # chunks of a step of training, and of a stream of 
 
 
 def read_stream(streams: int, chunks: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields chunks of messages [B, T], and the states of devices after each [B, K].
+    """Yields chunks of messages [B, T], and the states of devices after each, [B, K], first 0.
 
-    Message `STATES * device + state` sets a device, whose first state is 0; larger ones mean nothing.
+    Message `STATES * device + state` sets a device; larger ones mean nothing.
     """
     meaningful = DEVICES * STATES
     state_BK = torch.zeros(streams, DEVICES, dtype=torch.long)
