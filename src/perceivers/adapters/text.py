@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
 from perceivers.model.arguments import check_range
@@ -24,9 +25,17 @@ class TextInput(InputAdapter):
         length: maximum number of tokens of a text.
         channels: C of the vectors.
         num_task_tokens: further tokens from V on that no text has, one for each task (section 4.1).
+        ngrams: vectors of n-grams and words, which are added to those of tokens.
     """
 
-    def __init__(self, vocabulary: int, length: int, channels: int, num_task_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        channels: int,
+        num_task_tokens: int = 0,
+        ngrams: HashedNgrams | None = None,
+    ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.length = length
@@ -34,6 +43,7 @@ class TextInput(InputAdapter):
         weight = trunc_normal_parameter(vocabulary + num_task_tokens, channels)
         self.embedding = nn.Embedding(vocabulary + num_task_tokens, channels, _weight=weight)
         self.positions = LearnedPositions([length], channels)
+        self.ngrams = ngrams
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes tokens [B, M] in 0 ... V - 1; or `InputArray(tokens, mask_BM)` for texts of different lengths."""
@@ -47,8 +57,11 @@ class TextInput(InputAdapter):
         if count > self.length:
             raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {self.length}.")
         check_range("tokens", token_BM, self.embedding.num_embeddings)
-        position_MC = self.positions(indices=torch.arange(count, device=token_BM.device))
-        return InputArray(self.embedding(token_BM) + position_MC, mask_BM, (count,))
+        index_M = torch.arange(count, device=token_BM.device)
+        x_BMC = self.embedding(token_BM) + self.positions(indices=index_M)
+        if self.ngrams is not None:
+            x_BMC = x_BMC + self.ngrams(token_BM, index_M, mask_BM)
+        return InputArray(x_BMC, mask_BM, (count,))
 
 
 class TextOutput(OutputAdapter):
