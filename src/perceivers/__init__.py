@@ -8,9 +8,19 @@ if TYPE_CHECKING:
     from perceivers.errors import PerceiversError
     from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter
     from perceivers.model.costs import summarize
+    from perceivers.model.embedding import NamedEmbedding
     from perceivers.model.intermediates import record_attention
+    from perceivers.model.masks import window_mask
     from perceivers.model.perceiver_io import PerceiverIO
-    from perceivers.model.positions import FourierPositions, LearnedPositions, fourier_features
+    from perceivers.model.positions import (
+        FourierFeatures,
+        FourierPositions,
+        LearnedPositions,
+        fourier_features,
+        grid_coordinates,
+    )
+    from perceivers.model.ragged import Ragged
+    from perceivers.model.rotary import RotaryPositions, spaced_periods
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
     from perceivers.set_encoder import SetEncoder
@@ -20,22 +30,29 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Encoded",
+    "FourierFeatures",
     "FourierPositions",
     "InputAdapter",
     "InputArray",
     "LearnedPositions",
     "Model",
+    "NamedEmbedding",
     "OutputAdapter",
     "PerceiverIO",
     "PerceiversError",
+    "Ragged",
+    "RotaryPositions",
     "SetEncoder",
     "create_model",
     "fit_table",
     "fourier_features",
+    "grid_coordinates",
     "list_models",
     "load",
     "record_attention",
+    "spaced_periods",
     "summarize",
+    "window_mask",
 ]
 
 MODULES = {
@@ -43,9 +60,19 @@ MODULES = {
     "errors": ["PerceiversError"],
     "model.adapter": ["Encoded", "InputAdapter", "InputArray", "OutputAdapter"],
     "model.costs": ["summarize"],
+    "model.embedding": ["NamedEmbedding"],
     "model.intermediates": ["record_attention"],
+    "model.masks": ["window_mask"],
     "model.perceiver_io": ["PerceiverIO"],
-    "model.positions": ["FourierPositions", "LearnedPositions", "fourier_features"],
+    "model.positions": [
+        "FourierFeatures",
+        "FourierPositions",
+        "LearnedPositions",
+        "fourier_features",
+        "grid_coordinates",
+    ],
+    "model.ragged": ["Ragged"],
+    "model.rotary": ["RotaryPositions", "spaced_periods"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
     "set_encoder": ["SetEncoder"],

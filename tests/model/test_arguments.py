@@ -72,7 +72,7 @@ def test_wrong_inputs_are_one_sentence(model, inputs, message):
         ("y", "outputs is of type str: a dict by name is expected, such as {'y': ..., 'words': ..., 'rows': ...}"),
         (["y"], "outputs is of type list: a dict by name is expected"),
         ({"rows": [0, 1]}, "indices of output 'rows' are of type list: a tensor of integers is expected"),
-        ({"rows": torch.tensor([0.5])}, "indices of output 'rows' are of type torch.float32"),
+        ({"rows": torch.tensor([0.5])}, "the output 'rows' has no real coordinates: give integer indices"),
         ({"rows": torch.tensor([True])}, "indices of output 'rows' are of type torch.bool"),
         ({"rows": torch.tensor([5])}, "indices of output 'rows' go from 5 to 5, but must be from 0 to 4"),
         ({"rows": torch.tensor([-1])}, "indices of output 'rows' go from -1 to -1, but must be from 0 to 4"),

@@ -241,7 +241,7 @@ def test_runs_in_bfloat16_and_under_autocast(data):
     ("settings", "message"),
     [
         ({"channels": 18, "heads": 4}, "channels = 18 cannot be split over heads = 4"),
-        ({"latents": 0}, "latents = 0 is not allowed: it must be at least 1"),
+        ({"latents": -1}, "latents = -1 is not allowed: it must be at least 1"),
         ({"num_cross_attends": 2}, "num_cross_attends = 2 is not allowed: it must be from 1 to 1"),
         ({"gelu": "erf"}, "gelu = 'erf' is not allowed"),
     ],

@@ -1,14 +1,17 @@
 """Arrays as they are: for data that needs no adapter of its own. Shape suffixes as in `perceivers.model.adapter`."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
+from perceivers.model.adapter import Encoded, Indices, InputAdapter, InputArray, OutputAdapter, read_input
+from perceivers.model.arguments import check_coordinates
 from perceivers.model.linear import Linear
-from perceivers.model.positions import Positions
+from perceivers.model.positions import Positions, grid_coordinates
+from perceivers.model.ragged import Ragged
 
 
 class ArrayInput(InputAdapter):
@@ -16,7 +19,8 @@ class ArrayInput(InputAdapter):
 
     Args:
         channels: channels of each vector.
-        positions: encodes where on the grid a vector is, and is concatenated to it; None for a set.
+        positions: encodes where a vector is, on a grid or at real coordinates, and is concatenated to it; None for a
+            set.
         projection: channels to which a linear layer projects the vectors before that; None for no layer.
     """
 
@@ -27,10 +31,17 @@ class ArrayInput(InputAdapter):
         self.projection = None if projection is None else Linear(channels, projection)
         self.channels = (projection or channels) + (0 if positions is None else positions.channels)
 
-    def forward(self, data: Tensor | InputArray) -> InputArray:
-        """Takes vectors [B, *grid, channels], or `InputArray(vectors, mask)` with a mask of shape [B, *grid]."""
-        vectors, mask = read_array(data, channel_dims=1)
-        rank = 1 if self.positions is None else len(self.positions.grid)
+    def forward(self, data: Tensor | InputArray | Ragged) -> InputArray:
+        """Takes vectors [B, *grid, channels], or `InputArray(vectors, mask)` with a mask of shape [B, *grid].
+
+        Vectors at real coordinates are `InputArray(vectors [B, M, channels], coordinates_BMG=coordinates)`; sets and
+        such vectors can be ragged.
+        """
+        vectors, mask, _, coordinates, offsets = read_input(data, channel_dims=1)
+        on_grid = self.positions is not None and coordinates is None
+        if on_grid and self.positions is not None and (offsets is not None or not self.positions.grid):
+            raise PerceiversError("an array without a grid was given: its vectors need coordinates.")
+        rank = len(self.positions.grid) if self.positions is not None and on_grid else 1
         if vectors.dim() != rank + 2 or vectors.shape[-1] != self.data_channels:
             raise PerceiversError(
                 f"an array of shape {tuple(vectors.shape)} was given, but [batch, "
@@ -39,9 +50,13 @@ class ArrayInput(InputAdapter):
         x_BMC = vectors.flatten(1, -2)
         if self.projection is not None:
             x_BMC = self.projection(x_BMC.to(self.projection.weight.dtype))
-        if self.positions is not None:
+        if self.positions is not None and coordinates is not None:
+            check_coordinates("coordinates of an array", coordinates, vectors.shape[:2], self.positions.dimensions)
+            x_BMC = torch.cat([x_BMC, self.positions.encode(coordinates).to(x_BMC.dtype)], -1)
+        elif self.positions is not None:
             x_BMC = with_positions(x_BMC, self.positions, tuple(vectors.shape[1:-1]))
-        return InputArray(x_BMC, None if mask is None else mask.flatten(1), tuple(vectors.shape[1:-1]))
+        grid = None if offsets is not None else tuple(vectors.shape[1:-1])
+        return InputArray(x_BMC, None if mask is None else mask.flatten(1), grid, coordinates, offsets)
 
 
 def with_positions(x_BMC: Tensor, positions: Positions, grid: tuple[int, ...]) -> Tensor:
@@ -51,28 +66,44 @@ def with_positions(x_BMC: Tensor, positions: Positions, grid: tuple[int, ...]) -
 
 
 class ArrayOutput(OutputAdapter):
-    """An array of vectors on a grid; the query of a vector is its position.
+    """An array of vectors on a grid, or at any real coordinates; the query of a vector is its position.
 
     Args:
         channels: channels of each vector.
-        positions: the queries, and by their grid the shape of the output.
+        positions: the queries, and by their grid the shape of the output. `FourierPositions` can be decoded at real
+            coordinates, too, between the elements of their grid; `FourierFeatures` are at coordinates only.
     """
+
+    takes_ragged = True
 
     def __init__(self, channels: int, positions: Positions) -> None:
         super().__init__()
         self.channels = channels
         self.positions = positions
         self.query_channels = positions.channels
+        self.coordinate_dims = positions.dimensions
 
     def num_queries(self, encoded: Encoded) -> int:
-        return math.prod(self.positions.grid)
+        return math.prod(self.positions.grid) if self.positions.grid else 0
 
-    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        q_PQ: Tensor = self.positions(indices=indices, device=encoded.latents.device)
+    def queries(self, encoded: Encoded, indices: Indices | None = None) -> Tensor:
+        values = indices.values if isinstance(indices, Ragged) else indices
+        if values is not None and values.is_floating_point():
+            q_PQ = self.positions.encode(values)
+        else:
+            q_PQ = self.positions(indices=values, device=encoded.latents.device)
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
-    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """Returns [B, *grid, channels], or [B, P, channels] at indices."""
+    def query_coordinates(self, encoded: Encoded, indices: Indices | None = None) -> Tensor | None:
+        values = indices.values if isinstance(indices, Ragged) else indices
+        if self.coordinate_dims is None or (values is not None and values.is_floating_point()):
+            return super().query_coordinates(encoded, indices)
+        coordinates = grid_coordinates(self.positions.grid, encoded.latents.device)
+        coordinates = coordinates if values is None else coordinates[values]
+        return coordinates if coordinates.dim() == 3 else coordinates[None]
+
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Any = None) -> Tensor:
+        """Returns [B, *grid, channels], or [B, P, channels] at indices or coordinates."""
         if indices is not None:
             return y_BOE
         return y_BOE.unflatten(1, self.positions.grid)

@@ -30,6 +30,6 @@ class CategoryInput(InputAdapter):
                 f"categories of shape {tuple(indices.shape)} and type {indices.dtype} were given, "
                 f"but integers of shape [batch] or [batch, set] are expected."
             )
-        check_range("categories", indices, self.embedding.num_embeddings)
+        check_range("categories", indices, 0, self.embedding.num_embeddings - 1)
         x = self.embedding(indices)
         return InputArray(x[:, None] if indices.dim() == 1 else x, mask_BM)

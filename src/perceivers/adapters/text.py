@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.errors import PerceiversError
-from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
+from perceivers.model.adapter import Encoded, Indices, InputAdapter, InputArray, OutputAdapter, read_input
 from perceivers.model.arguments import check_range
+from perceivers.model.eager import is_concrete
 from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import trunc_normal_parameter
 from perceivers.model.positions import LearnedPositions
+from perceivers.model.ragged import Ragged, find_examples
 
 
 class TextInput(InputAdapter):
@@ -45,23 +47,40 @@ class TextInput(InputAdapter):
         self.positions = LearnedPositions([length], channels)
         self.ngrams = ngrams
 
-    def forward(self, data: Tensor | InputArray) -> InputArray:
-        """Takes tokens [B, M] in 0 ... V - 1; or `InputArray(tokens, mask_BM)` for texts of different lengths."""
-        token_BM, mask_BM = read_array(data)
+    def forward(self, data: Tensor | InputArray | Ragged) -> InputArray:
+        """Takes tokens [B, M] in 0 ... V - 1; texts of different lengths as `InputArray(tokens, mask_BM)`, or ragged.
+
+        In models with rotary positions, the coordinate of a token is its index.
+        """
+        token_BM, mask_BM, _, _, offsets = read_input(data)
         if token_BM.dim() != 2 or token_BM.is_floating_point():
             raise PerceiversError(
                 f"tokens of shape {tuple(token_BM.shape)} and type {token_BM.dtype} were given, "
                 f"but integers of shape [batch, tokens] are expected."
             )
-        count = token_BM.shape[1]
-        if count > self.length:
-            raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {self.length}.")
-        check_range("tokens", token_BM, self.embedding.num_embeddings)
-        index_M = torch.arange(count, device=token_BM.device)
+        check_range("tokens", token_BM, 0, self.embedding.num_embeddings - 1)
+        index_M = index_tokens(token_BM.shape[1], offsets, token_BM.device, self.length)
         x_BMC = self.embedding(token_BM) + self.positions(indices=index_M)
         if self.ngrams is not None:
             x_BMC = x_BMC + self.ngrams(token_BM, index_M, mask_BM)
-        return InputArray(x_BMC, mask_BM, (count,))
+        grid = None if offsets is not None else (len(index_M),)
+        return InputArray(x_BMC, mask_BM, grid, to_coordinates(index_M, x_BMC).expand(len(x_BMC), -1, 1), offsets)
+
+
+def index_tokens(count: int, offsets: Tensor | None, device: torch.device, most: int) -> Tensor:
+    """Returns the index of each token in its text, [M]; raises a PerceiversError if a text is longer than `most`."""
+    index_M = torch.arange(count, device=device)
+    if offsets is not None:
+        index_M = index_M - offsets[find_examples(offsets, count)]
+        count = int(offsets.diff().max()) if is_concrete(offsets) else min(count, most)
+    if count > most:
+        raise PerceiversError(f"a text of {count} tokens was given, but the model reads at most {most}.")
+    return index_M
+
+
+def to_coordinates(index_BP: Tensor, like: Tensor) -> Tensor:
+    """Returns indices [P] or [B, P] as coordinates [1 or B, P, 1], exact also in half precision."""
+    return index_BP.to(torch.promote_types(like.dtype, torch.float32)).view(-1, index_BP.shape[-1], 1)
 
 
 class TextOutput(OutputAdapter):
@@ -74,6 +93,7 @@ class TextOutput(OutputAdapter):
     """
 
     channels = None  # takes the decoder's output
+    takes_ragged = True
 
     def __init__(self, input: str) -> None:
         super().__init__()
@@ -88,25 +108,40 @@ class TextOutput(OutputAdapter):
         self.positions = LearnedPositions([text.length], text.channels)
         self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
 
-    def context(self, inputs: Mapping[str, InputArray]) -> tuple[int, Tensor | None]:
-        """Keeps the number of tokens and their mask."""
-        return inputs[self.input].x_BMC.shape[1], inputs[self.input].mask_BM
+    def context(self, inputs: Mapping[str, InputArray]) -> tuple[int, Tensor | None, Tensor | None]:
+        """Keeps the number of tokens, their mask, and their offsets."""
+        text = inputs[self.input]
+        return text.x_BMC.shape[1], text.mask_BM, text.offsets
 
     def num_queries(self, encoded: Encoded) -> int:
         return int(encoded.context[0])
 
-    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        if indices is None:
-            indices = torch.arange(self.num_queries(encoded), device=encoded.latents.device)
-        q_PQ: Tensor = self.positions(indices=indices)
+    def query_offsets(self, encoded: Encoded) -> Tensor | None:
+        offsets: Tensor | None = encoded.context[2]
+        return offsets
+
+    def queries(self, encoded: Encoded, indices: Indices | None = None) -> Tensor:
+        q_PQ: Tensor = self.positions(indices=self.index_queries(encoded, indices))
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
-    def query_mask(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor | None:
+    def query_coordinates(self, encoded: Encoded, indices: Indices | None = None) -> Tensor:
+        return to_coordinates(self.index_queries(encoded, indices), encoded.latents)
+
+    def index_queries(self, encoded: Encoded, indices: Indices | None) -> Tensor:
+        """Returns the indices of tokens in their text, [P] or [B, P]."""
+        if indices is None:
+            count, _, offsets = encoded.context
+            return index_tokens(count, offsets, encoded.latents.device, len(self.positions.table_SF))
+        return indices.values if isinstance(indices, Ragged) else indices
+
+    def query_mask(self, encoded: Encoded, indices: Indices | None = None) -> Tensor | None:
         mask_BM: Tensor | None = encoded.context[1]
         if mask_BM is None or indices is None:
             return mask_BM
+        if isinstance(indices, Ragged):
+            return mask_BM[indices.examples(), indices.values][None]
         return mask_BM.gather(1, indices.expand(mask_BM.shape[0], -1))
 
-    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Indices | None = None) -> Tensor:
         """Returns logits [B, M, V], or [B, P, V] at indices."""
         return linear(y_BOE, self.text[0].embedding.weight, self.bias)

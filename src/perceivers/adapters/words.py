@@ -45,7 +45,7 @@ class WordInput(InputAdapter):
             )
         if hash_BMH.shape[1] > self.length:
             raise PerceiversError(f"a text of {hash_BMH.shape[1]} words was given: at most {self.length} are read.")
-        check_range("hashes", hash_BMH, self.embedding.num_embeddings)
+        check_range("hashes", hash_BMH, 0, self.embedding.num_embeddings - 1)
         bags = F.embedding_bag(hash_BMH.flatten(0, 1), self.embedding.weight, mode="sum", padding_idx=0)
         word_BMW = bags.unflatten(0, hash_BMH.shape[:2])  # padding has no hashes, and the vector 0
         count_B1 = (hash_BMH[..., 0] != 0).sum(1, keepdim=True).clamp_min(1)

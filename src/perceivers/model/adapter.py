@@ -2,7 +2,8 @@
 
 Shape suffixes:
     B batch, M inputs, C input channels, N latents, D latent channels,
-    O outputs, P some of the outputs, Q query channels, E output channels
+    O outputs, P some of the outputs, Q query channels, E output channels,
+    G dimensions of coordinates, T elements of all examples of a ragged batch
 """
 
 from abc import ABC, abstractmethod
@@ -12,35 +13,52 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
+from perceivers.model.arguments import check_coordinates
 from perceivers.model.config import Configurable
 from perceivers.model.masks import to_bool_mask, zero_padding
+from perceivers.model.ragged import Ragged, check_offsets, to_ragged
+
+Indices = Tensor | Ragged
+"""Elements of an output: integer indices [P] or [B, P], real coordinates [P, G] or [B, P, G], or either ragged."""
 
 
 class InputArray(NamedTuple):
     """An input array.
 
     Attributes:
-        x_BMC: the elements.
+        x_BMC: the elements; [1, T, C] in a ragged batch.
         mask_BM: True or 1 for real elements, False or 0 for padding, which has weight 0; None if all are real.
         grid: size of each dimension, if the elements lie on a grid; an output can take the shape of an input from it.
+        coordinates_BMG: real coordinates or times of the elements, if they have any.
+        offsets: [B + 1], index of the first element of each example and T, in a ragged batch; see `Ragged`.
     """
 
     x_BMC: Tensor
     mask_BM: Tensor | None = None
     grid: tuple[int, ...] | None = None
+    coordinates_BMG: Tensor | None = None
+    offsets: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Number of examples."""
+        return self.x_BMC.shape[0] if self.offsets is None else self.offsets.shape[0] - 1
 
 
-def read_array(data: Any, channel_dims: int = 0) -> tuple[Tensor, Tensor | None]:
-    """Returns the tensor and the mask of an adapter's data, a tensor or `InputArray(tensor, mask)`, with padding as 0.
+def read_input(data: Any, channel_dims: int = 0) -> InputArray:
+    """Returns an adapter's data, a tensor, an `InputArray` or a ragged batch, as an `InputArray` with padding as 0.
 
     Args:
         data: what a model was given.
-        channel_dims: number of the tensor's last dimensions that the mask does not have.
+        channel_dims: number of the tensor's last dimensions that are not dimensions of elements.
 
     Raises:
-        PerceiversError: the data is no tensor, or the mask has another shape.
+        PerceiversError: the data is no tensor, or masks, coordinates or offsets do not fit it.
     """
-    array, mask, _ = data if isinstance(data, InputArray) else InputArray(data)
+    data = to_ragged(data)
+    if isinstance(data, Ragged):
+        data = InputArray(data.values[None], offsets=data.offsets)
+    array, mask, grid, coordinates, offsets = data if isinstance(data, InputArray) else InputArray(data)
     if not isinstance(array, Tensor):
         raise PerceiversError(f"a {type(array).__name__} was given as data of the model: a torch.Tensor is expected.")
     mask = to_bool_mask(mask)
@@ -48,7 +66,25 @@ def read_array(data: Any, channel_dims: int = 0) -> tuple[Tensor, Tensor | None]
     if mask is not None and mask.shape != shape:
         found = f"a mask of shape {tuple(mask.shape)} was given for an array of shape {tuple(array.shape)}"
         raise PerceiversError(f"{found}: its shape must be {tuple(shape)}.")
-    return zero_padding(array, mask), mask
+    if offsets is not None:
+        if mask is not None:
+            raise PerceiversError("a ragged batch has no padding: give offsets or a mask, not both.")
+        if len(array) != 1:
+            raise PerceiversError(f"a ragged batch has the shape [1, elements, ...], not {list(array.shape)}.")
+        check_offsets("a ragged batch", offsets, shape[1])
+    if coordinates is not None:
+        check_coordinates("coordinates of an input", coordinates, shape)
+        coordinates = zero_padding(coordinates, mask)
+    return InputArray(zero_padding(array, mask), mask, grid, coordinates, offsets)
+
+
+def read_array(data: Any, channel_dims: int = 0) -> tuple[Tensor, Tensor | None]:
+    """Returns the tensor and the mask of the data of an adapter that takes nothing else: see `read_input`."""
+    array = read_input(data, channel_dims)
+    if array.offsets is not None or array.coordinates_BMG is not None:
+        kind = "ragged batches" if array.offsets is not None else "coordinates"
+        raise PerceiversError(f"an input was given that takes no {kind}: give a tensor, with a mask of padding.")
+    return array.x_BMC, array.mask_BM
 
 
 class Encoded(NamedTuple):
@@ -58,10 +94,12 @@ class Encoded(NamedTuple):
         latents: [B, N, D].
         context: by the name of an output, what its `OutputAdapter.context` keeps of the inputs. The methods of an
             output adapter are given their own.
+        coordinates: [B or 1, N, G], coordinates of the latents in a model with rotary positions.
     """
 
     latents: Tensor
     context: Any = None
+    coordinates: Tensor | None = None
 
 
 class InputAdapter(Configurable, nn.Module, ABC):
@@ -87,10 +125,14 @@ class OutputAdapter(Configurable, nn.Module):
             element.
         channels: E of the vectors that `postprocess` takes: the model ends in a linear layer to them. None: it takes
             the decoder's output, of Q channels: a linear layer reduces it to these if queries were padded to more.
+        coordinate_dims: G, if elements at real coordinates can be decoded, too, whether or not they are on a grid.
+        takes_ragged: whether `queries` takes a ragged batch of indices or coordinates.
     """
 
     query_channels: int | Literal["any"] | None
     channels: int | None
+    coordinate_dims: int | None = None
+    takes_ragged: bool = False
 
     @property
     def channel_names(self) -> list[str] | None:
@@ -113,16 +155,34 @@ class OutputAdapter(Configurable, nn.Module):
         """Returns O, the number of queries."""
         return 1
 
-    def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
-        """Makes all queries, [B or 1, O, Q], or those at integer `indices` [P] or [B, P], [B or 1, P, Q]."""
+    def query_offsets(self, encoded: Encoded) -> Tensor | None:
+        """Returns the offsets [B + 1] of all queries of a ragged batch, or None if all examples have as many."""
+        return None
+
+    def queries(self, encoded: Encoded, indices: Any = None) -> Tensor:
+        """Makes all queries, [B or 1, O, Q], or those at integer `indices` [P] or [B, P], [B or 1, P, Q].
+
+        Indices can be real coordinates [P, G] or [B, P, G] if the output has `coordinate_dims`, and both can be ragged,
+        with values [T] or [T, G], if it `takes_ragged`. The queries of a ragged batch are [1, T, Q].
+        """
         raise PerceiversError(f"{type(self).__name__} has query_channels: it must define queries.")
 
-    def query_mask(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor | None:
+    def query_coordinates(self, encoded: Encoded, indices: Any = None) -> Tensor | None:
+        """Returns the coordinates of queries for rotary positions, [B or 1, P, G]; None if they are at the origin."""
+        if indices is None or self.coordinate_dims is None:
+            return None
+        coordinates = indices.values if isinstance(indices, Ragged) else indices
+        return coordinates if coordinates.dim() == 3 else coordinates[None]
+
+    def query_mask(self, encoded: Encoded, indices: Any = None) -> Tensor | None:
         """Returns which queries are real, [B, O] or [B, P]: the others read nothing. None if all are."""
         return None
 
-    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Any:
-        """Turns decoded vectors into predictions: all in the domain's own shape, those at `indices` as [B, P, ...]."""
+    def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Any = None) -> Any:
+        """Turns decoded vectors into predictions: all in the domain's own shape, those at `indices` as [B, P, ...].
+
+        Vectors and predictions of a ragged batch are [1, T, ...].
+        """
         return y_BOE
 
 

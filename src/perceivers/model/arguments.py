@@ -3,7 +3,7 @@
 What has to be read from an accelerator is not checked there: it would wait for the device.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,9 +40,8 @@ def check_devices(data: Mapping[str, Any], device: torch.device) -> None:
                 raise PerceiversError(f"{found}: move one of them.")
 
 
-def check_batch_sizes(arrays: Mapping[str, Tensor]) -> None:
+def check_batch_sizes(sizes: Mapping[str, int]) -> None:
     """Raises a PerceiversError if inputs have different numbers of examples."""
-    sizes = {name: array.shape[0] for name, array in arrays.items()}
     if is_eager() and len(set(sizes.values())) > 1:
         found = ", ".join(f"{name!r} {size}" for name, size in sizes.items())
         raise PerceiversError(f"the inputs have different batch sizes ({found}): give the same number of examples.")
@@ -57,13 +56,39 @@ def check_indices(what: str, indices: Any, total: int, batch_size: int | None = 
     if indices.dim() != 1 and (batch_size is None or not is_batch):
         expected = "[count]" if batch_size is None else f"[count] or [{batch_size}, count]"
         raise PerceiversError(f"{what} have the shape {list(indices.shape)}: {expected} is expected.")
-    check_range(what, indices, total)
+    check_range(what, indices, 0, total - 1)
 
 
-def check_range(what: str, indices: Tensor, total: int) -> None:
-    """Raises a PerceiversError unless integers are from 0 to `total` - 1."""
-    if indices.device.type != "cpu" or not is_concrete(indices) or not indices.numel():
+def check_range(what: str, values: Tensor, least: float, most: float, tolerance: float = 0) -> None:
+    """Raises a PerceiversError unless numbers are from `least` to `most`, up to a tolerance."""
+    if values.device.type != "cpu" or not is_concrete(values) or not values.numel():
         return
-    least, most = int(indices.min()), int(indices.max())
-    if not 0 <= least <= most < total:
-        raise PerceiversError(f"{what} go from {least} to {most}, but must be from 0 to {total - 1}.")
+    low, high = values.min().item(), values.max().item()
+    if not least - tolerance <= low <= high <= most + tolerance:
+        raise PerceiversError(f"{what} go from {low:.6g} to {high:.6g}, but must be from {least} to {most}.")
+
+
+def check_coordinates(what: str, coordinates: Any, shape: Sequence[int], dims: int | None = None) -> None:
+    """Raises a PerceiversError unless coordinates are finite real numbers of shape [*shape, dims]."""
+    if not isinstance(coordinates, Tensor) or not coordinates.is_floating_point():
+        found = coordinates.dtype if isinstance(coordinates, Tensor) else type(coordinates).__name__
+        raise PerceiversError(f"{what} are of type {found}: a tensor of real numbers is expected.")
+    if coordinates.shape[:-1] != tuple(shape) or (dims is not None and coordinates.shape[-1] != dims):
+        expected = [*shape, "dimensions" if dims is None else dims]
+        raise PerceiversError(f"{what} have the shape {list(coordinates.shape)}: {expected} is expected.")
+    if coordinates.device.type == "cpu" and is_concrete(coordinates) and not coordinates.isfinite().all():
+        raise PerceiversError(f"{what} are not all finite: NaN or infinity is among them.")
+
+
+def check_pair_mask(what: str, mask: Any, batch_size: int, queries: int, inputs: int) -> None:
+    """Raises a PerceiversError unless a mask of pairs is [B or 1, O, M or 1] of bool."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise PerceiversError(
+            f"{what} is of type {found}: a tensor of bool is expected, True where a pair may be read."
+        )
+    shape = list(mask.shape)
+    if len(shape) != 3 or shape[0] not in (1, batch_size) or shape[1] != queries or shape[2] not in (1, inputs):
+        raise PerceiversError(
+            f"{what} has the shape {shape}: [{batch_size} or 1, {queries}, {inputs} or 1] is expected."
+        )

@@ -174,6 +174,17 @@ class Attention(nn.Module):
             r_BHOV = rotate(r_BHOV, query_rotation.inverse())
         return r_BHOV.transpose(1, 2).flatten(2)
 
+    def check_rotation(self, channels: int) -> None:
+        """Raises a PerceiversError if a head has fewer channels than rotary positions rotate."""
+        width = (
+            self.query.out_features if not self.rotate_values else min(self.query.out_features, self.output.in_features)
+        )
+        if width // self.heads < channels:
+            raise PerceiversError(
+                f"rotary positions rotate {channels} channels of each head, but some heads have {width // self.heads}: "
+                f"choose fewer, or wider heads."
+            )
+
     @property
     def active_kernel(self) -> Kernel | None:
         """The kernel, if there is one and nothing is attached to this layer that it would bypass."""

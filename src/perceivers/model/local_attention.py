@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.model.attention import Attention
+from perceivers.model.encoder import Encoder
 from perceivers.model.linear import lecun_normal_
-from perceivers.model.perceiver_io import Encoder
 
 LATENT_STD = 1.0
 """Standard deviation of the positional part of latents, which must not be hidden by what layers add."""

@@ -3,6 +3,7 @@
 Shape suffixes: B batch, O queries, M elements or inputs, C channels
 """
 
+import math
 from typing import NamedTuple, overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from perceivers.errors import PerceiversError
 from perceivers.model.eager import is_concrete
+from perceivers.model.ragged import find_examples
 
 
 @overload
@@ -60,16 +62,20 @@ class SameExample(NamedTuple):
 
     def to_mask(self, queries: int, inputs: int) -> Tensor:
         """Returns the mask of all pairs, [1, O, M]."""
-        return (example_of(self.query_offsets, queries)[:, None] == example_of(self.offsets, inputs))[None]
+        return (find_examples(self.query_offsets, queries)[:, None] == find_examples(self.offsets, inputs))[None]
 
 
 PairMask = Tensor | SameExample
 """True where a query may read an input; [B or 1, O, M]."""
 
 
-def example_of(offsets: Tensor, count: int) -> Tensor:
-    """Returns the example of each of the `count` elements of a ragged batch."""
-    return torch.bucketize(torch.arange(count, device=offsets.device), offsets[1:], right=True)
+def window_mask(query_time_BO: Tensor, time_BM: Tensor, before: float = math.inf, after: float = math.inf) -> Tensor:
+    """Returns a mask of pairs by time: a query reads inputs from `before` it to `after` it; -> [B, O, M].
+
+    With `after=0` it is causal.
+    """
+    distance_BOM = time_BM[:, None] - query_time_BO[..., None]
+    return (distance_BOM >= -before) & (distance_BOM <= after)
 
 
 def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: int, inputs: int) -> Tensor | None:
@@ -84,6 +90,6 @@ def combine_masks(mask_BM: Tensor | None, pair_mask: PairMask | None, queries: i
 def can_read(queries: int, mask_BM: Tensor | None, pair_mask: PairMask | None) -> Tensor | None:
     """Returns which queries may read any input, [B or 1, O or 1]; None if nothing is masked."""
     if isinstance(pair_mask, SameExample):
-        return (pair_mask.offsets.diff() > 0)[example_of(pair_mask.query_offsets, queries)][None]
+        return (pair_mask.offsets.diff() > 0)[find_examples(pair_mask.query_offsets, queries)][None]
     mask_BOM = combine_masks(mask_BM, pair_mask, queries, 0)
     return None if mask_BOM is None else mask_BOM.any(-1)

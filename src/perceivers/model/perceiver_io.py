@@ -8,24 +8,43 @@ Shape suffixes:
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.adapter import Adapters, Encoded, InputAdapter, InputArray, OutputAdapter, module_key, read_array
-from perceivers.model.arguments import check_batch_sizes, check_devices, check_indices, check_mapping, check_names
-from perceivers.model.attention import CrossAttention, KeyValues, SelfAttention
+from perceivers.model.adapter import (
+    Adapters,
+    Encoded,
+    Indices,
+    InputAdapter,
+    InputArray,
+    OutputAdapter,
+    module_key,
+    read_input,
+)
+from perceivers.model.arguments import (
+    check_batch_sizes,
+    check_coordinates,
+    check_devices,
+    check_mapping,
+    check_names,
+    check_pair_mask,
+)
+from perceivers.model.attention import Attention, CrossAttention, KeyValues, SelfAttention
+from perceivers.model.encoder import Encoder, call, checkpointed
 from perceivers.model.intermediates import Intermediates, record_attention, record_latents
 from perceivers.model.kernels.folding import decode
-from perceivers.model.linear import Linear, trunc_normal_parameter
-from perceivers.model.masks import drop_trivial_mask, to_bool_mask
-from perceivers.model.modalities import ModalityPadding, concatenate
+from perceivers.model.linear import Linear
+from perceivers.model.masks import PairMask, SameExample, drop_trivial_mask, to_bool_mask
+from perceivers.model.modalities import ModalityPadding, concatenate, concatenate_masks
+from perceivers.model.ragged import Ragged, regular_offsets, to_ragged
+from perceivers.model.rotary import RotaryPositions, Rotation
 from perceivers.model.saving import Model
+from perceivers.model.selection import Selection, select
 from perceivers.model.sizes import Sizes, takes_sizes
 from perceivers.model.transfer import transfer_weights
 
@@ -36,63 +55,17 @@ MIN_QUERY_PADDING = 2
 """The same for queries."""
 
 
-class Encoder(nn.Module):
-    """Encodes an input array into latents and processes them (section 3.1).
-
-    One block of `depth` self-attention layers is applied `num_blocks` times, with the same weights. A cross-attention
-    to the inputs precedes the first `num_cross_attends` of them (1 in Perceiver IO; the first Perceiver repeats it).
-    """
-
-    def __init__(
-        self,
-        latents: int,
-        channels: int,
-        cross_attentions: list[CrossAttention],
-        layers: list[SelfAttention],
-        num_blocks: int,
-        num_cross_attends: int,
-        checkpointing: bool,
-    ) -> None:
-        super().__init__()
-        self.latents = trunc_normal_parameter(latents, channels)
-        self.cross_attentions = nn.ModuleList(cross_attentions)
-        self.layers = nn.ModuleList(layers)
-        self.num_blocks = num_blocks
-        self.num_cross_attends = num_cross_attends
-        self.checkpointing = checkpointing
-
-    def forward(self, x_BMC: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """[B, M, C] -> [B, N, D]."""
-        run = checkpointed if self.checkpointing else call
-        z_BND = self.latents.expand(x_BMC.shape[0], -1, -1)
-        for block in range(self.num_blocks):
-            if block < self.num_cross_attends:
-                cross_attention = self.cross_attentions[block % len(self.cross_attentions)]
-                z_BND = run(cross_attention, z_BND, x_BMC, mask_BM)
-            for layer in self.layers:
-                z_BND = run(layer, z_BND)
-        return z_BND
-
-
-def call(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls a module or function."""
-    return function(*arguments)
-
-
-def checkpointed(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Calls a module or function, recomputing its activations in the backward pass instead of keeping them."""
-    return checkpoint(function, *arguments, use_reentrant=False)
-
-
 class PerceiverIO(Model):
     """Encodes any named inputs into a small latent array, processes it, and decodes any named outputs from it.
 
     Args:
         inputs: input adapters by name.
         outputs: output adapters by name.
-        latents: N, number of latents.
+        latents: N, number of learned latents; 0 if the caller of `encode` always gives latents.
         channels: D, channels of each latent.
         depth: self-attention layers of one block.
+        rotary: rotary positions of all attentions: inputs and latents then need coordinates. Queries that have none,
+            such as that of a label, are at the origin.
         maskable: inputs whose elements can be hidden in `encode`: each gets a learned mask token (section 5).
         output_channels: E of a linear layer after the decoder that all outputs share; no such layer by default.
         sizes: the other fields of `Sizes`.
@@ -110,12 +83,15 @@ class PerceiverIO(Model):
         channels: int,
         depth: int,
         *,
+        rotary: RotaryPositions | None = None,
         maskable: Sequence[str] = (),
         output_channels: int | None = None,
         **sizes: Any,
     ) -> None:
         super().__init__()
-        size = Sizes(latents=latents, channels=channels, depth=depth, **sizes)
+        size = Sizes(latents=latents or 1, channels=channels, depth=depth, **sizes)
+        self.rotary = rotary
+        rotate_values = () if rotary is None else rotary.rotate_values
         if not inputs or not outputs:
             raise PerceiversError("a model needs at least one input and one output.")
         check_names("input", maskable, inputs)
@@ -129,23 +105,40 @@ class PerceiverIO(Model):
                 channels,
                 self.input_padding.channels,
                 heads=size.cross_heads,
-                qk_channels=size.qk_channels,
-                v_channels=size.v_channels,
+                qk_channels=size.cross_qk_channels or size.qk_channels,
+                v_channels=size.cross_v_channels or (None if size.cross_qk_channels else size.v_channels),
                 widening_factor=size.cross_widening_factor,
                 dropout=size.dropout,
                 gelu=size.gelu,
                 longer="inputs",
+                gated=size.gated,
+                rotate_values="encoder" in rotate_values,
             )
             for _ in range(1 if size.share_cross_attention else size.num_cross_attends)
         ]
         layers = [
             SelfAttention(
-                channels, size.heads, size.qk_channels, size.v_channels, size.widening_factor, size.dropout, size.gelu
+                channels,
+                heads=size.heads,
+                qk_channels=size.qk_channels,
+                v_channels=size.v_channels,
+                widening_factor=size.widening_factor,
+                dropout=size.dropout,
+                gelu=size.gelu,
+                gated=size.gated,
+                rotate_values="processor" in rotate_values,
             )
             for _ in range(depth)
         ]
         self.encoder = Encoder(
-            latents, channels, cross_attentions, layers, size.num_blocks, size.num_cross_attends, size.checkpointing
+            latents,
+            channels,
+            cross_attentions,
+            layers,
+            size.num_blocks,
+            size.num_cross_attends,
+            size.checkpointing,
+            size.nested_latents,
         )
 
         self.outputs = Adapters(outputs)
@@ -170,6 +163,8 @@ class PerceiverIO(Model):
                 dropout=size.dropout,
                 gelu=size.gelu,
                 longer="queries",
+                gated=size.gated,
+                rotate_values="decoder" in rotate_values,
             )
             self.projection = nn.Identity() if output_channels is None else Linear(decoder_channels, output_channels)
         self.heads = nn.ModuleDict()  # the last linear layers of outputs
@@ -178,46 +173,105 @@ class PerceiverIO(Model):
             out_features = query_channels.get(name, in_features) if adapter.channels is None else adapter.channels
             if adapter.channels is not None or out_features < in_features:
                 self.heads[module_key(name)] = Linear(in_features, out_features)
+        if rotary is not None:
+            for layer in self.modules():
+                if isinstance(layer, Attention):
+                    layer.check_rotation(rotary.channels)
         kernels.optimize(self)
 
-    def encode(self, data: Mapping[str, Any], hidden: Mapping[str, Tensor] | None = None) -> Encoded:
+    def encode(
+        self,
+        data: Mapping[str, Any],
+        hidden: Mapping[str, Tensor | Ragged] | None = None,
+        *,
+        latents: Tensor | None = None,
+        num_latents: int | None = None,
+        latent_coordinates: Tensor | None = None,
+        input_masks: Mapping[str, Tensor] | None = None,
+        latent_mask: Tensor | None = None,
+    ) -> Encoded:
         """Encodes all inputs into latents.
 
         Args:
             data: for each input, by name, what its adapter takes.
             hidden: for `maskable` inputs, by name, the elements to hide from the model: True where the mask token of
                 the modality replaces them; [B, M], or a shape that expands to it.
+            latents: latents to begin with, instead of the learned ones: [N, D] or [B, N, D], in any number. Those of
+                an earlier call continue a stream.
+            num_latents: number of learned latents to use, the first ones; all by default.
+            latent_coordinates: coordinates of the latents, [N, G] or [B, N, G], for rotary positions.
+            input_masks: by the name of an input, which latents may read which of its elements, [B or 1, N, M], or
+                [B or 1, N, 1] for all or none of them; all by default. A latent that may read nothing reads zeros.
+            latent_mask: which latents may read which in the processor, [B or 1, N, N]; all by default.
+
+        Raises:
+            PerceiversError: an argument does not fit the model or the data.
         """
         check_mapping("data", data, self.inputs)
         check_names("input", data, self.inputs, all_needed=True)
-        check_devices(data, self.encoder.latents.device)
-        inputs = {name: adapter(data[name]) for name, adapter in self.inputs.items()}
-        for name, array in inputs.items():
-            if not isinstance(array, InputArray):
-                raise PerceiversError(f"the adapter of input {name!r} must return an InputArray, not {type(array)}.")
-            x_BMC, mask_BM = read_array(array, channel_dims=1)
-            inputs[name] = InputArray(x_BMC, drop_trivial_mask(mask_BM), array.grid)
-        check_batch_sizes({name: array.x_BMC for name, array in inputs.items()})
-        dtype = self.encoder.latents.dtype
-        hidden = {name: to_bool_mask(mask) for name, mask in (hidden or {}).items()}
-        for name in hidden:
+        for name in hidden or {}:
             if name not in self.maskable:
                 can = ", ".join(self.maskable) or "none"
                 raise PerceiversError(
                     f"the input {name!r} cannot be hidden: build the model with it in maskable ({can})."
                 )
-        x_BMC, mask_BM = concatenate(
-            [self.input_padding(name, array.x_BMC.to(dtype), hidden.get(name)) for name, array in inputs.items()],
-            [array.mask_BM for array in inputs.values()],
+        check_devices(data, self.device)
+        check_devices({"latents": latents}, self.device)
+        inputs = {name: self.read_input(name, data[name]) for name in self.inputs}
+        check_batch_sizes({name: array.batch_size for name, array in inputs.items()})
+        array = concatenate([self.pad_input(name, array, hidden or {}) for name, array in inputs.items()])
+        z_BND = self.encoder.first_latents(array.batch_size, latents, num_latents).to(self.dtype)
+        if latent_mask is not None:
+            check_pair_mask("latent_mask", latent_mask, array.batch_size, z_BND.shape[1], z_BND.shape[1])
+        if self.rotary is not None and latent_coordinates is not None and latent_coordinates.dim() == 2:
+            latent_coordinates = latent_coordinates[None]
+        z_BND = self.encoder(
+            array.x_BMC,
+            array.mask_BM,
+            array.offsets,
+            z_BND,
+            concatenate_masks(inputs, input_masks, z_BND.shape[1]),
+            latent_mask,
+            self.rotate_by("the inputs", array.coordinates_BMG, array.x_BMC),
+            self.rotate_by("the latents", latent_coordinates, z_BND),
         )
         context = {name: adapter.context(inputs) for name, adapter in self.outputs.items()}
-        return Encoded(self.encoder(x_BMC, mask_BM), context)
+        return Encoded(z_BND, context, latent_coordinates)
+
+    def read_input(self, name: str, data: Any) -> InputArray:
+        """Calls the adapter of an input, and checks what it returns."""
+        array = self.inputs[name](to_ragged(data))
+        if not isinstance(array, InputArray):
+            raise PerceiversError(f"the adapter of input {name!r} must return an InputArray, not {type(array)}.")
+        checked = read_input(array, channel_dims=1)
+        return checked._replace(mask_BM=drop_trivial_mask(checked.mask_BM))
+
+    def pad_input(self, name: str, array: InputArray, hidden: Mapping[str, Tensor | Ragged]) -> InputArray:
+        """Pads an input to the common channels, and replaces hidden elements by the mask token."""
+        hidden_BM = to_ragged(hidden.get(name))
+        if isinstance(hidden_BM, Ragged):
+            hidden_BM = hidden_BM.values[None]
+        x_BMC = self.input_padding(name, array.x_BMC.to(self.dtype), to_bool_mask(hidden_BM))
+        return array._replace(x_BMC=x_BMC)
+
+    def rotate_by(self, what: str, coordinates_BMG: Tensor | None, x_BMC: Tensor) -> Rotation | None:
+        """Returns the rotation of an array by its coordinates, if the model has rotary positions."""
+        if self.rotary is None:
+            return None
+        if coordinates_BMG is None:
+            raise PerceiversError(f"the model has rotary positions: {what} need coordinates.")
+        shape = (coordinates_BMG.shape[0] if len(coordinates_BMG) == 1 else x_BMC.shape[0], x_BMC.shape[1])
+        check_coordinates(f"the coordinates of {what}", coordinates_BMG, shape, self.rotary.dimensions)
+        rotation: Rotation = self.rotary(coordinates_BMG)
+        return rotation
 
     def decode(
         self,
         encoded: Encoded,
-        outputs: Mapping[str, Tensor | None] | None = None,
+        outputs: Mapping[str, Indices | None] | None = None,
         max_memory: int | None = 2**28,
+        *,
+        masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
         """Decodes all outputs, selected outputs, or selected elements of outputs.
 
@@ -226,53 +280,81 @@ class PerceiverIO(Model):
 
         Args:
             encoded: the result of `encode`; it can be decoded as often as wanted.
-            outputs: the outputs to decode, by name: integer indices [P] or [B, P] of elements, or None for all of them.
+            outputs: the outputs to decode, by name: integer indices [P] or [B, P] of elements; real coordinates [P, G]
+                or [B, P, G]; either of them ragged, [T] or [T, G]; or None for all elements.
             max_memory: approximate bound in bytes on temporary memory: queries are decoded in chunks that keep within
                 it. While gradients are recorded, chunks are recomputed in the backward pass, so that a loss of all
                 outputs keeps within it, too. None decodes all at once.
+            masks: by the name of an output, which latents each query may read, [B or 1, P, N]; all by default.
 
         Returns:
-            The predictions of each output: all in the domain's own shape, those at indices as [B, P, ...].
+            The predictions of each output: all in the domain's own shape, those at indices as [B, P, ...], those of a
+            ragged batch as `Ragged`.
         """
         outputs = dict.fromkeys(self.outputs) if outputs is None else outputs
         check_mapping("outputs", outputs, self.outputs)
         check_names("output", outputs, self.outputs)
-        uses_decoder = any(self.outputs[name].query_channels is not None for name in outputs)
-        key_values = self.decoder.project_keys_values(encoded.latents) if uses_decoder else None
-        return {
-            name: self.decode_output(name, encoded, key_values, indices, max_memory)
-            for name, indices in outputs.items()
+        check_names("output", masks or {}, outputs)
+        selected = {}
+        for name, indices in outputs.items():
+            own = encoded._replace(context=encoded.context[name])
+            selected[name] = select(name, self.outputs[name], own, indices, (masks or {}).get(name))
+        with_queries = [name for name in outputs if self.outputs[name].query_channels is not None]
+        key_values = {
+            is_ragged: self.project_latents(encoded, is_ragged)
+            for is_ragged in {selected[name].offsets is not None for name in with_queries}
         }
+        predictions = {}
+        for name, elements in selected.items():
+            own = encoded._replace(context=encoded.context[name])
+            if name in with_queries:
+                own_key_values = key_values[elements.offsets is not None]
+                predictions[name] = self.decode_output(name, own, own_key_values, elements, max_memory)
+            else:
+                mean_B1D = encoded.latents.mean(1, keepdim=True)
+                predictions[name] = self.outputs[name].postprocess(self.output_layer(name)(mean_B1D), own)
+        return predictions
+
+    def project_latents(self, encoded: Encoded, is_ragged: bool) -> KeyValues:
+        """Projects latents to the decoder's keys and values; for ragged queries, all examples one behind another."""
+        z_BND, rotation = encoded.latents, self.rotate_by("the latents", encoded.coordinates, encoded.latents)
+        if is_ragged:
+            rotation = None if rotation is None else rotation.flatten_batch(len(z_BND))
+            z_BND = z_BND.flatten(0, 1)[None]
+        return self.decoder.project_keys_values(z_BND, None, rotation)
 
     def decode_output(
-        self, name: str, encoded: Encoded, key_values: KeyValues | None, indices: Tensor | None, max_memory: int | None
+        self, name: str, encoded: Encoded, key_values: KeyValues, elements: Selection, max_memory: int | None
     ) -> Any:
         """Decodes one output from the latents' keys and values, in chunks if memory asks for it."""
-        adapter, latents = self.outputs[name], encoded.latents
-        encoded = Encoded(latents, encoded.context[name])
-        total = adapter.num_queries(encoded)
-        if indices is not None:
-            check_indices(f"indices of output {name!r}", indices, total, batch_size=latents.shape[0])
-        if adapter.query_channels is None or key_values is None:
-            return adapter.postprocess(self.output_layer(name)(latents.mean(1, keepdim=True)), encoded)
-        count = total if indices is None else indices.shape[-1]
-        chunk = count if max_memory is None else max(1, max_memory // self.peak_bytes_per_query(latents))
-        if count <= chunk:
-            y_BPE = self.decode_queries(name, encoded, key_values, indices)
+        latents, is_ragged = encoded.latents, elements.offsets is not None
+        query_bytes = self.peak_bytes_per_query(latents[:1] if is_ragged else latents)
+        size = elements.num_queries if max_memory is None else max(1, max_memory // query_bytes)
+        if elements.num_queries <= size:
+            y_BPE = self.decode_queries(name, encoded, key_values, elements)
         else:
-            all_indices = torch.arange(count, device=latents.device) if indices is None else indices
             run = checkpointed if torch.is_grad_enabled() else call
-            chunks = all_indices.split(chunk, -1)
-            y_BPE = torch.cat([run(self.decode_queries, name, encoded, key_values, part) for part in chunks], 1)
-        return adapter.postprocess(y_BPE, encoded, indices)
+            chunks = elements.split(size, latents.device)
+            y_BPE = torch.cat([run(self.decode_queries, name, encoded, key_values, chunk) for chunk in chunks], 1)
+        predictions = self.outputs[name].postprocess(y_BPE, encoded, elements.indices)
+        return predictions if elements.offsets is None else Ragged(predictions[0], elements.offsets)
 
-    def decode_queries(self, name: str, encoded: Encoded, key_values: KeyValues, indices: Tensor | None) -> Tensor:
-        """Makes the queries at some indices and decodes them; -> [B, P, E]."""
-        adapter, latents = self.outputs[name], encoded.latents
-        q_BPQ = adapter.queries(encoded, indices).to(latents.dtype)
-        q_BPQ = self.query_padding(name, q_BPQ).expand(latents.shape[0], -1, -1)
+    def decode_queries(self, name: str, encoded: Encoded, key_values: KeyValues, elements: Selection) -> Tensor:
+        """Makes the queries of some elements and decodes them; -> [B, P, E], or [1, T, E] if they are ragged."""
+        adapter, (batch_size, length, _) = self.outputs[name], encoded.latents.shape
+        q_BPQ = adapter.queries(encoded, elements.indices).to(encoded.latents.dtype)
+        q_BPQ = self.query_padding(name, q_BPQ)
+        pair_mask: PairMask | None = elements.mask
+        if elements.offsets is None:
+            q_BPQ = q_BPQ.expand(batch_size, -1, -1)
+        else:
+            pair_mask = SameExample(elements.offsets, regular_offsets(batch_size, length, q_BPQ.device))
+        coordinates, rotation = adapter.query_coordinates(encoded, elements.indices), None
+        if coordinates is not None:
+            rotation = self.rotate_by(f"the queries of output {name!r}", coordinates, q_BPQ)
+        query_mask = drop_trivial_mask(adapter.query_mask(encoded, elements.indices))
         head = (self.projection, self.output_layer(name))
-        return decode(self.decoder, head, q_BPQ, key_values, drop_trivial_mask(adapter.query_mask(encoded, indices)))
+        return decode(self.decoder, head, q_BPQ, key_values, query_mask, pair_mask, rotation)
 
     def index_names(self) -> dict[str, tuple[int, list[str]]]:
         """Returns the names of the channels of each head, such as those of classes."""
@@ -294,17 +376,28 @@ class PerceiverIO(Model):
         """
         model = type(self)(**copy.deepcopy(self.config | {"outputs": dict(outputs)}))
         transfer_weights(self, model)
-        return model.to(self.encoder.latents).train(self.training)
+        return model.to(self.device, self.dtype).train(self.training)
 
     def output_layer(self, name: str) -> nn.Module:
         """Returns the last linear layer of an output, or the identity if it has none."""
         key = module_key(name)
         return self.heads[key] if key in self.heads else nn.Identity()
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.encoder.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next(self.encoder.parameters()).dtype
+
     def peak_bytes_per_query(self, latents: Tensor) -> int:
         """Returns the peak bytes needed to decode one more query per example, excluding the result."""
         attention = self.decoder.attention
-        vectors = 6 * self.query_padding.channels + 2 * self.decoder.mlp.hidden.out_features
+        hidden = self.decoder.mlp.hidden.out_features if hasattr(self.decoder, "mlp") else 0
+        vectors = 6 * self.query_padding.channels + 2 * hidden
         vectors += attention.query.out_features + attention.value.out_features
         vectors += getattr(self.projection, "out_features", 0)
         scores = 2 * attention.heads * latents.shape[1] if attention.dropout.p and self.training else 0
@@ -313,8 +406,8 @@ class PerceiverIO(Model):
     def forward(
         self,
         data: Mapping[str, Any],
-        outputs: Mapping[str, Tensor | None] | None = None,
-        hidden: Mapping[str, Tensor] | None = None,
+        outputs: Mapping[str, Indices | None] | None = None,
+        hidden: Mapping[str, Tensor | Ragged] | None = None,
         max_memory: int | None = 2**28,
     ) -> dict[str, Any]:
         """Encodes `data` and decodes `outputs` (all by default): see `encode` and `decode`."""
@@ -323,8 +416,8 @@ class PerceiverIO(Model):
     def forward_intermediates(
         self,
         data: Mapping[str, Any],
-        outputs: Mapping[str, Tensor | None] | None = None,
-        hidden: Mapping[str, Tensor] | None = None,
+        outputs: Mapping[str, Indices | None] | None = None,
+        hidden: Mapping[str, Tensor | Ragged] | None = None,
         attention: bool = False,
     ) -> tuple[dict[str, Any], Intermediates]:
         """Computes the model, and returns what it computes on the way.

@@ -12,20 +12,23 @@ import torch
 from torch import Tensor, nn
 
 from perceivers.errors import PerceiversError
+from perceivers.model.arguments import check_range
 from perceivers.model.config import Configurable
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
 class Positions(Configurable, nn.Module, ABC):
-    """A position encoding of the elements of a grid, of time, of an image, of a volume.
+    """A position encoding of the elements of a grid, of time, of an image, of a volume, or of real coordinates.
 
     Attributes:
-        grid: size of each dimension, as in training.
+        grid: size of each dimension, as in training; empty for encodings of coordinates without a grid.
         channels: F, channels of the encoding.
+        dimensions: G, if real coordinates can be encoded; else None.
     """
 
     grid: tuple[int, ...]
     channels: int
+    dimensions: int | None = None
 
     @abstractmethod
     def forward(
@@ -41,6 +44,16 @@ class Positions(Configurable, nn.Module, ABC):
         Returns:
             [S, F] for all positions, else [P, F] or [B, P, F].
         """
+
+    def encode(self, coordinates: Tensor) -> Tensor:
+        """Encodes real coordinates, which need not be on a grid; [..., G] -> [..., F].
+
+        Raises:
+            PerceiversError: these positions are not defined between the elements of their grid, or not so far out.
+        """
+        raise PerceiversError(
+            f"{type(self).__name__} exist on a grid only: use Fourier positions for real coordinates."
+        )
 
     def adopt(self, pretrained: "Positions") -> dict[str, Tensor]:
         """Makes these positions, of a grid of any size, mean what those of a pretrained model mean.
@@ -81,7 +94,16 @@ class FourierPositions(Positions):
         self.endpoint = endpoint
         if len(self.resolution) != len(self.grid):
             raise PerceiversError(f"resolution = {self.resolution} must have a number for each of grid = {self.grid}.")
-        self.channels = len(self.grid) * (2 * bands + 1)
+        self.dimensions = len(self.grid)
+        self.channels = self.dimensions * (2 * bands + 1)
+
+    def encode(self, coordinates: Tensor) -> Tensor:
+        """Encodes coordinates from -1, the first element of the grid, to 1, the last one; [..., G] -> [..., F].
+
+        Beyond, the highest frequencies would repeat what the model learned of other coordinates.
+        """
+        check_range("coordinates", coordinates, -1, 1, tolerance=1e-5)
+        return fourier_features(coordinates, self.resolution, self.bands)
 
     def adopt(self, pretrained: Positions) -> dict[str, Tensor]:
         """Takes the frequencies: they are what the weights know, whatever the size of the grid."""
@@ -131,12 +153,59 @@ def axis_features(
 
 def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:
     """[position, sines of all dimensions, cosines of all dimensions]; [..., G] -> [..., G * (2 * bands + 1)]."""
-    frequencies = [
-        torch.linspace(1, size / 2, bands, device=position_PG.device, dtype=torch.float32) for size in resolution
-    ]
-    angle_PGb = math.pi * position_PG[..., None] * torch.stack(frequencies)
-    angle_PF = angle_PGb.flatten(-2)
+    dtype = torch.promote_types(position_PG.dtype, torch.float32)
+    frequencies = [torch.linspace(1, size / 2, bands, device=position_PG.device, dtype=dtype) for size in resolution]
+    return sines_and_cosines(position_PG.to(dtype), torch.stack(frequencies))
+
+
+def sines_and_cosines(position_PG: Tensor, frequency_Gf: Tensor) -> Tensor:
+    """[x, sin(pi f x) of all dimensions, cos(pi f x) of all dimensions]; [..., G] -> [..., G * (2 * f + 1)]."""
+    angle_PF = (math.pi * position_PG[..., None] * frequency_Gf).flatten(-2)
     return torch.cat([position_PG, angle_PF.sin(), angle_PF.cos()], -1)
+
+
+def grid_coordinates(grid: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Returns the coordinates of the elements of a grid that spans [-1, 1] in each dimension; [S, G]."""
+    axes = [torch.linspace(-1, 1, size, device=device) for size in grid]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
+
+
+class FourierFeatures(Positions):
+    """Sines and cosines of real coordinates in any frequencies, and the coordinates; in any range, without a grid.
+
+    Args:
+        dimensions: G, number of dimensions of the coordinates.
+        frequencies: f, in half periods per unit: each dimension x gives sin(pi f x) and cos(pi f x) for each.
+        projection: channels to which a linear layer projects the features; None for no layer.
+
+    `FourierFeatures(3, [2**k for k in range(8)], projection=512)` are those of 3DShape2VecSet (Zhang et al., 2023).
+    """
+
+    grid = ()
+
+    def __init__(self, dimensions: int, frequencies: Sequence[float], projection: int | None = None) -> None:
+        super().__init__()
+        if dimensions < 1 or not frequencies:
+            raise PerceiversError("Fourier features need at least one dimension and one frequency.")
+        self.dimensions: int = dimensions
+        self.frequencies = tuple(frequencies)
+        channels = dimensions * (2 * len(self.frequencies) + 1)
+        self.projection = nn.Identity() if projection is None else Linear(channels, projection)
+        self.channels = channels if projection is None else projection
+
+    def encode(self, coordinates: Tensor) -> Tensor:
+        """[coordinates, sines of all dimensions, cosines of all dimensions], projected; [..., G] -> [..., F]."""
+        dtype = torch.promote_types(coordinates.dtype, torch.float32)
+        frequency_f = torch.tensor(self.frequencies, dtype=dtype, device=coordinates.device)
+        features = sines_and_cosines(coordinates.to(dtype), frequency_f[None])
+        if isinstance(self.projection, Linear):
+            features = features.to(self.projection.weight.dtype)
+        return self.projection(features)
+
+    def forward(
+        self, grid: tuple[int, ...] | None = None, indices: Tensor | None = None, device: torch.device | None = None
+    ) -> Tensor:
+        raise PerceiversError("Fourier features have no grid: give real coordinates.")
 
 
 class LearnedPositions(Positions):

@@ -30,9 +30,9 @@ class Rotation(NamedTuple):
         """Returns the rotation by the negative angles."""
         return Rotation(self.cos_BMF, -self.sin_BMF)
 
-    def flatten_batch(self) -> "Rotation":
+    def flatten_batch(self, batch_size: int) -> "Rotation":
         """Returns the rotation of all examples one behind another, [1, B * M, F]."""
-        return Rotation(*(array.flatten(0, 1)[None] for array in self))
+        return Rotation(*(array.expand(batch_size, -1, -1).flatten(0, 1)[None] for array in self))
 
 
 def rotate(x_BHMK: Tensor, rotation: Rotation | None) -> Tensor:
@@ -47,50 +47,38 @@ def rotate(x_BHMK: Tensor, rotation: Rotation | None) -> Tensor:
 
 
 class RotaryPositions(Configurable, nn.Module):
-    """Rotations by real positions of any number of dimensions, in periods spaced logarithmically.
+    """Rotations by real positions of any number of dimensions.
 
     Args:
-        channels: number of channels of each head to rotate: even, and a multiple of twice the dimensions. Each
-            dimension rotates an equal share. No head may have fewer; further channels of a head are not rotated.
-        min_period: shortest period, in the unit of the positions: the finest difference that matters.
-        max_period: longest period: at least the largest difference.
+        periods: in the unit of the positions, one for each pair of channels of a head that a dimension rotates, from
+            the finest difference that matters to the largest, see `spaced_periods`. Further channels are not rotated.
         dimensions: G, number of dimensions of a position: 1 for times.
         rotate_values: the stages of the model in which values are rotated, too.
 
+    Attributes:
+        channels: 2 F, number of channels of each head that are rotated.
+
     Raises:
-        PerceiversError: `channels` cannot be split into pairs for each dimension, or a period is out of range.
+        PerceiversError: there are no periods, or one is not positive.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        min_period: float,
-        max_period: float,
-        dimensions: int = 1,
-        rotate_values: Sequence[Stage] = (),
-    ) -> None:
+    def __init__(self, periods: Sequence[float], dimensions: int = 1, rotate_values: Sequence[Stage] = ()) -> None:
         super().__init__()
-        if channels < 2 or channels % (2 * dimensions):
-            raise PerceiversError(
-                f"channels = {channels} of rotary positions cannot be split into pairs for each of "
-                f"dimensions = {dimensions}: choose a multiple of {2 * dimensions}."
-            )
-        if not 0 < min_period <= max_period < math.inf:
-            raise PerceiversError(
-                f"min_period = {min_period} and max_period = {max_period} are not allowed: "
-                f"0 < min_period <= max_period is expected."
-            )
-        self.channels = channels
-        self.min_period = min_period
-        self.max_period = max_period
+        if not periods or not all(0 < period < math.inf for period in periods):
+            raise PerceiversError(f"periods = {list(periods)} are not allowed: positive numbers are expected.")
+        self.periods = tuple(periods)
         self.dimensions = dimensions
         self.rotate_values = tuple(rotate_values)
+        self.channels = 2 * dimensions * len(periods)
 
     def forward(self, position_BMG: Tensor) -> Rotation:
         """Returns the rotation by positions [B, M, G], computed in float32 or wider."""
         dtype = torch.promote_types(position_BMG.dtype, torch.float32)
-        count = self.channels // (2 * self.dimensions)
-        low, high = math.log(self.min_period), math.log(self.max_period)
-        period_f = torch.linspace(low, high, count, dtype=dtype, device=position_BMG.device).exp()
-        angle_BMF = (2 * math.pi * position_BMG.to(dtype)[..., None] / period_f).flatten(-2)
+        frequency_f = torch.tensor([2 * math.pi / period for period in self.periods], dtype=dtype)
+        angle_BMF = (position_BMG.to(dtype)[..., None] * frequency_f.to(position_BMG.device)).flatten(-2)
         return Rotation(angle_BMF.cos(), angle_BMF.sin())
+
+
+def spaced_periods(count: int, shortest: float, longest: float) -> list[float]:
+    """Returns periods from the shortest to the longest, each the same factor times the one before."""
+    return [shortest * (longest / shortest) ** (index / max(1, count - 1)) for index in range(count)]

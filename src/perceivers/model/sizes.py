@@ -33,14 +33,19 @@ class Sizes(Checked):
             (section 1 of the appendix: C in the encoder, D in the processor).
         v_channels: channels of values in encoder and processor; by default equal to `qk_channels`.
         cross_heads: heads of the encoder's cross-attention.
+        cross_qk_channels: channels of its queries and keys; by default `qk_channels`.
+        cross_v_channels: channels of its values; by default equal to `cross_qk_channels`, or else `v_channels`.
         cross_widening_factor: hidden width of its MLP, as a multiple of the channels.
         num_cross_attends: number of blocks that are preceded by cross-attention to the inputs.
         share_cross_attention: whether these cross-attentions share their weights.
         decoder_heads: heads of the decoder's cross-attention.
-        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels.
+        decoder_widening_factor: hidden width of its MLP, as a multiple of the channels; 0 for a decoder without MLP.
         decoder_qk_channels: channels of its queries and keys; by default D.
         decoder_v_channels: channels of its values; by default as many as `decoder_qk_channels`.
         query_residual: whether the decoder adds the queries to the result of its attention.
+        gated: whether all MLPs are gated: their hidden layer is multiplied by a GELU of another linear layer.
+        nested_latents: train with a random number of the first latents in each step, so that `encode` answers with
+            fewer of them, too, in less time.
         dropout: probability of dropping an attention weight in training.
         gelu: "tanh" (the original code's approximation) or "exact".
         checkpointing: recompute the encoder's activations in the backward pass instead of storing them.
@@ -58,14 +63,18 @@ class Sizes(Checked):
     qk_channels: Count | None = None
     v_channels: Count | None = None
     cross_heads: Count = 1
+    cross_qk_channels: Count | None = None
+    cross_v_channels: Count | None = None
     cross_widening_factor: Count = 1
     num_cross_attends: Count = 1
     share_cross_attention: bool = True
     decoder_heads: Count = 1
-    decoder_widening_factor: Count = 1
+    decoder_widening_factor: Annotated[int, Range(least=0)] = 1
     decoder_qk_channels: Count | None = None
     decoder_v_channels: Count | None = None
     query_residual: bool = True
+    gated: bool = False
+    nested_latents: bool = False
     dropout: Annotated[float, Range(least=0, below=1)] = 0.0
     gelu: Gelu = "tanh"
     checkpointing: bool = False

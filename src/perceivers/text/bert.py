@@ -16,7 +16,7 @@ from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.adapter import Adapters, InputArray
+from perceivers.model.adapter import Adapters
 from perceivers.model.arguments import check_indices
 from perceivers.model.attention import SelfAttention
 from perceivers.model.kernels.onednn import linear
@@ -95,7 +95,7 @@ class BERT(Model):
 
     def forward(self, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> dict[str, Any]:
         """Reads `data` and predicts `outputs`, by name those at integer indices [P] or [B, P], or all for None."""
-        x_BMC, mask_BM, _ = InputArray(*self.inputs["text"](data["text"]))
+        x_BMC, mask_BM = self.inputs["text"](data["text"])[:2]
         x_BMC = self.norm_x(x_BMC)
         for layer in self.layers:
             x_BMC = layer(x_BMC, mask_BM)
