@@ -57,7 +57,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--output", type=Path, default=ROOT / "runs/latents", help="folder of the runs")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs/recipes.md", help="document to write the table to")
+    parser.add_argument(
+        "--document", type=Path, default=ROOT / "docs/recipes.md", help="document to write the table to"
+    )
     arguments = parser.parse_args()
     images = load_digit_images().evaluation
     dataset = ImageDataset(images, (8, 8), 1, 1.0)

@@ -289,6 +289,7 @@ COMMANDS = sorted(
         "fit",
         "explain",
         "fill-mask",
+        "generate",
         "classify-text",
         "attention",
         "classify-image",
@@ -479,7 +480,7 @@ def test_convert_refuses_what_is_there_and_what_is_not(tmp_path, capsys):
 
 
 EXPERIMENTS = {
-    "language": ["masked_language", "text_classification", "glue"],
+    "language": ["masked_language", "causal_language", "text_classification", "glue"],
     "flow": ["optical_flow"],
     "clips": ["clip_classification"],
     "starcraft": ["behavioral_cloning"],

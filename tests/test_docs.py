@@ -69,3 +69,14 @@ def test_names_in_the_text_exist(path):
     for file in re.findall(r"`((?:src|tests|benchmarks|configs|docs)/[\w./{},-]+)`", text):
         if "{" not in file:
             assert (ROOT / file).exists(), file
+
+
+RECIPES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/recipes.md").read_text(), re.S)
+
+
+@pytest.mark.parametrize("recipe", [text for text in RECIPES if "weights" not in text and ".safetensors" not in text])
+def test_recipes_run(recipe):
+    names = {}
+    exec(recipe, names)
+    for name, shape in re.findall(r"^(\w+) = .*# \[([\d, ]+)\]", recipe, re.M):
+        assert list(names[name].shape) == [int(size) for size in shape.split(",")], name

@@ -40,6 +40,9 @@ CASES = [
     ("masked_language", 8, {"workers": 2}),
     ("masked_language", 5, LOADED_BY_OTHERS),
     ("masked_language", 5, {"model": BERT}),
+    ("causal_language", 2, {}),  # of six updates an epoch
+    ("causal_language", 5, {}),
+    ("causal_language", 8, LOADED_BY_OTHERS),
     ("text_classification", 3, {}),
     ("several tasks", 2, {}),  # of eight updates an epoch
     ("several tasks", 7, {"workers": 1}),

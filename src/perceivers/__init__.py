@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     )
     from perceivers.model.ragged import Ragged
     from perceivers.model.rotary import RotaryPositions, spaced_periods
+    from perceivers.model.sampling import farthest_points
     from perceivers.model.saving import Model
     from perceivers.presets import create_model, list_models
+    from perceivers.resampler import Resampler
     from perceivers.set_encoder import SetEncoder
     from perceivers.tables.fit import fit_table
 
@@ -41,9 +43,11 @@ __all__ = [
     "PerceiverIO",
     "PerceiversError",
     "Ragged",
+    "Resampler",
     "RotaryPositions",
     "SetEncoder",
     "create_model",
+    "farthest_points",
     "fit_table",
     "fourier_features",
     "grid_coordinates",
@@ -73,8 +77,10 @@ MODULES = {
     ],
     "model.ragged": ["Ragged"],
     "model.rotary": ["RotaryPositions", "spaced_periods"],
+    "model.sampling": ["farthest_points"],
     "model.saving": ["Model"],
     "presets": ["create_model", "list_models"],
+    "resampler": ["Resampler"],
     "set_encoder": ["SetEncoder"],
     "tables.fit": ["fit_table"],
 }

@@ -28,6 +28,7 @@ examples:
   perceivers explain runs/houses/model --data houses.csv --out report.html
   perceivers classify-image runs/demo/model picture.png
   perceivers fill-mask MODEL "This is an incomplete sentence where some words are[MASK*9]"
+  perceivers generate MODEL "Once upon" --length 200 --temperature 0.8
   perceivers classify-text MODEL "A film to see twice."
   perceivers attention MODEL "A film to see twice." --out attention.html
   perceivers flow frame1.png frame2.png --out flow.flo --picture flow.png

@@ -16,6 +16,7 @@ from perceivers.flow.textures import make_textures
 from perceivers.images.data import ImageData
 from perceivers.starcraft.data import DecisionData, read_split
 from perceivers.starcraft.replays import open_replay
+from perceivers.text.byte_windows import ByteData
 from perceivers.text.glue_data import GlueData
 from perceivers.text.labelled import LabelledTextData
 from perceivers.text.stream import TextData
@@ -48,6 +49,7 @@ FOLDERS = {
     "textures": lambda path: make_textures(path, 1, 0),
     "texts": lambda path: LabelledTextData(str(path)).open(),
     "text": lambda path: TextData(str(path)).open(0),
+    "bytes": lambda path: ByteData(str(path)).open(),
     "glue": lambda path: GlueData(str(path)).open(),
     "tables": lambda path: DecisionData(str(path), str(path) + ".json").open(),
 }

@@ -9,10 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
-from perceivers.model.attention import Attention, CrossAttention, SelfAttention
+from perceivers.model.attention import Attention, Cache, CrossAttention, SelfAttention
 from perceivers.model.intermediates import record_attention
 from perceivers.model.kernels.folding import FoldIntoInputs, FoldIntoQueries, FusedAttention, decode
 from perceivers.model.linear import Linear
+from perceivers.model.rotary import RotaryPositions
 
 
 @pytest.fixture(params=[kernels.reset, kernels.optimize], ids=["formula", "kernel"])
@@ -82,6 +83,20 @@ def test_blocks_are_pre_norm_with_residuals(choose):
     n = norm(q, (8,))
     h = q + layer.attention(n, n)
     torch.testing.assert_close(layer(q), h + layer.mlp(norm(h, (8,))))
+
+
+def test_elements_added_to_a_cache_are_those_of_the_whole_causal_sequence(choose):
+    layer = choose(SelfAttention(8, heads=2).double())
+    z_BND = torch.randn(3, 7, 8).double()
+    rotation = RotaryPositions(4, 2.0, 50.0)(torch.arange(7.0).double()[None, :, None])
+    causal = torch.ones(1, 7, 7, dtype=torch.bool).tril()
+    whole = layer(z_BND, None, causal, rotation)
+    cache, parts = Cache(), []
+    for start, end in ((0, 3), (3, 4), (4, 7)):
+        assert len(cache) == start
+        part = type(rotation)(*(array[:, start:end] for array in rotation))
+        parts.append(layer(z_BND[:, start:end], None, causal[:, start:end, :end], part, cache))
+    torch.testing.assert_close(torch.cat(parts, 1), whole)
 
 
 def test_fully_masked_queries_give_the_bias_and_finite_gradients(choose):
@@ -323,3 +338,21 @@ def test_transforms_see_plain_operators():
     x_BMC.requires_grad_()
     block(q_BOQ, x_BMC, other_BM).square().sum().backward()
     torch.testing.assert_close(each, x_BMC.grad, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+def test_exports_for_any_number_of_inputs_joined_to_the_queries(kv_heads):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = Attention(12, 12, 4, kv_heads=kv_heads)
+            kernels.optimize(self)
+
+        def forward(self, q_BOQ, x_BMC):
+            return self.attention(q_BOQ, torch.cat([x_BMC, q_BOQ], 1))
+
+    model, length = Joined(), torch.export.Dim("length", min=2, max=64)
+    shapes = ({}, {1: length})
+    program = torch.export.export(model, (torch.randn(2, 5, 12), torch.randn(2, 9, 12)), dynamic_shapes=shapes)
+    arguments = torch.randn(2, 5, 12), torch.randn(2, 20, 12)
+    torch.testing.assert_close(program.module()(*arguments), model(*arguments))

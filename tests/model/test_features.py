@@ -227,6 +227,15 @@ def test_a_ragged_batch_is_one_example_at_a_time(kernel, cross_heads, max_memory
     same_gradients(model, found["points"].values.square().sum(), wanted.square().sum())
 
 
+@pytest.mark.parametrize("cross_heads", [1, 2])
+def test_examples_of_equal_length_are_a_batch_like_any_other(kernel, cross_heads):
+    model, x = build(kernel, cross_heads=cross_heads, decoder_heads=cross_heads), torch.randn(3, 7, 4).double()
+    found = model({"points": Ragged.stack(list(x))}, {"points": None})["points"]
+    want = model({"points": x}, {"points": None})["points"]
+    assert_close(found.values, want.flatten(0, 1))
+    same_gradients(model, found.values.square().sum(), want.square().sum())
+
+
 def test_ragged_rotary_and_given_latents(kernel):
     sizes = {"cross_heads": 2, "cross_qk_channels": 16, "decoder_qk_channels": 24}
     model = build(kernel, rotary=rotary(), **sizes)

@@ -65,6 +65,23 @@ def test_values_and_gradients_are_the_formulas(dtype, heads, qk, v, masked, bias
         torch.testing.assert_close(gradient, of_formula, atol=3 * LOOSE[dtype], rtol=3 * LOOSE[dtype])
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(("heads", "qk", "v"), [(2, 4, 6), (2, 4, 4), (1, 5, 5)])
+@pytest.mark.parametrize("dtype", list(LOOSE))
+@pytest.mark.usefixtures("in_pieces")
+def test_a_mask_of_pairs_hides_them_of_all_examples_or_of_each(dtype, heads, qk, v, batch):
+    q, k, values = inputs = arrays(dtype, heads, qk=qk, v=v)
+    pairs = torch.rand(batch, 7, 9) < 0.6
+    score = (0.3 * q.double() @ k.double().mT).masked_fill(~pairs[:, None], -math.inf)
+    want = score.softmax(-1) @ values.double()
+    got = scaled_dot_product_attention(q, k, values, scale=0.3, pair_mask=pairs)
+    torch.testing.assert_close(got.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
+    weight = torch.randn_like(want)
+    gradients = torch.autograd.grad((got.double() * weight).sum(), inputs)
+    for gradient, of_formula in zip(gradients, torch.autograd.grad((want * weight).sum(), inputs), strict=True):
+        torch.testing.assert_close(gradient, of_formula, atol=3 * LOOSE[dtype], rtol=3 * LOOSE[dtype])
+
+
 @pytest.mark.parametrize("budget", [1, 10**6])
 def test_pieces_on_an_accelerator_take_masks_as_a_bias(budget, monkeypatch):
     """There, masks become a bias; the same path is taken here where it cannot be looked at what they hide."""

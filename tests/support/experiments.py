@@ -10,7 +10,7 @@ from perceivers.tables.model import TableModelConfig
 from perceivers.tables.training import TableExperiment
 from perceivers.text.fine_tuning import TextClassification
 from perceivers.text.labelled import LabelledTextData
-from tests.support import clips, fine_tuning, flow, glue, images, pretraining, starcraft
+from tests.support import causal, clips, fine_tuning, flow, glue, images, pretraining, starcraft
 from tests.support.fine_tuning import Several
 
 
@@ -41,6 +41,7 @@ def write_things(folder):
 
 DATA = {
     "masked_language": lambda folder: pretraining.write_text(folder / "text.txt"),
+    "causal_language": lambda folder: causal.write_text(folder / "text.txt"),
     "text_classification": write_reviews,
     "glue": write_glue,
     "clip_classification": clips.write_tones,
@@ -84,6 +85,7 @@ def table_run(folder, **training):
 RUNS = {
     "image_classification": lambda folder, **training: images.small_run(**training),
     "masked_language": lambda folder, **training: pretraining.small_run(text=folder / "text.txt", **training),
+    "causal_language": lambda folder, **training: causal.small_run(text=folder / "text.txt", **training),
     "text_classification": text_classification,
     "several tasks": several_tasks,
     "glue": glue_run,

@@ -193,6 +193,7 @@ def test_python_starts_from_a_pretrained_model(tmp_path):
 FROZEN = {
     "image_classification": "encoder.layers",
     "masked_language": "inputs.text.embedding",
+    "causal_language": "cross_attention",
     "text_classification": "encoder",
     "optical_flow": "encoder",
     "clip_classification": "encoder",

@@ -4,6 +4,7 @@ import torch
 from perceivers import PerceiversError
 from perceivers.training.optimization import Optimization
 from perceivers.training.parts import distance_from_output, freeze_parts
+from tests.support.causal import causal
 from tests.support.fine_tuning import config
 from tests.support.models import classifier, coder
 from tests.support.starcraft import small_policy
@@ -81,6 +82,14 @@ def test_distances_in_other_models():
     bert = config("bert_bytes").build()
     names = ["inputs.text.embedding.weight", "norm_x.weight", "layers.0.mlp.hidden.weight", "norm.weight"]
     assert [distance_from_output(name, bert) for name in names] == [3, 3, 1, 0]
+    names = [
+        "embedding.weight",
+        "cross_attention.mlp.hidden.weight",
+        "layers.1.norm_h.bias",
+        "norm.bias",
+        "output.bias",
+    ]
+    assert [distance_from_output(name, causal()) for name in names] == [4, 3, 1, 0, 0]
     policy = small_policy()
     names = [name for name, _ in policy.named_parameters() if distance_from_output(name, policy) == 3]
     assert {name.partition(".")[0] for name in names} == {"units", "numbers", "encoder"}

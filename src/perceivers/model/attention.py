@@ -28,6 +28,24 @@ class KeyValues(NamedTuple):
     mask_BM: Tensor | None = None
 
 
+class Cache:
+    """Keys and values of the elements of a growing sequence, computed once for all later elements."""
+
+    key_values: KeyValues | None = None
+
+    def __len__(self) -> int:
+        return 0 if self.key_values is None else self.key_values.k_BHMK.shape[2]
+
+    def append(self, further: KeyValues) -> KeyValues:
+        """Adds the keys and values of further elements, none of them masked, and returns all."""
+        if self.key_values is not None:
+            k_BHMK = torch.cat([self.key_values.k_BHMK, further.k_BHMK], 2)
+            v_BHMV = torch.cat([self.key_values.v_BHMV, further.v_BHMV], 2)
+            further = KeyValues(k_BHMK, v_BHMV)
+        self.key_values = further
+        return further
+
+
 class Kernel(Protocol):
     """Another way to compute what `Attention` computes, from the same weights."""
 
@@ -164,8 +182,9 @@ class Attention(nn.Module):
         """Does the same with projected keys and values, and repeats heads that several heads of queries share."""
         k_BHMK = rotate(self.split_heads(self.norm_key(k_BMK), self.kv_heads), rotation)
         v_BHMV = rotate(self.split_heads(v_BMV, self.kv_heads), rotation if self.rotate_values else None)
-        if self.kv_heads < self.heads:
-            k_BHMK, v_BHMV = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k_BHMK, v_BHMV))
+        repeats = self.heads // self.kv_heads
+        if repeats > 1:  # in the layout of the projection: torch.export fails for arrays of any length in another
+            k_BHMK, v_BHMV = (x.transpose(1, 2).repeat_interleave(repeats, 2).transpose(1, 2) for x in (k_BHMK, v_BHMV))
         return KeyValues(k_BHMK, v_BHMV, mask_BM)
 
     def join_heads(self, r_BHOV: Tensor, query_rotation: Rotation | None) -> Tensor:
@@ -321,8 +340,13 @@ class SelfAttention(nn.Module):
         mask_BN: Tensor | None = None,
         pair_mask: PairMask | None = None,
         rotation: Rotation | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
-        """[B, N, D] -> [B, N, D]; elements where `mask_BN` is False get no weight, others as in `Attention.forward`."""
+        """[B, N, D] -> [B, N, D]; elements where `mask_BN` is False get no weight, others as in `Attention.forward`.
+
+        With a cache, the elements are added to it, without a mask, and attend to all in it.
+        """
         n_BND = self.norm_z(z_BND)
-        h_BND = z_BND + self.attention(n_BND, n_BND, mask_BN, None, pair_mask, rotation, rotation)
+        x = n_BND if cache is None else cache.append(self.attention.project_keys_values(n_BND, None, rotation))
+        h_BND = z_BND + self.attention(n_BND, x, mask_BN, None, pair_mask, rotation, rotation)
         return h_BND + self.mlp(self.norm_h(h_BND))

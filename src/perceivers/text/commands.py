@@ -1,6 +1,7 @@
-"""The commands `fill-mask`, `classify-text`, `attention`, `train-tokenizer`, and `evaluate` for models of text."""
+"""The commands `fill-mask`, `generate`, `classify-text`, `attention`, `train-tokenizer`, and `evaluate` of text."""
 
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +48,45 @@ def fill_mask(
     for index, candidates in zip(filled.masked, filled.candidates, strict=True):
         best = "  ".join(f"'{byte}' {probability:.1%}" for byte, probability in candidates.items())
         print(f"  byte {index}: {best}")
+
+
+def generate(
+    model: ModelArgument,
+    text: Annotated[str | None, "the text to continue; '-' reads standard input"] = None,
+    *,
+    file: TextFile = None,
+    length: Annotated[int, "maximum number of bytes to generate"] = 200,
+    temperature: Annotated[float, "divides the logits; 0 for the most probable byte"] = 1.0,
+    top_k: Annotated[int | None, "number of most probable bytes to draw from; by default all"] = None,
+    top_p: Annotated[float | None, "probability of the most probable bytes to draw from; by default all"] = None,
+    seed: Annotated[int | None, "seed of the draws; by default another text each time"] = None,
+    stop: Annotated[str | None, "text after which generation ends", Metavar("TEXT")] = None,
+    device: Device = None,
+    dtype: Precision = None,
+    json: Json = False,
+) -> None:
+    """Continues a text with a causal model."""
+    from perceivers.text.generate import generate
+
+    prompt = read_text(text, file, "generate")
+    pieces = generate(
+        model,
+        prompt,
+        length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop=stop,
+        device=device,
+        dtype=dtype,
+    )
+    if json:
+        print_json({"prompt": prompt, "text": "".join(pieces)})
+        return
+    for piece in chain([prompt], pieces):
+        print(piece, end="", flush=True)
+    print()
 
 
 def classify_text(
@@ -166,6 +206,31 @@ def evaluate_language(
         f"{part}: {results['bits_per_byte']:.3f} bits per byte, "
         f"accuracy {results['accuracy']:.2%}, loss {results['loss']:.4f}"
     )
+
+
+def evaluate_causal(
+    model: ModelArgument,
+    *,
+    data: Annotated[str, "a text file or a folder of text files, as in training"],
+    leave_out: Patterns = (),
+    validation_fraction: HeldOut = None,
+    stride: Annotated[Count | None, "number of bytes to predict with a window; by default half of the latents"] = None,
+    batch_size: Annotated[Count, "windows per batch"] = 64,
+    device: Device = None,
+    dtype: Precision = None,
+    json: Json = False,
+) -> None:
+    """Measures the bits per byte of a causal model on a text, of which it predicts every byte but the first."""
+    from perceivers.text.byte_windows import ByteData
+    from perceivers.text.causal import evaluate
+    from perceivers.text.perceiver_ar import load_causal_model
+
+    text = ByteData(data, list(leave_out), validation_fraction or ByteData.validation_fraction, stride)
+    results, part = evaluate(load_causal_model(model, device, dtype), text, batch_size, validation_fraction is not None)
+    if json:
+        print_json(results | part.fields())
+        return
+    print(f"{part}: {results['bits_per_byte']:.4f} bits per byte")
 
 
 def evaluate_texts(

@@ -4,8 +4,9 @@ Documents are shared among readers, processes that load data on one or more mach
 is its `state`, a few numbers: continuing from a state gives the documents that would have come without interruption.
 """
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ import numpy as np
 from perceivers.data.splits import EVALUATION_NAMES, TRAINING_NAMES, choose_splits
 from perceivers.data.tables import hub_splits
 from perceivers.errors import PerceiversError
-from perceivers.files import read_text, require_file
+from perceivers.files import find_files, read_text, require_file
 
 SUFFIXES = (".txt", ".text", ".md")
 BLANK_LINE = r"\n[ \t\r]*\n"
@@ -28,6 +29,31 @@ HELD_OUT_ROWS = 1000
 
 State = dict[str, Any]
 """Plain values that say where to continue in a source of documents."""
+
+
+def find_text_files(path: str, leave_out: Sequence[str] = ()) -> list[Path]:
+    """Returns a text file, or the text files of a folder, sorted; none if there are none.
+
+    Args:
+        path: the file or folder.
+        leave_out: patterns of names of files to leave out.
+
+    Raises:
+        PerceiversError: `leave_out` leaves no file, or a file is empty.
+    """
+    root = Path(path)
+    files = [root] if os.path.isfile(root) else find_files(root, SUFFIXES) if os.path.isdir(root) else []
+    if not files:
+        return []
+    if os.path.isdir(root):
+        find_files(root, SUFFIXES, report=True)
+    files = [file for file in files if not any(file.match(pattern) for pattern in leave_out)]
+    if not files:
+        raise PerceiversError(f"data.leave_out leaves no text file of {path}.")
+    empty = [file for file in files if not file.stat().st_size]
+    if empty:
+        raise PerceiversError(f"{empty[0]} is empty: remove it, or leave it out with data.leave_out.")
+    return files
 
 
 class Source(Protocol):

@@ -6,10 +6,8 @@ Shape suffixes: B batch, M tokens, W windows
 import copy
 import itertools
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from perceivers.checks import Checked, Count, ProperFraction
 from perceivers.data.loader import SampleIndex, Samples, ignore_signals, raise_error
 from perceivers.errors import PerceiversError
-from perceivers.files import find_files
-from perceivers.text.documents import SUFFIXES, Source, State, TextFiles, TextRows
+from perceivers.text.documents import Source, State, TextFiles, TextRows, find_text_files
 from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
 
@@ -83,19 +80,8 @@ class TextData(Checked):
 
     def find_source(self, path: str, seed: int) -> Source:
         """Returns the documents of one path."""
-        root = Path(path)
-        files = [root] if os.path.isfile(root) else find_files(root, SUFFIXES) if os.path.isdir(root) else []
-        if not files:
-            return TextRows(path)
-        if os.path.isdir(root):
-            find_files(root, SUFFIXES, report=True)
-        files = [file for file in files if not any(file.match(pattern) for pattern in self.leave_out)]
-        if not files:
-            raise PerceiversError(f"data.leave_out leaves no text file of {path}.")
-        empty = [file for file in files if not file.stat().st_size]
-        if empty:
-            raise PerceiversError(f"{empty[0]} is empty: remove it, or leave it out with data.leave_out.")
-        return TextFiles(files, self.validation_fraction, seed)
+        files = find_text_files(path, self.leave_out)
+        return TextFiles(files, self.validation_fraction, seed) if files else TextRows(path)
 
     def all_documents(self) -> Iterator[str]:
         """Yields the training documents once, for a vocabulary."""

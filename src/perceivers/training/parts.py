@@ -91,6 +91,6 @@ def distance_from_output(name: str, model: nn.Module) -> int:
 
 
 LAYER = re.compile(r"(?:^|encoder\.)layers\.(\d+)\.")
-LATENTS = re.compile(r"encoder\.(?:latents|cross_attentions)\b")
-INPUTS = re.compile(r"(?:inputs|input_padding|norm_x|units|numbers|encoder\.embedding)\.")
+LATENTS = re.compile(r"encoder\.(?:latents|cross_attentions)\b|^cross_attention\.")
+INPUTS = re.compile(r"(?:inputs|input_padding|norm_x|units|numbers|(?:encoder\.)?embedding)\.")
 """The names of weights of self-attention layers, of what comes before these, and of inputs."""

@@ -2,7 +2,7 @@
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values,
-    G some of all heads of all examples, R some of the queries; a bias has O = 1 if all queries share it
+    G some of all heads of all examples, R some of the queries; a bias has B = 1 or O = 1 if all share it
 """
 
 import importlib.util
@@ -121,11 +121,17 @@ def attend_by_example(
         can_read_1O: Any = can_read(q_1HOK.shape[2], None, same)
         a_1HOV: Tensor = a_OHV.transpose(0, 1)[None].masked_fill(~can_read_1O[:, None, :, None], 0)
         return a_1HOV
+    sizes = [[end - start for start, end in pairwise(offsets)] for offsets in (queries, inputs)]
+    if all(len(set(lengths)) == 1 for lengths in sizes) and sizes[1][0]:  # a batch like any other
+        q, k, v = (x[0].unflatten(1, (len(queries) - 1, -1)).transpose(0, 1) for x in (q_1HOK, k_1HMK, v_1HMV))
+        bias_BM = None if bias_1M is None else bias_1M.view(len(queries) - 1, -1)
+        a_BHOV = scaled_dot_product_attention(q, k, v, None, bias_BM, dropout, scale)
+        return a_BHOV.transpose(0, 1).flatten(1, 2)[None]
     results = []
-    for (first, last), (start, end) in zip(pairwise(queries), pairwise(inputs), strict=True):
-        q, k, v = q_1HOK[:, :, first:last], k_1HMK[:, :, start:end], v_1HMV[:, :, start:end]
-        if first < last and start < end:
-            bias = None if bias_1M is None else bias_1M[:, start:end]
+    parts = [q_1HOK.split(sizes[0], 2), k_1HMK.split(sizes[1], 2), v_1HMV.split(sizes[1], 2)]
+    biases = [None] * len(sizes[1]) if bias_1M is None else bias_1M.split(sizes[1], 1)
+    for q, k, v, bias in zip(*parts, biases, strict=True):
+        if q.shape[2] and k.shape[2]:
             results.append(scaled_dot_product_attention(q, k, v, None, bias, dropout, scale))
         else:
             results.append(q.new_zeros(*q.shape[:3], v.shape[-1]))
@@ -244,10 +250,12 @@ def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
 
 
 def bias_of(bias_BOM: Tensor | None, heads: int, G: slice, R: slice) -> Tensor | None:
-    """Returns the bias of some queries for some heads; -> [G, R or 1, M]."""
+    """Returns the bias of some queries for some heads; -> [G, R or 1, M], or [1, R or 1, M] if examples share it."""
     if bias_BOM is None:
         return None
     rows = bias_BOM if bias_BOM.shape[1] == 1 else bias_BOM[:, R]
+    if len(rows) == 1:
+        return rows
     return rows[G] if heads == 1 else rows[example_of_heads(G, heads, rows.device)]
 
 
