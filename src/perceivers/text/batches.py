@@ -63,7 +63,6 @@ class TaskTexts(Samples):
 
     def __init__(self, sets: Sequence[tuple[str, int, LabelledTexts]], encoding: TextEncoding) -> None:
         self.pad = encoding.tokenizer.pad
-        self.tokenizer = encoding.tokenizer
         self.examples: list[dict[str, Any]] = []
         for index, (name, task, examples) in enumerate(sets):
             truncated = 0
@@ -85,19 +84,7 @@ class TaskTexts(Samples):
         return len(self.examples)
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        example = self.examples[item.sample]
-        import os
-        mode,rate=os.environ.get("WD","none:0").split(":")
-        if mode=="none" or not getattr(self,"training",False): return example
-        token_M=example["text"]
-        word=self.tokenizer.words(token_M[None])[0]
-        drop=np.random.default_rng(item.seed).random(len(token_M))<float(rate)
-        hit=(word>=0)&drop[np.maximum(word,0)]
-        if mode=="mask": token_M=np.where(hit,self.tokenizer.mask,token_M)
-        elif not hit.all(): 
-            # also the separator after
-            token_M=token_M[~hit]
-        return example|{"text":token_M.astype(np.int32)}
+        return self.examples[item.sample]
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""

@@ -62,9 +62,7 @@ class FineTuning(Experiment, ABC):
         with torch.device("meta"):
             encoding = text_encoding(build(), tokenizer)
         training = [(name, index, task.training) for index, (name, task) in enumerate(tasks.items()) if task.training]
-        T = TaskTexts(training, encoding)
-        T.training=True
-        return Setup(build, T, evaluation_texts(tasks, list(tasks), encoding))
+        return Setup(build, TaskTexts(training, encoding), evaluation_texts(tasks, list(tasks), encoding))
 
     def learner(self, model: PerceiverIO | BERT) -> "TextTasks":
         return TextTasks(model, self.optimization, self.tasks)
