@@ -1,7 +1,7 @@
 """Hash n-gram embeddings of tokens (Pagnoni et al., 2024, "Byte Latent Transformer", section 3.2.1).
 
-An n-gram, or a word, is a number: its tokens are the coefficients of a polynomial modulo 2^64, whose hash is the row of
-a table of learned vectors. 64-bit integers overflow in the same way on all devices.
+The tokens of an n-gram, or of a word, are the coefficients of a polynomial modulo 2^64. A hash of its value is the
+index of a learned vector. 64-bit integers overflow in the same way on all devices.
 
 Shape suffixes: B batch, M tokens, H hashes of a token; others as in `perceivers.model.adapter`
 """
@@ -16,10 +16,10 @@ from perceivers.model.config import Configurable
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
 BASE = 0x9E3779B97F4A7C15 - 2**64
-"""Where polynomials are evaluated: odd, so that no power of it is 0 modulo 2^64."""
+"""The argument of the polynomials: odd, so that no power of it is 0 modulo 2^64."""
 
 FACTOR = 0xBF58476D1CE4E5B9 - 2**64
-"""The factor that mixes the bits of a hash (Steele et al., 2014, "Fast Splittable Pseudorandom Number Generators")."""
+"""The factor that mixes bits (Steele et al., 2014, "Fast Splittable Pseudorandom Number Generators")."""
 
 
 class HashedNgrams(Configurable, nn.Module):
@@ -47,23 +47,27 @@ class HashedNgrams(Configurable, nn.Module):
         self.embedding = nn.Embedding(hashes, width, _weight=trunc_normal_parameter(hashes, width))
         self.linear = Linear(width, channels)
 
-    def forward(self, token_BM: Tensor, index_M: Tensor, mask_BM: Tensor | None = None) -> Tensor:
-        """[B, M] -> [B, M, C]; `index_M`, [M] or [B, M], is the index of each token in its text."""
-        hash_BMH = self.hash(token_BM, index_M, mask_BM)
+    def forward(self, token_BM: Tensor, index_M: Tensor, is_text_BM: Tensor | None = None) -> Tensor:
+        """[B, M] -> [B, M, C]; arguments as in `hash`."""
+        hash_BMH = self.hash(token_BM, index_M, is_text_BM)
         sum_LW = F.embedding_bag(hash_BMH.flatten(0, 1), self.embedding.weight, mode="sum")
         return self.linear(sum_LW.unflatten(0, token_BM.shape))
 
-    def hash(self, token_BM: Tensor, index_M: Tensor, mask_BM: Tensor | None = None) -> Tensor:
+    def hash(self, token_BM: Tensor, index_M: Tensor, is_text_BM: Tensor | None = None) -> Tensor:
         """Returns the rows of the n-grams that end at each token, shortest first, and of its word; [B, M, H].
 
-        What lies before a text, and padding, is 0 in the polynomials; a token is its number plus 1.
+        Args:
+            token_BM: tokens.
+            index_M: the index of each token in its text.
+            is_text_BM: False for tokens that are hashed as if nothing were there, such as padding.
         """
-        symbol_BM = token_BM.long() + 1 if mask_BM is None else (token_BM.long() + 1) * mask_BM
+        symbol_BM = token_BM.long() + 1  # 0 stands for nothing, as before a text
+        if is_text_BM is not None:
+            symbol_BM = symbol_BM * is_text_BM
         hashes = hash_ngrams(symbol_BM, index_M, self.sizes)
         if self.separators:
-            is_between_BM = torch.isin(token_BM, torch.tensor(self.separators, device=token_BM.device))
-            is_between_BM = is_between_BM if mask_BM is None else is_between_BM | ~mask_BM
-            hashes.append(hash_words(symbol_BM, index_M, is_between_BM))
+            separators = torch.tensor([-1, *self.separators], device=token_BM.device) + 1
+            hashes.append(hash_words(symbol_BM, index_M, torch.isin(symbol_BM, separators)))
         kinds_H = torch.arange(len(hashes), device=token_BM.device)
         return mix(torch.stack(hashes, -1) + kinds_H * BASE) % self.embedding.num_embeddings
 
@@ -81,17 +85,15 @@ def hash_ngrams(symbol_BM: Tensor, index_M: Tensor, sizes: range) -> list[Tensor
 
 def hash_words(symbol_BM: Tensor, index_M: Tensor, is_between_BM: Tensor) -> Tensor:
     """Returns the polynomial of the word of each symbol, the first symbol times `BASE`; 0 between words; [B, M]."""
-    count = symbol_BM.shape[1]
-    place_M = torch.arange(count, device=symbol_BM.device)
-    begins_BM = ~is_between_BM & (F.pad(is_between_BM, (1, 0), value=True)[:, :-1] | (index_M == 0))
-    first_BM = (place_M * begins_BM).cummax(1).values
-    power_M = torch.full_like(place_M, BASE).cumprod(0)
-    term_BM = symbol_BM * power_M[place_M - first_BM] * ~is_between_BM
-    word_BM = begins_BM.cumsum(1)
-    sum_BM = symbol_BM.new_zeros(len(symbol_BM), count + 1).scatter_add(1, word_BM, term_BM)
-    return sum_BM.gather(1, word_BM) * ~is_between_BM
+    is_first_BM = ~is_between_BM & (F.pad(is_between_BM, (1, 0), value=True)[:, :-1] | (index_M == 0))
+    order_M = torch.arange(symbol_BM.shape[1], device=symbol_BM.device)
+    first_BM = (order_M * is_first_BM).cummax(1).values
+    power_M = torch.full_like(order_M, BASE).cumprod(0)
+    term_BM = symbol_BM * power_M[order_M - first_BM] * ~is_between_BM
+    sum_BM = torch.zeros_like(symbol_BM).scatter_add(1, first_BM, term_BM)
+    return sum_BM.gather(1, first_BM) * ~is_between_BM
 
 
 def mix(hash: Tensor) -> Tensor:
-    """Returns 31 bits that all bits of a hash change."""
+    """Returns 31 bits, each of which depends on all bits of a hash."""
     return ((hash ^ (hash >> 32)) * FACTOR >> 33) & (2**31 - 1)
