@@ -29,13 +29,13 @@ def write_data(folder, count):
         (folder / "glue" / task).mkdir(parents=True)
         for split in ("train", "dev"):
             lines = [
-                row.format(a=f'a {"bad good".split()[k % 2]} "{k}', b=f"one {k % 5}", y=k % 2,
+                row.format(a=f'a {["bad", "good"][k % 2]} "{k}', b=f"one {k % 5}", y=k % 2,
                            name=("entailment", "not_entailment")[k % 2], score=f"{k % 2 * 5 / 2:.3f}")
                 for k in range(count)
             ]  # fmt: skip
             (folder / "glue" / task / f"{split}.tsv").write_text("".join([*head, *lines]))
     (folder / "tables/clothes").mkdir(parents=True)
-    texts = [f"{'bad good'.split()[k % 2]} {k}" if k % 7 else None for k in range(count)]
+    texts = [f"{['bad', 'good'][k % 2]} {k}" if k % 7 else None for k in range(count)]
     frame = pd.DataFrame({"Review Text": texts, "Recommended IND": [k % 2 for k in range(count)]})
     frame.to_csv(folder / "tables/clothes/reviews.csv")
 
