@@ -63,9 +63,21 @@ def test_fields_are_found_in_a_saved_model(kind, tmp_path):
     model.save(tmp_path)
     config = pretrained_config(tmp_path)
     assert {name: getattr(config, name) for name in FIELDS} == FIELDS
+    assert not getattr(config, "local_queries", False)
     ngrams = load_model(tmp_path).inputs["text"].ngrams
     assert ngrams.embedding.weight.shape == (500, 12)
     assert torch.equal(ngrams.embedding.weight, model.inputs["text"].ngrams.embedding.weight)
+
+
+def test_local_queries_are_found_in_a_saved_model(tmp_path):
+    model = create_model("language_bytes", **PERCEIVER, local_queries=True)
+    assert model.outputs["text"].positions is None
+    model.save(tmp_path)
+    assert pretrained_config(tmp_path).local_queries
+    logits = load_model(tmp_path)({"text": encode("a text")})["text"]
+    assert torch.equal(logits, model({"text": encode("a text")})["text"])
+    tasks = text_tasks(model, {"a": 2})
+    assert list(tasks.outputs) == ["label"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,7 +117,10 @@ def test_training_from_a_file_changes_and_keeps_the_vectors(kind, tmp_path):
 
 def test_fields_out_of_range_are_refused():
     for fields, message in [
-        ({"ngrams": [6, 3]}, r"model\.ngrams = \[6, 3\] is not allowed: it must be the shortest, then the longest"),
+        (
+            {"ngrams": [6, 3]},
+            r"model\.ngrams = \[6, 3\] is not allowed: it must be the shortest size, then the longest",
+        ),
         ({"ngrams": [0, 3]}, r"ngrams = \[0, 3\]"),
         ({"ngrams": [3]}, r"ngrams = \[3\]"),
         ({"ngrams": [3, 6], "ngram_hashes": 0}, "ngram_hashes = 0 is not allowed"),

@@ -43,7 +43,7 @@ class NgramConfig(Checked):
         super().__post_init__()
         if self.ngrams is not None:
             shortest, longest = self.ngrams
-            check_field("model.ngrams", self.ngrams, shortest <= longest, "the shortest, then the longest")
+            check_field("model.ngrams", self.ngrams, shortest <= longest, "the shortest size, then the longest")
 
     def build_ngrams(self, channels: int, vocabulary: int) -> HashedNgrams | None:
         """Returns the vectors of n-grams for tokens of so many channels."""
@@ -71,6 +71,7 @@ class LanguageConfig(ModelConfig, Sizes, NgramConfig):
         vocabulary: number of tokens; for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
         length: maximum number of tokens of a text.
         embedding_channels: channels of tokens, positions and queries.
+        local_queries: as in `TextOutput`.
         initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
@@ -87,13 +88,14 @@ class LanguageConfig(ModelConfig, Sizes, NgramConfig):
     vocabulary: Count = 262
     length: Count = 2048
     embedding_channels: Count = 768
+    local_queries: bool = False
     initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
         ngrams = self.build_ngrams(self.embedding_channels, self.vocabulary)
         model = PerceiverIO(
             inputs={"text": TextInput(self.vocabulary, self.length, self.embedding_channels, ngrams=ngrams)},
-            outputs={"text": TextOutput("text")},
+            outputs={"text": TextOutput("text", self.local_queries)},
             **self.sizes(),
         )
         if self.initialization == "local":
@@ -106,8 +108,15 @@ class LanguageConfig(ModelConfig, Sizes, NgramConfig):
         text = model.inputs["text"] if isinstance(model, PerceiverIO) and list(model.inputs) == ["text"] else None
         if not isinstance(model, PerceiverIO) or not isinstance(text, TextInput):
             return None
-        sizes = sizes_of(model) | ngram_settings(text.ngrams)
-        return cls(vocabulary=text.vocabulary, length=text.length, embedding_channels=text.channels, **sizes)
+        output = dict(model.outputs.items()).get("text")
+        return cls(
+            vocabulary=text.vocabulary,
+            length=text.length,
+            embedding_channels=text.channels,
+            local_queries=isinstance(output, TextOutput) and output.local_queries,
+            **ngram_settings(text.ngrams),
+            **sizes_of(model),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
