@@ -63,8 +63,8 @@ class TextInput(InputAdapter):
         index_M = index_tokens(token_BM.shape[1], offsets, token_BM.device, self.length)
         x_BMC = self.embedding(token_BM) + self.positions(indices=index_M)
         if self.ngrams is not None:
-            is_task_BM = token_BM >= self.vocabulary
-            x_BMC = x_BMC + self.ngrams(token_BM, index_M, ~is_task_BM if mask_BM is None else mask_BM & ~is_task_BM)
+            is_text_BM = token_BM < self.vocabulary  # False for the token of a task
+            x_BMC = x_BMC + self.ngrams(token_BM, index_M, is_text_BM if mask_BM is None else is_text_BM & mask_BM)
         grid = None if offsets is not None else (len(index_M),)
         return InputArray(x_BMC, mask_BM, grid, to_coordinates(index_M, x_BMC).expand(len(x_BMC), -1, 1), offsets)
 
