@@ -39,6 +39,9 @@ bench-quick: .venv/installed
 	$(BIN)/python benchmarks/run.py --quick --output runs/bench/performance.json
 	$(BIN)/python benchmarks/report.py runs/bench/performance.json --output runs/bench/performance.md
 
+results: .venv/installed
+	$(BIN)/python benchmarks/results.py $(if $(DATA),--data $(DATA))
+
 mini-glue: .venv/installed
 	$(BIN)/python benchmarks/language.py --text $(TEXT) --glue $(GLUE)
 

@@ -58,8 +58,8 @@ def test_names_in_the_text_exist(path):
     text = path.read_text()
     found = re.findall(r"`(perceivers(?:\.\w+)+)", text) + [
         f"{module}.{name.strip()}"
-        for module, names in re.findall(r"^from (perceivers[\w.]*) import (.*)$", text, re.M)
-        for name in names.split(",")
+        for module, names in re.findall(r"^from (perceivers[\w.]*) import (\([^)]*\)|.*)$", text, re.M)
+        for name in re.findall(r"\w+", names)
     ]
     for name in found:
         if not name.startswith(

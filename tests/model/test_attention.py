@@ -13,7 +13,7 @@ from perceivers.model.attention import Attention, Cache, CrossAttention, SelfAtt
 from perceivers.model.intermediates import record_attention
 from perceivers.model.kernels.folding import FoldIntoInputs, FoldIntoQueries, FusedAttention, decode
 from perceivers.model.linear import Linear
-from perceivers.model.rotary import RotaryPositions
+from perceivers.model.rotary import RotaryPositions, spaced_periods
 
 
 @pytest.fixture(params=[kernels.reset, kernels.optimize], ids=["formula", "kernel"])
@@ -88,7 +88,7 @@ def test_blocks_are_pre_norm_with_residuals(choose):
 def test_elements_added_to_a_cache_are_those_of_the_whole_causal_sequence(choose):
     layer = choose(SelfAttention(8, heads=2).double())
     z_BND = torch.randn(3, 7, 8).double()
-    rotation = RotaryPositions(4, 2.0, 50.0)(torch.arange(7.0).double()[None, :, None])
+    rotation = RotaryPositions(spaced_periods(2, 2.0, 50.0))(torch.arange(7.0).double()[None, :, None])
     causal = torch.ones(1, 7, 7, dtype=torch.bool).tril()
     whole = layer(z_BND, None, causal, rotation)
     cache, parts = Cache(), []

@@ -48,6 +48,13 @@ def test_truncated_normal_fills_in_place_whatever_the_layout_and_no_gradient_is_
     assert parameter.grad_fn is None
 
 
+@pytest.fixture
+def onednn_for_small(monkeypatch):
+    """Has oneDNN multiply small arrays, too."""
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 1)
+
+
+@pytest.mark.usefixtures("onednn_for_small")
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(
     "x",
@@ -76,6 +83,7 @@ def test_project_is_a_linear_layer_with_its_gradients(x, biased):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("onednn_for_small")
 def test_weights_may_be_transposed():
     x, weight = torch.randn(5, 8), torch.randn(8, 6)
     torch.testing.assert_close(linear(x, weight.mT), x @ weight)
@@ -89,6 +97,7 @@ def test_matrices_with_gaps_are_left_to_the_other_library(monkeypatch):
         torch.testing.assert_close(linear(x, weight), x @ weight.mT)
 
 
+@pytest.mark.usefixtures("onednn_for_small")
 def test_only_gradients_that_are_asked_for_are_computed():
     x, weight = torch.randn(5, 8), torch.randn(6, 8, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
@@ -106,6 +115,9 @@ def test_onednn_multiplies_float32_and_nothing_else(monkeypatch):
     kernels.optimize(layer)
     x = torch.randn(5, 8)
     layer(x)
+    assert not calls  # 240 multiplications are not worth the call
+    monkeypatch.setattr(module, "MIN_PRODUCTS", 240)
+    layer(x)
     assert len(calls) == 1
     layer(x).sum().backward()
     assert len(calls) == 2  # x needs no gradient
@@ -119,6 +131,7 @@ def test_onednn_multiplies_float32_and_nothing_else(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.usefixtures("onednn_for_small")
 def test_flops_are_seen_by_the_counter():
     layer = Linear(8, 6)
     with FlopCounterMode(display=False) as counter, torch.no_grad():

@@ -140,7 +140,11 @@ def test_what_was_predicted_is_not_predicted_again(folder, monkeypatch, capsys, 
         assert "Stopped: the same command continues" in capsys.readouterr().err
     assert not (folder / "out.parquet").exists()
     done = stop_after(monkeypatch, 100, error)
-    assert predict(folder / "model", folder / "images", folder / "out.parquet", "--batch-size", 3) == wanted
+    rows = predict(folder / "model", folder / "images", folder / "out.parquet", "--batch-size", 3)
+    for row in wanted:
+        if row["probability"] is not None:
+            row["probability"] = pytest.approx(row["probability"], rel=1e-5)  # other batches round differently
+    assert rows == wanted
     assert sum(done) == 9 - 4
 
 
