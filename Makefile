@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
+# make mini-classify DATA=FOLDER: classifying texts from scratch beside TF-IDF, into docs/language.md; about an hour on one core.
 # make mini-generation TEXT=FILE: Perceiver AR beside a Transformer on the next byte, into docs/generation.md; half an hour of CPU.
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
 # make tables TABLES=FOLDER: models of ten tables beside simple methods, into docs/tables.md; half an hour.
-.PHONY: demo test test-slow fuzz check bench bench-quick mini-glue mini-generation mini-flow mini-multimodal mini-starcraft tables
+.PHONY: demo test test-slow fuzz check bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft tables
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -38,8 +39,14 @@ bench-quick: .venv/installed
 	$(BIN)/python benchmarks/run.py --quick --output runs/bench/performance.json
 	$(BIN)/python benchmarks/report.py runs/bench/performance.json --output runs/bench/performance.md
 
+results: .venv/installed
+	$(BIN)/python benchmarks/results.py $(if $(DATA),--data $(DATA))
+
 mini-glue: .venv/installed
 	$(BIN)/python benchmarks/language.py --text $(TEXT) --glue $(GLUE)
+
+mini-classify: .venv/installed
+	$(BIN)/python benchmarks/text_classification.py --data $(DATA)
 
 mini-generation: .venv/installed
 	$(BIN)/python benchmarks/generation.py --text $(TEXT)

@@ -7,14 +7,16 @@ from safetensors.torch import load_file
 import perceivers
 from perceivers import InputArray, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, TextInput, TextOutput
+from perceivers.model.ragged import Ragged
 
 LENGTHS = torch.tensor([9, 5, 1])
 MASK = torch.arange(9) < LENGTHS[:, None]
 
 
-@pytest.fixture
-def model():
-    model = PerceiverIO({"text": TextInput(30, 12, 16)}, {"text": TextOutput("text")}, 4, 16, 2, heads=2)
+@pytest.fixture(params=[False, True], ids=["positions", "local queries"])
+def model(request):
+    output = TextOutput("text", local_queries=request.param)
+    model = PerceiverIO({"text": TextInput(30, 12, 16)}, {"text": output}, 4, 16, 2, heads=2)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model.eval()
@@ -39,7 +41,8 @@ def test_elements_are_the_vectors_of_token_and_place(tokens):
 
 def test_logits_are_products_with_the_embedding_and_a_bias(model, tokens):
     encoded = model.encode({"text": tokens})
-    q_BOQ = model.outputs["text"].positions.table_SF[:9].expand(3, -1, -1)
+    output, x_BMC = model.outputs["text"], model.inputs["text"](tokens).x_BMC
+    q_BOQ = x_BMC if output.local_queries else output.positions.table_SF[:9].expand(3, -1, -1)
     y_BOE = model.decoder(q_BOQ, encoded.latents)
     want = y_BOE @ model.inputs["text"].embedding.weight.T + model.outputs["text"].bias
     close(model.decode(encoded)["text"], want)
@@ -69,6 +72,16 @@ def test_some_places_are_those_of_the_full_decode(model, tokens, masked, points,
     full = model.decode(encoded, max_memory=None)["text"]
     some = model.decode(encoded, {"text": points}, max_memory)["text"]
     close(some, full.take_along_dim(points.expand(3, -1)[..., None], 1))
+
+
+def test_ragged_texts_are_answered_as_each_alone(model, tokens):
+    texts = [text[:length] for text, length in zip(tokens, LENGTHS, strict=True)]
+    alone = [model({"text": text[None]})["text"][0] for text in texts]
+    encoded = model.encode({"text": Ragged.stack(texts)})
+    close(model.decode(encoded)["text"].values, torch.cat(alone))
+    points = [torch.tensor([8, 3]), torch.tensor([4]), torch.tensor([0, 0])]
+    some = model.decode(encoded, {"text": Ragged.stack(points)})["text"]
+    close(some.values, torch.cat([logits[point] for logits, point in zip(alone, points, strict=True)]))
 
 
 def test_padding_asks_nothing_of_the_latents(model, tokens):
@@ -118,7 +131,8 @@ def test_a_copy_is_tied_to_itself_and_not_to_the_original(model, tokens):
 
 def test_weights_can_be_replaced_and_stay_tied(model, tokens):
     with torch.device("meta"):
-        empty = PerceiverIO({"text": TextInput(30, 12, 16)}, {"text": TextOutput("text")}, 4, 16, 2, heads=2).eval()
+        output = TextOutput("text", model.outputs["text"].local_queries)
+        empty = PerceiverIO({"text": TextInput(30, 12, 16)}, {"text": output}, 4, 16, 2, heads=2).eval()
     empty.load_state_dict(model.state_dict(), assign=True)
     assert torch.equal(empty({"text": tokens})["text"], model({"text": tokens})["text"])
     assert_tied(empty, tokens)

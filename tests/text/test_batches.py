@@ -5,7 +5,7 @@ import torch
 from perceivers.data.loader import SampleIndex
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.labelled import LabelledTexts
-from perceivers.text.tokenizers import CLS, PAD, SEP, Bytes
+from perceivers.text.tokenizers import CLS, MASK, PAD, SEP, Bytes
 
 FRONT = 300  # a token for a task
 
@@ -107,3 +107,24 @@ def test_tasks_are_sampled_in_proportion_to_their_examples_and_numbers_stay():
     lengths = torch.cat([batch["mask"].sum(1)[batch["task"] == 0] for batch in batches])
     assert torch.equal(labels, lengths.float())
     assert sorted(labels.tolist()) == list(range(60))
+
+
+@pytest.mark.parametrize("prefix", [None, [FRONT]])
+def test_training_masks_whole_words_others_each_time(prefix):
+    text = " ".join("abc" for _ in range(400))
+    texts = TaskTexts([("one", 0, examples(text))], encoding(2000, prefix), mask_rate=0.3)
+    whole = TaskTexts([("one", 0, examples(text))], encoding(2000, prefix))[SampleIndex(0, 5)]["text"]
+    found = [texts[SampleIndex(0, seed)]["text"] for seed in (1, 1, 2)]
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    for token_M in found:
+        start = len(prefix or ())
+        assert token_M[:start].tolist() == (prefix or [])
+        words = Bytes().decode(token_M[start:]).split()
+        hidden = (token_M == MASK).sum() / 3
+        assert hidden == 400 - len(words)
+        assert 80 < hidden < 160
+        assert (token_M[token_M != MASK] == whole[token_M != MASK]).all()
+        assert len(token_M) == len(whole)
+    everything = TaskTexts([("one", 0, examples(text))], encoding(2000, prefix), mask_rate=1.0)[SampleIndex(0, 0)]
+    assert (everything["text"] == MASK).sum() == 1200

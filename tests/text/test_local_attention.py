@@ -57,7 +57,13 @@ def test_heads_look_around_a_place():
 
 
 @pytest.mark.parametrize(
-    ("config", "attention"), [(WIDE, "encoder.cross_attentions.0"), (WIDE, "decoder"), (BERT, "layers.0")]
+    ("config", "attention"),
+    [
+        (WIDE, "encoder.cross_attentions.0"),
+        (WIDE, "decoder"),
+        (replace(WIDE, local_queries=True), "decoder"),
+        (BERT, "layers.0"),
+    ],
 )
 def test_a_model_begins_by_reading_nearby(config, attention):
     torch.manual_seed(0)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from perceivers.adapters.ngrams import HashedNgrams
+from perceivers.adapters.set import select_elements
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, Indices, InputAdapter, InputArray, OutputAdapter, read_input
 from perceivers.model.arguments import check_range
@@ -26,9 +28,17 @@ class TextInput(InputAdapter):
         length: maximum number of tokens of a text.
         channels: C of the vectors.
         num_task_tokens: further tokens from V on that no text has, one for each task (section 4.1).
+        ngrams: vectors of n-grams and words, which are added to those of tokens.
     """
 
-    def __init__(self, vocabulary: int, length: int, channels: int, num_task_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        length: int,
+        channels: int,
+        num_task_tokens: int = 0,
+        ngrams: HashedNgrams | None = None,
+    ) -> None:
         super().__init__()
         self.vocabulary = vocabulary
         self.length = length
@@ -36,6 +46,7 @@ class TextInput(InputAdapter):
         weight = trunc_normal_parameter(vocabulary + num_task_tokens, channels)
         self.embedding = nn.Embedding(vocabulary + num_task_tokens, channels, _weight=weight)
         self.positions = LearnedPositions([length], channels)
+        self.ngrams = ngrams
 
     def forward(self, data: Tensor | InputArray | Ragged) -> InputArray:
         """Takes tokens [B, M] in 0 ... V - 1; texts of different lengths as `InputArray(tokens, mask_BM)`, or ragged.
@@ -51,6 +62,9 @@ class TextInput(InputAdapter):
         check_range("tokens", token_BM, 0, self.embedding.num_embeddings - 1)
         index_M = index_tokens(token_BM.shape[1], offsets, token_BM.device, self.length)
         x_BMC = self.embedding(token_BM) + self.positions(indices=index_M)
+        if self.ngrams is not None:
+            is_text_BM = token_BM < self.vocabulary  # False for the token of a task
+            x_BMC = x_BMC + self.ngrams(token_BM, index_M, is_text_BM if mask_BM is None else is_text_BM & mask_BM)
         grid = None if offsets is not None else (len(index_M),)
         return InputArray(x_BMC, mask_BM, grid, to_coordinates(index_M, x_BMC).expand(len(x_BMC), -1, 1), offsets)
 
@@ -72,20 +86,23 @@ def to_coordinates(index_BP: Tensor, like: Tensor) -> Tensor:
 
 
 class TextOutput(OutputAdapter):
-    """Logits of every token of an input text; the queries are learned positions.
+    """Logits of every token of an input text; the queries are learned positions, or the elements of the input.
 
     The logits are the decoder's output times the transposed embedding of the input, plus a bias.
 
     Args:
         input: name of the input that is a `TextInput`.
+        local_queries: query each token by its element of the input, as optical flow does, instead of by a learned
+            position: the decoder then sees what is next to a masked token, if the input has n-grams.
     """
 
     channels = None  # takes the decoder's output
     takes_ragged = True
 
-    def __init__(self, input: str) -> None:
+    def __init__(self, input: str, local_queries: bool = False) -> None:
         super().__init__()
         self.input = input
+        self.local_queries = local_queries
 
     def bind_inputs(self, inputs: Mapping[str, InputAdapter]) -> None:
         text = inputs.get(self.input)
@@ -93,13 +110,13 @@ class TextOutput(OutputAdapter):
             raise PerceiversError(f"a text output needs an input {self.input!r} that is a TextInput: name that one.")
         self.text = (text,)  # in a tuple, so that torch does not take the input's weights for this module's own
         self.query_channels = text.channels
-        self.positions = LearnedPositions([text.length], text.channels)
+        self.positions = None if self.local_queries else LearnedPositions([text.length], text.channels)
         self.bias = nn.Parameter(torch.zeros(text.embedding.num_embeddings))
 
-    def context(self, inputs: Mapping[str, InputArray]) -> tuple[int, Tensor | None, Tensor | None]:
-        """Keeps the number of tokens, their mask, and their offsets."""
+    def context(self, inputs: Mapping[str, InputArray]) -> tuple[int, Tensor | None, Tensor | None, Tensor | None]:
+        """Keeps the number of tokens, their mask, their offsets, and their elements if these are the queries."""
         text = inputs[self.input]
-        return text.x_BMC.shape[1], text.mask_BM, text.offsets
+        return text.x_BMC.shape[1], text.mask_BM, text.offsets, text.x_BMC if self.local_queries else None
 
     def num_queries(self, encoded: Encoded) -> int:
         return int(encoded.context[0])
@@ -109,6 +126,8 @@ class TextOutput(OutputAdapter):
         return offsets
 
     def queries(self, encoded: Encoded, indices: Indices | None = None) -> Tensor:
+        if self.positions is None:
+            return select_elements(encoded.context[3], indices, encoded.context[2])
         q_PQ: Tensor = self.positions(indices=self.index_queries(encoded, indices))
         return q_PQ if q_PQ.dim() == 3 else q_PQ[None]
 
@@ -118,8 +137,8 @@ class TextOutput(OutputAdapter):
     def index_queries(self, encoded: Encoded, indices: Indices | None) -> Tensor:
         """Returns the indices of tokens in their text, [P] or [B, P]."""
         if indices is None:
-            count, _, offsets = encoded.context
-            return index_tokens(count, offsets, encoded.latents.device, len(self.positions.table_SF))
+            count, _, offsets, _ = encoded.context
+            return index_tokens(count, offsets, encoded.latents.device, self.text[0].length)
         return indices.values if isinstance(indices, Ragged) else indices
 
     def query_mask(self, encoded: Encoded, indices: Indices | None = None) -> Tensor | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.text.labelled import LabelledTexts
+from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
 
 
@@ -59,10 +60,13 @@ class TaskTexts(Samples):
     Args:
         sets: the name of each set, the index of its task, and its examples.
         encoding: how texts become tokens; longer ones are truncated.
+        mask_rate: probability with which each word is masked, others each time.
     """
 
-    def __init__(self, sets: Sequence[tuple[str, int, LabelledTexts]], encoding: TextEncoding) -> None:
-        self.pad = encoding.tokenizer.pad
+    def __init__(
+        self, sets: Sequence[tuple[str, int, LabelledTexts]], encoding: TextEncoding, mask_rate: float = 0.0
+    ) -> None:
+        self.encoding, self.mask_rate = encoding, mask_rate
         self.examples: list[dict[str, Any]] = []
         for index, (name, task, examples) in enumerate(sets):
             truncated = 0
@@ -84,11 +88,18 @@ class TaskTexts(Samples):
         return len(self.examples)
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        return self.examples[item.sample]
+        example = self.examples[item.sample]
+        if not self.mask_rate:
+            return example
+        token_M, start = example["text"].copy(), int(self.encoding.prefix_tokens is not None)
+        generator = np.random.default_rng(item.seed)
+        masked = mask_words(token_M[None, start:], self.encoding.tokenizer, self.mask_rate, len(token_M), generator)
+        token_M[start:] = masked.token_BM[0]
+        return example | {"text": token_M}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Returns "text" [B, M], padded to the longest, its "mask", and "label", "task" and "set" [B]."""
-        token_BM, mask_BM = pad_tokens([sample["text"] for sample in samples], self.pad)
+        token_BM, mask_BM = pad_tokens([sample["text"] for sample in samples], self.encoding.tokenizer.pad)
         indices = {name: torch.tensor([sample[name] for sample in samples]) for name in ("task", "set")}
         label_B = torch.tensor([float(sample["label"]) for sample in samples])
         return {"text": token_BM, "mask": mask_BM, "label": label_B, **indices}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.adapters.text import TextInput
 from perceivers.errors import PerceiversError
 from perceivers.model import kernels
@@ -59,6 +60,7 @@ class BERT(Model):
         num_task_tokens: as in `TextInput`.
         dropout: probability of dropping an attention weight in training.
         gelu: as in `PerceiverIO`.
+        ngrams: as in `TextInput`.
     """
 
     def __init__(
@@ -74,9 +76,10 @@ class BERT(Model):
         num_task_tokens: int = 0,
         dropout: float = 0.0,
         gelu: Gelu = "tanh",
+        ngrams: HashedNgrams | None = None,
     ) -> None:
         super().__init__()
-        text = TextInput(vocabulary, length, channels, num_task_tokens)
+        text = TextInput(vocabulary, length, channels, num_task_tokens, ngrams)
         self.inputs = Adapters({"text": text})
         self.norm_x = nn.LayerNorm(channels)  # else what layers add at first, much larger, hides the tokens
         self.layers = nn.ModuleList(

@@ -16,6 +16,7 @@ from torchmetrics import Metric as MetricModule
 from torchmetrics import PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
+from perceivers.checks import Fraction
 from perceivers.data.class_weights import ClassWeights, weigh_examples
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
@@ -46,8 +47,17 @@ class FineTuning(Experiment, ABC):
         tokenizer: Tokenizer,
         tasks: Mapping[str, TextTask],
         method: Method,
+        mask_rate: float = 0.0,
     ) -> Setup:
-        """Makes samples of all tasks, by name, together: each is sampled in proportion to its examples."""
+        """Makes samples of all tasks, by name, together: each is sampled in proportion to its examples.
+
+        Args:
+            language: builds the language model.
+            tokenizer: its tokenizer.
+            tasks: the tasks.
+            method: how the model knows its task.
+            mask_rate: probability with which training masks a word.
+        """
         self.language_tokenizer, self.tasks = tokenizer, tasks
 
         def build() -> PerceiverIO | BERT:
@@ -62,7 +72,7 @@ class FineTuning(Experiment, ABC):
         with torch.device("meta"):
             encoding = text_encoding(build(), tokenizer)
         training = [(name, index, task.training) for index, (name, task) in enumerate(tasks.items()) if task.training]
-        return Setup(build, TaskTexts(training, encoding), evaluation_texts(tasks, list(tasks), encoding))
+        return Setup(build, TaskTexts(training, encoding, mask_rate), evaluation_texts(tasks, list(tasks), encoding))
 
     def learner(self, model: PerceiverIO | BERT) -> "TextTasks":
         return TextTasks(model, self.optimization, self.tasks)
@@ -82,6 +92,8 @@ class TextClassification(FineTuning):
         tokenizer: "bytes", or a SentencePiece model; by default that of `init` or, without it, "bytes".
         class_weights: how often training draws the examples of a class: "balanced", all classes equally often; or
             {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
+        mask_rate: probability with which training masks a word, as in pretraining, so that predictions depend on
+            several words.
     """
 
     decided_by_data = ("vocabulary",)
@@ -92,12 +104,14 @@ class TextClassification(FineTuning):
     data: LabelledTextData = field(default_factory=LabelledTextData)
     tokenizer: str | None = None
     class_weights: ClassWeights = None
+    mask_rate: Fraction = 0.0
 
     def prepare(self) -> Setup:
         tokenizer = choose_tokenizer(self.tokenizer, self.model)
         config = replace(self.model, **self.settle(vocabulary=tokenizer.size))
         self.build_on_meta()
-        return self.weigh(self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task"))
+        setup = self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task", self.mask_rate)
+        return self.weigh(setup)
 
     def weigh(self, setup: Setup) -> Setup:
         """Weighs the training examples by their classes."""

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from perceivers.checks import Count, check_field
+from perceivers.checks import Count, Fraction, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.text import commands, fine_tuning
@@ -40,6 +40,7 @@ class Glue(FineTuning):
         method: single_task (of which there is one), shared_token, task_tokens or multitask_query.
         examples: the maximum number of training examples per task; tasks are sampled in proportion to it. By default
             all are used.
+        mask_rate: as in `TextClassification`.
     """
 
     evaluate = staticmethod(commands.evaluate_glue)
@@ -49,6 +50,7 @@ class Glue(FineTuning):
     data: GlueData = field(default_factory=GlueData)
     method: Method = "single_task"
     examples: Count | None = None
+    mask_rate: Fraction = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +64,7 @@ class Glue(FineTuning):
         if self.method == "single_task" and len(tasks) > 1:
             hint = "name one, such as data.tasks=[RTE], or several in a sweep, or choose another method"
             raise PerceiversError(f"method = single_task trains one task, but there are {', '.join(tasks)}: {hint}.")
-        return self.prepare_tasks(self.model.build, tokenizer, tasks, self.method)
+        return self.prepare_tasks(self.model.build, tokenizer, tasks, self.method, self.mask_rate)
 
     def summarize_sweep(self, results: Sequence[TrialResult]) -> list[Path]:
         """Prints the table; returns the best model of each task, or of all: of the setting with the best mean."""

@@ -46,7 +46,8 @@ def init_local_attention(model: PerceiverIO | BERT) -> None:
             f"model.channels = {width}, but model.embedding_channels = {channels}."
         )
     stride = length / count
-    output.positions.table_SF.copy_(text.positions.table_SF)
+    if output.positions is not None:
+        output.positions.table_SF.copy_(text.positions.table_SF)
     encoder.latents[:, :channels] = LATENT_STD * sinusoids((torch.arange(count) + 0.5) * stride - 0.5, length, channels)
     shrink_residual(encoder)
     for attention in find_attentions(encoder.cross_attentions):  # a latent's heads share its stretch of the text

@@ -1,5 +1,6 @@
 """Language models, and the rows of the paper's language table (section 4.1; section 3 of the appendix)."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,9 +8,10 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
+from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.checkpoints.load import load_model
-from perceivers.checks import Count, Range
+from perceivers.checks import Checked, Count, Range, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.device import check_dtype, choose_device, move_model
 from perceivers.model.perceiver_io import PerceiverIO
@@ -19,11 +21,48 @@ from perceivers.presets import Preset, make_example
 from perceivers.text.bert import BERT
 from perceivers.text.local_attention import init_local_attention
 from perceivers.text.task_output import TaskOutput
-from perceivers.text.tokenizers import Tokenizer, open_tokenizer, tokenizer_of
+from perceivers.text.tokenizers import BYTE_VOCABULARY, Bytes, Tokenizer, open_tokenizer, tokenizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageConfig(ModelConfig, Sizes):
+class NgramConfig(Checked):
+    """Hash n-gram embeddings, see `HashedNgrams`. A model of bytes hashes whole words, too.
+
+    Attributes:
+        ngrams: tokens of the shortest and of the longest n-gram whose hashed vectors are added to those of tokens, such
+            as [3, 6] for small models of bytes; none by default, as in the paper.
+        ngram_hashes: number of vectors, which n-grams and words share by their hashes.
+        ngram_channels: channels of these vectors.
+    """
+
+    ngrams: tuple[Count, Count] | None = None
+    ngram_hashes: Count = 2**15
+    ngram_channels: Count = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ngrams is not None:
+            shortest, longest = self.ngrams
+            check_field("model.ngrams", self.ngrams, shortest <= longest, "the shortest size, then the longest")
+
+    def build_ngrams(self, channels: int, vocabulary: int) -> HashedNgrams | None:
+        """Returns the vectors of n-grams for tokens of so many channels."""
+        if self.ngrams is None:
+            return None
+        separators = Bytes().separators if vocabulary == BYTE_VOCABULARY else ()
+        return HashedNgrams(channels, self.ngrams, self.ngram_hashes, self.ngram_channels, separators)
+
+
+def ngram_settings(ngrams: HashedNgrams | None) -> dict[str, Any]:
+    """Returns the fields of `NgramConfig`."""
+    if ngrams is None:
+        return {}
+    config = ngrams.config
+    return {"ngrams": config["sizes"], "ngram_hashes": config["hashes"], "ngram_channels": config["width"]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig(ModelConfig, Sizes, NgramConfig):
     """Masked language modeling (section 4.1). The defaults are the paper's byte model.
 
     Input "text": tokens [B, M], M up to `length`; output "text": logits [B, M, vocabulary].
@@ -32,6 +71,7 @@ class LanguageConfig(ModelConfig, Sizes):
         vocabulary: number of tokens; for bytes 6 special ones (see `perceivers.text.tokenizers`) and 256.
         length: maximum number of tokens of a text.
         embedding_channels: channels of tokens, positions and queries.
+        local_queries: as in `TextOutput`.
         initialization: "normal", or "local" for small models, see `init_local_attention`.
     """
 
@@ -48,12 +88,14 @@ class LanguageConfig(ModelConfig, Sizes):
     vocabulary: Count = 262
     length: Count = 2048
     embedding_channels: Count = 768
+    local_queries: bool = False
     initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
+        ngrams = self.build_ngrams(self.embedding_channels, self.vocabulary)
         model = PerceiverIO(
-            inputs={"text": TextInput(self.vocabulary, self.length, self.embedding_channels)},
-            outputs={"text": TextOutput("text")},
+            inputs={"text": TextInput(self.vocabulary, self.length, self.embedding_channels, ngrams=ngrams)},
+            outputs={"text": TextOutput("text", self.local_queries)},
             **self.sizes(),
         )
         if self.initialization == "local":
@@ -66,12 +108,19 @@ class LanguageConfig(ModelConfig, Sizes):
         text = model.inputs["text"] if isinstance(model, PerceiverIO) and list(model.inputs) == ["text"] else None
         if not isinstance(model, PerceiverIO) or not isinstance(text, TextInput):
             return None
-        sizes = sizes_of(model)
-        return cls(vocabulary=text.vocabulary, length=text.length, embedding_channels=text.channels, **sizes)
+        output = dict(model.outputs.items()).get("text")
+        return cls(
+            vocabulary=text.vocabulary,
+            length=text.length,
+            embedding_channels=text.channels,
+            local_queries=isinstance(output, TextOutput) and output.local_queries,
+            **ngram_settings(text.ngrams),
+            **sizes_of(model),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class BertConfig(ModelConfig):
+class BertConfig(ModelConfig, NgramConfig):
     """BERT (section 4.1). The defaults are BERT Base; the fields not described here are arguments of `BERT`.
 
     Attributes:
@@ -89,7 +138,9 @@ class BertConfig(ModelConfig):
     initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> BERT:
-        model = BERT(**{name: value for name, value in self.settings().items() if name != "initialization"})
+        own = {"initialization", *NgramConfig.__dataclass_fields__}
+        settings = {name: value for name, value in self.settings().items() if name not in own}
+        model = BERT(**settings, ngrams=self.build_ngrams(self.channels, self.vocabulary))
         if self.initialization == "local":
             init_local_attention(model)
         return model
@@ -99,7 +150,8 @@ class BertConfig(ModelConfig):
         """Returns the config of a BERT, whatever its outputs are."""
         if not isinstance(model, BERT):
             return None
-        return cls(**{name: value for name, value in model.config.items() if name in cls.__dataclass_fields__})
+        settings = {name: value for name, value in model.config.items() if name in cls.__dataclass_fields__}
+        return cls(**settings | ngram_settings(model.inputs.get_as(TextInput, "text").ngrams))
 
 
 def choose_tokenizer(name: str | None, config: LanguageConfig | BertConfig) -> Tokenizer:
@@ -163,9 +215,10 @@ def text_tasks(
     text = language.inputs.get_as(TextInput, "text")
     model: PerceiverIO | BERT
     if isinstance(language, BERT):
-        model = BERT(**(language.config | {"tasks": tasks, "names": names, "num_task_tokens": num_task_tokens}))
+        settings = {"tasks": tasks, "names": names, "num_task_tokens": num_task_tokens}
+        model = BERT(**copy.deepcopy(language.config | settings))
     else:
-        inputs = {"text": TextInput(text.vocabulary, text.length, text.channels, num_task_tokens)}
+        inputs = {"text": TextInput(**copy.deepcopy(text.config | {"num_task_tokens": num_task_tokens}))}
         outputs = {"label": TaskOutput(tasks, text.channels, names, shared_query)}
         model = PerceiverIO(**(language.config | {"inputs": inputs, "outputs": outputs}))
     transfer_weights(language, model)  # task tokens keep their new vectors

@@ -94,6 +94,7 @@ class Bytes(Tokenizer):
         self.outside_V[:FIRST_BYTE] = True
         self.outside_V[[FIRST_BYTE + space[0] for space in SPACES if len(space) == 1]] = True
         self.byte_counts_V = (~self.outside_V).astype(np.int64)
+        self.separators = [token for token in np.flatnonzero(self.outside_V).tolist() if token != MASK]
 
     def encode(self, text: str) -> NDArray[np.int32]:
         check_unicode(text)

@@ -90,14 +90,15 @@ def attend_without_padding(
 ) -> Tensor:
     """Attends one example at a time to its real inputs only, so that no score of padding is computed."""
     results = []
-    for example, real_M in enumerate(mask_BM):
-        one = slice(example, example + 1)
+    arrays = [q_BHOK.split(1), k_BHMK.split(1), v_BHMV.split(1)]  # a gradient of all arrays for each would be slow
+    biases = [None] * len(mask_BM) if bias_BM is None else bias_BM.split(1)
+    for q, k, v, bias, real_M in zip(*arrays, biases, mask_BM, strict=True):
         if real_M.any():
-            bias_1M = None if bias_BM is None else bias_BM[one, real_M]
-            k, v = k_BHMK[one, :, real_M], v_BHMV[one, :, real_M]
-            results.append(scaled_dot_product_attention(q_BHOK[one], k, v, None, bias_1M, dropout, scale))
+            if not real_M.all():
+                k, v, bias = k[:, :, real_M], v[:, :, real_M], None if bias is None else bias[:, real_M]
+            results.append(scaled_dot_product_attention(q, k, v, None, bias, dropout, scale))
         else:
-            results.append(q_BHOK.new_zeros(1, *q_BHOK.shape[1:3], v_BHMV.shape[-1]))
+            results.append(q.new_zeros(*q.shape[:3], v.shape[-1]))
     return torch.cat(results)
 
 

@@ -1,0 +1,141 @@
+"""The claims of the paper's abstract, and which results speak for or against them."""
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of a table: what it is called, the result it comes from, and where in its metrics the figure is."""
+
+    title: str
+    result: str
+    metric: tuple[str, ...]
+
+    def get(self, result: dict[str, Any]) -> float:
+        """Returns the figure of a result."""
+        return float(reduce(lambda found, key: found[key], self.metric, result["metrics"]))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, and the methods that are compared: ours, what ours has to match, and others.
+
+    Attributes:
+        paper: the paper's figures.
+        column: what the figure is called.
+        tolerance: how much worse ours may be, relative to the other.
+    """
+
+    title: str
+    text: str
+    paper: str
+    column: str
+    ours: Method
+    matched: Method
+    others: tuple[Method, ...] = ()
+    higher_is_better: bool = True
+    percent: bool = True
+    digits: int = 1
+    tolerance: float = 0.0
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return (self.ours, self.matched, *self.others)
+
+    def show(self, value: float) -> str:
+        """Returns a figure as it is printed."""
+        return f"{100 * value:.{self.digits}f}%" if self.percent else f"{value:.{self.digits}f}"
+
+
+BITS, TOP1, F1 = ("val_bits_per_byte",), ("val_top1",), ("val_f1",)
+FLOW = "Middlebury"
+
+
+def flow_error(method: str) -> tuple[str, ...]:
+    """Returns where the end-point error of a method is in what `perceivers evaluate` prints."""
+    return ("middlebury", method, "errors", "epe")
+
+
+CLAIMS = (
+    Claim(
+        "Language: masked bytes",
+        "On raw bytes, without a tokenizer, Perceiver IO matches BERT of equal FLOPs.",
+        "GLUE 81.0 on bytes; BERT of equal FLOPs 71.5 on bytes, 81.1 on pieces.",
+        "bits per hidden byte",
+        Method("Perceiver IO", "masked_bytes", BITS),
+        Method("BERT of equal FLOPs", "masked_bytes_bert", BITS),
+        higher_is_better=False,
+        percent=False,
+        digits=3,
+    ),
+    Claim(
+        "Images without knowledge of two dimensions",
+        "The same architecture classifies images from raw pixels, without convolutions or patches.",
+        "ImageNet 79.0% with Fourier positions, 72.7% with learned ones.",
+        "test accuracy",
+        Method("Perceiver IO on 1,024 pixels", "cifar10", TOP1),
+        Method("logistic regression on pixels", "linear_cifar10", TOP1),
+    ),
+    Claim(
+        "Optical flow",
+        "Optical flow needs no machinery for correspondences at several scales.",
+        "Sintel clean 1.81, final 2.42, better than PWCNet and RAFT trained on the same data.",
+        "end-point error on Middlebury, pixels",
+        Method("Perceiver IO", "flow", flow_error("model")),
+        Method("DIS, fast", "flow", flow_error("DIS fast")),
+        (Method("Farneback", "flow", flow_error("Farneback")), Method("zero flow", "flow", flow_error("zero flow"))),
+        higher_is_better=False,
+        percent=False,
+        digits=2,
+    ),
+    Claim(
+        "Video, sound and labels",
+        "One model autoencodes several modalities at once.",
+        "Kinetics: video 24.37 dB, sound 14.15 dB at 88x.",
+        "PSNR of held-out video, dB",
+        Method("Perceiver IO, 85x", "clip", ("val_video_psnr",)),
+        Method("mean frame", "mean_frame", ("val_video_psnr",)),
+        percent=False,
+        digits=2,
+    ),
+    Claim(
+        "Units of StarCraft II",
+        "As the encoder of units, Perceiver IO replaces AlphaStar's Transformer at a fraction of its FLOPs.",
+        "both 87% of games won; 3.5 times fewer FLOPs.",
+        "F1 of selected units",
+        Method("Perceiver IO, 32 latents", "units", F1),
+        Method("Transformer at 3.9 times the FLOPs", "units_transformer", F1),
+        (Method("select what was selected before", "units_rules", ("as before", "f1")),),
+    ),
+    Claim(
+        "Sound, raw or as a spectrogram",
+        "Raw samples serve nearly as well as a spectrogram.",
+        "AudioSet 43.3 mAP from raw samples, 44.9 from the spectrogram.",
+        "test accuracy, spoken digits",
+        Method("raw samples", "spoken_digits_raw", TOP1),
+        Method("mel-spectrogram", "spoken_digits_mel", TOP1),
+        (Method("logistic regression on means of mel bands", "linear_spoken_digits", TOP1),),
+        tolerance=0.04,
+    ),
+    Claim(
+        "The next byte",
+        "Beyond the paper: causal latents (Perceiver AR) predict the next byte as a Transformer of equal FLOPs does.",
+        "",
+        "bits per byte, tiny Shakespeare",
+        Method("Perceiver AR", "next_byte", BITS),
+        Method("Transformer of equal FLOPs", "next_byte_transformer", BITS),
+        higher_is_better=False,
+        percent=False,
+        digits=3,
+    ),
+)
+
+UNTESTED = {
+    "State of the art on Sintel and KITTI": "training takes AutoFlow and weeks on accelerators; published weights load",
+    "GLUE on par with BERT": "pretraining takes 500,000 steps on C4; the five tasks at hand are in docs/language.md",
+    "ImageNet, AudioSet and Kinetics at the paper's size": "the recipes start at real size (docs/training.md), no more",
+    "Time linear in inputs and outputs": "measured, with exponents, in docs/performance.md",
+}
+"""What is claimed, and why it is not tested here."""

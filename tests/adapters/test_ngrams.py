@@ -1,0 +1,150 @@
+import pytest
+import torch
+
+from perceivers import InputArray, PerceiverIO
+from perceivers.adapters import TextInput, TextOutput
+from perceivers.adapters.ngrams import HashedNgrams
+from perceivers.checkpoints.load import load_model
+from perceivers.model.config import to_config
+from perceivers.model.ragged import Ragged
+from perceivers.text.bert import BERT
+
+HASHES, SEPARATORS = 997, (0, 1)
+LENGTHS = torch.tensor([9, 5, 1])
+MASK = torch.arange(9) < LENGTHS[:, None]
+BASE, FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9
+
+
+def ngrams(channels=16, separators=SEPARATORS):
+    return HashedNgrams(channels, (2, 4), HASHES, 8, separators)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(6, (3, 9))
+
+
+def row(symbols, kind):
+    """The index of the vector of a list of symbols, in Python's integers."""
+    value = kind * BASE
+    for power, symbol in enumerate(reversed(symbols)):
+        value += symbol * BASE**power
+    value %= 2**64
+    signed = value - 2**64 if value >= 2**63 else value
+    mixed = ((value ^ (signed >> 32) % 2**64) * FACTOR) % 2**64
+    return (mixed >> 33) % HASHES
+
+
+def plain_rows(tokens, separators=SEPARATORS):
+    """Of each token of a text, those of the n-grams that end at it, and of its word."""
+    rows = []
+    for end in range(len(tokens)):
+        found = [row([t + 1 for t in tokens[max(0, end + 1 - size) : end + 1]], size - 2) for size in (2, 3, 4)]
+        first = last = end
+        while first > 0 and tokens[first - 1] not in separators:
+            first -= 1
+        while last + 1 < len(tokens) and tokens[last + 1] not in separators:
+            last += 1
+        word = [] if tokens[end] in separators else [t + 1 for t in tokens[first : last + 1]]
+        rows.append([*found, row([*word[::-1], 0], 3)])
+    return rows
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+def make(kind, num_task_tokens=0):
+    if kind == "bert":
+        model = BERT(30, 12, 16, 1, 2, num_task_tokens=num_task_tokens, ngrams=ngrams())
+    else:
+        text = TextInput(30, 12, 16, num_task_tokens, ngrams())
+        model = PerceiverIO({"text": text}, {"text": TextOutput("text")}, 4, 16, 1, heads=2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def test_hashes_are_those_of_every_ngram_and_word(tokens):
+    found = ngrams().hash(tokens, torch.arange(9))
+    assert found.tolist() == [plain_rows(text) for text in tokens.tolist()]
+    assert len(found.unique()) > 50
+    alone = ngrams(separators=()).hash(tokens, torch.arange(9))
+    assert torch.equal(alone, found[..., :3])
+
+
+def test_an_element_is_the_sum_of_all_its_vectors(tokens):
+    adapter = TextInput(30, 12, 16, ngrams=ngrams())
+    weights = dict(adapter.named_parameters())
+    rows = plain_rows(tokens[1].tolist())[7]
+    summed = sum(weights["ngrams.embedding.weight"][index] for index in rows)
+    want = weights["ngrams.linear.weight"] @ summed + weights["ngrams.linear.bias"]
+    want = want + weights["embedding.weight"][tokens[1, 7]] + weights["positions.table_SF"][7]
+    close(adapter(tokens).x_BMC[1, 7], want)
+
+
+def test_each_vector_is_trained(tokens):
+    module = ngrams()
+    module(tokens, torch.arange(9))[1, 4].sum().backward()
+    trained = module.embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
+    assert trained == sorted(set(plain_rows(tokens[1].tolist())[4]))
+
+
+@pytest.mark.parametrize("kind", ["perceiver", "bert"])
+def test_padding_and_neighbors_in_the_batch_change_nothing(tokens, kind):
+    model = make(kind)
+    other = torch.where(MASK, tokens, (tokens + 1) % 6)
+    logits, others = (model({"text": InputArray(text, MASK)})["text"] for text in (tokens, other))
+    for index, length in enumerate(LENGTHS):
+        close(logits[index, :length], model({"text": tokens[index : index + 1, :length]})["text"][0])
+        assert torch.equal(logits[index, :length], others[index, :length])
+
+
+def test_a_text_before_it_changes_nothing_in_a_ragged_batch(tokens):
+    texts = [tokens[index, :length] for index, length in enumerate(LENGTHS)]
+    adapter = make("perceiver").inputs["text"]
+    together = adapter(Ragged.stack(texts)).x_BMC[0].split(LENGTHS.tolist())
+    for text, elements in zip(texts, together, strict=True):
+        close(elements, adapter(text[None]).x_BMC[0])
+
+
+def test_the_token_of_a_task_is_no_part_of_the_text(tokens):
+    """It counts as nothing, so the same words have the same vectors for all tasks."""
+    module = make("perceiver", num_task_tokens=2).inputs["text"].ngrams
+    found = []
+    for adapter in (make("perceiver", 2).inputs["text"], make("bert", 2).inputs["text"]):
+        adapter.ngrams = Spy(module)
+        for task in (30, 31):
+            adapter(torch.cat([torch.full((3, 1), task), tokens[:, :8]], 1))
+            found.append(adapter.ngrams.rows[:, 1:])
+    assert found[0].tolist() == [plain_rows(text) for text in tokens[:, :8].tolist()]
+    assert all(torch.equal(rows, found[0]) for rows in found)
+
+
+class Spy(torch.nn.Module):
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *arguments):
+        self.rows = self.module.hash(*arguments)
+        return self.module(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["perceiver", "bert"])
+def test_saved_and_built_again_it_is_the_same(tokens, kind, tmp_path):
+    model = make(kind)
+    model.save(tmp_path)
+    loaded = load_model(tmp_path)
+    assert to_config(loaded) == to_config(model)
+    assert torch.equal(loaded({"text": tokens})["text"], model({"text": tokens})["text"])
+
+
+def test_exports_and_runs_in_lower_precision(tokens):
+    model = make("perceiver")
+    want = model({"text": tokens})["text"]
+    close(torch.export.export(model, ({"text": tokens},)).module()({"text": tokens})["text"], want)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model({"text": tokens})["text"]
+    for got in (mixed, model.bfloat16()({"text": tokens})["text"]):
+        assert (got.float() - want).norm() < 0.05 * want.norm()
