@@ -43,6 +43,7 @@ def read_spectra(clips: LabelledClips) -> Examples:
     mel = MelInput((1, 40), FourierPositions((100, 1), 1), bands=40, hop=80, window=256, sample_rate=8000)
     features, labels = [], []
     for label, sound_S in recordings(clips):
+        sound_S = sound_S[: len(sound_S) // 80 * 80]
         x_TK = mel(sound_S[None]).x_BMC[0, :, :40]
         features.append(torch.cat([f(part_TK) for part_TK in x_TK.chunk(4) for f in (mean, deviation)]).numpy())
         labels.append(label)
@@ -88,7 +89,7 @@ def prepare_units(data: Path) -> Path:
 def units_rules(data: Path) -> dict[str, Any]:
     """Returns the metrics of simple rules on the validation replays."""
     splits = DecisionData(str(prepare_units(data)), str(ROOT / "configs/starcraft/split.json")).open()
-    return evaluate_references(splits["val"])
+    return evaluate_references(splits["validation"])
 
 
 SIMPLE: dict[str, Callable[[Path], dict[str, Any]]] = {
