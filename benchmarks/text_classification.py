@@ -4,8 +4,8 @@
 
 FOLDER has `glue/` with the original files of CoLA, MRPC, RTE, SST-2 and STS-B, and `tables/clothes/`. Both get the same
 rows. Ours trains once, with the settings of the file. TF-IDF is searched: `SETTINGS` are compared on training rows, and
-the best is trained on all of them. Everything runs on one core. Results are kept in a JSON file, and what it has is
-skipped.
+the best is trained on all of them. Everything runs on one core. Results are kept in
+benchmarks/text_classification.json, and what it has is skipped.
 """
 
 import argparse
@@ -39,12 +39,16 @@ from perceivers.values import read_json
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/language/classify.yaml"
+RESULTS = ROOT / "benchmarks/text_classification.json"
 START, END = "<!-- measured by benchmarks/text_classification.py -->\n", "<!-- end -->\n"
 OURS, TFIDF = "Perceiver IO", "TF-IDF"
 SEEDS = (0, 1, 2)
 
 FOLDS = 5
 """Of the rows of clothes, and of training rows in the search of TF-IDF; one in ten rows is held out of large tables."""
+
+KEPT = ("model", "mask_rate", "optimization", "trainer")
+"""Sections of a run's config that are kept."""
 
 LARGE = 5000
 """Training rows of a large table."""
@@ -159,7 +163,7 @@ def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> t
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     call("predict", output / "model", "--data", folder / "dev.csv", "--out", predictions, "--text", *texts)
     found = pd.read_csv(predictions, dtype={"class": str})
-    config_of_run = {key: read_json(output / "config.json")[key] for key in ("model", "optimization", "trainer")}
+    config_of_run = {key: read_json(output / "config.json")[key] for key in KEPT}
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()
@@ -206,9 +210,9 @@ def predict_tfidf(task: Task, rows: Frames, features: str, strength: float) -> n
     return np.asarray(model.predict_proba(y)[:, 1])
 
 
-def run(name: str, task: Task, data: Path, output: Path) -> None:
-    """Measures what the JSON file has not."""
-    results: dict[str, Any] = read_json(output / "results.json") if (output / "results.json").is_file() else {}
+def run(name: str, task: Task, data: Path, folder: Path, file: Path) -> None:
+    """Measures what the JSON file has not; `folder` is for the latest run."""
+    results: dict[str, Any] = read_json(file) if file.is_file() else {}
     for part, rows in enumerate(task.read(data)):
         for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS)]:
             key = f"{name} / {part} / {method} / {seed}"
@@ -216,7 +220,7 @@ def run(name: str, task: Task, data: Path, output: Path) -> None:
                 continue
             print(f"\n{key}", flush=True)
             if method == OURS:
-                values, seconds, config = fit_ours(task, rows, seed, data, output / "run")
+                values, seconds, config = fit_ours(task, rows, seed, data, folder)
             else:
                 values, seconds, config = fit_tfidf(task, rows)
             results[key] = {
@@ -232,8 +236,7 @@ def run(name: str, task: Task, data: Path, output: Path) -> None:
                 "commit": commit(),
                 "machine": describe("cpu") | versions(),
             }
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "results.json").write_text(json.dumps(results, indent=1))
+            file.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def commit() -> str:
@@ -276,14 +279,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with glue/ and tables/")
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="only these")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs/text_classification", help="folder of the results")
-    parser.add_argument(
-        "--document", type=Path, default=ROOT / "docs/language.md", help="document to write the table to"
-    )
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs/text_classification", help="folder of the latest run")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file of all results")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs/language.md", help="document to write into")
     arguments = parser.parse_args()
     for name in arguments.only:
-        run(name, TASKS[name], arguments.data, arguments.output)
-    table = report(read_json(arguments.output / "results.json"))
+        run(name, TASKS[name], arguments.data, arguments.runs, arguments.results)
+    table = report(read_json(arguments.results))
     before, rest = arguments.document.read_text().split(START)
     arguments.document.write_text(f"{before}{START}{table}{END}{rest.split(END, 1)[1]}")
     print(table)

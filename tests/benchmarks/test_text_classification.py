@@ -95,9 +95,9 @@ def test_small_tasks_are_measured_once_and_reported(tmp_path, monkeypatch):
     }
     for _ in range(2):
         for name, task in tasks.items():
-            run(name, task, tmp_path, tmp_path / "runs")
+            run(name, task, tmp_path, tmp_path / "run", tmp_path / "results.json")
     assert calls == ["fit", "predict"] * 3, "the second time, nothing is left to do"
-    results = json.loads((tmp_path / "runs/results.json").read_text())
+    results = json.loads((tmp_path / "results.json").read_text())
     values = {(result["task"], result["method"]): result["value"] for result in results.values()}
     assert values["CoLA", OURS] == values["CoLA", TFIDF] == values["clothes", TFIDF] == 1
     assert values["STS-B", TFIDF] > 0.95
