@@ -128,3 +128,13 @@ def test_training_masks_whole_words_others_each_time(prefix):
         assert len(token_M) == len(whole)
     everything = TaskTexts([("one", 0, examples(text))], encoding(2000, prefix), mask_rate=1.0)[SampleIndex(0, 0)]
     assert (everything["text"] == MASK).sum() == 1200
+
+
+def test_few_examples_are_repeated_as_a_whole(capsys):
+    sets = [("one", 0, examples("abcdef", "d")), ("two", 1, examples("e"))]
+    texts = TaskTexts(sets, encoding(4), least=7)
+    assert len(texts) == len(texts.lengths) == 9
+    assert [texts[SampleIndex(index, 0)]["task"] for index in range(9)] == [0, 0, 1] * 3
+    assert "1 of 2 texts are longer" in capsys.readouterr().err
+    for least in (0, 1, 3):
+        assert len(TaskTexts(sets, encoding(4), least=least)) == 3

@@ -153,6 +153,18 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     assert written["model"]["latents"] == 4
 
 
+def test_an_epoch_of_few_examples_repeats_them_with_their_weights(tmp_path):
+    texts = labelled(20, 0)
+    file = write_csv(tmp_path / "train.csv", texts)
+    data = LabelledTextData(str(file))
+    run = TextClassification(
+        model=config(), data=data, min_examples=50, class_weights={"yes": 3}, **settings(tmp_path / "run")
+    )
+    samples = run.prepare().training
+    assert len(samples) == len(samples.weights) == 54
+    assert samples.weights == [1 + 2 * example["label"] for example in samples.examples]
+
+
 def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
     model = create_model("language_bytes", length=40, latents=4, channels=16, depth=1, v_channels=16)
     to_transformers(model, tmp_path / "port")

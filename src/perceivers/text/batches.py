@@ -61,10 +61,15 @@ class TaskTexts(Samples):
         sets: the name of each set, the index of its task, and its examples.
         encoding: how texts become tokens; longer ones are truncated.
         mask_rate: probability with which each word is masked, others each time.
+        least: repeat all examples until there are so many.
     """
 
     def __init__(
-        self, sets: Sequence[tuple[str, int, LabelledTexts]], encoding: TextEncoding, mask_rate: float = 0.0
+        self,
+        sets: Sequence[tuple[str, int, LabelledTexts]],
+        encoding: TextEncoding,
+        mask_rate: float = 0.0,
+        least: int = 0,
     ) -> None:
         self.encoding, self.mask_rate = encoding, mask_rate
         self.examples: list[dict[str, Any]] = []
@@ -82,6 +87,7 @@ class TaskTexts(Samples):
                     f"that the model reads; their ends are left out.",
                     file=sys.stderr,
                 )
+        self.examples *= max(1, -(-least // max(1, len(self.examples))))
         self.lengths: Sequence[int] = [len(example["text"]) for example in self.examples]
 
     def __len__(self) -> int:

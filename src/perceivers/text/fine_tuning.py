@@ -16,7 +16,7 @@ from torchmetrics import Metric as MetricModule
 from torchmetrics import PearsonCorrCoef
 from torchmetrics.classification import MulticlassAccuracy, MulticlassMatthewsCorrCoef
 
-from perceivers.checks import Fraction
+from perceivers.checks import Count, Fraction
 from perceivers.data.class_weights import ClassWeights, weigh_examples
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputArray
@@ -48,6 +48,7 @@ class FineTuning(Experiment, ABC):
         tasks: Mapping[str, TextTask],
         method: Method,
         mask_rate: float = 0.0,
+        least: int = 0,
     ) -> Setup:
         """Makes samples of all tasks, by name, together: each is sampled in proportion to its examples.
 
@@ -56,7 +57,7 @@ class FineTuning(Experiment, ABC):
             tokenizer: its tokenizer.
             tasks: the tasks.
             method: how the model knows its task.
-            mask_rate: probability with which training masks a word.
+            mask_rate, least: of the training samples, as in `TaskTexts`.
         """
         self.language_tokenizer, self.tasks = tokenizer, tasks
 
@@ -72,7 +73,9 @@ class FineTuning(Experiment, ABC):
         with torch.device("meta"):
             encoding = text_encoding(build(), tokenizer)
         training = [(name, index, task.training) for index, (name, task) in enumerate(tasks.items()) if task.training]
-        return Setup(build, TaskTexts(training, encoding, mask_rate), evaluation_texts(tasks, list(tasks), encoding))
+        return Setup(
+            build, TaskTexts(training, encoding, mask_rate, least), evaluation_texts(tasks, list(tasks), encoding)
+        )
 
     def learner(self, model: PerceiverIO | BERT) -> "TextTasks":
         return TextTasks(model, self.optimization, self.tasks)
@@ -94,6 +97,8 @@ class TextClassification(FineTuning):
             {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
         mask_rate: probability with which training masks a word, as in pretraining, so that predictions depend on
             several words.
+        min_examples: an epoch repeats the training examples until they are at least so many, so that little data is
+            trained on for enough updates.
     """
 
     decided_by_data = ("vocabulary",)
@@ -105,19 +110,21 @@ class TextClassification(FineTuning):
     tokenizer: str | None = None
     class_weights: ClassWeights = None
     mask_rate: Fraction = 0.0
+    min_examples: Count = 1
 
     def prepare(self) -> Setup:
         tokenizer = choose_tokenizer(self.tokenizer, self.model)
         config = replace(self.model, **self.settle(vocabulary=tokenizer.size))
         self.build_on_meta()
-        setup = self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task", self.mask_rate)
-        return self.weigh(setup)
+        own = self.mask_rate, self.min_examples
+        return self.weigh(self.prepare_tasks(config.build, tokenizer, self.open_tasks(), "single_task", *own))
 
     def weigh(self, setup: Setup) -> Setup:
         """Weighs the training examples by their classes."""
         (task,) = self.tasks.values()
         labels = [] if task.training is None else task.training.labels
-        setup.training.weights = weigh_examples(self.class_weights, task.classes or [], labels)
+        repeated = [*labels] * (len(setup.training) // max(1, len(labels)))
+        setup.training.weights = weigh_examples(self.class_weights, task.classes or [], repeated)
         return setup
 
     def open_tasks(self) -> dict[str, TextTask]:
