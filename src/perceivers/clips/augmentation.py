@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from perceivers.checks import Checked, Range, check_field
@@ -16,6 +17,9 @@ from perceivers.clips.windows import ClipWindow
 
 CURVE_POINTS = 8
 """Number of random points of the curve of the equalizer."""
+
+SPEED_STEPS = 128
+"""The speed is a multiple of 1 / 128, since spectra of few prime factors are fast."""
 
 
 @dataclass
@@ -51,9 +55,9 @@ class SoundAugmentation(Checked):
         if self.speed is None:
             return window
         low, high = map(math.log, self.speed)
-        speed = math.exp(draw_uniform(low, high, generator))
-        samples = None if window.samples is None else max(1, round(window.samples * speed))
-        return replace(window, rate=window.rate / speed, samples=samples)
+        steps = max(1, round(SPEED_STEPS * math.exp(draw_uniform(low, high, generator))))
+        samples = None if window.samples is None else math.ceil(window.samples * steps / SPEED_STEPS)
+        return replace(window, rate=window.rate * SPEED_STEPS / steps, samples=samples)
 
     def augment_sound(self, clip: ClipWindow, window: Window, generator: Generator) -> ClipWindow:
         """Resamples the sound of a drawn window to the samples of the model's `window`, filters it, and masks it."""
@@ -62,15 +66,16 @@ class SoundAugmentation(Checked):
             return clip
         if len(sound_S) != samples or self.equalizer or self.frequency_mask:
             x_F = resample_spectrum(torch.fft.rfft(sound_S), len(sound_S), samples)
-            frequency_F = torch.linspace(0, window.sample_rate / 2, len(x_F))
-            x_F = x_F * draw_curve(self.equalizer, frequency_F, generator)
-            x_F = x_F.masked_fill(draw_interval(self.frequency_mask, len(x_F), generator), 0)
+            x_F = x_F * draw_curve(self.equalizer, len(x_F), generator)
+            x_F[draw_interval(self.frequency_mask, len(x_F), generator)] = 0
             sound_S, mask_S = torch.fft.irfft(x_F, samples), resample_mask(mask_S, samples)
         if self.noise is not None and mask_S.any():
             noise_S = torch.randn(samples, generator=generator)
             ratio = 10 ** (draw_uniform(*self.noise, generator) / 20)
             sound_S = sound_S + noise_S * (rms(sound_S[mask_S]) / (ratio * rms(noise_S[mask_S])))
-        mask_S = mask_S & ~draw_interval(self.time_mask, samples, generator)
+        if self.time_mask:
+            mask_S = mask_S.clone()
+            mask_S[draw_interval(self.time_mask, samples, generator)] = False
         return replace(clip, audio=sound_S * mask_S, audio_mask=mask_S)
 
 
@@ -87,8 +92,7 @@ def resample_spectrum(x_F: Tensor, before: int, after: int) -> Tensor:
 
 def resample_mask(mask_S: Tensor, samples: int) -> Tensor:
     """Returns a mask at another number of samples, from the nearest ones."""
-    center_S = (torch.arange(samples, dtype=torch.float64) + 0.5) * (len(mask_S) / samples)
-    return mask_S[center_S.long().clamp_max(len(mask_S) - 1)]
+    return F.interpolate(mask_S[None, None].float(), samples, mode="nearest-exact")[0, 0] > 0
 
 
 def draw_uniform(low: float, high: float, generator: Generator) -> float:
@@ -96,21 +100,17 @@ def draw_uniform(low: float, high: float, generator: Generator) -> float:
     return low + (high - low) * float(torch.rand((), generator=generator))
 
 
-def draw_curve(decibels: float, frequency_F: Tensor, generator: Generator) -> Tensor:
-    """Draws factors of frequencies in Hz, up to so many decibels more or less, piecewise linear on a mel scale."""
+def draw_curve(decibels: float, size: int, generator: Generator) -> Tensor:
+    """Draws factors [size] of up to so many decibels more or less, linear in dB between evenly spaced points."""
     gain_P = decibels * (2 * torch.rand(CURVE_POINTS, generator=generator) - 1)
-    mel_F = (1 + frequency_F / 700).log()
-    place_F = mel_F / mel_F[-1].clamp_min(1e-9) * (CURVE_POINTS - 1)
-    left_F = place_F.long().clamp_max(CURVE_POINTS - 2)
-    return 10 ** (torch.lerp(gain_P[left_F], gain_P[left_F + 1], place_F - left_F) / 20)
+    return 10 ** (F.interpolate(gain_P[None, None], size, mode="linear", align_corners=True)[0, 0] / 20)
 
 
-def draw_interval(fraction: float, size: int, generator: Generator) -> Tensor:
-    """Draws an interval of up to a fraction of `size`, anywhere inside; a mask [size]."""
+def draw_interval(fraction: float, size: int, generator: Generator) -> slice:
+    """Draws an interval of up to a fraction of `size`, anywhere inside."""
     length = round(draw_uniform(0, fraction * size, generator))
     begin = int(torch.randint(size - length + 1, (), generator=generator))
-    index = torch.arange(size)
-    return (index >= begin) & (index < begin + length)
+    return slice(begin, begin + length)
 
 
 def rms(sound_S: Tensor) -> Tensor:
