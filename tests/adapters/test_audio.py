@@ -164,3 +164,50 @@ def test_patches_of_filters_are_those_of_their_samples():
     assert changed[5]
     with pytest.raises(PerceiversError, match=r"stride = 5 is not allowed: it must divide patch = 64"):
         ConvAudioInput(64, FourierPositions((10,), 4), stride=5)
+
+
+SOUND = torch.randn(1, 640, generator=torch.Generator().manual_seed(0))
+SOUND_INPUTS = {
+    "samples": AudioInput(64, FourierPositions((10,), 4), 8000, normalize=True),
+    "conv": ConvAudioInput(64, FourierPositions((10,), 4), 8000, filters=8, normalize=True).eval(),
+    "mel": MelInput((2, 20), FourierPositions((5, 1), 4), 20, 64, 128, 8000, normalize=True),
+}
+
+
+@pytest.mark.parametrize("adapter", SOUND_INPUTS.values(), ids=SOUND_INPUTS)
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_normalized_sound_does_not_depend_on_its_level(adapter, is_masked):
+    sound = torch.cat([SOUND, SOUND.flip(1)])
+    mask = torch.arange(640) < torch.tensor([[384], [640]]) if is_masked else None
+    (loud, real), (quiet, _) = (adapter(InputArray(gain * sound, mask))[:2] for gain in (1.0, 0.01))
+    torch.testing.assert_close(quiet, loud, atol=1e-4, rtol=1e-3)
+    if is_masked:
+        assert real[0].float().mean() == pytest.approx(0.6)
+        other = sound + 5 * ~mask
+        torch.testing.assert_close(adapter(InputArray(other, mask))[0], loud)
+    assert not adapter(torch.zeros(1, 640))[0].isnan().any()
+
+
+def test_the_level_of_normalized_samples():
+    mask = torch.arange(640)[None] < 320
+    samples = SOUND_INPUTS["samples"](InputArray(SOUND, mask))[0][..., :64]
+    assert samples[:, :5].square().mean().sqrt() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_normalized_bands_have_a_mean_of_zero_over_the_real_time():
+    adapter, mask = SOUND_INPUTS["mel"], torch.arange(640)[None] < 384
+    patches_BTC = adapter(InputArray(SOUND, mask))[0][..., :40]
+    bands_BTL = patches_BTC.unflatten(2, (2, 20)).flatten(1, 2)
+    torch.testing.assert_close(bands_BTL[:, :6].mean(1), torch.zeros(1, 20), atol=1e-6, rtol=0)
+    plain = MelInput((2, 20), adapter.positions, 20, 64, 128, 8000)
+    level = 0.1 / SOUND[mask].square().mean().sqrt()
+    expected = plain.spectrogram(SOUND * level * mask)
+    torch.testing.assert_close(
+        adapter(InputArray(SOUND, mask))[0][0, 1, :20], (expected[0, 2] - expected[0, :6].mean(0)), atol=1e-5, rtol=0
+    )
+
+
+def test_normalized_filters_have_a_mean_of_zero_over_the_real_time():
+    adapter, mask = SOUND_INPUTS["conv"], torch.arange(640)[None] < 384
+    outputs_BTF = adapter(InputArray(SOUND, mask))[0][..., :8]
+    torch.testing.assert_close(outputs_BTF[:, :6].mean(1), torch.zeros(1, 8), atol=1e-5, rtol=0)

@@ -104,7 +104,7 @@ def test_cutting_a_whole_clip_shows_what_reading_a_window_does(tmp_path, place):
     path = make(tmp_path / "a.mkv", ramp(20), rate=30, wave=tone(0.6, 48000)[None])
     whole = decode_clip(path, BOTH, 1e9)
     assert whole.bytes == whole.frames.nbytes + whole.sound.samples.nbytes > 20 * 3 * 16 * 16
-    cut, read = whole.window_at(place), read_window(path, BOTH, place)
+    cut, read = whole.window_at(BOTH, place), read_window(path, BOTH, place)
     assert torch.equal(cut.video, read.video)
     assert torch.equal(cut.video_mask, read.video_mask)
     assert (cut.audio_mask != read.audio_mask).sum() <= 1
@@ -114,7 +114,7 @@ def test_cutting_a_whole_clip_shows_what_reading_a_window_does(tmp_path, place):
 @pytest.mark.parametrize("place", [0.0, 0.5, 1.0])
 def test_cutting_a_clip_shorter_than_its_window_masks_around_it(tmp_path, place):
     path = make(tmp_path / "a.mkv", ramp(3), wave=tone(0.12, 48000)[None])
-    cut, read = decode_clip(path, BOTH, 1e9).window_at(place), read_window(path, BOTH, place)
+    cut, read = decode_clip(path, BOTH, 1e9).window_at(BOTH, place), read_window(path, BOTH, place)
     assert torch.equal(cut.video_mask, read.video_mask)
     assert torch.equal(cut.video, read.video)
     assert (cut.audio_mask != read.audio_mask).sum() <= 2
@@ -124,9 +124,9 @@ def test_cutting_a_clip_shorter_than_its_window_masks_around_it(tmp_path, place)
 def test_sound_that_begins_after_the_picture_is_masked_before(tmp_path):
     path = make(tmp_path / "a.mkv", ramp(20), rate=30, wave=tone(0.6, 48000)[None])
     whole = decode_clip(path, BOTH, 1e9)
-    late = replace(whole, sound=whole.sound._replace(begin=500)).window_at(0.0)
+    late = replace(whole, sound=whole.sound._replace(begin=500)).window_at(BOTH, 0.0)
     assert not late.audio_mask[:500].any()
-    assert late.audio_mask[500:].equal(whole.window_at(0.0).audio_mask[500:])
+    assert late.audio_mask[500:].equal(whole.window_at(BOTH, 0.0).audio_mask[500:])
     assert not late.audio[:500].any()
 
 
@@ -134,9 +134,9 @@ def test_a_whole_clip_may_lack_a_modality_or_be_too_large(tmp_path):
     path = make(tmp_path / "a.mkv", ramp(10))
     silent = decode_clip(path, BOTH, 1e9)
     assert silent.sound is None
-    assert not silent.window_at(0.5).audio_mask.any()
+    assert not silent.window_at(BOTH, 0.5).audio_mask.any()
     (tmp_path / "b.wav").write_bytes(wav(stairs(4000)))
-    blind = decode_clip(tmp_path / "b.wav", BOTH, 1e9).window_at(0.5)
+    blind = decode_clip(tmp_path / "b.wav", BOTH, 1e9).window_at(BOTH, 0.5)
     assert not blind.video_mask.any()
     assert blind.audio_mask.all()
     size = 10 * 3 * 16 * 16
@@ -160,9 +160,10 @@ def test_sound_of_any_channels_is_their_mean(tmp_path, channels):
 def test_frames_of_a_variable_rate_are_those_of_their_moments(tmp_path):
     moments = [0, 40, 50, 60, 200, 240, 400, 480]  # milliseconds
     path = make(tmp_path / "a.mkv", ramp(8), moments=moments)
-    seen = read_window(path, Window(frames=10, size=(16, 16)), 0.0)
+    window = Window(frames=10, size=(16, 16))
+    seen = read_window(path, window, 0.0)
     assert numbers(seen.video) == [0, 1, 3, 3, 3, 4, 5, 5, 5, 5]
-    assert torch.equal(decode_clip(path, Window(frames=10, size=(16, 16)), 1e9).window_at(0.0).video, seen.video)
+    assert torch.equal(decode_clip(path, window, 1e9).window_at(window, 0.0).video, seen.video)
 
 
 def test_turned_and_odd_video_fills_its_window(tmp_path):

@@ -25,18 +25,19 @@ class AudioInput(InputAdapter):
         patch: samples per patch.
         positions: position encoding of the patches in time.
         sample_rate: samples per second of the training data.
+        normalize: whether to scale each recording to the same level, see `normalize_level`.
     """
 
-    def __init__(self, patch: int, positions: Positions, sample_rate: int = 48000) -> None:
+    def __init__(self, patch: int, positions: Positions, sample_rate: int = 48000, normalize: bool = False) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.normalize = patch, normalize
         self.positions = positions
         self.sample_rate = sample_rate
         self.channels = patch + positions.channels
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
-        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch)
+        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch, self.normalize)
         patches = sound_BS.unflatten(1, (-1, self.patch))
         grid = (patches.shape[1],)
         return InputArray(with_positions(patches, self.positions, grid), mask_BM, grid)
@@ -53,6 +54,8 @@ class ConvAudioInput(InputAdapter):
         filters: number of filters.
         kernel: samples per filter.
         stride: step of the convolution, in samples; it divides the patch.
+        normalize: whether to scale each recording to the same level, see `normalize_level`, and to subtract the mean
+            over time from the logarithm of the output of each filter, so that a constant filter has no effect.
 
     Raises:
         PerceiversError: the stride does not divide the patch, or is larger than the kernel.
@@ -66,6 +69,7 @@ class ConvAudioInput(InputAdapter):
         filters: int = 64,
         kernel: int = 64,
         stride: int = 4,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         if patch % stride or stride > kernel:
@@ -78,18 +82,23 @@ class ConvAudioInput(InputAdapter):
         lecun_normal_(self.convolution.weight)
         self.norm = BatchNorm1d(filters)
         self.pool = nn.MaxPool1d(patch // stride)
+        self.normalize = normalize
         self.channels = filters + positions.channels
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
-        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch)
+        sound_BS, mask_BM = samples_and_patch_mask(data, self.patch, self.normalize)
         padded_B1S = F.pad(sound_BS, self.padding)[:, None].to(self.convolution.weight.dtype)
         x_BMF = self.pool(self.norm(self.convolution(padded_B1S)).relu()).mT
+        if self.normalize:
+            x_BMF = subtract_mean((x_BMF.float() + 0.01).log(), mask_BM)
         grid = (x_BMF.shape[1],)
         return InputArray(with_positions(x_BMF, self.positions, grid), mask_BM, grid)
 
 
-def samples_and_patch_mask(data: Tensor | InputArray, patch: int) -> tuple[Tensor, Tensor | None]:
+def samples_and_patch_mask(
+    data: Tensor | InputArray, patch: int, normalize: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Returns samples [B, S], which must fill patches of `patch` samples, and the mask of the patches [B, T]."""
     sound_BS, mask_BS = read_array(data)
     if sound_BS.dim() != 2 or not sound_BS.shape[1] or sound_BS.shape[1] % patch:
@@ -97,7 +106,27 @@ def samples_and_patch_mask(data: Tensor | InputArray, patch: int) -> tuple[Tenso
             f"sound of shape {tuple(sound_BS.shape)} was given, "
             f"but [batch, samples] is expected, with samples a multiple of {patch}."
         )
-    return sound_BS.float(), None if mask_BS is None else mask_BS.unflatten(1, (-1, patch)).any(-1)
+    sound_BS = normalize_level(sound_BS.float(), mask_BS) if normalize else sound_BS.float()
+    return sound_BS, None if mask_BS is None else mask_BS.unflatten(1, (-1, patch)).any(-1)
+
+
+def normalize_level(sound_BS: Tensor, mask_BS: Tensor | None) -> Tensor:
+    """Scales the real samples of each recording to a root mean square of 0.1; silence remains silence."""
+    power_B1 = mean_over_time(sound_BS.square()[..., None], mask_BS)[..., 0]
+    return sound_BS * (0.1 / power_B1.sqrt().clamp_min(1e-5))
+
+
+def subtract_mean(x_BTF: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Subtracts from each channel its mean over the real elements of a recording."""
+    return x_BTF - mean_over_time(x_BTF, mask_BT)
+
+
+def mean_over_time(x_BTF: Tensor, mask_BT: Tensor | None) -> Tensor:
+    """Returns the mean over the real elements, [B, 1, F]; 0 if there are none."""
+    if mask_BT is None:
+        return x_BTF.mean(1, keepdim=True)
+    real_BT1 = mask_BT[..., None].to(x_BTF.dtype)
+    return (x_BTF * real_BT1).sum(1, keepdim=True) / real_BT1.sum(1, keepdim=True).clamp_min(1)
 
 
 class MelInput(InputAdapter):
@@ -113,6 +142,8 @@ class MelInput(InputAdapter):
         hop: samples between spectra.
         window: samples per spectrum.
         sample_rate: samples per second.
+        normalize: whether to scale each recording to the same level, see `normalize_level`, and to subtract from each
+            band its mean over time, so that a constant filter has no effect.
 
     Raises:
         PerceiversError: `bands` is not a multiple of `patch[1]`.
@@ -126,6 +157,7 @@ class MelInput(InputAdapter):
         hop: int = 512,
         window: int = 2048,
         sample_rate: int = 48000,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         if bands % patch[1]:
@@ -133,6 +165,7 @@ class MelInput(InputAdapter):
         self.patch = (patch[0], patch[1])
         self.positions = positions
         self.bands, self.hop, self.window, self.sample_rate = bands, hop, window, sample_rate
+        self.normalize = normalize
         self.channels = patch[0] * patch[1] + positions.channels
 
     def forward(self, data: Tensor | InputArray) -> InputArray:
@@ -140,8 +173,11 @@ class MelInput(InputAdapter):
 
         A patch is real if any sample from the center of its first spectrum to that of the next patch is real.
         """
-        sound_BS, mask_BT = samples_and_patch_mask(data, self.hop * self.patch[0])
-        patches = self.spectrogram(sound_BS).unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
+        sound_BS, mask_BT = samples_and_patch_mask(data, self.hop * self.patch[0], self.normalize)
+        x_BTL = self.spectrogram(sound_BS)
+        if self.normalize:
+            x_BTL = subtract_mean(x_BTL, None if mask_BT is None else mask_BT.repeat_interleave(self.patch[0], 1))
+        patches = x_BTL.unflatten(2, (-1, self.patch[1])).unflatten(1, (-1, self.patch[0]))
         patches = patches.transpose(2, 3)  # B T L, and within a patch: time, band
         grid = tuple(patches.shape[1:3])
         mask_BM = None if mask_BT is None else mask_BT.repeat_interleave(grid[1], 1)

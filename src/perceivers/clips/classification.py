@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from perceivers.checks import Range, check_field
 from perceivers.clips import commands
+from perceivers.clips.augmentation import SoundAugmentation
 from perceivers.clips.classify import ClipPredictor, get_label, is_clip_classifier
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
@@ -34,6 +35,7 @@ class ClipClassification(Experiment):
             `frames: null` leaves out the video, `sound: null` the sound. The data decides the number and names of the
             classes, and whether several can apply at once.
         data: the clips.
+        augmentation: of training clips.
         label_smoothing: fraction of the probability of a label that is spread over all classes, where a clip has one.
         class_weights: how often training draws the examples of a class: "balanced", all classes equally often; or
             {name: weight}, with 1 for the other classes; by default, every example once in an epoch.
@@ -46,6 +48,7 @@ class ClipClassification(Experiment):
 
     model: ClipClassifierConfig
     data: ClipData = field(default_factory=ClipData)
+    augmentation: SoundAugmentation = field(default_factory=SoundAugmentation)
     label_smoothing: Annotated[float, Range(least=0, below=1)] = 0.0
     class_weights: ClassWeights = None
 
@@ -57,7 +60,7 @@ class ClipClassification(Experiment):
         smooth = self.label_smoothing
         check_field("label_smoothing", smooth, not (multilabel and smooth), "0 where clips have several classes")
         self.evaluation_clips = len(splits.evaluation)
-        training, validation = self.data.datasets(splits, window)
+        training, validation = self.data.datasets(splits, window, self.augmentation)
         labels = [label for label in splits.training.labels for _ in range(self.data.windows_per_epoch)]
         training.weights = weigh_examples(self.class_weights, names, labels)
         return Setup(config.build, training, validation)

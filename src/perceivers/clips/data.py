@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from perceivers.checks import Checked, Count, ProperFraction, Range
+from perceivers.clips.augmentation import SoundAugmentation
 from perceivers.clips.lists import collect_classes, read_classes, read_list
 from perceivers.clips.model import Window
 from perceivers.clips.windows import ClipWindow, DecodedClip, decode_clip, read_window
@@ -116,12 +117,15 @@ class ClipData(Checked):
             return random_split(clips, self.validation_fraction)
         return Splits(clips, listed_clips(Path(self.evaluation_list), root, classes, self.skip_missing))
 
-    def datasets(self, splits: Splits[LabelledClips], window: Window) -> tuple["ClipDataset", "ClipDataset"]:
-        """Returns the windows for training and for evaluation."""
+    def datasets(
+        self, splits: Splits[LabelledClips], window: Window, augmentation: SoundAugmentation | None = None
+    ) -> tuple["ClipDataset", "ClipDataset"]:
+        """Returns the windows for training, which are augmented, and for evaluation."""
         spans, positions = [(0.0, 1.0)], evenly_spaced(self.windows)
         if os.path.isfile(self.path):
             spans, positions = hold_out_windows(self.path, window, self.validation_fraction)
-        training = ClipDataset(splits.training, window, None, self.windows_per_epoch, spans, 1e9 * self.cache_gb)
+        per_clip, cache_bytes = self.windows_per_epoch, 1e9 * self.cache_gb
+        training = ClipDataset(splits.training, window, None, per_clip, spans, cache_bytes, augmentation)
         return training, ClipDataset(splits.evaluation, window, positions)
 
 
@@ -212,6 +216,7 @@ class ClipDataset(LabelledSamples):
         windows_per_clip: number of windows of each clip, one after another, if positions are random.
         spans: ranges of random positions.
         cache_bytes: bytes of decoded clips to cache.
+        augmentation: of training windows.
     """
 
     def __init__(
@@ -222,7 +227,9 @@ class ClipDataset(LabelledSamples):
         windows_per_clip: int = 1,
         spans: Sequence[tuple[float, float]] = ((0.0, 1.0),),
         cache_bytes: float = 0,
+        augmentation: SoundAugmentation | None = None,
     ) -> None:
+        self.augmentation = augmentation
         self.clips, self.window, self.positions, self.spans = clips, window, positions, spans
         self.windows_per_clip = windows_per_clip if positions is None else len(positions)
         self.free_bytes, self.cache = cache_bytes, dict[int, DecodedClip]()
@@ -232,15 +239,19 @@ class ClipDataset(LabelledSamples):
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
         clip, index = divmod(item.sample, self.windows_per_clip)
-        position = self.draw_position(item.seed) if self.positions is None else self.positions[index]
+        generator = torch.Generator().manual_seed(item.seed)
+        position = self.draw_position(generator) if self.positions is None else self.positions[index]
+        window = self.window if self.augmentation is None else self.augmentation.draw_window(self.window, generator)
         try:
-            window = self.read_window(clip, position)
+            seen = self.read_window(clip, window, position)
         except PerceiversError as error:
             return {"problem": str(error)}
-        tensors = {name: value for name, value in vars(window).items() if value is not None}
+        if self.augmentation is not None:
+            seen = self.augmentation.augment_sound(seen, self.window, generator)
+        tensors = {name: value for name, value in vars(seen).items() if value is not None}
         return {"label": self.clips.target(clip), "clip": clip, **tensors}
 
-    def read_window(self, clip: int, position: float) -> ClipWindow:
+    def read_window(self, clip: int, window: Window, position: float) -> ClipWindow:
         """Reads a window of a clip, which is decoded as a whole and cached if there is room."""
         if clip not in self.cache and self.free_bytes > 0:
             decoded = decode_clip(self.clips.media(clip), self.window, self.free_bytes)
@@ -248,12 +259,11 @@ class ClipDataset(LabelledSamples):
                 self.cache[clip] = decoded
                 self.free_bytes -= decoded.bytes
         if clip in self.cache:
-            return self.cache[clip].window_at(position)
-        return read_window(self.clips.media(clip), self.window, position)
+            return self.cache[clip].window_at(window, position)
+        return read_window(self.clips.media(clip), window, position)
 
-    def draw_position(self, seed: int) -> float:
+    def draw_position(self, generator: torch.Generator) -> float:
         """Draws a position, uniformly over the spans."""
-        generator = torch.Generator().manual_seed(seed)
         ends = list(accumulate(high - low for low, high in self.spans))
         if not ends[-1]:  # each is a single position
             return self.spans[int(torch.randint(len(ends), (), generator=generator))][0]

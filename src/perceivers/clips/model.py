@@ -156,6 +156,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         hop: samples from one spectrum to the next.
         window: samples of a spectrum.
         sample_rate: samples per second.
+        normalize: whether to normalize the level of each recording and, except for "samples", each filter or band.
         classes: number of classes.
         class_names: names of the classes, in order.
         multilabel: whether several classes can apply at once.
@@ -180,6 +181,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
     hop: Count = 512
     window: Count = 2048
     sample_rate: Count = 48000
+    normalize: bool = False
     classes: Count = 527
     class_names: list[str] | None = None
     multilabel: bool = True
@@ -195,15 +197,18 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         if self.sound == "mel":
             (spectra,) = patch_grid("hop", (samples,), (self.hop,))
             positions = FourierPositions(patch_grid("mel_patch", (spectra, self.mel_bands), self.mel_patch), bands)
-            inputs["audio"] = MelInput(self.mel_patch, positions, self.mel_bands, self.hop, self.window, rate)
+            sizes = (self.mel_patch, positions, self.mel_bands, self.hop, self.window)
+            inputs["audio"] = MelInput(*sizes, rate, self.normalize)
         elif self.sound is not None:
             grid = patch_grid("samples_per_patch", (samples,), (self.samples_per_patch,))
             if self.sound == "samples":
                 positions = FourierPositions(grid, bands, (samples,))
-                inputs["audio"] = AudioInput(self.samples_per_patch, positions, rate)
+                inputs["audio"] = AudioInput(self.samples_per_patch, positions, rate, self.normalize)
             else:
                 positions = FourierPositions(grid, bands)
-                inputs["audio"] = ConvAudioInput(self.samples_per_patch, positions, rate, self.filters)
+                inputs["audio"] = ConvAudioInput(
+                    self.samples_per_patch, positions, rate, self.filters, normalize=self.normalize
+                )
         if not inputs:
             raise PerceiversError("model.frames and model.sound are both null: give video, sound or both.")
         query_channels = (self.query_channels or self.channels) if self.decoder == "query" else None
@@ -227,7 +232,7 @@ class ClipClassifierConfig(ModelConfig, Sizes):
         if isinstance(sound, AudioInput | ConvAudioInput | MelInput):
             step = sound.hop * sound.patch[0] if isinstance(sound, MelInput) else sound.patch
             found |= {"samples": step * sound.positions.grid[0], "sample_rate": sound.sample_rate}
-            found |= {"audio_bands": getattr(sound.positions, "bands", None)}
+            found |= {"audio_bands": getattr(sound.positions, "bands", None), "normalize": sound.normalize}
         if isinstance(sound, MelInput):
             found |= {"sound": "mel", "mel_patch": sound.patch, "mel_bands": sound.bands}
             found |= {"hop": sound.hop, "window": sound.window}

@@ -62,7 +62,6 @@ class DecodedClip:
     """A decoded clip: its frames, bytes [N, 3, Y, X], the times until which they are shown, and its sound, if any."""
 
     timeline: ClipTimeline
-    window: Window
     frames: Tensor
     ends: list[Fraction]
     sound: Sound | None
@@ -72,15 +71,18 @@ class DecodedClip:
         """Memory of the frames and the sound."""
         return self.frames.nbytes + (0 if self.sound is None else self.sound.samples.nbytes)
 
-    def window_at(self, position: float) -> ClipWindow:
-        """Returns the same frames as `read_window`, and the same samples up to a shift of less than one sample."""
+    def window_at(self, window: Window, position: float) -> ClipWindow:
+        """Returns the same frames as `read_window`, and the same samples up to a shift of less than one sample.
+
+        The size of the frames and the sample rate of the window must be those that were decoded.
+        """
         origin = self.timeline.origin
-        begin, times = locate(self.window, self.timeline, position)
+        begin, times = locate(window, self.timeline, position)
         frame_T = torch.tensor([bisect_right(self.ends, time) for time in times], dtype=torch.long)
         is_after_origin = torch.tensor([time >= origin for time in times], dtype=torch.bool)
         video_mask = (frame_T < len(self.ends)) & is_after_origin
-        first = round((begin - origin) * self.window.sample_rate)
-        return assemble_window(self.window, self.frames[frame_T[video_mask]], video_mask, self.sound, first)
+        first = round((begin - origin) * window.sample_rate)
+        return assemble_window(window, self.frames[frame_T[video_mask]], video_mask, self.sound, first)
 
 
 def decode_clip(media: Media, window: Window, max_bytes: float) -> DecodedClip | None:
@@ -93,7 +95,7 @@ def decode_clip(media: Media, window: Window, max_bytes: float) -> DecodedClip |
         return None
     frames, ends = read_all_frames(media, timeline, window.size) if timeline.has_video else ([], [])
     sound = read_sound(media, origin, origin, count, window.sample_rate) if timeline.has_audio else None
-    return DecodedClip(timeline, window, stack_frames(frames, window), ends, sound)
+    return DecodedClip(timeline, stack_frames(frames, window), ends, sound)
 
 
 def locate(window: Window, timeline: ClipTimeline, position: float) -> tuple[Fraction, list[Fraction]]:
