@@ -62,9 +62,10 @@ RUNS = {
     "digits, mel": Run("clips/spoken_digits_mel.yaml"),
     "digits, raw": Run("clips/spoken_digits_raw.yaml"),
     **{
-        f"digits, mel, without {name}": Run(
-            "clips/spoken_digits_mel.yaml", (f"--data.validation_filter={{speaker: {name}}}",)
+        f"digits, {sound}, without {name}": Run(
+            f"clips/spoken_digits_{sound}.yaml", (f"--data.validation_filter={{speaker: {name}}}",)
         )
+        for sound in ("mel", "raw")
         for name in SPEAKERS
     },
     "seen and heard": Run("clips/audio_visual_digits.yaml", data="both"),
