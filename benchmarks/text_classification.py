@@ -47,7 +47,7 @@ SEEDS = (0, 1, 2)
 FOLDS = 5
 """Of the rows of clothes, and of training rows in the search of TF-IDF; one in ten rows is held out of large tables."""
 
-KEPT = ("model", "mask_rate", "optimization", "trainer")
+KEPT = ("model", "mask_rate", "min_examples", "optimization", "trainer")
 """Sections of a run's config that are kept."""
 
 LARGE = 5000
@@ -150,6 +150,7 @@ def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> t
     config = CONFIG
     if task.glue is not None:
         settings = yaml.safe_load(CONFIG.read_text())
+        del settings["min_examples"]  # GLUE has enough
         sizes = {name: value for name, value in settings["model"].items() if name != "preset"}
         LanguageConfig(**sizes).build().save(folder / "untrained")
         config = folder / "glue.yaml"
@@ -163,7 +164,7 @@ def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> t
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
     call("predict", output / "model", "--data", folder / "dev.csv", "--out", predictions, "--text", *texts)
     found = pd.read_csv(predictions, dtype={"class": str})
-    config_of_run = {key: read_json(output / "config.json")[key] for key in KEPT}
+    config_of_run = {key: value for key, value in read_json(output / "config.json").items() if key in KEPT}
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()
