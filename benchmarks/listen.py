@@ -36,9 +36,7 @@ def main() -> None:
             ratios.append(autoencode(model, original, out).audio_snr)
             originals.append(original)
             decoded.append(out)
-        heard = [
-            [next(iter(answer)) for answer in classify_clips(listener, files)] for files in (originals, decoded)
-        ]
+        heard = [[next(iter(answer)) for answer in classify_clips(listener, files)] for files in (originals, decoded)]
     before, after = (
         statistics.mean(found == label for found, label in zip(answers, labels, strict=True)) for answers in heard
     )

@@ -61,6 +61,7 @@ RUNS = {
     "next_byte_transformer": Run("language/causal_transformer_mini.yaml", "text/tinyshakespeare"),
     "flow": Run("flow/mini.yaml", evaluate=("--data", "{data}/flow/middlebury")),
     "clip": Run("autoencoding/mini.yaml", "video/flipping_a_pancake.mkv"),
+    "sound": Run("autoencoding/spoken_digits.yaml", "spoken_digits"),
     "spoken_digits_mel": Run("clips/spoken_digits_mel.yaml", "spoken_digits"),
     "spoken_digits_raw": Run("clips/spoken_digits_raw.yaml", "spoken_digits"),
     "units": Run("starcraft/perceiver.yaml", UNITS, ("--data.split=configs/starcraft/split.json",)),

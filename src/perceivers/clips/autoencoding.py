@@ -23,7 +23,7 @@ from perceivers.clips.classify import ClipEncoder
 from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
-from perceivers.clips.reconstruct import describe_compression, hstack_frames, is_autoencoder
+from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
 from perceivers.data.labelled import match_classes
 from perceivers.data.video_writer import write_sound, write_video
 from perceivers.inference import class_names
@@ -165,7 +165,8 @@ class ClipAutoencoder(Learner):
 
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
-            print(describe_compression(self.model), flush=True)
+            counted = "as the paper counts" if "video" in self.model.inputs else "samples to numbers"
+            print(f"Compression {compression(self.model):.3g}x, {counted}.", flush=True)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
         if "video" in batch:

@@ -182,15 +182,14 @@ def hstack_frames(original_TCYX: Tensor, decoded_TCYX: Tensor) -> Tensor:
     return torch.cat([original_TCYX, decoded_TCYX], -1).mul(255).round().byte()
 
 
-def describe_compression(model: PerceiverIO) -> str:
-    """Returns a sentence with the ratio of the size of the input to that of the latents.
+def compression(model: PerceiverIO) -> float:
+    """Returns the ratio of the size of the input to that of the latents.
 
     For video, as the paper counts (section 5): its 88x is the ratio of 50,176 patches of 704 channels, including
     positions and padding, to 784 latents of 512. For sound alone, the ratio of samples to numbers in the latents.
     """
-    latents = model.encoder.latents.numel()
-    if "video" not in model.inputs:
-        return f"Compression {(get_window(model).samples or 0) / latents:.1f}x, samples to numbers."
-    _, video = find_adapter(model.inputs, VideoInput, "autoencode")
-    ratio = math.prod(video.positions.grid) * model.input_padding.channels / latents
-    return f"Compression {ratio:.0f}x, as the paper counts."
+    size = get_window(model).samples or 0
+    if "video" in model.inputs:
+        _, video = find_adapter(model.inputs, VideoInput, "autoencode")
+        size = math.prod(video.positions.grid) * model.input_padding.channels
+    return size / model.encoder.latents.numel()
