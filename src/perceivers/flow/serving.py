@@ -32,9 +32,11 @@ TILES = 8
 class FlowRequest(Message):
     """Two pictures of the same size, one shortly after the other."""
 
-    frame1: Picture = Field(title="First frame", description="a picture")
+    frame1: Picture = Field(title="First frame")
     frame2: Picture = Field(title="Second frame", description="a picture of the same size")
-    max_flow: float | None = Field(None, gt=0, description="pixels that have full color; by default the longest flow")
+    max_flow: float | None = Field(
+        None, gt=0, title="Full color", description="length in pixels that has full color; by default the longest"
+    )
     flow: bool = Field(False, description="also return the flow as a .flo file")
 
 

@@ -14,14 +14,14 @@ from perceivers.inference import check_answers
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.serving.attention import answer_with_attention
 from perceivers.serving.pictures import Picture, Png, draw_attention, open_picture, write_png
-from perceivers.serving.service import ClassProbability, Message, Service
+from perceivers.serving.service import ClassProbability, Message, Service, list_classes
 
 
 class ImageRequest(Message):
     """A picture to classify."""
 
     picture: Picture = Field(description="a picture, in any usual format")
-    top: int = Field(5, ge=1, description="number of classes to return, the most probable ones")
+    top: int = Field(5, ge=1, title="Classes", description="number of classes to return, the most probable ones")
     attention: bool = Field(False, description="also draw what the model attends to")
 
 
@@ -79,7 +79,7 @@ class ImageService(Service):
     def rank(self, outputs: Any, items: Sequence[ImageItem]) -> list[ImageAnswer]:
         """Returns the most probable classes of each image."""
         return [
-            ImageAnswer(classes=[ClassProbability(name=n, probability=p) for n, p in list(row.items())[: item.request.top]])
+            ImageAnswer(classes=list_classes(row, item.request.top))
             for row, item in zip(self.predictor.rank(check_answers(outputs)), items, strict=True)
         ]
 

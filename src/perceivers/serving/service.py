@@ -3,7 +3,8 @@
 import base64
 import binascii
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -49,6 +50,11 @@ class ClassProbability(Message):
 
     name: str
     probability: float
+
+
+def list_classes(probabilities: Mapping[str, float], top: int | None = None) -> list[ClassProbability]:
+    """Returns the first classes, by default all, of probabilities by name."""
+    return [ClassProbability(name=name, probability=value) for name, value in islice(probabilities.items(), top)]
 
 
 class Service(ABC):

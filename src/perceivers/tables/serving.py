@@ -12,7 +12,7 @@ from perceivers.data.loader import SampleIndex
 from perceivers.data.tables import Table, format_label
 from perceivers.errors import PerceiversError, quote
 from perceivers.inference import check_answers, get_device, sort_classes
-from perceivers.serving.service import ClassProbability, Message, Service, file_type
+from perceivers.serving.service import ClassProbability, Message, Service, file_type, list_classes
 from perceivers.tables.columns import (
     Categories,
     Category,
@@ -99,7 +99,7 @@ class TableService(Service):
         for name, column in self.model.output_columns.items():
             if isinstance(column, Category):
                 for found, row in zip(classes, sort_classes(answers[name], column.names), strict=True):
-                    found[name] = [ClassProbability(name=n, probability=p) for n, p in row.items()]
+                    found[name] = list_classes(row)
         written = write_answers(self.model, open_rows({}, len(items)), list(range(len(items))), answers)
         return [TableAnswer(predictions=row, classes=own) for row, own in zip(written, classes, strict=True)]
 

@@ -17,7 +17,7 @@ from perceivers.errors import PerceiversError
 from perceivers.inference import check_answers
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.serving.attention import answer_with_attention
-from perceivers.serving.service import ClassProbability, Message, Service
+from perceivers.serving.service import ClassProbability, Message, Service, list_classes
 from perceivers.text.attention_page import find_prefix, split_units, unit_weights
 from perceivers.text.classify import TextPredictor, Texts, is_text_classifier, task_heads
 from perceivers.text.fill_mask import Filled, MaskFiller
@@ -25,7 +25,7 @@ from perceivers.text.tokenizers import BYTE_VOCABULARY, MASK, Bytes, Tokenizer
 
 
 class TextPart(Message):
-    """A part of a text, such as a character, and the weight of attention to it."""
+    """A part of a text, such as a character or [MASK], and the weight of attention to it."""
 
     text: str
     weight: float
@@ -35,7 +35,7 @@ class MaskRequest(Message):
     """A text with masks to fill in."""
 
     text: str = Field(description="[MASK] stands for one masked byte, [MASK*9] for nine")
-    top: int = Field(5, ge=1, le=256, description="number of candidates for each byte")
+    top: int = Field(5, ge=1, le=256, title="Candidates", description="number of candidates for each byte")
     attention: bool = Field(False, description="also return what the masked bytes attend to")
 
 
@@ -85,10 +85,7 @@ class MaskService(Service):
 
     def write(self, item: MaskItem, filled: Filled) -> MaskAnswer:
         """Returns the answer to a request."""
-        candidates = [
-            [ClassProbability(name=byte, probability=p) for byte, p in list(row.items())[: item.request.top]]
-            for row in filled.candidates
-        ]
+        candidates = [list_classes(row, item.request.top) for row in filled.candidates]
         attention = None
         if item.request.attention:
             index_P = torch.from_numpy(item.token_M == MASK).nonzero()[:, 0]
@@ -105,7 +102,7 @@ class TextRequest(Message):
     text: str = Field(description="a text")
     second: str | None = Field(None, title="Second text", description="the other text of a pair, if there is one")
     task: str | None = Field(None, description="the task, if the model has several")
-    top: int = Field(5, ge=1, description="number of classes to return, the most probable ones")
+    top: int = Field(5, ge=1, title="Classes", description="number of classes to return, the most probable ones")
     attention: bool = Field(False, description="also return what the model attends to")
 
 
@@ -178,8 +175,7 @@ class TextService(Service):
             attention = weigh_text(self.model, token_M, predictor.outputs, tokenizer, title)
         if predictor.names is None:
             return TextAnswer(score=found["score"], attention=attention)
-        best = list(found.items())[: item.request.top]
-        return TextAnswer(classes=[ClassProbability(name=n, probability=p) for n, p in best], attention=attention)
+        return TextAnswer(classes=list_classes(found, item.request.top), attention=attention)
 
     def example(self) -> TextRequest:
         return TextRequest(text="A film to see twice.", task=self.tasks[0])
@@ -198,4 +194,5 @@ def weigh_text(
     _, weight_BM = answer_with_attention(model, {"text": token_BM}, queries)
     units = split_units(token_M.tolist(), tokenizer, title)
     weights: Tensor = unit_weights(weight_BM.cpu(), units)[0]
-    return [TextPart(text=unit.text, weight=weight) for unit, weight in zip(units, weights.tolist(), strict=True)]
+    texts = [f"[{unit.text}]" if unit.framed else unit.text for unit in units]
+    return [TextPart(text=text, weight=weight) for text, weight in zip(texts, weights.tolist(), strict=True)]
