@@ -139,7 +139,9 @@ class Predictions:
         if kind != "application/json":
             raise Refusal(415, "the request must be JSON, with the header Content-Type: application/json.")
         too_large = Refusal(413, f"the request is larger than {self.limits.max_size:,} bytes: send a smaller one.")
-        if int(request.headers.get("content-length", 0)) > self.limits.max_size:  # the server checks that it is a number
+        if (
+            int(request.headers.get("content-length", 0)) > self.limits.max_size
+        ):  # the server checks that it is a number
             raise too_large
         body = bytearray()
         async for chunk in request.stream():
@@ -155,7 +157,9 @@ class Predictions:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             if first["type"] == "json_invalid":
-                raise Refusal(400, f"the request is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}.") from error
+                raise Refusal(
+                    400, f"the request is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}."
+                ) from error
             where = ".".join(map(str, first["loc"])) or "the request"
             raise Refusal(422, f"{where}: {first['msg']}; /model has the schema of requests.") from error
         except PerceiversError as error:

@@ -29,9 +29,7 @@ class Batcher:
         wait: seconds to wait for more items after the first one.
     """
 
-    def __init__(
-        self, compute: Callable[[Sequence[Any]], Sequence[Any]], max_batch: int, wait: float = WAIT
-    ) -> None:
+    def __init__(self, compute: Callable[[Sequence[Any]], Sequence[Any]], max_batch: int, wait: float = WAIT) -> None:
         self.compute, self.max_batch, self.wait = compute, max_batch, wait
         self.jobs = SimpleQueue[Job | None]()
         self.thread = Thread(target=self.run, name="compute", daemon=True)

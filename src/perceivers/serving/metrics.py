@@ -57,10 +57,16 @@ class Metrics:
 
     def format(self) -> str:
         """Returns all metrics as text."""
-        requests = [f'perceivers_requests_total{{status="{status}"}} {n}' for status, n in sorted(self.requests.items())]
+        requests = [
+            f'perceivers_requests_total{{status="{status}"}} {n}' for status, n in sorted(self.requests.items())
+        ]
         metrics = {
             "requests_total": ("counter", "Predictions asked for, by the status of the answer.", requests),
-            "waiting_requests": ("gauge", "Requests without an answer.", [f"perceivers_waiting_requests {self.waiting}"]),
+            "waiting_requests": (
+                "gauge",
+                "Requests without an answer.",
+                [f"perceivers_waiting_requests {self.waiting}"],
+            ),
         }
         for name, help_text, histogram in (
             ("request_seconds", "Seconds from a request to its answer.", self.seconds),

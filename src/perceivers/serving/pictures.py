@@ -47,5 +47,7 @@ def write_png(picture: Tensor) -> bytes:
 def draw_attention(weight_YX: Tensor) -> Tensor:
     """Draws weights as a color whose opacity is the weight, relative to the largest; bytes [4, Y, X]."""
     alpha_YX = (255 * weight_YX / weight_YX.max().clamp_min(1e-30)).round().byte()
-    color_CYX = torch.tensor(HEAT, dtype=torch.uint8, device=weight_YX.device)[:, None, None].expand(3, *weight_YX.shape)
+    color_CYX = torch.tensor(HEAT, dtype=torch.uint8, device=weight_YX.device)[:, None, None].expand(
+        3, *weight_YX.shape
+    )
     return torch.cat([color_CYX, alpha_YX[None]])

@@ -50,19 +50,21 @@ class MaskFiller:
         PerceiversError: the model is of another kind.
     """
 
-    def __init__(
-        self, model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None
-    ) -> None:
+    def __init__(self, model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None) -> None:
         self.model = load_for_inference(model, device, dtype)
         self.input, self.language = find_adapter(self.model.inputs, TextInput, "fill-mask")
         self.output, _ = find_adapter(self.model.outputs, TextOutput, "fill-mask")
         if (size := self.language.embedding.num_embeddings) != BYTE_VOCABULARY:
-            raise PerceiversError(f"fill-mask needs a model of bytes, with {BYTE_VOCABULARY} tokens: this one has {size}.")
+            raise PerceiversError(
+                f"fill-mask needs a model of bytes, with {BYTE_VOCABULARY} tokens: this one has {size}."
+            )
 
     def read(self, text: str) -> NDArray[np.int32]:
         """Returns the tokens [M] of a text; raises a PerceiversError if it has no mask or is too long."""
         if not MARK.search(text):
-            raise PerceiversError("the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine.")
+            raise PerceiversError(
+                "the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine."
+            )
         return np.array(mask_tokens(text, Bytes(), self.language.length, "bytes"), np.int32)
 
     @torch.no_grad()
