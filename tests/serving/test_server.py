@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -81,9 +82,9 @@ def test_every_answer_under_load_is_that_of_the_model_and_memory_does_not_grow(s
 
 def test_many_at_once_are_answered_or_refused(served):
     url, _ = served
-    with httpx.Client(base_url=url, timeout=20, limits=httpx.Limits(max_connections=200)) as client:
-        with ThreadPoolExecutor(120) as threads:
-            answers = list(threads.map(lambda seed: client.post("/predict", json=body_of(seed)), range(240)))
+    connections = httpx.Limits(max_connections=200)
+    with httpx.Client(base_url=url, timeout=20, limits=connections) as client, ThreadPoolExecutor(120) as threads:
+        answers = list(threads.map(lambda seed: client.post("/predict", json=body_of(seed)), range(240)))
     statuses = {answer.status_code for answer in answers}
     assert 200 in statuses
     assert statuses <= {200, 503}
@@ -122,11 +123,11 @@ def test_an_endless_body_is_cut_off(served):
         )
         client.sendall(head.encode())
         sent = 0
-        with pytest.raises(OSError):  # noqa: PT011
-            while sent < 100e6:
+        with suppress(ConnectionError):
+            while sent < 1600:
                 client.sendall(b"10000\r\n" + b"a" * 65536 + b"\r\n")
-                sent += 65536
-        assert sent < 50e6
+                sent += 1
+        assert sent < 800
     assert_it_still_answers(url)
 
 

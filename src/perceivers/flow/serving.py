@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from perceivers.flow.pictures import draw_flow
 from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.serving.pictures import Picture, Png, open_picture, write_png
-from perceivers.serving.service import Message, Service, file_type
+from perceivers.serving.service import Content, Message, Service
 
 EXAMPLE = Path(__file__).parent / "example"
 """Two frames of a generated scene: seed 14, 240 x 320 pixels, 3 to 6 shapes, a mean motion of 3 pixels."""
@@ -35,9 +34,12 @@ class FlowRequest(Message):
     frame1: Picture = Field(title="First frame")
     frame2: Picture = Field(title="Second frame", description="a picture of the same size")
     max_flow: float | None = Field(
-        None, gt=0, title="Full color", description="length in pixels that has full color; by default the longest"
+        default=None,
+        gt=0,
+        title="Full color",
+        description="length in pixels that has full color; by default the longest",
     )
-    flow: bool = Field(False, description="also return the flow as a .flo file")
+    flow: bool = Field(default=False, description="also return the flow as a .flo file")
 
 
 class FlowAnswer(Message):
@@ -46,7 +48,7 @@ class FlowAnswer(Message):
     picture: Png = Field(description="the flow in colors: the hue is the direction, the saturation the length")
     mean: float = Field(description="mean length of the flow in pixels")
     max: float = Field(description="largest length of the flow in pixels")
-    flow: file_type("application/octet-stream") | None = Field(None, title="flow.flo", description="a .flo file")
+    flow: Content | None = Field(default=None, title="flow.flo", description="a .flo file")
 
 
 class FlowItem(NamedTuple):
@@ -79,13 +81,11 @@ class FlowService(Service):
         self.model = model
 
     def read(self, request: FlowRequest) -> FlowItem:
-        frames = []
-        for name, content in (("the first frame", request.frame1), ("the second frame", request.frame2)):
-            frames.append(to_tensor(read_image(open_picture(content, name, MAX_PIXELS), name)))
-        first, second = (f"{frame.shape[2]} x {frame.shape[1]} pixels" for frame in frames)
-        if first != second:
-            raise PerceiversError(f"the frames differ in size, {first} and {second}: send two of the same size.")
-        return FlowItem(*frames, request)
+        first, second = read_frame("the first frame", request.frame1), read_frame("the second frame", request.frame2)
+        if first.shape != second.shape:
+            sizes = " and ".join(f"{frame.shape[2]} x {frame.shape[1]} pixels" for frame in (first, second))
+            raise PerceiversError(f"the frames differ in size, {sizes}: send two of the same size.")
+        return FlowItem(first, second, request)
 
     def compute(self, items: Sequence[FlowItem]) -> list[FlowAnswer]:
         return [self.estimate(item) for item in items]
@@ -102,5 +102,10 @@ class FlowService(Service):
         )
 
     def example(self) -> FlowRequest:
-        frames = {name: (EXAMPLE / f"{name}.jpg").read_bytes() for name in ("frame1", "frame2")}
-        return FlowRequest(**frames)
+        first, second = ((EXAMPLE / f"{name}.jpg").read_bytes() for name in ("frame1", "frame2"))
+        return FlowRequest(frame1=first, frame2=second)
+
+
+def read_frame(name: str, content: bytes) -> Tensor:
+    """Returns a frame as bytes [3, Y, X]; its name is for errors."""
+    return to_tensor(read_image(open_picture(content, name, MAX_PIXELS), name))

@@ -21,16 +21,20 @@ class ImageRequest(Message):
     """A picture to classify."""
 
     picture: Picture = Field(description="a picture, in any usual format")
-    top: int = Field(5, ge=1, title="Classes", description="number of classes to return, the most probable ones")
-    attention: bool = Field(False, description="also draw what the model attends to")
+    top: int = Field(
+        default=5, ge=1, title="Classes", description="number of classes to return, the most probable ones"
+    )
+    attention: bool = Field(default=False, description="also draw what the model attends to")
 
 
 class ImageAnswer(Message):
     """The most probable classes of a picture."""
 
     classes: list[ClassProbability]
-    seen: Png | None = Field(None, description="with attention: the picture as the model sees it, resized and cropped")
-    attention: Png | None = Field(None, description="to lay over it: the opacity is the weight of attention")
+    seen: Png | None = Field(
+        default=None, description="with attention: the picture as the model sees it, resized and cropped"
+    )
+    attention: Png | None = Field(default=None, description="to lay over it: the opacity is the weight of attention")
 
 
 class ImageItem(NamedTuple):

@@ -27,8 +27,9 @@ READERS = 2
 """Threads that read requests: they decode pictures."""
 
 SECURITY = {
-    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data: blob:; media-src data: blob:; "
-    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; connect-src 'self'; img-src data:; media-src data:; "
+    "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 """Headers of the page: it loads nothing from elsewhere."""
@@ -58,7 +59,7 @@ class Problem(Message):
     error: str
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """The reason why a request has no answer, and its status."""
 
     def __init__(self, status: int, reason: object) -> None:
@@ -102,7 +103,7 @@ class Predictions:
         try:
             answer: Message = await self.answer(request)
             status = 200
-        except Refusal as refusal:
+        except RefusalError as refusal:
             answer, status = Problem(error=str(refusal)), refusal.status
         except ClientDisconnect:
             answer, status = Problem(error="the connection was closed."), 499  # nobody reads it
@@ -119,9 +120,9 @@ class Predictions:
         return Response(answer.model_dump_json(), status, headers, "application/json")
 
     async def answer(self, request: Request) -> Message:
-        """Returns the answer to a request, or raises a Refusal."""
+        """Returns the answer to a request, or raises a RefusalError."""
         if self.metrics.waiting > self.limits.max_queue:
-            raise Refusal(503, f"{self.limits.max_queue} requests are waiting already: try again later.")
+            raise RefusalError(503, f"{self.limits.max_queue} requests are waiting already: try again later.")
         stage = 408, "the request did not arrive"
         try:
             async with asyncio.timeout(self.limits.timeout):
@@ -131,14 +132,14 @@ class Predictions:
                 return await self.wait(request, item)
         except TimeoutError as error:
             status, what = stage
-            raise Refusal(status, f"{what} within {self.limits.timeout:g} seconds.") from error
+            raise RefusalError(status, f"{what} within {self.limits.timeout:g} seconds.") from error
 
     async def read_body(self, request: Request) -> bytes:
         """Returns the body of a request; one that is too large is not read to its end."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise Refusal(415, "the request must be JSON, with the header Content-Type: application/json.")
-        too_large = Refusal(413, f"the request is larger than {self.limits.max_size:,} bytes: send a smaller one.")
+            raise RefusalError(415, "the request must be JSON, with the header Content-Type: application/json.")
+        too_large = RefusalError(413, f"the request is larger than {self.limits.max_size:,} bytes: send a smaller one.")
         if (
             int(request.headers.get("content-length", 0)) > self.limits.max_size
         ):  # the server checks that it is a number
@@ -157,13 +158,13 @@ class Predictions:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             if first["type"] == "json_invalid":
-                raise Refusal(
+                raise RefusalError(
                     400, f"the request is not JSON: {first['msg'].removeprefix('Invalid JSON: ')}."
                 ) from error
             where = ".".join(map(str, first["loc"])) or "the request"
-            raise Refusal(422, f"{where}: {first['msg']}; /model has the schema of requests.") from error
+            raise RefusalError(422, f"{where}: {first['msg']}; /model has the schema of requests.") from error
         except PerceiversError as error:
-            raise Refusal(422, error) from error
+            raise RefusalError(422, error) from error
 
     async def wait(self, request: Request, item: Any) -> Message:
         """Returns the answer of the model, unless the client leaves before."""
@@ -176,7 +177,7 @@ class Predictions:
             found: Message = await answer
             return found
         except PerceiversError as error:
-            raise Refusal(422, error) from error
+            raise RefusalError(422, error) from error
         finally:
             answer.cancel()
             gone.cancel()

@@ -8,13 +8,14 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 WAIT = 0.005
-"""Seconds to wait for more requests after the first one of a batch."""
+"""Seconds that a request waits for others, at most; those that come during a batch have waited already."""
 
 
 class Job(NamedTuple):
-    """A request and where its answer goes."""
+    """A request, when it came, and where its answer goes."""
 
     item: Any
+    time: float
     answer: "Future[Any]"
 
 
@@ -26,7 +27,7 @@ class Batcher:
     Args:
         compute: returns the answers of several items, in order.
         max_batch: largest number of items.
-        wait: seconds to wait for more items after the first one.
+        wait: seconds that an item waits for others, at most, before it is computed.
     """
 
     def __init__(self, compute: Callable[[Sequence[Any]], Sequence[Any]], max_batch: int, wait: float = WAIT) -> None:
@@ -37,7 +38,7 @@ class Batcher:
 
     def submit(self, item: Any) -> "Future[Any]":
         """Returns the future answer of an item; cancel it if nobody waits for it any more."""
-        job = Job(item, Future())
+        job = Job(item, monotonic(), Future())
         self.jobs.put(job)
         return job.answer
 
@@ -55,13 +56,12 @@ class Batcher:
     def collect(self) -> list[Job]:
         """Waits for an item, and a moment for more; returns none if the batcher is closed."""
         job, batch = self.jobs.get(), list[Job]()
-        end = monotonic() + self.wait
         while job is not None:
             batch.append(job)
             if len(batch) == self.max_batch:
                 return batch
             try:
-                job = self.jobs.get(timeout=max(0, end - monotonic()))
+                job = self.jobs.get(timeout=max(0, batch[0].time + self.wait - monotonic()))
             except Empty:
                 return batch
         if batch:

@@ -21,7 +21,8 @@ def run_server(source: Path | None, host: str, port: int, limits: Limits, device
 
     Args:
         source: the model, as `perceivers.load` takes it; by default the bundled one of optical flow.
-        host, port: where to listen; 0 for any port that is free.
+        host: address to listen at.
+        port: port to listen at; 0 for any that is free.
         limits: what is accepted.
         device: as in `open_service`.
 
@@ -33,8 +34,15 @@ def run_server(source: Path | None, host: str, port: int, limits: Limits, device
     with listener:
         service = open_service(find_bundled_model() if source is None else source, device)
         app = create_app(service, "the bundled model" if source is None else str(source), limits)
-        settings = {"log_level": "warning", "access_log": False, "server_header": False, "lifespan": "on", "ws": "none"}
-        config = uvicorn.Config(app, timeout_graceful_shutdown=math.ceil(limits.timeout), **settings)
+        config = uvicorn.Config(
+            app,
+            lifespan="on",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=math.ceil(limits.timeout),
+        )
         address = f"[{host}]" if ":" in host else host
         print(f"{service.title}: http://{address}:{listener.getsockname()[1]} (Ctrl-C ends)", flush=True)
         uvicorn.Server(config).run(sockets=[listener])

@@ -45,6 +45,10 @@ def file_type(media: str) -> Any:
     return Annotated[bytes, BeforeValidator(decode_base64), to_json, WithJsonSchema(schema)]
 
 
+Content = file_type("application/octet-stream")
+"""A file of any type."""
+
+
 class ClassProbability(Message):
     """A class and its probability."""
 
@@ -76,7 +80,7 @@ class Service(ABC):
     answer: type[Message]
     max_batch: ClassVar[int | None] = None
     bundled: ClassVar[Path | None] = None
-    model: nn.Module
+    model: Any
     classes: Sequence[str] | None = None
 
     @classmethod

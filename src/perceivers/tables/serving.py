@@ -120,5 +120,7 @@ def describe_cell(name: str, column: Column) -> Any:
     kind = next((cell for known, cell in CELLS.items() if isinstance(column, known)), None)
     if kind is None:
         raise PerceiversError(f"the column {quote(name)} is of type {column.kind!r}, which cannot be served.")
-    names = column.names if isinstance(column, Category | Categories) else []
-    return kind | None, Field(None, alias=name, title=name, json_schema_extra={"names": names, "kind": column.kind})
+    names: Any = column.names if isinstance(column, Category | Categories) else []
+    return kind | None, Field(
+        default=None, alias=name, title=name, json_schema_extra={"names": names, "kind": column.kind}
+    )

@@ -35,8 +35,8 @@ class MaskRequest(Message):
     """A text with masks to fill in."""
 
     text: str = Field(description="[MASK] stands for one masked byte, [MASK*9] for nine")
-    top: int = Field(5, ge=1, le=256, title="Candidates", description="number of candidates for each byte")
-    attention: bool = Field(False, description="also return what the masked bytes attend to")
+    top: int = Field(default=5, ge=1, le=256, title="Candidates", description="number of candidates for each byte")
+    attention: bool = Field(default=False, description="also return what the masked bytes attend to")
 
 
 class MaskAnswer(Message):
@@ -45,7 +45,7 @@ class MaskAnswer(Message):
     text: str
     masked: list[int] = Field(description="indices of the masked bytes")
     candidates: list[list[ClassProbability]] = Field(description="the most probable bytes for each of them")
-    attention: list[TextPart] | None = Field(None, description="what the masked bytes attend to, on average")
+    attention: list[TextPart] | None = Field(default=None, description="what the masked bytes attend to, on average")
 
 
 class MaskItem(NamedTuple):
@@ -100,10 +100,14 @@ class TextRequest(Message):
     """A text to classify, or a pair of texts if the task compares two."""
 
     text: str = Field(description="a text")
-    second: str | None = Field(None, title="Second text", description="the other text of a pair, if there is one")
-    task: str | None = Field(None, description="the task, if the model has several")
-    top: int = Field(5, ge=1, title="Classes", description="number of classes to return, the most probable ones")
-    attention: bool = Field(False, description="also return what the model attends to")
+    second: str | None = Field(
+        default=None, title="Second text", description="the other text of a pair, if there is one"
+    )
+    task: str | None = Field(default=None, description="the task, if the model has several")
+    top: int = Field(
+        default=5, ge=1, title="Classes", description="number of classes to return, the most probable ones"
+    )
+    attention: bool = Field(default=False, description="also return what the model attends to")
 
 
 class TextAnswer(Message):
@@ -111,7 +115,7 @@ class TextAnswer(Message):
 
     classes: list[ClassProbability] | None = None
     score: float | None = None
-    attention: list[TextPart] | None = Field(None, description="what the model attends to; not of BERT")
+    attention: list[TextPart] | None = Field(default=None, description="what the model attends to; not of BERT")
 
 
 class TextItem(NamedTuple):
