@@ -59,6 +59,7 @@ def ask(client, request, count, threads):
 
 
 def main():
+    """Prints the figures of both servers, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("model")
     parser.add_argument("--requests", type=int, default=200, help="in each of five rounds")

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from perceivers import PerceiversError
+from perceivers.clips.reconstruct import autoencode
+from perceivers.data.video import read_frames
 from perceivers.flow.estimate import BUNDLED_MODEL, estimate_flow
 from perceivers.flow.files import read_flow
 from perceivers.flow.pictures import draw_flow
@@ -20,9 +22,9 @@ from perceivers.serving.server import find_bundled_model
 from perceivers.serving.service import open_service
 from perceivers.text.classify import classify_text
 from perceivers.text.fill_mask import fill_mask
-from tests.support.models import classifier, hearer, labels, language, optical
+from tests.support.models import classifier, coder, hearer, labels, language, optical
 from tests.support.serving import client, draw_picture, encode, serve
-from tests.support.tables import as_rows, cells_of_all_types, learned, small_model, write, write_picture
+from tests.support.tables import as_rows, cells_of_all_types, learned, small_model, write, write_clip, write_picture
 
 
 def by_name(classes):
@@ -254,9 +256,40 @@ def test_files_of_a_row_come_with_the_request_and_never_from_the_server(tmp_path
         assert "cannot be decoded as an image" in looks_like.json()["error"]
 
 
+def test_clips_are_reconstructed_as_by_the_command(tmp_path):
+    model, clip = coder(), write_clip(tmp_path / "clip.mkv", 3)
+    expected = autoencode(model, clip)
+    with serve(model, tmp_path / "model") as api:
+        answer = api.post("/predict", json={"clip": encode(clip.read_bytes())}).json()
+        assert answer["video_psnr"] == pytest.approx(expected.video_psnr, rel=1e-4)
+        assert answer["audio_psnr"] is None  # the clip has no sound
+        assert by_name(answer["classes"]) == pytest.approx(dict(list(expected.classes.items())[:5]), rel=1e-3)
+        (tmp_path / "out.mp4").write_bytes(base64.b64decode(answer["video"]))
+        frames = list(read_frames(tmp_path / "out.mp4").frames)
+        assert len(frames) == 4
+        assert frames[0].shape == (3, 16, 32)
+        assert abs(frames[0][:, :, 16:].float().mean() / 255 - expected.video[0].mean()) < 0.05
+        damaged = api.post("/predict", json={"clip": encode(clip.read_bytes()[:100])})
+        assert damaged.status_code == 422
+        assert damaged.json()["error"].startswith("the clip ")
+        assert str(tmp_path) not in damaged.text
+
+
+def test_a_playlist_which_may_name_files_of_the_server_is_not_opened(tmp_path):
+    write_clip(tmp_path / "secret.mp4", 3)
+    with serve(coder(), tmp_path / "model") as api:
+        for text in (
+            f"#EXTM3U\n#EXTINF:1,\n{tmp_path}/secret.mp4\n",
+            f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n",
+        ):
+            answer = api.post("/predict", json={"clip": encode(text.encode())})
+            assert answer.status_code == 422
+            assert answer.json()["error"].startswith("the clip is not a video in MP4")
+
+
 def test_a_model_without_a_service(tmp_path):
     hearer().save(tmp_path)
     with pytest.raises(
-        PerceiversError, match="this PerceiverIO cannot be served: there are services to classify-image"
+        PerceiversError, match="this PerceiverIO cannot be served: there are services to autoencode, classify-image"
     ):
         open_service(tmp_path, "cpu")
