@@ -17,6 +17,7 @@ from perceivers.flow.estimate import BUNDLED_MODEL, estimate_flow
 from perceivers.flow.files import read_flow
 from perceivers.flow.pictures import draw_flow
 from perceivers.images.classify import classify_image
+from perceivers.model.intermediates import record_attention
 from perceivers.serving.attention import answer_with_attention
 from perceivers.serving.server import find_bundled_model
 from perceivers.serving.service import open_service
@@ -95,13 +96,17 @@ def test_attention_is_drawn_over_what_the_model_sees(kind, tmp_path):
     assert attention[..., 3].max() == 255
 
 
-def test_attention_sums_to_one_and_names_what_alone_decides():
+def test_attention_is_the_product_of_both_attentions_averaged_over_heads():
     model = classifier()
     images = torch.rand(2, 3, 12, 12)
+    with torch.no_grad(), record_attention(model) as maps:
+        expected = model({"image": images})["label"]
     with torch.no_grad():
         answers, weight_BM = answer_with_attention(model, {"image": images}, {"label": None})
-        expected = model({"image": images})["label"]
     torch.testing.assert_close(answers["label"], expected, rtol=1e-3, atol=1e-3)
+    (reads,), (queries,) = maps["encoder.cross_attentions.0.attention"], maps["decoder.attention"]
+    product = torch.einsum("bhpn,bgnm->bm", queries, reads) / (queries.shape[1] * queries.shape[2] * reads.shape[1])
+    torch.testing.assert_close(weight_BM, product)
     torch.testing.assert_close(weight_BM.sum(1), torch.ones(2))
     assert weight_BM.shape == (2, 144)
     assert not torch.allclose(weight_BM[0], weight_BM[1])
