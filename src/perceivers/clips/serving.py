@@ -1,4 +1,4 @@
-"""Serves autoencoders of clips."""
+"""Serves autoencoders of video."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,8 @@ from torch import nn
 from perceivers.clips.reconstruct import autoencode, is_autoencoder
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.serving.service import ClassProbability, Message, Service, file_type, list_classes
+from perceivers.serving.media import Mp4, Video
+from perceivers.serving.service import ClassProbability, Message, Service, list_classes
 
 SIGNATURES = ((4, b"ftyp"), (0, b"\x1a\x45\xdf\xa3"), (8, b"AVI "))
 """Where files of MP4 and QuickTime, Matroska and WebM, and AVI say what they are. Other formats, such as playlists, may
@@ -18,9 +19,6 @@ name other files, which are not to be read."""
 
 TOP = 5
 """Number of classes in an answer."""
-
-Video = file_type("video/*")
-Mp4 = file_type("video/mp4")
 
 
 class ClipRequest(Message):
@@ -40,7 +38,7 @@ class ClipAnswer(Message):
 
 
 class ClipService(Service):
-    """An autoencoder of clips."""
+    """An autoencoder of video, alone or with sound."""
 
     task, title = "autoencode", "Reconstructs clips"
     request, answer = ClipRequest, ClipAnswer
@@ -49,7 +47,7 @@ class ClipService(Service):
 
     @classmethod
     def accepts(cls, model: nn.Module) -> bool:
-        return isinstance(model, PerceiverIO) and is_autoencoder(model)
+        return isinstance(model, PerceiverIO) and is_autoencoder(model) and "video" in model.outputs
 
     def __init__(self, model: PerceiverIO, source: str | Path) -> None:
         self.model = model
@@ -73,6 +71,7 @@ class ClipService(Service):
                 found = autoencode(self.model, clip, out, request.start)
             except PerceiversError as error:
                 raise PerceiversError(str(error).replace(str(clip), clip.name)) from error
+            assert found.video_psnr is not None
             return ClipAnswer(
                 video=out.read_bytes(),
                 video_psnr=found.video_psnr,

@@ -15,7 +15,7 @@ from perceivers.flow.files import encode_flo
 from perceivers.flow.pictures import draw_flow
 from perceivers.inference import find_adapter
 from perceivers.model.perceiver_io import PerceiverIO
-from perceivers.serving.pictures import Picture, Png, open_picture, write_png
+from perceivers.serving.media import Picture, Png, open_picture, write_png
 from perceivers.serving.service import Content, Message, Service
 
 EXAMPLE = Path(__file__).parent / "example"

@@ -13,7 +13,7 @@ from perceivers.images.classify import ImagePredictor, is_image_classifier
 from perceivers.inference import check_answers
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.serving.attention import answer_with_attention
-from perceivers.serving.pictures import Picture, Png, draw_attention, open_picture, write_png
+from perceivers.serving.media import Picture, Png, draw_attention, open_picture, write_png
 from perceivers.serving.service import ClassProbability, Message, Service, list_classes
 
 

@@ -1,4 +1,4 @@
-"""Pictures in requests and answers. Shape suffixes: C colors, Y rows, X columns."""
+"""Pictures and videos in requests and answers. Shape suffixes: C colors, Y rows, X columns."""
 
 import io
 
@@ -21,6 +21,12 @@ Picture = file_type("image/*")
 
 Png = file_type("image/png")
 """A picture in an answer."""
+
+Video = file_type("video/*")
+"""A video in a request."""
+
+Mp4 = file_type("video/mp4")
+"""A video in an answer."""
 
 
 def open_picture(content: bytes, name: str, max_pixels: int = MAX_PIXELS) -> io.BytesIO:
