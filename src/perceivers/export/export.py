@@ -93,6 +93,7 @@ def trace(graph: Graph, example: dict[str, Tensor], part: Part) -> ExportedProgr
         with quiet():
             return torch.export.export(graph, (example,), dynamic_shapes=(shapes,), strict=True)
     except Exception as error:
+        if os.environ.get('DBG'): raise
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise PerceiversError(f"the part {part!r} of the model cannot be exported: torch.export: {reason}") from error
 

@@ -5,7 +5,6 @@ Shape suffixes: B batch, N latents, D latent channels
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -164,7 +163,7 @@ def match(
     readers: list[Reader] = []
     for leaf, value in zip(leaves, others, strict=True):
         if isinstance(leaf, Tensor):
-            readers.append(itemgetter(names[id(leaf)]))
+            readers.append(partial(get_tensor, names[id(leaf)]))
         elif leaf == value:
             readers.append(partial(get_constant, leaf))
         else:
@@ -174,6 +173,11 @@ def match(
                 raise PerceiversError(f"decode cannot be exported: its context has {leaf!r}, the size of no tensor.")
             readers.append(partial(get_size, *same[0]))
     return readers, spec
+
+
+def get_tensor(name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Returns a tensor by its name."""
+    return tensors[name]
 
 
 def get_constant(value: Any, tensors: Mapping[str, Tensor]) -> Any:
