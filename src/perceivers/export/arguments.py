@@ -27,9 +27,11 @@ from perceivers.errors import PerceiversError
 from perceivers.flow.adapter import FramePairInput
 from perceivers.model.adapter import InputArray
 
-BATCHES = (2, 1, 3)
-ELEMENTS = (5, 7, 4)
-"""Variable sizes with which a graph is traced, and those with which its file is checked."""
+TRACED, CHECKED, LARGEST = 0, (1, 2), 3
+"""Trials: the sizes with which a graph is traced, those with which its file is checked, and those to measure speed."""
+
+BATCHES, ELEMENTS = (2, 1, 3, 1), (5, 7, 4, 2048)
+"""Batch size, and least number of elements, of each trial."""
 
 
 class Size(NamedTuple):
@@ -168,7 +170,7 @@ def _(adapter: ArrayInput, name: str) -> InputArguments:
 
 
 def choose_sizes(arguments: Iterable[Argument], trial: int) -> dict[str, int]:
-    """Returns values of all variable sizes: of the batch those of `BATCHES`, of others numbers from `ELEMENTS` on."""
+    """Returns values of all variable sizes in a trial, different from each other unless their maximum is lower."""
     names = {size: None for argument in arguments for size in argument.shape if isinstance(size, Size)}
     sizes = {BATCH.name: BATCHES[trial]}
     for index, size in enumerate(size for size in names if size != BATCH):

@@ -4,9 +4,11 @@
 """
 
 import copy
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,9 +16,10 @@ from torch.export import Dim, ExportedProgram
 
 from perceivers.checkpoints import load
 from perceivers.errors import PerceiversError
-from perceivers.export.arguments import Argument, Size
+from perceivers.export.arguments import CHECKED, TRACED, Argument, Size
 from perceivers.export.formats import FormatName, Run, open_file, quiet, write_file
 from perceivers.export.graphs import PARTS, Graph, Part
+from perceivers.export.int8 import Quantization, measure, quantize
 from perceivers.extras import require_extra
 from perceivers.model import kernels
 from perceivers.model.perceiver_io import PerceiverIO
@@ -26,40 +29,65 @@ TOLERANCE = 1e-3
 """Largest difference between a file and its model that is rounding, relative to the largest value of an output."""
 
 
+class Exported(NamedTuple):
+    """What was found about a file that was written.
+
+    Attributes:
+        differences: the largest absolute difference of each output from the model's, for random inputs of two sizes.
+        quantization: what int8 gains and costs, if it was asked for.
+    """
+
+    differences: dict[str, float]
+    quantization: Quantization | None = None
+
+
 @torch.no_grad()
 def export_model(
-    model: PerceiverIO | str | Path, path: str | Path, to: FormatName, part: Part = "model"
-) -> dict[str, float]:
-    """Writes a part of a model to a file that runs without this package, in float32.
+    model: PerceiverIO | str | Path, path: str | Path, to: FormatName, part: Part = "model", int8: bool = False
+) -> Exported:
+    """Writes a part of a model to a file that runs without this package.
 
-    The file gets its name after a check: with random inputs of two sizes it computes what the model does.
+    The file gets its name after a check: it computes what the model does, for batches of other sizes than the traced.
 
     Args:
         model: a model, or anything that `perceivers.load` takes.
         path: the file to write; its suffix is the format.
         to: "onnx", for ONNX Runtime and others, or "pt2", for `torch.export.load`.
         part: "model" from inputs to outputs, "encode" from inputs to latents, or "decode" from latents to outputs.
-
-    Returns:
-        The largest absolute difference of each output of the file from the model's.
+        int8: whether to quantize the weights of linear layers and their inputs to int8, in ONNX only; otherwise all is
+            float32.
 
     Raises:
-        PerceiversError: the file exists or cannot be written, or this part of the model cannot be exported.
+        PerceiversError: the file exists or cannot be written, this part of the model cannot be exported, or int8 does
+            not pay.
     """
     require_extra("export")
     path = check_target(path, to)
+    if int8 and to != "onnx":
+        raise PerceiversError("int8 is written as ONNX only: export --to onnx, or without --int8.")
     graph = make_graph(model, part)
-    trials = [graph.draw(trial) for trial in range(3)]
-    expected = [graph(tensors) for tensors in trials[1:]]
-    program = trace(graph, trials[0], part)
-    differences: dict[str, float] = {}
+    trials = [graph.draw(trial) for trial in CHECKED]
+    expected = [graph(tensors) for tensors in trials]
+    program = trace(graph, part)
+    found = Exported({})
 
     def write(file: Path) -> None:
+        nonlocal found
         write_file(program, file, to, list(expected[0]))
-        differences.update(compare(open_file(file, to), trials[1:], expected, TOLERANCE))
+        found = Exported(compare(open_file(file, to), trials, expected, TOLERANCE))
+        if int8:
+            plain = file.with_suffix(".float32")
+            try:
+                file.rename(plain)
+                quantize(plain, file)
+                quantization = measure(graph, plain, file)
+            finally:
+                plain.unlink(missing_ok=True)
+            quantization.check()
+            found = Exported(compare(open_file(file, to), trials, expected, math.inf), quantization)
 
     atomic_write(path, write)
-    return differences
+    return found
 
 
 def check_target(path: str | Path, to: FormatName) -> Path:
@@ -84,21 +112,23 @@ def make_graph(model: PerceiverIO | str | Path, part: Part) -> Graph:
     return PARTS[part](model)
 
 
-def trace(graph: Graph, example: dict[str, Tensor], part: Part) -> ExportedProgram:
+def trace(graph: Graph, part: Part) -> ExportedProgram:
     """Traces a graph with all its variable sizes; raises a PerceiversError that says what cannot be traced."""
-    kernels.reset(graph)  # the formulas: kernels choose by size and by the values of masks
-    dims: dict[str, Dim] = {}
+    dims: dict[str, Any] = {}
     shapes = {argument.name: variable_dims(argument, dims) for argument in graph.arguments}
+    example = graph.draw(TRACED)
+    kernels.reset(graph)  # the formulas: kernels choose by sizes
     try:
         with quiet():
             return torch.export.export(graph, (example,), dynamic_shapes=(shapes,), strict=True)
     except Exception as error:
-        if os.environ.get('DBG'): raise
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise PerceiversError(f"the part {part!r} of the model cannot be exported: torch.export: {reason}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PerceiversError(f"the part {part!r} of the model cannot be exported: {reason}") from error
+    finally:
+        kernels.optimize(graph)
 
 
-def variable_dims(argument: Argument, dims: dict[str, Dim]) -> dict[int, Dim]:
+def variable_dims(argument: Argument, dims: dict[str, Any]) -> dict[int, Any]:
     """Returns the variable dimensions of an argument; those of one name are the same in all arguments."""
     found = {}
     for index, size in enumerate(argument.shape):

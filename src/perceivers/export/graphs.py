@@ -15,12 +15,16 @@ from perceivers.adapters.label import LabelOutput
 from perceivers.errors import PerceiversError
 from perceivers.export.arguments import (
     BATCH,
+    CHECKED,
+    TRACED,
     Argument,
+    InputArguments,
     Size,
     choose_sizes,
     describe_input,
     draw_arguments,
     variable,
+    with_mask,
 )
 from perceivers.model.adapter import Encoded
 from perceivers.model.perceiver_io import PerceiverIO
@@ -36,15 +40,17 @@ class Graph(nn.Module):
     Attributes:
         arguments: the tensors that it takes.
         points: of those, the indices or coordinates at which outputs are decoded, by output.
+        columns: the columns that a model of a table predicts.
     """
 
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__()
         self.model = model
-        self.inputs = {name: describe_input(adapter, name) for name, adapter in model.inputs.items()}
+        self.inputs = {name: describe(model, name) for name in model.inputs}
         self.arguments: list[Argument] = [argument for own in self.inputs.values() for argument in own.arguments]
         self.arguments += [Argument(f"{name}_hidden", (BATCH,), torch.bool) for name in model.maskable]
         self.points: dict[str, Argument] = {}
+        self.columns = getattr(model, "output_columns", {})
 
     def draw(self, trial: int) -> dict[str, Tensor]:
         """Draws random arguments in the sizes of a trial, see `choose_sizes`."""
@@ -59,12 +65,14 @@ class Graph(nn.Module):
         return self.model.encode(data, {name: tensors[f"{name}_hidden"][:, None] for name in self.model.maskable})
 
     def decode(self, encoded: Encoded, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Decodes all outputs, some of them at points; classes are probabilities."""
+        """Decodes all outputs, some of them at points; classes as probabilities, columns of tables in their units."""
         elements = {name: tensors[f"{name}_points"] if name in self.points else None for name in self.model.outputs}
         found: dict[str, Tensor] = {}
         for name, predicted in self.model.decode(encoded, elements, max_memory=None).items():
             adapter = self.model.outputs[name]
-            if isinstance(adapter, LabelOutput):
+            if name in self.columns and name not in self.points:
+                found[name] = self.columns[name].answer(predicted)
+            elif isinstance(adapter, LabelOutput):
                 found[name] = predicted.sigmoid() if adapter.multilabel else predicted.softmax(-1)
             elif isinstance(adapter, TaskOutput):
                 for task, values in predicted.items():
@@ -79,7 +87,7 @@ class ModelGraph(Graph):
 
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__(model)
-        encoded = self.encode(self.draw(0))
+        encoded = self.encode(self.draw(TRACED))
         points = find_points(model, encoded)
         self.points = {name: point for name, point in points.items() if point.dtype.is_floating_point}
         self.arguments += self.points.values()
@@ -104,7 +112,7 @@ class DecodeGraph(Graph):
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__(model)
         self.encoder_arguments = self.arguments
-        trials = [choose_sizes(self.arguments, trial) for trial in (0, 1)]
+        trials = [choose_sizes(self.arguments, trial) for trial in CHECKED]
         encoded, other = (self.encode(draw_arguments(self.arguments, sizes)) for sizes in trials)
         first, second = split_context(encoded.context), split_context(other.context)
         self.context = {name: match(own, other.context[name], first, second) for name, own in encoded.context.items()}
@@ -132,6 +140,18 @@ class DecodeGraph(Graph):
 
 
 PARTS = {"model": ModelGraph, "encode": EncodeGraph, "decode": DecodeGraph}
+
+
+def describe(model: PerceiverIO, name: str) -> InputArguments:
+    """Returns the arguments of an input of a model; numbers of tables are standardized in the graph."""
+    adapter = model.inputs[name]
+    column = getattr(model, "input_columns", {}).get(name)  # of a TableModel, whose module needs the extra train
+    if column is not None and column.kind == "number":
+        return InputArguments([Argument(name, (BATCH,), torch.float64)], column.standardize)
+    if column is not None and column.kind == "categories":
+        indices = (BATCH, variable(name, "elements"))
+        return with_mask(Argument(name, indices, torch.int64, len(column.names) + 1))
+    return describe_input(adapter, name)
 
 
 def split_context(context: Mapping[str, Any]) -> dict[str, Tensor]:
