@@ -25,7 +25,8 @@ def export(
 
     found = export_model(model, out, to, part, int8)
     if json:
-        print_json({"file": str(out), **found._asdict()} | {"quantization": found.quantization and vars(found.quantization)})
+        quantization = found.quantization and vars(found.quantization)
+        print_json({"file": str(out), "differences": found.differences, "quantization": quantization})
         return
     for name, difference in found.differences.items():
         print(f"{name}: at most {difference:.2g} from the model's, for batches of two sizes")

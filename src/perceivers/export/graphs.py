@@ -175,8 +175,10 @@ def match(
     A number that differs in another context is the size of some tensor of both.
 
     Args:
-        own, other: the context of an output, for inputs of other sizes.
-        first, second: the tensors in the whole contexts, see `split_context`.
+        own: the context of an output.
+        other: the same for inputs of other sizes.
+        first: the tensors in the whole of the one context, see `split_context`.
+        second: those in the whole of the other.
     """
     (leaves, spec), others = tree_flatten(own), tree_leaves(other)
     names = {id(tensor): name for name, tensor in first.items()}
