@@ -30,7 +30,7 @@ from perceivers.model.adapter import InputArray
 TRACED, CHECKED, LARGEST = 0, (1, 2), 3
 """Trials: the sizes with which a graph is traced, those with which its file is checked, and those to measure speed."""
 
-BATCHES, ELEMENTS = (3, 1, 2, 1), (5, 7, 4, 2048)
+BATCHES, ELEMENTS = (3, 1, 2, 1), (5, 7, 67, 2048)
 """Batch size, and least number of elements, of each trial."""
 
 
