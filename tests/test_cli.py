@@ -303,6 +303,7 @@ COMMANDS = sorted(
         "make-flow-data",
         "prepare-replays",
         "convert",
+        "export",
         "demo",
     ]
 )

@@ -21,8 +21,8 @@ from perceivers.export.graphs import Graph
 MAX_ERROR = 0.1
 """Largest root mean square error of an output, as a fraction of its standard deviation, that is accepted."""
 
-REPEATS = 5
-"""Number of measurements; the median counts."""
+LEAST_REPEATS, LEAST_SECONDS = 5, 2.0
+"""Measurements are repeated at least so often, and at least for so long; the median counts."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ def measure(graph: Graph, plain: Path, quantized: Path) -> Quantization:
     }
     results = {name: run() for name, run in runs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPEATS):
+    begin = time.perf_counter()
+    while len(seconds["int8"]) < LEAST_REPEATS or time.perf_counter() < begin + LEAST_SECONDS:
         for name, run in runs.items():
             start = time.perf_counter()
             run()
