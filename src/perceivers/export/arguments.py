@@ -169,11 +169,15 @@ def _(adapter: ArrayInput, name: str) -> InputArguments:
     return InputArguments([array, mask, coordinates], lambda x, real, where: InputArray(x, real, None, where))
 
 
+def find_sizes(arguments: Iterable[Argument]) -> list[Size]:
+    """Returns the variable sizes of arguments, each once."""
+    return list(dict.fromkeys(size for argument in arguments for size in argument.shape if isinstance(size, Size)))
+
+
 def choose_sizes(arguments: Iterable[Argument], trial: int) -> dict[str, int]:
     """Returns values of all variable sizes in a trial, different from each other unless their maximum is lower."""
-    names = {size: None for argument in arguments for size in argument.shape if isinstance(size, Size)}
     sizes = {BATCH.name: BATCHES[trial]}
-    for index, size in enumerate(size for size in names if size != BATCH):
+    for index, size in enumerate(size for size in find_sizes(arguments) if size != BATCH):
         sizes[size.name] = int(min(ELEMENTS[trial] + 2 * index, size.most or math.inf))
     return sizes
 

@@ -3,7 +3,7 @@
 Shape suffixes: B batch, N latents, D latent channels
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from perceivers.export.arguments import (
     choose_sizes,
     describe_input,
     draw_arguments,
+    find_sizes,
     variable,
     with_mask,
 )
@@ -112,6 +113,7 @@ class DecodeGraph(Graph):
     def __init__(self, model: PerceiverIO) -> None:
         super().__init__(model)
         self.encoder_arguments = self.arguments
+        known = find_sizes(self.arguments)
         trials = [choose_sizes(self.arguments, trial) for trial in CHECKED]
         encoded, other = (self.encode(draw_arguments(self.arguments, sizes)) for sizes in trials)
         first, second = split_context(encoded.context), split_context(other.context)
@@ -120,7 +122,7 @@ class DecodeGraph(Graph):
         self.arguments = [Argument(LATENTS, (BATCH, *model.encoder.latents.shape))]
         for name, tensor in first.items():
             sizes = zip(tensor.shape, second[name].shape, strict=True)
-            shape = tuple(find_size(f"{name}_{dim}", pair, trials) for dim, pair in enumerate(sizes))
+            shape = tuple(find_size(f"{name}_{dim}", pair, known, trials) for dim, pair in enumerate(sizes))
             self.arguments.append(Argument(name, shape, tensor.dtype))
         self.arguments += self.points.values()
 
@@ -212,12 +214,14 @@ def get_size(name: str, dim: int, tensors: Mapping[str, Tensor]) -> int:
     return tensors[name].shape[dim]
 
 
-def find_size(name: str, pair: tuple[int, int], trials: Sequence[Mapping[str, int]]) -> int | Size:
-    """Returns the number if both are equal; or the variable size that has these values in two trials, or a new one."""
+def find_size(
+    name: str, pair: tuple[int, int], known: Iterable[Size], trials: Sequence[Mapping[str, int]]
+) -> int | Size:
+    """Returns the number if both are equal; or the size that has these values in two trials, or a new one."""
     if pair[0] == pair[1]:
         return pair[0]
-    known = (known for known in trials[0] if (trials[0][known], trials[1][known]) == pair)
-    return Size(next(known, name))
+    same = (size for size in known if tuple(trial[size.name] for trial in trials) == pair)
+    return next(same, Size(name))
 
 
 def find_points(model: PerceiverIO, encoded: Encoded) -> dict[str, Argument]:
