@@ -26,4 +26,4 @@ def test_a_published_model_is_exported(name, part, tmp_path):
     model = perceivers.create_model(name).eval()
     differences = export_model(model, tmp_path / "file.onnx", "onnx", part).differences
     print(f"{name} {part}: {differences}")
-    assert max(differences.values()) < 1e-4
+    assert max(differences.values()) < 1e-3  # latents are up to 100 times as large as probabilities
