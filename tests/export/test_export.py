@@ -29,7 +29,7 @@ MODELS = {
     "flow": optical,
     "autoencoder": coder,
     "clips": hearer,
-    "upsampled flow": lambda: optical(preprocessing="conv", upsampling=4),
+    "upsampled flow": lambda: optical(downsampling="conv"),
     "tasks": lambda: labels({"topic": 3, "stars": 1}),
     "ngrams": lambda: language(ngrams=(2, 3), ngram_hashes=64, ngram_channels=4, local_queries=True),
     "average": lambda: classifier(num_blocks=1, decoder="average"),
@@ -111,9 +111,9 @@ def run_file(path, arguments):
     return {one.name: torch.from_numpy(array) for one, array in zip(session.get_outputs(), arrays, strict=True)}
 
 
-def assert_same(found, expected):
+def assert_same(found, expected, tolerance=1e-5):
     scale = max(1.0, float(expected.abs().max()))
-    torch.testing.assert_close(found / scale, expected / scale, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found / scale, expected / scale, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
@@ -129,17 +129,19 @@ def check_export(name, to, part, folder):
     if part != "encode":
         arguments = arguments | {f"{output}_points": where for output, where in points.items()}
     found = run_file(path, arguments)
+    tolerance = 2e-4 if name in ("autoencoder", "clips") else 1e-5  # positions of high frequencies
     if part == "encode":
-        assert_same(found["latents"], encoded.latents)
+        assert_same(found["latents"], encoded.latents, tolerance)
         return
     for output, expected in model.decode(encoded, dict.fromkeys(model.outputs) | points).items():
         if name == "tasks":
-            assert_same(found["label.topic"], expected["topic"].softmax(-1))
-            assert_same(found["label.stars"], expected["stars"])
+            assert_same(found["label.topic"], expected["topic"].softmax(-1), tolerance)
+            assert_same(found["label.stars"], expected["stars"], tolerance)
         elif isinstance(model.outputs[output], LabelOutput):
-            assert_same(found["label_output" if "label" in model.inputs else "label"], expected.softmax(-1))
+            expected = expected.sigmoid() if model.outputs[output].multilabel else expected.softmax(-1)
+            assert_same(found["label_output" if "label" in model.inputs else "label"], expected, tolerance)
         else:
-            assert_same(found[f"{output}_output" if output in model.inputs else output], expected)
+            assert_same(found[f"{output}_output" if output in model.inputs else output], expected, tolerance)
 
 
 @pytest.mark.parametrize(("name", "to", "part"), FAST)
