@@ -304,6 +304,7 @@ COMMANDS = sorted(
         "make-flow-data",
         "prepare-replays",
         "convert",
+        "export",
         "demo",
     ]
 )

@@ -46,6 +46,15 @@ def test_the_readme_code_runs(tmp_path, monkeypatch):
     assert names["predictions"]["label"].shape == (2, 10)
 
 
+def test_an_exported_model_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code("docs/export.md"), names)
+    expected = names["model"]({"image": torch.from_numpy(names["image"])})["label"].softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(names["probabilities"]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(names["same"], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text()):

@@ -39,6 +39,7 @@ examples:
   perceivers prepare-replays replays/ tables/
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
+  perceivers export runs/demo/model digits.onnx --to onnx
 
 Every command takes --help, and --trust PACKAGE (repeatable), which allows saved models to use classes of your own
 package, installed or in the current folder.

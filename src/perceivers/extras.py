@@ -12,6 +12,7 @@ MODULES = {
     "lora": ("peft",),
     "sweep": ("optuna",),
     "serve": ("fastapi", "uvicorn", "pydantic"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
 }
 """Modules that an extra installs and the package imports."""

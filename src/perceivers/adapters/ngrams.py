@@ -74,7 +74,8 @@ class HashedNgrams(Configurable, nn.Module):
 
 def hash_ngrams(symbol_BM: Tensor, index_M: Tensor, sizes: range) -> list[Tensor]:
     """Returns the polynomials of the n-grams of each size that end at each symbol, the last symbol times 1; [B, M]."""
-    hash_BM, hashes = torch.zeros_like(symbol_BM), list[Tensor]()
+    hash_BM = torch.zeros_like(symbol_BM)
+    hashes: list[Tensor] = []  # torch.export traces no list[Tensor]()
     for size in range(1, sizes.stop):
         before_BM = F.pad(hash_BM, (1, 0))[:, :-1] * (index_M > 0)
         hash_BM = before_BM * BASE + symbol_BM
