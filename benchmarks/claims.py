@@ -26,6 +26,7 @@ class Claim:
         paper: the paper's figures.
         column: what the figure is called.
         tolerance: how much worse ours may be, relative to the other.
+        readme: the first cells of its row in the README: the experiment, rows of the paper, configs.
     """
 
     title: str
@@ -39,6 +40,7 @@ class Claim:
     percent: bool = True
     digits: int = 1
     tolerance: float = 0.0
+    readme: tuple[str, str, str] = ("", "", "")
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -69,6 +71,11 @@ CLAIMS = (
         higher_is_better=False,
         percent=False,
         digits=3,
+        readme=(
+            "[language](docs/language.md): masked bytes, GLUE",
+            "all three of Perceiver IO, both of BERT; published weights",
+            "`language/mlm_bytes_mini.yaml`, then `glue_mini.yaml`; any text, `classify.yaml` for one's own classes",
+        ),
     ),
     Claim(
         "Images without knowledge of two dimensions",
@@ -77,6 +84,11 @@ CLAIMS = (
         "test accuracy",
         Method("Perceiver IO on 1,024 pixels", "cifar10", TOP1),
         Method("logistic regression on pixels", "linear_cifar10", TOP1),
+        readme=(
+            "[ImageNet classification](docs/image_classification.md)",
+            "all eight, parameters and FLOPs checked; published weights",
+            "`image_classification/cifar10.yaml`; the paper's recipes: `imagenet_*.yaml`",
+        ),
     ),
     Claim(
         "Optical flow",
@@ -93,6 +105,11 @@ CLAIMS = (
         higher_is_better=False,
         percent=False,
         digits=2,
+        readme=(
+            "[optical flow](docs/optical_flow.md)",
+            "all seven of the ablation; published weights",
+            "`flow/mini.yaml` with generated pairs, or eight published data sets; the paper's curriculum",
+        ),
     ),
     Claim(
         "Video, sound and labels",
@@ -103,6 +120,11 @@ CLAIMS = (
         Method("mean frame", "mean_frame", ("val_video_psnr",)),
         percent=False,
         digits=2,
+        readme=(
+            "[video, sound and label autoencoding](docs/autoencoding.md)",
+            "all three compressions; published weights",
+            "`autoencoding/mini.yaml` with windows of one clip, or labelled clips",
+        ),
     ),
     Claim(
         "Sound alone",
@@ -113,6 +135,11 @@ CLAIMS = (
         Method("silence", "silence", ("val_audio_snr",)),
         percent=False,
         digits=2,
+        readme=(
+            "[sound alone](docs/autoencoding.md#sound)",
+            "",
+            "`autoencoding/spoken_digits.yaml`, or your own sounds",
+        ),
     ),
     Claim(
         "Units of StarCraft II",
@@ -122,6 +149,11 @@ CLAIMS = (
         Method("Perceiver IO, 32 latents", "units", F1),
         Method("Transformer at 3.9 times the FLOPs", "units_transformer", F1),
         (Method("select what was selected before", "units_rules", ("as before", "f1")),),
+        readme=(
+            "[StarCraft II's units](docs/starcraft.md)",
+            "encoder and AlphaStar's Transformer, FLOPs checked",
+            "`starcraft/perceiver.yaml`, `transformer.yaml` with replays",
+        ),
     ),
     Claim(
         "Sound, raw or as a spectrogram",
@@ -132,6 +164,11 @@ CLAIMS = (
         Method("mel-spectrogram", "spoken_digits_mel", TOP1),
         (Method("logistic regression on means of mel bands", "linear_spoken_digits", TOP1),),
         tolerance=0.04,
+        readme=(
+            "[AudioSet classification](docs/clips.md)",
+            "all four, parameters and FLOPs checked",
+            "`clips/spoken_digits_*.yaml`, `audioset_*.yaml`; the lists of AudioSet and Kinetics",
+        ),
     ),
     Claim(
         "The next byte",
@@ -143,6 +180,7 @@ CLAIMS = (
         higher_is_better=False,
         percent=False,
         digits=3,
+        readme=("[generation](docs/generation.md), beyond the paper", "", "`language/perceiver_ar_mini.yaml`"),
     ),
 )
 

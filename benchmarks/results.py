@@ -1,4 +1,6 @@
-"""The mini experiment of each row of the paper, beside a baseline and simple methods: results/*.json, docs/results.md.
+"""The mini experiment of each row of the paper, beside a baseline and simple methods.
+
+Results are kept in results/*.json; docs/results.md and the table of the README are rendered from them.
 
     python benchmarks/results.py --data FOLDER [--only NAME ...] [--seed 0]    # make results DATA=FOLDER
     python benchmarks/results.py                                               # renders the page from results/*.json
@@ -25,7 +27,7 @@ from benchmarks.machine import describe, versions
 from benchmarks.simple import SIMPLE, prepare_units
 
 ROOT = Path(__file__).parents[1]
-FOLDER, PAGE = ROOT / "results", ROOT / "docs/results.md"
+FOLDER, PAGE, README = ROOT / "results", ROOT / "docs/results.md", ROOT / "README.md"
 START, END = "<!-- rendered by benchmarks/results.py -->\n", "<!-- end -->\n"
 LOG_LINES = 30
 Results = dict[str, list[dict[str, Any]]]
@@ -192,6 +194,16 @@ def render(results: Results) -> str:
     return "\n".join([*lines, "", *leaderboard(results)]) + "\n"
 
 
+def render_readme(results: Results) -> str:
+    """Returns the table of the README."""
+    lines = ["| experiment | rows of the paper | config | measured here | beside it |", "| --- |" + " --- |" * 4]
+    for claim in CLAIMS:
+        ours = f"{claim.column}: {show(claim, claim.ours, results)}"
+        theirs = f"{claim.matched.title}: {show(claim, claim.matched, results)}"
+        lines.append(f"| {' | '.join([*claim.readme, ours, theirs])} |")
+    return "\n".join(lines) + "\n"
+
+
 def describe_method(claim: Claim, method: Method, results: Results) -> str:
     """Returns a row of a claim's table."""
     found = results[method.result]
@@ -262,9 +274,9 @@ def main() -> None:
                 perform_simple(name, data) if name in SIMPLE else perform(name, arguments.seed, data, arguments.runs)
             )
             save(result, found)
-    page = PAGE.read_text()
-    before, _, rest = page.partition(START)
-    PAGE.write_text(before + START + render(read_results()) + END + rest.partition(END)[2])
+    for file, text in ((PAGE, render(read_results())), (README, render_readme(read_results()))):
+        before, _, rest = file.read_text().partition(START)
+        file.write_text(before + START + text + END + rest.partition(END)[2])
 
 
 if __name__ == "__main__":
