@@ -288,6 +288,7 @@ COMMANDS = sorted(
         "models",
         "fit",
         "explain",
+        "serve",
         "fill-mask",
         "generate",
         "classify-text",

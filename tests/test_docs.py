@@ -72,7 +72,13 @@ def test_names_in_the_text_exist(path):
     ]
     for name in found:
         if not name.startswith(
-            ("perceivers.experiments", "perceivers.models", "perceivers.commands", "perceivers.formats")
+            (
+                "perceivers.experiments",
+                "perceivers.models",
+                "perceivers.commands",
+                "perceivers.services",
+                "perceivers.formats",
+            )
         ):
             assert pkgutil.resolve_name(name) is not None
     for file in re.findall(r"`((?:src|tests|benchmarks|configs|docs)/[\w./{},-]+)`", text):

@@ -11,6 +11,7 @@ MODULES = {
     "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
     "lora": ("peft",),
     "sweep": ("optuna",),
+    "serve": ("fastapi", "uvicorn", "pydantic"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
 }
