@@ -1,6 +1,7 @@
 """The formats of exported graphs: how a file is written, and how it is run."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,21 +13,34 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from perceivers.errors import PerceiversError
+
 FormatName = Literal["onnx", "pt2"]
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 def write_file(program: ExportedProgram, file: Path, form: FormatName, results: Sequence[str]) -> None:
-    """Writes a program that takes a dict of tensors; `results` are the names of those that it returns."""
+    """Writes a program that takes a dict of tensors; `results` are the names of those that it returns.
+
+    Raises:
+        PerceiversError: ONNX cannot express the program.
+    """
     if form == "pt2":
         with file.open("wb") as opened:
             torch.export.save(program, opened)
         return
     (example,), _ = program.example_inputs
-    with quiet():
-        exported: Any = torch.onnx.export(
-            program, dynamo=True, input_names=list(example), output_names=list(results), verbose=False
+    try:
+        with quiet():
+            exported: Any = torch.onnx.export(
+                program, dynamo=True, input_names=list(example), output_names=list(results), verbose=False
+            )
+    except torch.onnx.OnnxExporterError as error:
+        operator = re.search(r"No ONNX function found for <OpOverload\(op='([^']*)'", str(error))
+        reason = (
+            f"ONNX has no {operator[1]}" if operator else str(error.__cause__ or type(error).__name__).splitlines()[0]
         )
+        raise PerceiversError(f"this model cannot be written as ONNX: {reason}; write it as pt2.") from error
     exported.save(file)
 
 
