@@ -81,13 +81,17 @@ CLAIMS = (
         "Images without knowledge of two dimensions",
         "The same architecture classifies images from raw pixels, without convolutions or patches.",
         "ImageNet 79.0% with Fourier positions, 72.7% with learned ones.",
-        "test accuracy",
-        Method("Perceiver IO on 1,024 pixels", "cifar10", TOP1),
-        Method("logistic regression on pixels", "linear_cifar10", TOP1),
+        "test accuracy, handwritten digits",
+        Method("Perceiver IO on 64 pixels, digits", "digits", TOP1),
+        Method("logistic regression on pixels, digits", "linear_digits", TOP1),
+        (
+            Method("Perceiver IO on 1,024 pixels, CIFAR-10", "cifar10", TOP1),
+            Method("logistic regression on pixels, CIFAR-10", "linear_cifar10", TOP1),
+        ),
         readme=(
             "[ImageNet classification](docs/image_classification.md)",
             "all eight, parameters and FLOPs checked; published weights",
-            "`image_classification/cifar10.yaml`; the paper's recipes: `imagenet_*.yaml`",
+            "`image_classification/digits.yaml`, `cifar10.yaml`; the paper's recipes: `imagenet_*.yaml`",
         ),
     ),
     Claim(

@@ -177,11 +177,12 @@ def show(claim: Claim, method: Method, results: Results) -> str:
 
 def render(results: Results) -> str:
     """Returns the tables of the page."""
-    lines = ["| claim | here | ours | compared with |", "| --- | --- | --- | --- |"]
+    lines = ["| claim | here | figure | ours | compared with |", "| --- |" + " --- |" * 4]
     for claim in CLAIMS:
         ours, theirs = (show(claim, method, results) for method in (claim.ours, claim.matched))
-        lines.append(f"| {claim.text} | {judge(claim, results)} | {ours} | {claim.matched.title}: {theirs} |")
-    lines += [f"| {text} | cannot be tested here: {reason} | | |" for text, reason in UNTESTED.items()]
+        cells = [claim.text, judge(claim, results), claim.column, ours, f"{claim.matched.title}: {theirs}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {text} | cannot be tested here: {reason} | | | |" for text, reason in UNTESTED.items()]
     for claim in CLAIMS:
         lines += ["", f"## {claim.title}", "", *([f"In the paper: {claim.paper}", ""] if claim.paper else [])]
         lines += [

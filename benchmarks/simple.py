@@ -61,6 +61,12 @@ def deviation(x_TK: torch.Tensor) -> torch.Tensor:
     return x_TK.std(0, correction=0)
 
 
+def linear_digits(_: Path) -> dict[str, Any]:
+    """Returns the accuracy of logistic regression on the pixels of the handwritten digits."""
+    splits = ImageData("digits").open()
+    return fit_linear(read_pixels(splits.training), read_pixels(splits.evaluation))
+
+
 def linear_cifar10(data: Path) -> dict[str, Any]:
     """Returns the accuracy of logistic regression on pixels, trained on 20,000 images."""
     splits = ImageData(str(data / "cifar10")).open()
@@ -113,6 +119,14 @@ def silence(_: Path) -> dict[str, Any]:
 
 SIMPLE: dict[str, Callable[[Path], dict[str, Any]]] = {
     function.__name__: function
-    for function in (linear_cifar10, linear_spoken_digits, mean_frame, units_rules, flow_included, silence)
+    for function in (
+        linear_digits,
+        linear_cifar10,
+        linear_spoken_digits,
+        mean_frame,
+        units_rules,
+        flow_included,
+        silence,
+    )
 }
 """Methods without training, or with a training of minutes, by the name of their result."""

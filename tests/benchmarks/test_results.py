@@ -55,7 +55,7 @@ def test_the_page_has_a_row_for_each_method_with_its_seeds_and_files(monkeypatch
         "linear": [result("linear", 0.0, nested={"top1": 0.5})],
     }
     page = results.render(found)
-    assert "| Ours is as good. | holds at this scale | 65.0% ± 7.1% | theirs: 50.0% |" in page
+    assert "| Ours is as good. | holds at this scale | accuracy | 65.0% ± 7.1% | theirs: 50.0% |" in page
     files = "[mine](../results/mine.json) [mine_seed1](../results/mine_seed1.json)"
     assert f"| ours | 65.0% ± 7.1% | 2.50M | 0, 1 | 2.0 | Fast, 2 cores | {files} |" in page
     assert "In the paper: so it is." in page
