@@ -1,10 +1,14 @@
-"""The command `models`."""
+"""The commands `models` and `configs`."""
 
+import os
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 from perceivers.command import Json, print_json, print_table
+from perceivers.config_files import describe_config_file, find_config_file, list_configs
 from perceivers.errors import PerceiversError
+from perceivers.files import read_text
 
 
 def models(
@@ -59,3 +63,33 @@ def print_parts(name: str, json: bool) -> None:
         print_json({part: cost._asdict() for part, cost in parts.items()})
     else:
         print(summarize(model, preset.inputs, preset.outputs))
+
+
+def configs(
+    name: Annotated[str | None, "one of the configs, to print its file"] = None,
+    *,
+    copy: Annotated[Path | None, "write the file of a config here, to change it"] = None,
+    json: Json = False,
+) -> None:
+    """Lists the configs of the package, which `fit` and `sweep` take by name, or prints one."""
+    if name is None:
+        if copy is not None:
+            raise PerceiversError("--copy needs the name of a config: `perceivers configs` lists them.")
+        found = {config: describe_config_file(path) for config, path in list_configs().items()}
+        if json:
+            print_json([{"name": config, "description": text} for config, text in found.items()])
+        else:
+            print_table(["name", "description"], [[config, text] for config, text in found.items()])
+        return
+    text = read_text(find_config_file(name))
+    if json:
+        print_json({"name": name, "text": text})
+    elif copy is None:
+        print(text, end="")
+    elif os.path.exists(copy):
+        raise PerceiversError(f"{copy} exists already: choose another path.")
+    else:
+        from perceivers.model.saving import atomic_write
+
+        atomic_write(copy, lambda file: file.write_text(text))
+        print(f"{copy} holds the config {name}: train with `perceivers fit {copy}`.")

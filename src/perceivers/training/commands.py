@@ -10,7 +10,9 @@ TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of data that `fit` takes instead of a config."""
 
 
-def fit(config: Annotated[str | None, "YAML or JSON file, see configs/, or a table"] = None, *overrides: str) -> None:
+def fit(
+    config: Annotated[str | None, "YAML or JSON file, one of `perceivers configs`, or a table"] = None, *overrides: str
+) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
         from perceivers.training.config import configure_table
@@ -21,12 +23,12 @@ def fit(config: Annotated[str | None, "YAML or JSON file, see configs/, or a tab
         print(
             "usage: perceivers fit CONFIG [--any.field value ...]\n"
             "       perceivers fit TABLE --predict COLUMN[,...] [--ignore COLUMN[,...]] [--any.field value ...]\n\n"
-            "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
+            "CONFIG is a file, or one of `perceivers configs`; with --help, all fields of its experiment are listed,\n"
             "with --print_config, their values; with --find-lr, a learning rate is searched. For a TABLE (.csv, .tsv,\n"
             ".jsonl, .parquet), the types of its columns are guessed, and the config is written."
         )
         if len(others) == len(overrides):
-            raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
+            raise PerceiversError("fit needs a config file, or the name of one, such as digits.")
         return
     from perceivers.training.config import describe_config, format_config, print_search, train_config
 
