@@ -5,6 +5,7 @@ from typing import Annotated
 
 from perceivers.command import run
 from perceivers.errors import PerceiversError
+from perceivers.extras import require_extra
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of data that `fit` takes instead of a config."""
@@ -15,6 +16,7 @@ def fit(
 ) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
+        require_extra("tables")
         from perceivers.training.config import configure_table
 
         config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
