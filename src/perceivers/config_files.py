@@ -11,13 +11,11 @@ from perceivers.files import read_text
 CONFIGS = Path(__file__).parent / "configs"
 """The folder of the shipped configs; in a checkout, a link to configs/."""
 
-SWEEPS = "sweeps/"
-"""The names of configs of sweeps begin so."""
 
-
-def list_configs() -> dict[str, Path]:
-    """Returns the shipped configs by name, sorted."""
-    return {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+def list_configs(sweeps: bool | None = None) -> dict[str, Path]:
+    """Returns the shipped configs by name, sorted: all, or only those of sweeps, or of single runs."""
+    configs = {path.relative_to(CONFIGS).with_suffix("").as_posix(): path for path in sorted(CONFIGS.rglob("*.yaml"))}
+    return {name: path for name, path in configs.items() if sweeps in (None, name.startswith("sweeps/"))}
 
 
 def describe_config_file(path: Path) -> str:
@@ -43,7 +41,7 @@ def find_config_file(name: str | Path, sweep: bool = False) -> Path:
     if os.path.isfile(shipped := CONFIGS / short):
         return shipped
     configs, short = list_configs(), short.removesuffix(".yaml")
-    kind = [config for config in configs if config.startswith(SWEEPS) == sweep]
+    kind = list_configs(sweep)
     found = [config for config in configs if config == short] or [c for c in kind if c.endswith(f"/{short}")]
     if len(found) > 1:
         raise PerceiversError(f"{name} is the name of {len(found)} configs: give one of {', '.join(found)}.")

@@ -1,18 +1,28 @@
 """The commands `fit`, `sweep`, `evaluate` and `predict`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from perceivers.command import run
+from perceivers.command import Choices, run
+from perceivers.config_files import list_configs
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of data that `fit` takes instead of a config."""
 
+FLAGS = ("-h", "--help", "--print_config", "--find-lr")
+"""Arguments of `fit` that are no fields."""
+
 
 def fit(
-    config: Annotated[str | None, "YAML or JSON file, one of `perceivers configs`, or a table"] = None, *overrides: str
+    config: Annotated[
+        str | None,
+        "YAML or JSON file, one of `perceivers configs`, or a table",
+        Choices(partial(list_configs, sweeps=False)),
+    ] = None,
+    *overrides: Annotated[str, Choices(lambda: (*FLAGS, "--predict", "--ignore"))],
 ) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
@@ -20,7 +30,7 @@ def fit(
         from perceivers.training.config import configure_table
 
         config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
-    others = [override for override in overrides if override not in ("-h", "--help", "--print_config", "--find-lr")]
+    others = [override for override in overrides if override not in FLAGS]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field value ...]\n"
@@ -44,7 +54,12 @@ def fit(
         print(describe_config(Path(config), others))
 
 
-def sweep(file: Annotated[str | None, "YAML or JSON file"] = None, *overrides: str) -> None:
+def sweep(
+    file: Annotated[
+        str | None, "YAML or JSON file, or one of `perceivers configs`", Choices(partial(list_configs, sweeps=True))
+    ] = None,
+    *overrides: str,
+) -> None:
     """Trains with different settings and finds the best; `sweep --help` lists the fields of its file."""
     from perceivers.training.sweep import describe_sweep, read_sweep
 
