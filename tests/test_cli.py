@@ -286,6 +286,8 @@ def test_as_a_module():
 COMMANDS = sorted(
     [
         "models",
+        "configs",
+        "completion",
         "fit",
         "explain",
         "serve",

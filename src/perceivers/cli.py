@@ -18,10 +18,12 @@ EXAMPLES = """\
 examples:
   perceivers demo                                     train on handwritten digits, in minutes
   perceivers models                                   the paper's models, with parameters and FLOPs
-  perceivers fit configs/image_classification/digits.yaml --trainer.max_epochs=5
+  perceivers configs                                  the configs that come with the package
+  perceivers configs flow/mini --copy my.yaml
+  perceivers fit digits --trainer.max_epochs=5        a config by its name, or a file
   perceivers fit CONFIG --help                        every field of that experiment's config
   perceivers fit houses.csv --predict price           any table: the types of its columns are guessed
-  perceivers sweep configs/sweeps/digits.yaml
+  perceivers sweep digits
   perceivers evaluate runs/demo/model --data digits
   perceivers evaluate MODEL --help                    the options for models of that experiment
   perceivers predict runs/demo/model pictures/ --out predictions.parquet
@@ -40,6 +42,7 @@ examples:
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
   perceivers export runs/demo/model digits.onnx --to onnx
+  source <(perceivers completion bash)                completes commands, options and configs; also zsh, fish
 
 Every command takes --help, and --trust PACKAGE (repeatable), which allows saved models to use classes of your own
 package, installed or in the current folder.

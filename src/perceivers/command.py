@@ -14,7 +14,7 @@ import inspect
 import json as json_module
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -37,6 +37,13 @@ class Metavar:
     """The name of an argument's value in `--help`, for use in `Annotated`."""
 
     name: str | tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Finds the words that a shell completes an argument to, for use in `Annotated`; other values are allowed."""
+
+    find: Callable[[], Iterable[str]]
 
 
 ClassNames = Annotated[str | None, "names of the classes, one per line, in order", Metavar("FILE")]

@@ -5,17 +5,22 @@ from importlib.util import find_spec
 
 from perceivers.errors import PerceiversError
 
+TRAIN = ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard")
+VISION = ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py")
+
 MODULES = {
-    "train": ("lightning", "jsonargparse", "torchmetrics", "pytorch_optimizer", "tensorboard"),
+    "train": TRAIN,
     "text": ("datasets", "sentencepiece"),
-    "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
+    "vision": VISION,
     "lora": ("peft",),
     "sweep": ("optuna",),
     "serve": ("fastapi", "uvicorn", "pydantic"),
     "export": ("onnx", "onnxscript", "onnxruntime"),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
+    "tables": (*TRAIN, "datasets", "sklearn", "pandas", "pyarrow"),
+    "demo": (*TRAIN, *VISION),
 }
-"""Modules that an extra installs and the package imports."""
+"""Modules that an extra installs and the package imports; a missing one is said to come with the first that has it."""
 
 
 def describe_missing(module: str | None, extras: Iterable[str] = MODULES) -> str | None:

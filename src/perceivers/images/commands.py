@@ -15,6 +15,7 @@ from perceivers.command import (
     print_json,
 )
 from perceivers.data.splits import HeldOut, SplitOption
+from perceivers.extras import require_extra
 from perceivers.files import expand_folders
 
 
@@ -24,6 +25,7 @@ def demo(
     epochs: Annotated[Count | None, "passes over the training digits (100)"] = None,
 ) -> None:
     """Trains a small Perceiver IO on handwritten digits, and shows its predictions and attention."""
+    require_extra("demo")
     from perceivers.images.demo import demo
 
     demo(output, epochs)

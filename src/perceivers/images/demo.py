@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from perceivers.checkpoints import load
+from perceivers.config_files import CONFIGS
 from perceivers.data.loader import SampleIndex
 from perceivers.images.classify import get_image_input
 from perceivers.images.data import ImageDataset
@@ -30,8 +31,8 @@ DRAWN_DIGITS, EXPLAINED_DIGITS, DRAWN_LATENTS = 40, 8, 4
 
 
 def digits_run(output: str) -> ImageClassification:
-    """Returns the run of digits.yaml beside this file, also at configs/image_classification/digits.yaml."""
-    run = cast(ImageClassification, read_config(Path(__file__).with_name("digits.yaml")))
+    """Returns the run of the shipped config image_classification/digits."""
+    run = cast(ImageClassification, read_config(CONFIGS / "image_classification/digits.yaml"))
     run.training = replace(run.training, output=output)
     return run
 

@@ -6,16 +6,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from perceivers.command import Metavar
+from perceivers import plugins
+from perceivers.command import Choices, Metavar
 from perceivers.errors import PerceiversError
 from perceivers.values import check_values
+
+
+def list_formats() -> list[str]:
+    """Returns the names of our own format and of the other installed ones."""
+    return ["perceivers", *plugins.find_entry_points("formats")]
 
 
 def convert(
     source: Annotated[str, "saved model, in any format", Metavar("SRC")],
     target: Annotated[Path, "folder to write", Metavar("DST")],
     *,
-    to: Annotated[str, "format to write: perceivers, transformers, or another installed format"],
+    to: Annotated[str, "format to write: perceivers, transformers, or another installed format", Choices(list_formats)],
     set: Annotated[list[str], "settings missing in the source, such as heads=8", Metavar("NAME=VALUE")] = [],  # noqa: B006  # never changed
 ) -> None:
     """Writes a model in another format."""

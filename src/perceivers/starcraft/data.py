@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from perceivers.checks import Checked, matches
+from perceivers.config_files import find_config_file
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.tables import check_parquet, describe
 from perceivers.errors import PerceiversError, did_you_mean
@@ -37,7 +38,8 @@ class DecisionData(Checked):
 
     Attributes:
         path: folder that `perceivers prepare-replays` wrote.
-        split: JSON file with the names of the replays for "training", "validation" and "test".
+        split: JSON file with the names of the replays for "training", "validation" and "test",
+            or of a shipped one.
     """
 
     section = "data."
@@ -49,7 +51,7 @@ class DecisionData(Checked):
         """Returns the decisions of each part, or raises a PerceiversError if tables and split do not fit each other."""
         if not self.path:
             raise PerceiversError("data.path is not given: give the folder that `perceivers prepare-replays` wrote.")
-        folder, names = Path(self.path), read_split(Path(self.split))
+        folder, names = Path(self.path), read_split(find_config_file(self.split))
         available = read_statistics(folder)["replays"]
         if not available:
             raise PerceiversError(f"data.path = {folder} has no tables of decisions: write them by prepare-replays.")

@@ -1,32 +1,46 @@
 """The commands `fit`, `sweep`, `evaluate` and `predict`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from perceivers.command import run
+from perceivers.command import Choices, run
+from perceivers.config_files import list_configs
 from perceivers.errors import PerceiversError
+from perceivers.extras import require_extra
 
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 """Suffixes of data that `fit` takes instead of a config."""
 
+FLAGS = ("-h", "--help", "--print_config", "--find-lr")
+"""Arguments of `fit` that are no fields."""
 
-def fit(config: Annotated[str | None, "YAML or JSON file, see configs/, or a table"] = None, *overrides: str) -> None:
+
+def fit(
+    config: Annotated[
+        str | None,
+        "YAML or JSON file, one of `perceivers configs`, or a table",
+        Choices(partial(list_configs, sweeps=False)),
+    ] = None,
+    *overrides: Annotated[str, Choices(lambda: (*FLAGS, "--predict", "--ignore"))],
+) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
+        require_extra("tables")
         from perceivers.training.config import configure_table
 
         config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
-    others = [override for override in overrides if override not in ("-h", "--help", "--print_config", "--find-lr")]
+    others = [override for override in overrides if override not in FLAGS]
     if config is None:
         print(
             "usage: perceivers fit CONFIG [--any.field value ...]\n"
             "       perceivers fit TABLE --predict COLUMN[,...] [--ignore COLUMN[,...]] [--any.field value ...]\n\n"
-            "CONFIG is a file such as those in configs/; with --help, all fields of its experiment are listed,\n"
+            "CONFIG is a file, or one of `perceivers configs`; with --help, all fields of its experiment are listed,\n"
             "with --print_config, their values; with --find-lr, a learning rate is searched. For a TABLE (.csv, .tsv,\n"
             ".jsonl, .parquet), the types of its columns are guessed, and the config is written."
         )
         if len(others) == len(overrides):
-            raise PerceiversError("fit needs a config file, such as configs/image_classification/digits.yaml.")
+            raise PerceiversError("fit needs a config file, or the name of one, such as digits.")
         return
     from perceivers.training.config import describe_config, format_config, print_search, train_config
 
@@ -40,7 +54,12 @@ def fit(config: Annotated[str | None, "YAML or JSON file, see configs/, or a tab
         print(describe_config(Path(config), others))
 
 
-def sweep(file: Annotated[str | None, "YAML or JSON file"] = None, *overrides: str) -> None:
+def sweep(
+    file: Annotated[
+        str | None, "YAML or JSON file, or one of `perceivers configs`", Choices(partial(list_configs, sweeps=True))
+    ] = None,
+    *overrides: str,
+) -> None:
     """Trains with different settings and finds the best; `sweep --help` lists the fields of its file."""
     from perceivers.training.sweep import describe_sweep, read_sweep
 

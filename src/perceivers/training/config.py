@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from perceivers import plugins
 from perceivers.checkpoints.load import pretrained_config
 from perceivers.checks import Checked, check_field, describe_type
+from perceivers.config_files import find_config_file
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.sizes import TRAINING_FIELDS, ModelConfig
 from perceivers.presets import find_preset
@@ -35,7 +36,7 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Builds the experiment that a config file describes.
 
     Args:
-        path: a YAML or JSON file, whose field `experiment` names the experiment.
+        path: a YAML or JSON file, whose field `experiment` names the experiment, or the name of a shipped one.
         overrides: `--field.of.config=value` or `--field.of.config value`, which replace values of the file.
 
     Raises:
@@ -126,6 +127,7 @@ def summarize(config: Any) -> str:
 
 def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], type[Experiment], type, ArgumentParser]:
     """Reads a config file; -> its values, the classes of its experiment and of its model, the parser of all fields."""
+    path = find_config_file(path)
     values, given = read_yaml(path), list(split_overrides(overrides))
     if "model.init" in dict(given):
         leave_out_model(values)

@@ -23,6 +23,7 @@ from optuna.study import Study
 from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 
 from perceivers.checks import Checked, Count, Range, check_field
+from perceivers.config_files import find_config_file
 from perceivers.errors import PerceiversError, quote
 from perceivers.training.checkpoints import METRICS, check_settings, is_first_process, open_lock
 from perceivers.training.config import check_keys, describe_fields, read_config, read_yaml, split_overrides, summarize
@@ -93,7 +94,7 @@ class Sweep(Checked):
     """Runs an experiment with different settings, and finds the best ones.
 
     Attributes:
-        config: the config file of the experiment.
+        config: the config file of the experiment, or the name of a shipped one.
         fields: the fields to vary, such as optimization.lr, each with a list of values, or {low, high} and, if need be,
             log (true: uniform in the logarithm) and step; whole numbers as bounds give whole numbers.
         settings: values of other fields of the config, for all trials; on the command line, those of its fields.
@@ -346,12 +347,13 @@ def read_sweep(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Builds the sweep that a file describes.
 
     Args:
-        path: a YAML or JSON file with the fields of `Sweep`.
+        path: a YAML or JSON file with the fields of `Sweep`, or the name of a shipped one.
         overrides: `--field=value` or `--field value`, which replace values of the file, or of the config that it names.
 
     Raises:
         PerceiversError: a field is unknown, or a value has the wrong type or is not allowed.
     """
+    path = find_config_file(path, sweep=True)
     values = read_yaml(path)
     names = [item.name for item in fields(Sweep)]
     for key, value in split_overrides(overrides):

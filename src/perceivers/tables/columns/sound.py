@@ -1,11 +1,14 @@
-"""Sounds and video clips. Shape suffixes: B batch, S samples, T frames, C colors, Y rows, X columns."""
+"""Sounds and video clips. Their files are read with the extra "vision", which other columns do not need.
+
+Shape suffixes: B batch, S samples, T frames, C colors, Y rows, X columns
+"""
 
 import base64
 import io
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import torch
 from PIL import Image as PillowImage
@@ -14,7 +17,6 @@ from torch import Tensor
 from perceivers.adapters.audio import MelInput
 from perceivers.adapters.video import VideoInput
 from perceivers.checks import Count, Range, check_field
-from perceivers.data.video import Content, Media, measure, read_frames_at, read_sound
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.positions import FourierPositions
@@ -22,6 +24,9 @@ from perceivers.tables.columns.column import Column
 from perceivers.tables.columns.drawing import draw_lines, relative, split_bands
 from perceivers.tables.columns.files import open_cell, read_some
 from perceivers.tables.columns.image import above_mean, overlay, to_data_uri, to_pillow
+
+if TYPE_CHECKING:
+    from perceivers.data.video import Media
 
 LONGEST = 10.0
 """Most seconds that are learned."""
@@ -60,11 +65,15 @@ class Sound(Column):
         self.patches = max(1, -(-round((seconds or 1) * sample_rate) // (4 * self.hop)))
 
     def learn(self, cells: Iterable[Any], root: Path) -> Self:
+        from perceivers.data.video import measure
+
         durations = read_some(cells, lambda cell: measure(open_media(cell, root), False, True).duration, SAMPLE)
         return self.change(seconds=self.seconds or min(LONGEST, float(max(durations))))
 
     def read(self, cell: Any, root: Path) -> Tensor:
         """Returns samples and which of them are real, [2, S]."""
+        from perceivers.data.video import measure, read_sound
+
         media = open_media(cell, root)
         count = self.patches * 4 * self.hop
         origin = measure(media, False, True).origin
@@ -115,6 +124,8 @@ class Video(Column):
 
     def read(self, cell: Any, root: Path) -> Tensor:
         """Returns bytes [T, C, Y, X]."""
+        from perceivers.data.video import measure, read_frames_at
+
         media = open_media(cell, root)
         timeline = measure(media, True, False)
         begin, step = timeline.origin, timeline.duration / self.frames
@@ -154,7 +165,9 @@ def draw_player(cell: Any, root: Path) -> str:
     return f'<audio controls src="data:audio/{kind};base64,{base64.b64encode(content).decode()}"></audio>'
 
 
-def open_media(cell: Any, root: Path) -> Media:
+def open_media(cell: Any, root: Path) -> "Media":
     """Returns the path or the content of the video or sound of a cell; errors are as in `open_cell`."""
+    from perceivers.data.video import Content
+
     found = open_cell(cell, root)
     return Content(found.getvalue(), "the cell") if isinstance(found, io.BytesIO) else found
