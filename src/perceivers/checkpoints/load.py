@@ -6,9 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
-
 from perceivers import plugins
 from perceivers.checkpoints.adapter import apply_adapter
 from perceivers.checkpoints.format import Format
@@ -216,13 +213,16 @@ def find_whole(file: Path) -> Path:
     return file
 
 
-def download(name: str) -> Path:
+def download(name: str, revision: str | None = None) -> Path:
     """Downloads a saved model from the Hub to the local cache; -> its folder there."""
+    from huggingface_hub import snapshot_download  # takes a quarter of a second
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
     beside = ["*.json", TOKENIZER]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*beside, WEIGHTS]))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*beside, WEIGHTS]))
         if not (folder / WEIGHTS).exists():
-            folder = Path(snapshot_download(name, allow_patterns=[*beside, "*.bin"]))
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*beside, "*.bin"]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         is_known = isinstance(error, HFValidationError | RepositoryNotFoundError)
         rest = " nor a model on the Hub" if is_known else ", and the Hub cannot be reached to find a model of that name"

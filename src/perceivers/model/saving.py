@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import safetensors
 import torch
@@ -41,9 +41,11 @@ class Model(Configurable, nn.Module):
 
     Attributes:
         head: parts that make predictions of what the rest of the model returns, and are often trained alone.
+        folder: the folder from which the model was loaded, if it was.
     """
 
     head: ClassVar[tuple[str, ...]] = ("projection", "heads", "outputs")
+    folder: Path | None = None
 
     def save(self, path: str | Path, experiment: str | None = None) -> None:
         """Saves config and weights to a folder, overwriting an earlier model.
@@ -56,6 +58,50 @@ class Model(Configurable, nn.Module):
             PerceiversError: the folder cannot be written to, or the model cannot be rebuilt from its arguments.
         """
         save_model(Path(path), describe_model(self, experiment), self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None, **options: Any) -> Self:
+        """Loads a model of this class: `perceivers.load` by the name that other libraries use.
+
+        Args:
+            source: as in `perceivers.load`, such as the name of a repository on the Hub.
+            revision: branch, tag or commit of the repository; the latest commit of "main" by default.
+            options: other arguments of `perceivers.load`.
+        """
+        from perceivers import hub
+
+        return hub.from_pretrained(cls, source, revision, **options)
+
+    def save_pretrained(self, path: str | Path, *, license: str | None = None, example: Any = None) -> None:
+        """Saves the model as `save` does, and beside it a model card (README.md), written from its training run.
+
+        Args:
+            path: the folder.
+            license: license of the weights, such as "apache-2.0".
+            example: inputs of one example, as in a call of the model; the card then has the FLOPs.
+        """
+        from perceivers import hub
+
+        hub.save_pretrained(self, path, license=license, example=example)
+
+    def push_to_hub(self, name: str, **options: Any) -> str:
+        """Uploads the model with its model card to the Hugging Face Hub, and returns the URL of the commit.
+
+        The card has the metrics, data and seed of the training run from whose folder the model was loaded, as long as
+        its weights have not been changed.
+
+        Args:
+            name: the repository, "USER/MODEL", which is created.
+            options: `private`: whether only its owner sees it; `token`: by default HF_TOKEN, or that of `hf auth
+                login`; `exist_ok`: add a version to a repository that exists; `commit_message`; `license`, `example`:
+                as in `save_pretrained`.
+
+        Raises:
+            PerceiversError: there is no token or no right, the repository exists, or the Hub cannot be reached.
+        """
+        from perceivers import hub
+
+        return hub.push_to_hub(self, name, **options)
 
 
 def save_model(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -183,7 +229,9 @@ def read_model(path: str | Path, find_class: Callable[[str], type[Configurable]]
     if config["version"] == 1:
         config["model"] = update_saved(config["model"])
     file = path / WEIGHTS
-    return build_model(config, read_tensors(file), path / CONFIG, file, find_class)
+    model = build_model(config, read_tensors(file), path / CONFIG, file, find_class)
+    model.folder = path
+    return model
 
 
 def build_model(
