@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import resource
-import time
 import zipfile
 
 import numpy as np
@@ -41,11 +40,10 @@ def change_config(folder, change):
 
 
 def refused_at_once(read, message):
-    """Checks that reading fails with a message, with two seconds of computation and 100 MB at most."""
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    """Checks that reading fails with a message and in 100 MB at most: before anything of the size is made."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PerceiversError, match=message):
         read()
-    assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 10**5
 
 
