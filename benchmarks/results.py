@@ -61,6 +61,7 @@ RUNS = {
     "next_byte_transformer": Run("language/causal_transformer_mini.yaml", "text/tinyshakespeare"),
     "flow": Run("flow/mini.yaml", evaluate=("--data", "{data}/flow/middlebury")),
     "clip": Run("autoencoding/mini.yaml", "video/flipping_a_pancake.mkv"),
+    "sound": Run("autoencoding/spoken_digits.yaml", "spoken_digits"),
     "spoken_digits_mel": Run("clips/spoken_digits_mel.yaml", "spoken_digits"),
     "spoken_digits_raw": Run("clips/spoken_digits_raw.yaml", "spoken_digits"),
     "units": Run("starcraft/perceiver.yaml", UNITS, ("--data.split=configs/starcraft/split.json",)),
@@ -198,9 +199,15 @@ def describe_method(claim: Claim, method: Method, results: Results) -> str:
     size = f"{first['parameters'] / 1e6:.2f}M" if "parameters" in first and method.metric[0].startswith("val") else ""
     seeds = ", ".join(str(result["seed"]) for result in found if "seed" in result)
     minutes = statistics.mean(result["seconds"] for result in found) / 60
-    machine = f"{first['machine']['processor']}, {first['machine']['cores']} cores"
+    machine = describe_machine(first)
     cells = [method.title, show(claim, method, results), size, seeds, f"{minutes:.1f}", machine, " ".join(files)]
     return f"| {' | '.join(cells)} |"
+
+
+def describe_machine(result: dict[str, Any]) -> str:
+    """Returns the processor and the number of cores of a result."""
+    cores = result["machine"]["cores"]
+    return f"{result['machine']['processor']}, {cores} core{'s'[: cores != 1]}"
 
 
 LEADERBOARD = {
@@ -230,8 +237,7 @@ def leaderboard(results: Results) -> list[str]:
         ]
         if times:
             seconds, result = min(times, key=lambda found: found[0])
-            machine = f"{result['machine']['processor']}, {result['machine']['cores']} cores"
-            rows.append(f"| {title} | {seconds / 60:.1f} | `{result['command']}` | {machine} |")
+            rows.append(f"| {title} | {seconds / 60:.1f} | `{result['command']}` | {describe_machine(result)} |")
         else:
             rows.append(f"| {title} | not reached yet | | |")
     return rows

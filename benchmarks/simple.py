@@ -1,5 +1,6 @@
-"""Simple methods on the data of the mini experiments: what a model has to beat."""
+"""Simple methods on the data of the mini experiments, which a model has to beat, and the flow model in the package."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -79,10 +80,9 @@ def mean_frame(data: Path) -> dict[str, Any]:
 
 
 def prepare_units(data: Path) -> Path:
-    """Returns the folder of tables that `perceivers prepare-replays` writes, and writes them unless they are there."""
+    """Returns the folder of tables that `perceivers prepare-replays` writes, without those that it has."""
     tables = ROOT / "runs/tables"
-    if not tables.exists():
-        subprocess.run([sys.executable, "-m", "perceivers", "prepare-replays", data / "replays", tables], check=True)
+    subprocess.run([sys.executable, "-m", "perceivers", "prepare-replays", data / "replays", tables], check=True)
     return tables
 
 
@@ -92,6 +92,27 @@ def units_rules(data: Path) -> dict[str, Any]:
     return evaluate_references(splits["validation"])
 
 
+def flow_included(data: Path) -> dict[str, Any]:
+    """Returns the errors of the flow model in the package and of OpenCV's methods on Middlebury."""
+    command = [
+        "perceivers",
+        "evaluate",
+        str(ROOT / "src/perceivers/flow/mini"),
+        "--data",
+        str(data / "flow/middlebury"),
+    ]
+    answer = subprocess.run([sys.executable, "-m", *command, "--json"], stdout=subprocess.PIPE, check=True)
+    found: dict[str, Any] = json.loads(answer.stdout)
+    return found
+
+
+def silence(_: Path) -> dict[str, Any]:
+    """Returns the signal-to-noise ratio of silence in dB, which is 0 by definition."""
+    return {"val_audio_snr": 0.0}
+
+
 SIMPLE: dict[str, Callable[[Path], dict[str, Any]]] = {
-    function.__name__: function for function in (linear_cifar10, linear_spoken_digits, mean_frame, units_rules)
+    function.__name__: function
+    for function in (linear_cifar10, linear_spoken_digits, mean_frame, units_rules, flow_included, silence)
 }
+"""Methods without training, or with a training of minutes, by the name of their result."""

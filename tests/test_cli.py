@@ -288,6 +288,7 @@ COMMANDS = sorted(
         "models",
         "fit",
         "explain",
+        "serve",
         "fill-mask",
         "generate",
         "classify-text",
@@ -303,6 +304,7 @@ COMMANDS = sorted(
         "make-flow-data",
         "prepare-replays",
         "convert",
+        "export",
         "demo",
     ]
 )

@@ -61,6 +61,15 @@ def test_the_readme_code_runs(tmp_path, monkeypatch):
     assert names["predictions"]["label"].shape == (2, 10)
 
 
+def test_an_exported_model_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code("docs/export.md"), names)
+    expected = names["model"]({"image": torch.from_numpy(names["image"])})["label"].softmax(-1)
+    torch.testing.assert_close(torch.from_numpy(names["probabilities"]), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(names["same"], expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", path.read_text()):
@@ -78,7 +87,13 @@ def test_names_in_the_text_exist(path):
     ]
     for name in found:
         if not name.startswith(
-            ("perceivers.experiments", "perceivers.models", "perceivers.commands", "perceivers.formats")
+            (
+                "perceivers.experiments",
+                "perceivers.models",
+                "perceivers.commands",
+                "perceivers.services",
+                "perceivers.formats",
+            )
         ):
             assert pkgutil.resolve_name(name) is not None
     for file in re.findall(r"`((?:src|tests|benchmarks|configs|docs)/[\w./{},-]+)`", text):

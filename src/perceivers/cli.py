@@ -34,10 +34,12 @@ examples:
   perceivers flow frame1.png frame2.png --out flow.flo --picture flow.png
   perceivers classify-clip MODEL clip.mp4 sound.wav --windows 16
   perceivers autoencode MODEL clip.mp4 --out reconstruction.mp4
+  perceivers serve runs/demo/model                    a page for a browser, and a JSON API
   perceivers make-flow-data pairs/ --pairs 1000
   perceivers prepare-replays replays/ tables/
   perceivers train-tokenizer texts/ --out words.model --vocabulary 32000
   perceivers convert language_perceiver_io_bytes.pickle language --to transformers
+  perceivers export runs/demo/model digits.onnx --to onnx
 
 Every command takes --help, and --trust PACKAGE (repeatable), which allows saved models to use classes of your own
 package, installed or in the current folder.

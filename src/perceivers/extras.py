@@ -11,6 +11,8 @@ MODULES = {
     "vision": ("PIL", "datasets", "kornia", "kornia_rs", "sklearn", "matplotlib", "av", "cv2", "skimage", "h5py"),
     "lora": ("peft",),
     "sweep": ("optuna",),
+    "serve": ("fastapi", "uvicorn", "pydantic"),
+    "export": ("onnx", "onnxscript", "onnxruntime"),
     "starcraft": ("sc2reader", "pyarrow", "datasets"),
 }
 """Modules that an extra installs and the package imports."""

@@ -1,7 +1,7 @@
 """Finds objects by name: entry points that installed packages declare, or import paths; or raises a PerceiversError.
 
-Experiments, models, commands and file formats of this package are found in the same way as those of any other. A
-package declares them in its `pyproject.toml`:
+Experiments, models, commands, services and file formats of this package are found in the same way as those of any
+other. A package declares them in its `pyproject.toml`:
 
     [project.entry-points."perceivers.experiments"]
     weather = "weather.training:Forecast"
@@ -19,7 +19,7 @@ from perceivers.errors import PerceiversError, did_you_mean
 
 T = TypeVar("T")
 
-GROUPS = ("experiments", "models", "commands", "formats")
+GROUPS = ("experiments", "models", "commands", "services", "formats")
 """Kinds of objects, each declared in the entry-point group `perceivers.GROUP`."""
 
 trusted_packages = {"perceivers"}

@@ -76,7 +76,6 @@ def test_hashes_are_those_of_every_ngram_and_word(tokens):
 def test_an_element_is_the_sum_of_all_its_vectors(tokens):
     adapter = TextInput(30, 12, 16, ngrams=ngrams())
     weights = dict(adapter.named_parameters())
-    torch.nn.init.normal_(weights["ngrams.embedding.weight"])
     rows = plain_rows(tokens[1].tolist())[7]
     summed = sum(weights["ngrams.embedding.weight"][index] for index in rows)
     want = weights["ngrams.linear.weight"] @ summed + weights["ngrams.linear.bias"]
@@ -84,11 +83,9 @@ def test_an_element_is_the_sum_of_all_its_vectors(tokens):
     close(adapter(tokens).x_BMC[1, 7], want)
 
 
-def test_vectors_are_zero_until_training_has_seen_them(tokens):
+def test_each_vector_is_trained(tokens):
     module = ngrams()
-    x_BMC = module(tokens, torch.arange(9))
-    assert not x_BMC.any()
-    x_BMC[1, 4].sum().backward()
+    module(tokens, torch.arange(9))[1, 4].sum().backward()
     trained = module.embedding.weight.grad.abs().sum(1).nonzero().flatten().tolist()
     assert trained == sorted(set(plain_rows(tokens[1].tolist())[4]))
 

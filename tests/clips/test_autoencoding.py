@@ -1,5 +1,6 @@
 import json
 import re
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,20 @@ from perceivers.clips.autoencoding import (
     Weights,
     evaluate,
     gather_pixels,
+    relative_error,
 )
 from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
+from perceivers.clips.metrics import psnr
 from perceivers.clips.model import AutoencoderConfig, ClipClassifierConfig
-from perceivers.clips.reconstruct import autoencode, compression, psnr
+from perceivers.clips.reconstruct import autoencode, compression
 from perceivers.data.video import read_frames
 from perceivers.presets import create_model, model_config
 from perceivers.training.config import read_config
 from tests.support.cli import fails
 from tests.support.clips import AUTOENCODER as SIZES
 from tests.support.clips import autoencoding_run as small_run
-from tests.support.clips import wav
+from tests.support.clips import wav, write_tones
 from tests.support.clips import write_clips as clips
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +64,80 @@ def test_a_modality_is_left_out_by_a_line(tmp_path, without):
     result = autoencode(output / "model", data / "bright" / "0.mkv", tmp_path / "out.mp4")
     assert (result.audio is None) == (without != "classes")
     assert (result.classes == {}) == (without == "classes")
+
+
+def test_sound_alone_is_learned_and_a_file_is_reconstructed_window_after_window(tmp_path, capsys):
+    data = write_tones(tmp_path / "tones")
+    sizes = {"image_size": None, "classes": None, "frames": 2, "audio_scale": 0.5, "latents": 16, "channels": 32}
+    fields = {"audio_loss": "relative"}
+    output = small_run(tmp_path / "run", data, sizes, fields, max_epochs=60).run()
+    assert "Compression 1.25x, samples to numbers." in capsys.readouterr().out
+    figures = json.loads((output / "metrics.json").read_text())
+    assert figures["val_audio_snr"] > 6
+    assert "val_video_psnr" not in figures
+    with wave.open(str(output / "reconstructions" / "0.wav")) as file:
+        assert (file.getnframes(), file.getframerate()) == (2 * 640, 8000)
+    source, out = data / "low" / "3.wav", tmp_path / "out.wav"
+    main(["autoencode", str(output / "model"), str(source), "--out", str(out), "--json"])
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["video_psnr"] is None
+    result = autoencode(output / "model", source)
+    original, rate, _ = read_wav(source)
+    written, _, _ = read_wav(out)
+    assert len(written) == len(original) == len(result.audio)
+    assert np.abs(written - result.audio.numpy()).max() < 1e-4
+    error = np.square(original - result.audio.numpy()).sum()
+    assert answer["audio_snr"] == pytest.approx(10 * np.log10(np.square(original).sum() / error), abs=1e-3)
+    assert len(autoencode(output / "model", source, start=0.01).audio) == len(original) - rate // 100
+    for arguments, message in (
+        (["--out", str(tmp_path / "out.mp4")], r"out\.mp4 cannot be written as sound: it must end in \.wav"),
+        (["--out", str(out), "--start", "9"], r"has no sound after 9.0 s"),
+    ):
+        assert re.search(message, fails(capsys, "autoencode", str(output / "model"), str(source), *arguments))
+
+
+def read_wav(path):
+    with wave.open(str(path)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32767
+        return samples, file.getframerate(), file.getnchannels()
+
+
+def test_a_model_of_nothing():
+    with pytest.raises(PerceiversError, match=r"model\.image_size and model\.samples_per_frame are both null"):
+        AutoencoderConfig(image_size=None, samples_per_frame=None).build()
+
+
+def test_the_config_of_a_model_of_sound():
+    config = AutoencoderConfig(**(SIZES | {"image_size": None, "classes": None, "audio_scale": 0.1}))
+    found = AutoencoderConfig.from_model(config.build())
+    assert found.audio_scale == 0.1
+    assert (found.image_size, found.frames, found.samples_per_frame) == (None, config.frames, config.samples_per_frame)
+
+
+def test_the_relative_error_by_its_definition():
+    target, predicted, mask = torch.randn(3, 8), torch.randn(3, 8), torch.rand(3, 8) < 0.6
+    mask[2] = False  # nothing is real
+    expected = [
+        sum((p - t) ** 2 for p, t, m in zip(*row, strict=True) if m)
+        / sum(t**2 + 1e-5 for _, t, m in zip(*row, strict=True) if m)
+        for row in zip(predicted[:2], target[:2], mask[:2], strict=True)
+    ]
+    assert float(relative_error(predicted, target, mask)) == pytest.approx(float(sum(expected)) / 2, rel=1e-5)
+    patches = [each.unflatten(1, (4, 2)) for each in (predicted, target, mask)]
+    assert relative_error(*patches) == relative_error(predicted, target, mask)
+    assert relative_error(0 * target, target, torch.ones(3, 8)) == pytest.approx(1, abs=1e-3), "silence"
+    assert relative_error(predicted, target, mask & False) == 0
+
+
+def test_all_are_decoded_if_there_are_no_more():
+    drawn = module(points=80).draw_indices(batch())
+    assert drawn["audio"] is None
+    assert drawn["video"].shape == (3, 80)
+    chosen, data = module(points=80), batch()
+    losses, _ = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
+    encoded = chosen.encode(data, torch.ones(3, 1, dtype=torch.bool))
+    found = chosen.compute_losses(data, chosen.model.decode(encoded, drawn), drawn)
+    torch.testing.assert_close(found["audio"], losses["audio"])
 
 
 def test_windows_of_one_clip_are_learned(tmp_path):
@@ -175,11 +252,11 @@ def test_psnr_is_that_of_the_command_averaged_over_clips():
     _, answers = full_losses(chosen, data, torch.ones(3, 1, dtype=torch.bool))
     video, audio = answers["video"].clamp(0, 1), answers["audio"].clamp(-1, 1)
     each = [psnr(video[b][data["video_mask"][b]], data["video"][b][data["video_mask"][b]] / 255) for b in range(3)]
-    assert float(chosen.metrics.video.compute()) == pytest.approx(sum(each) / 3, rel=1e-4)
+    assert float(chosen.metrics.means["video_psnr"].compute()) == pytest.approx(float(sum(each)) / 3, rel=1e-4)
     sound = [psnr(audio[0], data["audio"][0]), psnr(audio[1, :100], data["audio"][1, :100])]  # the third has none
-    assert float(chosen.metrics.audio.compute()) == pytest.approx(sum(sound) / 2, rel=1e-4)
+    assert float(chosen.metrics.means["audio_psnr"].compute()) == pytest.approx(float(sum(sound)) / 2, rel=1e-4)
     right = (answers["label"].argmax(1) == data["label"]).float().mean()
-    assert float(chosen.metrics.label.compute()) == pytest.approx(float(right))
+    assert float(chosen.metrics.means["top1"].compute()) == pytest.approx(float(right))
 
 
 @pytest.mark.parametrize(("name", "ratio"), [("88x", 88), ("176x", 176), ("352x", 352)])
@@ -235,11 +312,12 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
     evaluation = ClipData(str(data), validation_fraction=0.2).open().evaluation
     found = evaluate(load_model(output / "model"), evaluation)
     assert found == {name: pytest.approx(figures[f"val_{name}"], rel=1e-4) for name in found}
-    assert set(found) == {"video_psnr", "audio_psnr", "top1"}
+    assert set(found) == {"video_psnr", "audio_psnr", "audio_snr", "audio_spectral_distance", "top1"}
     capsys.readouterr()
     main(["evaluate", str(output / "model"), "--data", str(data)])
     assert re.fullmatch(
-        r"10 of 10 clips, 1 window of each: PSNR of the video [\d.]+ dB, of the sound [\d.]+ dB, top-1 [\d.]+%\n",
+        r"10 of 10 clips, 1 window of each: PSNR of the video [\d.]+ dB, PSNR of the sound [\d.]+ dB, "
+        r"signal-to-noise ratio [-\d.]+ dB, spectral distance [\d.]+ dB, top-1 [\d.]+%\n",
         capsys.readouterr().out,
     )
     other = AutoencoderConfig(**SIZES, classes=None).build()
@@ -255,7 +333,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, capsys):
 def test_a_run_says_its_compression_and_its_config_keeps_that_there_is_no_label(tmp_path, capsys):
     data = clips(tmp_path / "clips")
     output = small_run(tmp_path / "run", data, {"classes": None}, max_epochs=1).run()
-    assert re.search(r"^Compression \d+x, as the paper counts\.$", capsys.readouterr().out, re.MULTILINE)
+    assert re.search(r"^Compression [\d.]+x, as the paper counts\.$", capsys.readouterr().out, re.MULTILINE)
     assert read_config(output / "config.json").model.classes is None
     labelled = small_run(tmp_path / "labelled", data, max_epochs=1).run()
     assert "classes" not in json.loads((labelled / "config.json").read_text())["model"]

@@ -7,7 +7,8 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.clips.reconstruct import autoencode, psnr
+from perceivers.clips.metrics import log_spectral_distance, psnr, snr
+from perceivers.clips.reconstruct import autoencode
 from perceivers.data.video import read_clip, read_frames
 from perceivers.data.video_writer import write_video
 from tests.support.cli import fails
@@ -88,6 +89,20 @@ def test_psnr_by_its_definition():
     assert psnr(original + 0.1, original) == pytest.approx(20.0, abs=1e-4)
     assert psnr(1 - original, original) == pytest.approx(decibels(1 - original, original), abs=1e-4)
     assert psnr(original, original) == math.inf
+
+
+def test_signal_to_noise_by_its_definition():
+    original = torch.randn(1000)
+    assert snr(0 * original, original) == 0
+    assert float(snr(0.9 * original, original)) == pytest.approx(20, abs=1e-4)
+    assert float(snr(1.1 * original, original)) == pytest.approx(20, abs=1e-4)
+
+
+def test_the_spectral_distance_of_a_quieter_sound_is_the_difference_in_decibels():
+    original = torch.randn(4000)
+    assert float(log_spectral_distance(original / 10, original)) == pytest.approx(20, abs=0.1)
+    assert log_spectral_distance(-original, original) == 0
+    assert log_spectral_distance(original[:100], original[:100]) == 0, "shorter than a window"
 
 
 def test_what_is_measured(clip):
@@ -175,13 +190,14 @@ def test_the_command_prints_and_writes(folder, clip, tmp_path, capsys):
     expected = autoencode(folder, clip, start=0.12)
     main(["autoencode", folder, str(clip), "--out", out, "--start", "0.12", "--top", "2"])
     first, *classes = capsys.readouterr().out.splitlines()
-    video, audio = (f"{value:.2f} dB" for value in (expected.video_psnr, expected.audio_psnr))
-    assert first == f"{out}: PSNR of the video {video}, sound {audio}."
+    figures = (expected.video_psnr, expected.audio_psnr, expected.audio_snr)
+    video, audio, snr = (f"{value:.2f} dB" for value in figures)
+    assert first == f"{out}: PSNR of the video {video}, PSNR of the sound {audio}, signal-to-noise ratio {snr}."
     assert classes == [f"{100 * value:8.2f}%  {name}" for name, value in list(expected.classes.items())[:2]]
     assert len(list(read_frames(out).frames)) == FRAMES
     main(["autoencode", folder, str(clip), "--out", out, "--start", "0.12", "--top", "3", "--json"])
     answer = json.loads(capsys.readouterr().out)
-    assert list(answer) == ["out", "video_psnr", "audio_psnr", "classes"]
+    assert list(answer) == ["out", "video_psnr", "audio_psnr", "audio_snr", "classes"]
     assert answer["out"] == out
     assert answer["video_psnr"] == pytest.approx(expected.video_psnr, abs=1e-3)
     assert answer["audio_psnr"] == pytest.approx(expected.audio_psnr, abs=1e-3)

@@ -67,7 +67,8 @@ def test_names_of_tables_and_model_are_brought_together(tables):
     assert torch.equal(found["kind"], torch.tensor([2, 1, 0])[batch["kind"]])
     assert torch.equal(found["ability"], torch.tensor([-1, 0, 1])[batch["ability"] + 1])
     assert set(found["ability"].tolist()) == {-1, 0, 1}
-    assert all(torch.equal(found[name], batch[name]) for name in batch.keys() - {"kind", "ability"})
+    assert torch.equal(found["last_ability"], torch.tensor([-1, 0, 1])[batch["last_ability"] + 1])
+    assert all(torch.equal(found[name], batch[name]) for name in batch.keys() - {"kind", "ability", "last_ability"})
     with pytest.raises(PerceiversError, match="have the statistics minerals, vespene, but the model reads minerals"):
         PolicyDecisions(decisions, replace(names, scalars=("minerals",)))
 

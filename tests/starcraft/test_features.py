@@ -36,6 +36,22 @@ def test_numbers_of_a_unit_stand_where_they_belong():
     assert x_C[31:].tolist() == [pytest.approx(1, abs=1e-4), 0]
 
 
+def test_what_the_player_did_before_follows():
+    features = UnitFeatures(["Probe"], kind_channels=4, bands=1, history=True)
+    one = torch.ones(1, 1, dtype=torch.long)
+    location = {"x": torch.tensor([[CELLS / 2]]), "y": torch.tensor([[CELLS / 4]])}
+    history = {"flags": 8 * one, "unselected": 0 * one, "uncommanded": HOUR * one}
+    x_C = features(units(**location, **history, camera=torch.tensor([[CELLS / 4, CELLS / 2]])))[0, 0]
+    assert x_C.shape == (features.channels,) == (4 + 4 + 4 + 10 + 6 + 2 + 2 + 6,)
+    assert x_C[8:12].tolist() == [0, 0, 0, 1]
+    assert x_C[-8:-6].tolist() == [0, pytest.approx(1, abs=1e-4)]
+    expected = [0.25, -0.25, math.sin(math.pi / 4), -math.sin(math.pi / 4), *[math.cos(math.pi / 4)] * 2]
+    torch.testing.assert_close(x_C[-6:], torch.tensor(expected))
+    unknown = features(units(**location, **history, camera=torch.full((1, 2), -1.0)))[0, 0]
+    assert unknown[-6:].tolist() == [0, 0, 0, 0, 1, 1], "as if the unit were at the center"
+    torch.testing.assert_close(unknown[:-6], x_C[:-6])
+
+
 def test_types_that_are_not_known_are_one():
     features = UnitFeatures(["Probe", "Zealot"])
     assert features.index_kinds(["Zealot", "Lurker", "Probe"]).tolist() == [2, 0, 1]

@@ -20,20 +20,23 @@ def batch():
         "flags": torch.randint(8, (2, 6)), "groups": torch.randint(1024, (2, 6)), "x": 256 * torch.rand(2, 6),
         "y": 256 * torch.rand(2, 6), "age": torch.randint(9999, (2, 6)), "unseen": torch.randint(999, (2, 6)),
         "scalars": 1000 * torch.rand(2, 2), "race": torch.tensor([0, 2]), "enemy_race": torch.tensor([1, -1]),
-        "loop": torch.tensor([100, 9000]),
+        "loop": torch.tensor([100, 9000]), "unselected": torch.randint(999, (2, 6)),
+        "uncommanded": torch.randint(999, (2, 6)), "camera": 256 * torch.rand(2, 2),
+        "last_ability": torch.tensor([-1, 2]), "idle": torch.tensor([57600, 3]),
     }  # fmt: skip
 
 
-@pytest.fixture(params=["perceiver", "transformer"])
+@pytest.fixture(params=["perceiver", "transformer", "perceiver with history"])
 def policy(request):
-    return shaken(UnitPolicy(*NAMES, encoder=request.param, **SIZES))
+    encoder, _, history = request.param.partition(" ")
+    return shaken(UnitPolicy(*NAMES, encoder=encoder, history=bool(history), **SIZES))
 
 
 @torch.no_grad()
 def test_order_of_units_and_padding_do_not_matter(policy):
     data = batch()
     order = torch.tensor([5, 2, 0, 1, 3, 4])
-    moved = {name: value[:, order] if value.dim() == 2 and name != "scalars" else value for name, value in data.items()}
+    moved = {name: value[:, order] if value.shape[1:] == (6,) else value for name, value in data.items()}
     other = moved | {"kind": moved["kind"].where(moved["real"], 1), "x": moved["x"].where(moved["real"], 7.0)}
     chosen = torch.rand(2, 6) < 0.5
     chosen &= data["real"]
@@ -61,9 +64,19 @@ def test_what_is_commanded_depends_on_who_is_selected_and_where_on_the_ability(p
     assert (policy.append_selected_mean(found, nobody)[:, found.context_BC.shape[1] :] == 0).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["unselected", "uncommanded", "camera", "last_ability", "idle"])
+def test_a_policy_reads_what_the_player_did_before_if_it_should(name):
+    data = batch()
+    other = data | {name: data[name].roll(1, -1) + (name == "idle")}
+    for history in (False, True):
+        policy = shaken(UnitPolicy(*NAMES, history=history, **SIZES))
+        assert torch.equal(policy(data).context_BC, policy(other).context_BC) != history
+
+
 @pytest.mark.parametrize("selection", ["pointer", "independent"])
 def test_a_saved_policy_answers_the_same(policy, selection, tmp_path):
-    policy = shaken(UnitPolicy(*NAMES, encoder=policy.config["encoder"], selection=selection, **SIZES))
+    policy = shaken(UnitPolicy(**(policy.config | {"selection": selection})))
     policy.save(tmp_path / "model")
     found, data = load_model(tmp_path / "model"), batch()
     with torch.no_grad():

@@ -15,6 +15,7 @@ from perceivers.starcraft.replays import (
     ENEMY,
     IGNORED_UNIT_PREFIXES,
     NEUTRAL,
+    NEVER,
     SELF,
     UPGRADES,
     Game,
@@ -98,6 +99,46 @@ def test_what_is_chosen_is_the_players_own(replay):
     humans = [player.pid for player in replay.players if player.is_human]
     assert {player for player, _ in count} == set(humans)
     assert all(count[player, kind] > 10 for player in humans for kind in (False, True))
+
+
+def test_what_a_player_did_before_is_known(replay):
+    cameras = [event for event in replay.game_events if type(event).__name__ == "CameraEvent"]
+    last, seen = {}, Counter()
+    for decision in read_decisions(replay):
+        player, loop = decision.player, decision.loop
+        abilities, loops = last.setdefault(player, ([None], [loop - NEVER]))
+        assert decision.last_ability == abilities[-1]
+        assert decision.idle <= loop - loops[-1], "a selection of nothing is no decision, but counts"
+        views = [event.location for event in cameras if event.player.pid == player and event.frame < loop]
+        same = [event.location for event in cameras if event.player.pid == player and event.frame == loop]
+        assert decision.camera in [*views[-1:], *same, *([] if views else [None])]
+        for entity in decision.entities:
+            assert (entity.unselected == 0) >= entity.is_selected
+            assert not (entity.was_selected and entity.unselected == NEVER)
+            seen[entity.owner == SELF, entity.was_selected, entity.uncommanded < NEVER] += 1
+        abilities += [decision.ability] if decision.ability is not None else []
+        loops.append(loop)
+    assert seen[True, True, True] > 10
+    assert not any(count for (own, before, _), count in seen.items() if before and not own)
+
+
+def test_the_history_of_a_player():
+    game = Game({1: 1, 2: 2}, {1: "Zerg", 2: "Terran"})
+    for number in (1, 2, 3):
+        born = SimpleNamespace(unit_type_name="Drone", unit_id_index=number, unit_id=number, control_pid=1, x=3, y=4)
+        born.frame, born.unit = 100, None
+        replays.update_game(game, "UnitBornEvent", born)
+    history = game.history[1]
+    history.select(set(), 110)  # unit 1
+    history.command({1}, "Move", 120)
+    history.select({1}, 130)  # units 2 and 3
+    history.select({2, 3}, 150)  # unit 1 again
+    decision = replays.make_decision(game, 1, 160, {1}, {2})
+    assert [entity.was_selected for entity in decision.entities] == [False, True, True]
+    assert [entity.unselected for entity in decision.entities] == [0, 10, 10]
+    assert [entity.uncommanded for entity in decision.entities] == [40, NEVER, NEVER]
+    assert (decision.last_ability, decision.idle) == ("Move", 10)
+    assert replays.make_decision(game, 2, 160, set(), set()).idle == NEVER
 
 
 def test_statistics_and_upgrades_are_those_recorded_last(replay):

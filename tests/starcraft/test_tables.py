@@ -99,7 +99,7 @@ def test_a_table_that_was_not_entered_is_written_again(source, tmp_path, monkeyp
 
 
 def unit(owner, age):
-    return Entity("Probe", owner, 0.0, 0.0, age, 0, False, True, False, 0)
+    return Entity("Probe", owner, 0.0, 0.0, age, 0, False, True, False, False, 0, 0, 0)
 
 
 def test_of_too_many_units_those_that_matter_are_kept():

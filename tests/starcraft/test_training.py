@@ -143,7 +143,7 @@ def test_a_run_writes_a_config_without_what_the_data_decides(tmp_path, tables):
     run = small_run(tmp_path / "run", tables)
     run.prepare()
     model = {name: value for name, value in run.to_config()["model"].items() if name not in TRAINING_FIELDS}
-    assert model == SIZES | {"encoder": "perceiver", "selection": "pointer"}
+    assert model == SIZES | {"encoder": "perceiver", "selection": "pointer", "history": False}
     assert run.to_config()["experiment"] == "behavioral_cloning"
 
 

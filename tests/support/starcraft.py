@@ -23,8 +23,9 @@ def row(loop, kinds, chosen, ability=-1):
     return {
         "player": 1, "race": 0, "enemy_race": 2, "loop": loop, "scalars": [float(loop), 2.0], "kind": kinds,
         "owner": [0] * count, "x": [float(k) for k in kinds], "y": [0.5] * count, "age": [10] * count,
-        "unseen": [3] * count, "flags": [4] * count, "groups": [512] * count, "chosen": chosen, "ability": ability,
-        "target": -1, "point": [],
+        "unseen": [3] * count, "flags": [4] * count, "groups": [512] * count, "unselected": [0] * count,
+        "uncommanded": [5] * count, "chosen": chosen, "ability": ability, "target": -1, "point": [],
+        "camera": [1.0, 0.5] if loop % 2 else [], "last_ability": loop % 3 - 1, "idle": 7,
     }  # fmt: skip
 
 

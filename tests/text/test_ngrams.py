@@ -60,7 +60,6 @@ def test_of_masked_bytes_nothing_but_their_number_is_hashed(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_are_found_in_a_saved_model(kind, tmp_path):
     model = create_model(kind, **KINDS[kind], **FIELDS)
-    torch.nn.init.normal_(model.inputs["text"].ngrams.embedding.weight)
     model.save(tmp_path)
     config = pretrained_config(tmp_path)
     assert {name: getattr(config, name) for name in FIELDS} == FIELDS
@@ -85,7 +84,6 @@ def test_local_queries_are_found_in_a_saved_model(tmp_path):
 @pytest.mark.parametrize("num_task_tokens", [0, 2])
 def test_tasks_start_with_a_copy_of_the_vectors(kind, num_task_tokens):
     language = create_model(kind, **KINDS[kind], **FIELDS)
-    torch.nn.init.normal_(language.inputs["text"].ngrams.embedding.weight)
     classifier = text_tasks(language, {"a": 2, "b": 3}, None, num_task_tokens)
     ours, theirs = (model.inputs["text"].ngrams for model in (classifier, language))
     assert ours is not theirs

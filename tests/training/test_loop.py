@@ -24,7 +24,7 @@ from perceivers.starcraft.training import PolicyLearner
 from perceivers.text.fine_tuning import TextTasks
 from perceivers.text.pretraining import MaskedLanguageModel
 from perceivers.training.learner import Learner
-from perceivers.training.loop import Training, train
+from perceivers.training.loop import Training, average_weights, train
 from perceivers.training.optimization import Optimization, parameter_groups
 from tests.support.images import small_run
 from tests.support.models import classifier, coder, hearer, labels, language, optical
@@ -56,7 +56,17 @@ def test_ema_saves_the_average_of_the_weights(tmp_path):
     run = small_run(tmp_path / "start")
     start = replace(run.model, classes=10).build().encoder.latents
     moved = {name: (array - start).norm() for name, array in latents.items()}
-    assert 0 < moved["average"] < 0.5 * moved["plain"]
+    assert 0 < moved["average"] < 0.95 * moved["plain"]
+
+
+def test_the_average_forgets_the_first_weights_soon_and_then_decays_as_configured():
+    average = torch.tensor(8.0)
+    assert average_weights(0.99, average, torch.tensor(1.0), 0) == 0.1 * 8 + 0.9 * 1
+    assert average_weights(0.99, average, torch.tensor(1.0), 8) == 0.5 * 8 + 0.5 * 1
+    assert float(average_weights(0.99, average, torch.tensor(1.0), 10**4)) == pytest.approx(0.99 * 8 + 0.01)
+    for updates in range(300):
+        average = average_weights(0.99, average, torch.tensor(1.0), updates)
+    assert float(average) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):

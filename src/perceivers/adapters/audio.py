@@ -26,11 +26,19 @@ class AudioInput(InputAdapter):
         positions: position encoding of the patches in time.
         sample_rate: samples per second of the training data.
         normalize: whether to scale each recording to the same level, see `normalize_level`.
+        scale: standard deviation of the samples of the training data, by which they are divided.
     """
 
-    def __init__(self, patch: int, positions: Positions, sample_rate: int = 48000, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        patch: int,
+        positions: Positions,
+        sample_rate: int = 48000,
+        normalize: bool = False,
+        scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.patch, self.normalize = patch, normalize
+        self.patch, self.normalize, self.scale = patch, normalize, scale
         self.positions = positions
         self.sample_rate = sample_rate
         self.channels = patch + positions.channels
@@ -38,7 +46,7 @@ class AudioInput(InputAdapter):
     def forward(self, data: Tensor | InputArray) -> InputArray:
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
         sound_BS, mask_BM = samples_and_patch_mask(data, self.patch, self.normalize)
-        patches = sound_BS.unflatten(1, (-1, self.patch))
+        patches = sound_BS.div(self.scale).unflatten(1, (-1, self.patch))
         grid = (patches.shape[1],)
         return InputArray(with_positions(patches, self.positions, grid), mask_BM, grid)
 
@@ -217,12 +225,14 @@ class AudioOutput(ArrayOutput):
     Args:
         patch: samples per patch.
         positions: position encoding of the patches, which is the query; its grid gives their number.
+        scale: standard deviation of the samples of the training data, by which the decoded ones are multiplied.
     """
 
-    def __init__(self, patch: int, positions: Positions) -> None:
+    def __init__(self, patch: int, positions: Positions, scale: float = 1.0) -> None:
         super().__init__(patch, positions)
-        self.patch = patch
+        self.patch, self.scale = patch, scale
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """Returns samples [B, S], or [B, P, patch] of some patches."""
+        y_BOE = y_BOE * self.scale
         return y_BOE if indices is not None else y_BOE.flatten(1)

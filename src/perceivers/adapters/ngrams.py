@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perceivers.model.config import Configurable
-from perceivers.model.linear import Linear
+from perceivers.model.linear import Linear, trunc_normal_parameter
 
 BASE = 0x9E3779B97F4A7C15 - 2**64
 """The argument of the polynomials: odd, so that no power of it is 0 modulo 2^64."""
@@ -44,8 +44,7 @@ class HashedNgrams(Configurable, nn.Module):
         super().__init__()
         self.sizes = range(sizes[0], sizes[1] + 1)
         self.separators = list(separators)
-        zeros = nn.Parameter(torch.zeros(hashes, width))  # what training has not seen adds nothing
-        self.embedding = nn.Embedding(hashes, width, _weight=zeros)
+        self.embedding = nn.Embedding(hashes, width, _weight=trunc_normal_parameter(hashes, width))
         self.linear = Linear(width, channels)
 
     def forward(self, token_BM: Tensor, index_M: Tensor, is_text_BM: Tensor | None = None) -> Tensor:
@@ -75,7 +74,8 @@ class HashedNgrams(Configurable, nn.Module):
 
 def hash_ngrams(symbol_BM: Tensor, index_M: Tensor, sizes: range) -> list[Tensor]:
     """Returns the polynomials of the n-grams of each size that end at each symbol, the last symbol times 1; [B, M]."""
-    hash_BM, hashes = torch.zeros_like(symbol_BM), list[Tensor]()
+    hash_BM = torch.zeros_like(symbol_BM)
+    hashes: list[Tensor] = []  # torch.export traces no list[Tensor]()
     for size in range(1, sizes.stop):
         before_BM = F.pad(hash_BM, (1, 0))[:, :-1] * (index_M > 0)
         hash_BM = before_BM * BASE + symbol_BM

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from perceivers.adapters.set import select_elements
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, OutputAdapter, read_array
 from perceivers.model.linear import Linear
@@ -105,9 +106,7 @@ class SeriesOutput(OutputAdapter):
     def queries(self, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         history_BS = encoded.context[..., : self.history_patch].flatten(1).to(self.linear.weight.dtype)
         query_BOQ = self.linear(history_BS).unflatten(1, (self.num_queries(encoded), -1)) + self.positions.table_SF
-        if indices is None:
-            return query_BOQ
-        return query_BOQ[:, indices] if indices.dim() == 1 else query_BOQ.take_along_dim(indices[..., None], 1)
+        return select_elements(query_BOQ, indices)
 
     def postprocess(self, y_BOE: Tensor, encoded: Encoded, indices: Tensor | None = None) -> Tensor:
         """Returns the steps [B, S], or those of patches [B, P, patch] at indices, standardized by `mean` and `std`."""

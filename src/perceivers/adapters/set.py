@@ -68,4 +68,7 @@ def select_elements(x_BMC: Tensor, indices: Indices | None, offsets: Tensor | No
         return x_BMC[:, offsets[examples_T] + indices.values]
     if offsets is not None:
         return x_BMC[0][offsets[:-1, None] + indices]
-    return x_BMC[:, indices] if indices.dim() == 1 else x_BMC.take_along_dim(indices[..., None], 1)
+    if indices.dim() == 1:
+        return x_BMC[:, indices]
+    count, _, channels = x_BMC.shape
+    return x_BMC.gather(1, indices[..., None].expand(count, -1, channels))  # take_along_dim fixes sizes in torch.export

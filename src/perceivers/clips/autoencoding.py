@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,18 @@ from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
 from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
 from perceivers.data.labelled import match_classes
-from perceivers.data.video_writer import write_video
+from perceivers.data.video_writer import write_sound, write_video
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
 from perceivers.training.experiment import Experiment, Setup
 from perceivers.training.learner import Learner
 from perceivers.training.optimization import Optimization
+
+AudioLoss = Literal["absolute", "relative"]
+
+LEAST_POWER = 1e-5
+"""Added to the power of samples in [-1, 1] by the relative error: -50 dB."""
 
 LOGGED_CLIPS = 4
 """Number of held-out windows whose reconstructions are logged."""
@@ -43,7 +48,7 @@ class Weights(Checked):
 
     Attributes:
         video: of the mean absolute error of colors in [0, 1].
-        audio: of the mean absolute error of samples in [-1, 1].
+        audio: of the error of samples in [-1, 1], see `audio_loss`.
         label: of the cross-entropy.
     """
 
@@ -92,7 +97,10 @@ class Autoencoding(Experiment):
         data: the clips.
         weights: of the modalities in the loss.
         augmentation: of training clips.
-        points: number of random pixels, and of random audio patches, decoded per clip in training.
+        audio_loss: "absolute", the mean absolute error of samples, as in the paper; or "relative", the squared error
+            as a fraction of the energy of each clip, which is 1 for silence: loud and quiet clips count equally.
+        points: number of random pixels, and of random audio patches, decoded per clip in training; all of them if
+            there are no more.
         label_masking: fraction of the training clips whose label is hidden; in evaluation it always is.
     """
 
@@ -105,6 +113,7 @@ class Autoencoding(Experiment):
     data: ClipData = field(default_factory=ClipData)
     weights: Weights = field(default_factory=Weights)
     augmentation: ClipAugmentation = field(default_factory=ClipAugmentation)
+    audio_loss: AudioLoss = "absolute"
     points: Count = 512
     label_masking: Fraction = 0.5
 
@@ -120,8 +129,8 @@ class Autoencoding(Experiment):
 
     def learner(self, model: PerceiverIO) -> "ClipAutoencoder":
         folder = Path(self.training.output, "reconstructions")
-        settings = (self.optimization, self.weights, self.augmentation, self.points, self.label_masking)
-        return ClipAutoencoder(model, *settings, folder)
+        settings = (self.optimization, self.weights, self.augmentation, self.audio_loss, self.points)
+        return ClipAutoencoder(model, *settings, self.label_masking, folder)
 
     @classmethod
     def evaluates(cls, model: nn.Module) -> bool:
@@ -129,13 +138,11 @@ class Autoencoding(Experiment):
 
 
 class ClipAutoencoder(Learner):
-    """Trains with the absolute errors of random pixels and audio patches, and the cross-entropy of the label.
+    """Trains with the errors of random pixels and audio patches, and the cross-entropy of the label.
 
     The arguments are the fields of `Autoencoding`, and a folder to write some held-out windows to, with their
     reconstructions; by default none.
     """
-
-    monitor = ("val_video_psnr", "max")
 
     def __init__(
         self,
@@ -143,29 +150,33 @@ class ClipAutoencoder(Learner):
         optimization: Optimization | None = None,
         weights: Weights | None = None,
         augmentation: ClipAugmentation | None = None,
+        audio_loss: AudioLoss = "absolute",
         points: int = 512,
         label_masking: float = 0.5,
         reconstructions: Path | None = None,
     ) -> None:
         super().__init__(model, optimization)
-        self.weights = weights or Weights()
+        self.weights, self.audio_loss = weights or Weights(), audio_loss
         self.augment = (augmentation or ClipAugmentation()).build(get_window(model).size)
         self.points, self.label_masking, self.reconstructions = points, label_masking, reconstructions
+        self.monitor = ("val_video_psnr" if "video" in model.outputs else "val_audio_snr", "max")
         self.metrics = ReconstructionErrors(model.outputs)
         self.logged_clips = 0
 
     def on_fit_start(self) -> None:
         if self.trainer.is_global_zero:
-            print(f"Compression {compression(self.model):.0f}x, as the paper counts.", flush=True)
+            counted = "as the paper counts" if "video" in self.model.inputs else "samples to numbers"
+            print(f"Compression {compression(self.model):.3g}x, {counted}.", flush=True)
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        batch = batch | {"video": self.augment(batch["video"].float() / 255)}
+        if "video" in batch:
+            batch = batch | {"video": self.augment(batch["video"].float() / 255)}
         hidden_B1 = torch.rand(len(batch["label"]), 1, device=self.device) < self.label_masking
         indices = self.draw_indices(batch)
         predicted = self.model.decode(self.encode(batch, hidden_B1), indices)
         total = torch.zeros((), device=self.device)
         for name, loss in self.compute_losses(batch, predicted, indices).items():
-            self.log(f"train_{name}", loss, prog_bar=name == "video")
+            self.log(f"train_{name}", loss, prog_bar=name == self.monitor[0].split("_")[1])
             total = total + getattr(self.weights, name) * loss
         return total
 
@@ -177,12 +188,13 @@ class ClipAutoencoder(Learner):
         return self.model.encode(data | {"label": batch["label"]}, {"label": hidden_B1})
 
     def draw_indices(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-        """Draws the pixels and audio patches to decode, [B, P]; None for the label."""
-        indices: dict[str, Tensor | None] = {}
+        """Draws the pixels and audio patches to decode, [B, P]; None for all of them, and for the label."""
+        indices: dict[str, Tensor | None] = dict.fromkeys(self.model.outputs)
         size = (len(batch["label"]), self.points)
         for name, output in self.model.outputs.items():
             positions = getattr(output, "positions", None)
-            indices[name] = positions and torch.randint(math.prod(positions.grid), size, device=self.device)
+            if positions is not None and (count := math.prod(positions.grid)) > self.points:
+                indices[name] = torch.randint(count, size, device=self.device)
         return indices
 
     def compute_losses(
@@ -201,7 +213,8 @@ class ClipAutoencoder(Learner):
             elif index_BP is not None:
                 target, mask = (gather_patches(each, output.shape[-1], index_BP) for each in (target, mask))
             target = target / 255 if target.dtype == torch.uint8 else target
-            losses[name] = masked_error(output, target, mask)
+            is_relative = name == "audio" and self.audio_loss == "relative"
+            losses[name] = (relative_error if is_relative else masked_error)(output, target, mask)
         return losses
 
     def on_validation_epoch_start(self) -> None:
@@ -212,23 +225,31 @@ class ClipAutoencoder(Learner):
         predicted = {name: output.float() for name, output in self.model.decode(encoded).items()}
         self.metrics.update(predicted, batch)
         if self.reconstructions is not None:
-            self.log_clips(self.reconstructions, batch["video"], predicted["video"], predicted.get("audio"))
+            self.log_clips(self.reconstructions, batch, predicted)
 
-    def log_clips(self, folder: Path, original_BTCYX: Tensor, decoded_BTCYX: Tensor, audio_BS: Tensor | None) -> None:
-        """Writes clips beside their reconstructions, with the reconstructed sound, and logs some of their frames."""
-        for clip in range(len(original_BTCYX)):
+    def log_clips(self, folder: Path, original: Mapping[str, Tensor], decoded: Mapping[str, Tensor]) -> None:
+        """Writes clips beside their reconstructions, with the reconstructed sound, and logs some of their frames.
+
+        Without video, writes the sound followed by its reconstruction.
+        """
+        rate = get_window(self.model).sample_rate
+        for clip in range(len(original["label"])):
             if self.logged_clips == LOGGED_CLIPS or not self.trainer.is_global_zero:
                 return
-            both_TCYX = hstack_frames(original_BTCYX[clip].cpu() / 255, decoded_BTCYX[clip].cpu().clamp(0, 1))
-            audio_S = None if audio_BS is None else audio_BS[clip].cpu()
             folder.mkdir(exist_ok=True)
-            rate = get_window(self.model).sample_rate
-            write_video(folder / f"{self.logged_clips}.mp4", both_TCYX, FRAME_RATE, audio_S, rate)
+            file = folder / str(self.logged_clips)
+            self.logged_clips += 1
+            if "video" not in decoded:
+                both_S = torch.cat([original["audio"][clip], decoded["audio"][clip]])
+                write_sound(file.with_suffix(".wav"), both_S, rate)
+                continue
+            audio_S = decoded["audio"][clip].cpu() if "audio" in decoded else None
+            both_TCYX = hstack_frames(original["video"][clip].cpu() / 255, decoded["video"][clip].cpu().clamp(0, 1))
+            write_video(file.with_suffix(".mp4"), both_TCYX, FRAME_RATE, audio_S, rate)
             for logger in self.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     frames_CYX = both_TCYX[:: max(1, len(both_TCYX) // 4)].transpose(0, 1).flatten(1, 2)
-                    logger.experiment.add_image(f"held_out_{self.logged_clips}", frames_CYX, self.global_step)
-            self.logged_clips += 1
+                    logger.experiment.add_image(f"held_out_{file.name}", frames_CYX, self.global_step)
 
 
 def gather_pixels(video_BTCYX: Tensor, index_BP: Tensor) -> Tensor:
@@ -248,6 +269,18 @@ def masked_error(predicted: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Returns the mean absolute error where a mask, which may lack the last dimensions, is True."""
     mask = mask.view(*mask.shape, *[1] * (predicted.dim() - mask.dim())).expand_as(predicted)
     return ((predicted.float() - target).abs() * mask).sum() / mask.sum().clamp_min(1)
+
+
+def relative_error(predicted_BS: Tensor, target_BS: Tensor, mask_BS: Tensor) -> Tensor:
+    """Returns the squared error where a mask is True as a fraction of the energy of each clip, averaged over clips.
+
+    Arrays are flat, or [B, P, patch]. Clips quieter than -50 dB count as if they had that level.
+    """
+    predicted_BS, target_BS, mask_BS = (x.flatten(1) for x in (predicted_BS.float(), target_BS, mask_BS))
+    error_B = ((predicted_BS - target_BS).square() * mask_BS).sum(1)
+    energy_B = ((target_BS.square() + LEAST_POWER) * mask_BS).sum(1)
+    is_real_B = mask_BS.any(1)
+    return (error_B / energy_B.where(is_real_B, 1)).sum() / is_real_B.sum().clamp_min(1)
 
 
 def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:

@@ -22,7 +22,9 @@ Windows = Annotated[Count, "evenly spaced windows of each clip, whose prediction
 
 FORMATS = {
     "video_psnr": "PSNR of the video {:.2f} dB",
-    "audio_psnr": "of the sound {:.2f} dB",
+    "audio_psnr": "PSNR of the sound {:.2f} dB",
+    "audio_snr": "signal-to-noise ratio {:.2f} dB",
+    "audio_spectral_distance": "spectral distance {:.2f} dB",
     "top1": "top-1 {:.2%}",
     "map": "mean average precision {:.2%}",
     "d_prime": "d-prime {:.3f}",
@@ -51,9 +53,13 @@ def classify_clip(
 
 def autoencode(
     model: ModelArgument,
-    clip: Annotated[str, "a video file"],
+    clip: Annotated[str, "a file with video, or with sound for a model of sound alone"],
     *,
-    out: Annotated[str, "video to write: the original beside its reconstruction", Metavar("FILE")],
+    out: Annotated[
+        str,
+        "video to write, the original beside its reconstruction; for sound, the reconstruction, .wav",
+        Metavar("FILE"),
+    ],
     start: Annotated[float, "seconds into the file (0)"] = 0.0,
     top: Annotated[Count, "number of classes to print"] = 5,
     device: Device = None,
@@ -65,11 +71,13 @@ def autoencode(
 
     result = autoencode(model, clip, out, start, device, dtype, progress=True)
     classes = dict(list(result.classes.items())[:top])
+    metrics = {name: getattr(result, name) for name in ("video_psnr", "audio_psnr", "audio_snr")}
     if json:
-        print_json({"out": out, "video_psnr": result.video_psnr, "audio_psnr": result.audio_psnr, "classes": classes})
+        print_json({"out": out, **metrics, "classes": classes})
         return
-    sound = "no sound" if result.audio_psnr is None else f"sound {result.audio_psnr:.2f} dB"
-    print(f"{out}: PSNR of the video {result.video_psnr:.2f} dB, {sound}.")
+    found = [FORMATS[name].format(value) for name, value in metrics.items() if value is not None]
+    found += ["no sound"] if result.audio_psnr is None else []
+    print(f"{out}: {', '.join(found)}.")
     print_classes(classes)
 
 

@@ -20,7 +20,14 @@ from perceivers.clips.lists import collect_classes, read_classes, read_list
 from perceivers.clips.model import Window
 from perceivers.clips.windows import ClipWindow, DecodedClip, decode_clip, read_window
 from perceivers.data.labelled import Labelled, LabelledSamples, Splits, random_split
-from perceivers.data.labelled_files import open_evaluation, open_splits, open_unlabelled, split_folder
+from perceivers.data.labelled_files import (
+    find_parts,
+    open_evaluation,
+    open_splits,
+    open_unlabelled,
+    read_splits,
+    read_unlabelled,
+)
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part, choose_splits
 from perceivers.data.video import Content, Media, measure
@@ -58,7 +65,7 @@ class ClipData(Checked):
     Attributes:
         path: a folder with a folder of clips for each class, directly or under train/ and val/; any folder of clips,
             if lists give their classes; a folder of parquet files; or the name of a data set on the Hub. Without
-            classes: any folder of clips, or a single clip, some windows of which are held out.
+            classes: any folder of clips or of parquet files, or a single clip, some windows of which are held out.
         training_list: CSV file of clips and their classes, such as those of Kinetics and AudioSet (see `read_list`).
         evaluation_list: the same for evaluation; by default, a fraction of the training list is held out.
         class_list: the classes: class_labels_indices.csv of AudioSet, or a text file with one per line; by default
@@ -105,7 +112,7 @@ class ClipData(Checked):
         if not self.path:
             raise PerceiversError("data.path is not given: it is a folder of clips.")
         if not labelled:
-            return split_unlabelled(root, self.validation_fraction)
+            return split_unlabelled(root, self.validation_fraction, self.clip_column)
         if self.training_list is None:
             columns = (self.clip_column, self.label_column)
             return open_splits(LabelledClips, self.path, self.validation_fraction, *columns, self.validation_filter)
@@ -164,11 +171,16 @@ def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missin
     return replace(unlabelled, classes=list(classes.values()), labels=found, multilabel=clips.multilabel)
 
 
-def split_unlabelled(path: Path, validation_fraction: float) -> Splits[LabelledClips]:
-    """Returns all clips of a folder in splits, or a single clip as both splits."""
-    if os.path.isfile(path):
+def split_unlabelled(path: Path, validation_fraction: float, column: str | None = None) -> Splits[LabelledClips]:
+    """Returns all clips of a folder, or of its parquet files, in splits, or a single clip as both splits."""
+    if not os.path.isdir(path):
         return Splits(find_clips(path), find_clips(path))
-    splits = split_folder(path, lambda folder, _: find_clips(folder), validation_fraction)
+    whole, parts = find_parts(str(path))
+
+    def read(part: Any, _: list[str] | None) -> LabelledClips:
+        return find_clips(part) if isinstance(part, Path) else read_unlabelled(LabelledClips, part, str(path), column)
+
+    splits = read_splits(parts, whole, read, validation_fraction)
     if len(splits.training) + len(splits.evaluation) < 2:
         raise PerceiversError(f"{path} has only one clip: give its path, and some of its windows are held out.")
     return splits

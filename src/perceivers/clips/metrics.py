@@ -1,6 +1,6 @@
 """Metrics of classifiers and autoencoders of clips.
 
-Shape suffixes: B batch, K classes, L clips
+Shape suffixes: B batch, K classes, L clips, S samples, F frequencies, T times
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 
 from perceivers.errors import PerceiversError
@@ -59,41 +59,83 @@ def compute_multilabel_metrics(score_LK: Tensor, target_LK: Tensor) -> dict[str,
 
 
 class ReconstructionErrors(nn.Module):
-    """PSNR of "video" and "audio" in dB, for a peak of 1, and top-1 accuracy of "label", averaged over windows."""
+    """Metrics of autoencoders, averaged over windows: of "video", "audio" and "label".
+
+    "video_psnr" and "audio_psnr" are in dB, for a peak of 1; "audio_snr" in dB, which silence has 0 of; and
+    "audio_spectral_distance" in dB, see `log_spectral_distance`. Windows of silence have only the PSNR. "top1" is the
+    accuracy of the label.
+    """
 
     def __init__(self, outputs: Iterable[str]) -> None:
         super().__init__()
         self.outputs = list(outputs)
-        self.video, self.audio, self.label = MeanMetric(), MeanMetric(), MeanMetric()
+        names = [name for output in self.outputs for name in METRICS[output]]
+        self.means = MetricCollection({name: MeanMetric() for name in names}, compute_groups=False)
 
     def update(self, predicted: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> None:
         """Adds the complete outputs for a batch of `ClipDataset`."""
         for name in self.outputs:
             output = predicted[name].float()
             if name == "video":
-                add_psnr(self.video, output.clamp(0, 1), batch["video"].float() / 255, batch["video_mask"])
+                target = batch["video"].float() / 255
+                for ours, theirs, is_real in zip(output.clamp(0, 1), target, batch["video_mask"], strict=True):
+                    if is_real.any():
+                        self.means["video_psnr"].update(psnr(ours[is_real], theirs[is_real]))
             elif name == "audio":
-                add_psnr(self.audio, output.clamp(-1, 1), batch["audio"], batch["audio_mask"])
+                for ours, theirs, is_real in zip(output.clamp(-1, 1), batch["audio"], batch["audio_mask"], strict=True):
+                    if is_real.any():
+                        self.update_audio(ours[is_real], theirs[is_real])
             else:
-                self.label.update((output.argmax(1) == batch["label"]).float())
+                self.means["top1"].update((output.argmax(1) == batch["label"]).float())
+
+    def update_audio(self, decoded_S: Tensor, original_S: Tensor) -> None:
+        """Adds the real part of a window of sound."""
+        self.means["audio_psnr"].update(psnr(decoded_S, original_S))
+        if original_S.any():
+            self.means["audio_snr"].update(snr(decoded_S, original_S))
+            self.means["audio_spectral_distance"].update(log_spectral_distance(decoded_S, original_S))
 
     def compute(self) -> dict[str, Tensor]:
-        """Returns "video_psnr" and "audio_psnr" in dB, and "top1" in [0, 1]; no window with one of them is an error."""
-        names = {"video": "video_psnr", "audio": "audio_psnr", "label": "top1"}
-        results = {}
+        """Returns the metrics by name; no window with one of the outputs is an error."""
+        results: dict[str, Tensor] = {}
         for output in self.outputs:
-            results[names[output]] = value = getattr(self, output).compute()
-            if value.isnan():
+            found = {name: self.means[name].compute() for name in METRICS[output]}
+            if found[METRICS[output][0]].isnan():
                 raise PerceiversError(f"no clip of the evaluation has {output}: use others, or a model without.")
+            results |= {name: value for name, value in found.items() if not value.isnan()}
         return results
 
     def reset(self) -> None:
-        for metric in (self.video, self.audio, self.label):
-            metric.reset()
+        self.means.reset()
 
 
-def add_psnr(metric: MeanMetric, decoded: Tensor, original: Tensor, mask: Tensor) -> None:
-    """Adds the PSNR of the real part of each window."""
-    for ours, theirs, is_real in zip(decoded, original, mask, strict=True):
-        if is_real.any():
-            metric.update(-10 * (ours - theirs)[is_real].square().mean().log10())
+METRICS = {
+    "video": ("video_psnr",),
+    "audio": ("audio_psnr", "audio_snr", "audio_spectral_distance"),
+    "label": ("top1",),
+}
+"""The metrics of each output of an autoencoder."""
+
+
+def psnr(decoded: Tensor, original: Tensor) -> Tensor:
+    """Returns the peak signal-to-noise ratio in dB, for a peak of 1; infinite if there is no difference."""
+    return -10 * (decoded - original).square().mean().log10()
+
+
+def snr(decoded: Tensor, original: Tensor) -> Tensor:
+    """Returns the signal-to-noise ratio in dB: 0 for silence, infinite if there is no difference."""
+    return 10 * (original.square().sum() / (decoded - original).square().sum()).log10()
+
+
+def log_spectral_distance(decoded_S: Tensor, original_S: Tensor, window: int = 256, floor: float = 1e-4) -> Tensor:
+    """Returns the root mean square over frequencies of the difference of two power spectra in dB, averaged over time.
+
+    Spectra are those of Hann windows, every quarter of their length; powers are at least `floor`.
+    """
+    hann_S = torch.hann_window(window, device=original_S.device)
+    ours_FT, theirs_FT = (
+        torch.stft(x_S, window, window // 4, window=hann_S, pad_mode="constant", return_complex=True).abs().square()
+        for x_S in (decoded_S, original_S)
+    )
+    difference_FT = 10 * (ours_FT.clamp_min(floor).log10() - theirs_FT.clamp_min(floor).log10())
+    return difference_FT.square().mean(0).sqrt().mean()

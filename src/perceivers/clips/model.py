@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perceivers.adapters.audio import AudioInput, AudioOutput, ConvAudioInput, MelInput
 from perceivers.adapters.label import LabelInput, LabelOutput, read_decoder
 from perceivers.adapters.video import VideoInput, VideoOutput
-from perceivers.checks import Count
+from perceivers.checks import Count, Range
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import InputAdapter, InputArray, OutputAdapter
 from perceivers.model.perceiver_io import PerceiverIO
@@ -57,13 +57,14 @@ class AutoencoderConfig(ModelConfig, Sizes):
     model is a classifier.
 
     Attributes:
-        frames: number of frames of a clip.
-        image_size: height and width of the frames in pixels.
+        frames: duration of a clip in frames, at 25 per second.
+        image_size: height and width of the frames in pixels; null for no video.
         patch_size: side of the input patches of the video in pixels; must divide the image size.
         video_bands: number of frequencies of the Fourier positions of the video in each dimension.
-        samples_per_frame: sound samples for each frame, at 25 frames per second; null for no sound.
+        samples_per_frame: sound samples for each frame; null for no sound.
         samples_per_patch: sound samples in a patch.
         audio_bands: number of frequencies of the Fourier positions of the sound.
+        audio_scale: standard deviation of the sound of the data: samples are divided by it in the model.
         classes: number of classes; null for no label.
         class_names: names of the classes, in order.
         label_query_channels: channels of the query of the label.
@@ -75,34 +76,42 @@ class AutoencoderConfig(ModelConfig, Sizes):
     depth: Count = 8
     query_residual: bool = False
     frames: Count = 16
-    image_size: tuple[Count, Count] = (224, 224)
+    image_size: tuple[Count, Count] | None = (224, 224)
     patch_size: Count = 4
     video_bands: Count = 32
     samples_per_frame: Count | None = 1920
     samples_per_patch: Count = 16
     audio_bands: Count = 192
+    audio_scale: Annotated[float, Range(above=0)] = 1.0
     classes: Count | None = 700
     class_names: list[str] | None = None
     label_query_channels: Count = 1024
     output_channels: Count = 512
 
     def build(self) -> PerceiverIO:
-        size = (self.frames, *self.image_size)
-        patch = (1, self.patch_size, self.patch_size)
-        grid = patch_grid("patch_size", size, patch)
-        inputs: dict[str, InputAdapter] = {"video": VideoInput(patch, FourierPositions(grid, self.video_bands))}
-        pixels = FourierPositions(size, self.video_bands, grid, endpoint=False)
-        outputs: dict[str, OutputAdapter] = {"video": VideoOutput(pixels)}
+        inputs: dict[str, InputAdapter] = {}
+        outputs: dict[str, OutputAdapter] = {}
+        if self.image_size is not None:
+            size = (self.frames, *self.image_size)
+            patch = (1, self.patch_size, self.patch_size)
+            grid = patch_grid("patch_size", size, patch)
+            inputs["video"] = VideoInput(patch, FourierPositions(grid, self.video_bands))
+            outputs["video"] = VideoOutput(FourierPositions(size, self.video_bands, grid, endpoint=False))
         if self.samples_per_frame is not None:
             samples = self.frames * self.samples_per_frame
             patches = patch_grid("samples_per_patch", (samples,), (self.samples_per_patch,))
             positions = FourierPositions(patches, self.audio_bands, (samples,))
-            inputs["audio"] = AudioInput(self.samples_per_patch, positions, FRAME_RATE * self.samples_per_frame)
+            sample_rate = FRAME_RATE * self.samples_per_frame
+            inputs["audio"] = AudioInput(self.samples_per_patch, positions, sample_rate, scale=self.audio_scale)
             queries = FourierPositions(patches, self.audio_bands, (samples,), endpoint=False)
-            outputs["audio"] = AudioOutput(self.samples_per_patch, queries)
+            outputs["audio"] = AudioOutput(self.samples_per_patch, queries, self.audio_scale)
         if self.classes is not None:
             inputs["label"] = LabelInput(self.classes)
             outputs["label"] = LabelOutput(self.classes, self.label_query_channels, self.class_names)
+        if not {"video", "audio"} & inputs.keys():
+            raise PerceiversError(
+                "model.image_size and model.samples_per_frame are both null: give video, sound or both."
+            )
         return PerceiverIO(inputs, outputs, maskable=list(inputs), output_channels=self.output_channels, **self.sizes())
 
     @classmethod
@@ -112,16 +121,17 @@ class AutoencoderConfig(ModelConfig, Sizes):
         inputs, outputs = dict(model.inputs.items()), dict(model.outputs.items())
         video, sound = inputs.get("video"), inputs.get("audio")
         pixels, label = outputs.get("video"), outputs.get("label")
-        if not isinstance(video, VideoInput) or not isinstance(pixels, VideoOutput):
-            return None
-        frames, height, width = pixels.positions.grid
-        found = sizes_of(model) | {"frames": frames, "image_size": (height, width), "patch_size": video.patch[1]}
-        found |= {"output_channels": model.config["output_channels"], "samples_per_frame": None, "classes": None}
-        found |= {"video_bands": getattr(video.positions, "bands", None)}
+        found = sizes_of(model) | {"output_channels": model.config["output_channels"]}
+        found |= {"image_size": None, "samples_per_frame": None, "classes": None}
         if isinstance(sound, AudioInput):
-            samples = sound.patch * sound.positions.grid[0]
-            found |= {"samples_per_frame": samples // frames, "samples_per_patch": sound.patch}
-            found |= {"audio_bands": getattr(sound.positions, "bands", None)}
+            samples_per_frame = sound.sample_rate // FRAME_RATE
+            found |= {"frames": sound.patch * sound.positions.grid[0] // max(1, samples_per_frame)}
+            found |= {"samples_per_frame": samples_per_frame, "samples_per_patch": sound.patch}
+            found |= {"audio_bands": getattr(sound.positions, "bands", None), "audio_scale": sound.scale}
+        if isinstance(video, VideoInput) and isinstance(pixels, VideoOutput):
+            frames, height, width = pixels.positions.grid
+            found |= {"frames": frames, "image_size": (height, width), "patch_size": video.patch[1]}
+            found |= {"video_bands": getattr(video.positions, "bands", None)}
         if isinstance(label, LabelOutput):
             found |= {
                 "classes": label.classes,

@@ -169,21 +169,22 @@ def open_unlabelled(kind: type[L], path: str, split: str | None = None, column: 
         whole, parts = find_parts(path)
     total = sum(count_examples(kind, parts[name]) for names in find_splits(parts).values() for name in names)
     name, part = next(((name, parts[part]) for name, part in choose_splits(parts, split, path)), (None, whole))
-    if isinstance(part, Path):
-        examples = kind.from_files(find_files(part, kind.suffixes, report=True) if os.path.isdir(part) else [part])
-    elif isinstance(part, Table):
-        check_column(part.columns, column := column or "file_name", f"{kind.noun}_column", part.name)
-        root = Path(path).parent
-        names = part.texts([column])
-        examples = kind.from_files(
-            [resolve_inside(root, file, part.location(row)) for row, (file,) in enumerate(names)]
-        )
-    else:
-        rows = encoded_rows(kind, path, column, part)
-        examples = kind([], [0] * len(part), rows, range(len(part)))
+    examples = read_unlabelled(kind, part, path, column)
     if not len(examples):
         raise PerceiversError(f"{path} has no {kind.noun}s.")
     return examples, Part(kind.noun, len(examples), total or len(examples), name)
+
+
+def read_unlabelled(kind: type[L], part: Any, path: str, column: str | None = None) -> L:
+    """Reads a part of a data set, see `find_parts`, or a single file, without its labels."""
+    if isinstance(part, Path):
+        return kind.from_files(find_files(part, kind.suffixes, report=True) if os.path.isdir(part) else [part])
+    if isinstance(part, Table):
+        check_column(part.columns, column := column or "file_name", f"{kind.noun}_column", part.name)
+        root = Path(path).parent
+        names = part.texts([column])
+        return kind.from_files([resolve_inside(root, file, part.location(row)) for row, (file,) in enumerate(names)])
+    return kind([], [0] * len(part), encoded_rows(kind, path, column, part), range(len(part)))
 
 
 def find_parts(path: str) -> tuple[Any, Mapping[str, Any]]:

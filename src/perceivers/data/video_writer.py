@@ -1,6 +1,7 @@
-"""Writes videos with their sound. Shape suffixes: T frames, C colors, Y rows, X columns, S samples."""
+"""Writes videos with their sound, and sound alone. Shape suffixes: T frames, C colors, Y rows, X columns, S samples."""
 
 import math
+import wave
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from itertools import chain, zip_longest
@@ -20,6 +21,31 @@ CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}
 """Suffixes of files that can be written, and their formats in av."""
 QUALITY = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "354"}}
 """Encoders and their options for little visible loss; the second is for builds of av without the first."""
+
+
+def write_sound(path: str | Path, audio_S: Tensor, sample_rate: int) -> None:
+    """Writes mono sound, [S] in [-1, 1], as a .wav file of 16 bits, completely or not at all.
+
+    Raises:
+        PerceiversError: the path does not end in .wav.
+    """
+    check_sound_path(path)
+    samples_S = audio_S.detach().cpu().float().clamp(-1, 1).mul(32767).round().numpy().astype("<i2")
+
+    def write_to(file: Path) -> None:
+        with wave.open(str(file), "wb") as output:
+            output.setnchannels(1)
+            output.setsampwidth(2)
+            output.setframerate(sample_rate)
+            output.writeframes(samples_S.tobytes())
+
+    atomic_write(Path(path), write_to)
+
+
+def check_sound_path(path: str | Path) -> None:
+    """Raises a PerceiversError unless a path ends in .wav."""
+    if Path(path).suffix.lower() != ".wav":
+        raise PerceiversError(f"{path} cannot be written as sound: it must end in .wav.")
 
 
 def check_video_path(path: str | Path) -> None:

@@ -118,9 +118,14 @@ def read_flo(path: Path) -> Array:
 
 def write_flo(path: Path, flow_YX2: Array) -> None:
     """Writes flow [Y, X, 2], NaN where unknown, in Middlebury's format."""
+    atomic_write(path, lambda file: file.write_bytes(encode_flo(flow_YX2)))
+
+
+def encode_flo(flow_YX2: Array) -> bytes:
+    """Returns flow [Y, X, 2], NaN where unknown, as a file of Middlebury's format."""
     height, width, _ = flow_YX2.shape
     content = np.nan_to_num(flow_YX2, nan=UNKNOWN).astype("<f4").tobytes()
-    atomic_write(path, lambda file: file.write_bytes(FLO_MAGIC + struct.pack("<ii", width, height) + content))
+    return FLO_MAGIC + struct.pack("<ii", width, height) + content
 
 
 def read_kitti(path: Path) -> Array:

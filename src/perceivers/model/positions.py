@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from perceivers.errors import PerceiversError
 from perceivers.model.arguments import check_range
 from perceivers.model.config import Configurable
+from perceivers.model.eager import is_eager
 from perceivers.model.linear import Linear, trunc_normal_parameter
 
 
@@ -145,7 +146,7 @@ def axis_features(
     """
     last = 1 if endpoint else 1 - 2 / size
     position_S1 = torch.linspace(-1, last, size, device=device, dtype=torch.float32)[:, None]
-    if index is not None and index.numel() < size:
+    if index is not None and is_eager() and index.numel() < size:
         return fourier_features(position_S1[index], (resolution,), bands)
     features = fourier_features(position_S1, (resolution,), bands)
     return features if index is None else features[index]

@@ -27,7 +27,8 @@ from perceivers.starcraft.tables import RACES, SCHEMA, Vocabulary, read_statisti
 from perceivers.values import read_json
 
 PARTS = ("training", "validation", "test")
-UNIT_COLUMNS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups")
+INDICES = ("ability", "last_ability", "target", "race", "enemy_race")  # -1 for none
+UNIT_COLUMNS = ("kind", "owner", "x", "y", "age", "unseen", "flags", "groups", "unselected", "uncommanded")
 
 
 @dataclass
@@ -83,17 +84,16 @@ def check_decisions(file: Path, vocabulary: Vocabulary) -> None:
         table = parquet.read_table(file, schema=SCHEMA)
         units = table["kind"].combine_chunks().value_lengths().to_numpy()
         lengths = {name: table[name].combine_chunks().value_lengths().to_numpy() for name in (*UNIT_COLUMNS, "scalars")}
-        flat = {
-            name: flatten(table[name])
-            for name in ("kind", "owner", "chosen", "ability", "target", "race", "enemy_race")
-        }
+        flat = {name: flatten(table[name]) for name in ("kind", "owner", "chosen", *INDICES)}
     except Exception as error:  # the library raises many kinds
         raise PerceiversError(f"{file} cannot be read as a table of decisions: {describe(error)}") from error
     expected = dict.fromkeys(UNIT_COLUMNS, units) | {"scalars": len(vocabulary.scalars)}
     chosen = np.repeat(units, table["chosen"].combine_chunks().value_lengths().to_numpy())
-    below = {"kind": len(vocabulary.kinds), "ability": len(vocabulary.abilities), "target": units, "chosen": chosen}
+    abilities = len(vocabulary.abilities)
+    below = {"kind": len(vocabulary.kinds), "target": units, "chosen": chosen}
+    below |= {"ability": abilities, "last_ability": abilities}
     for name, values in flat.items():
-        least = -1 if name in ("ability", "target", "race", "enemy_race") else 0
+        least = -1 if name in INDICES else 0
         if not ((values >= least) & (values < below.get(name, 4 if name == "owner" else len(RACES)))).all():
             raise PerceiversError(
                 f"{file} has an index in {name!r} that there is not: write it again by prepare-replays."
@@ -144,7 +144,8 @@ class Decisions(Samples):
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch: columns of units [B, M], padded with 0, and "real" [B, M], the mask of units.
 
-        Also "chosen" [B, M], a mask; "scalars"; "ability", "target", "race", "enemy_race" and "loop" [B], as in tables.
+        Also "chosen" [B, M], a mask; "scalars"; "camera" [B, 2], -1 if unknown; "ability", "last_ability", "target",
+        "race", "enemy_race", "loop" and "idle" [B], as in tables.
         """
         real = [torch.ones(len(row["kind"]), dtype=torch.bool) for row in samples]
         batch = {"real": pad_sequence(real, batch_first=True)}
@@ -155,7 +156,10 @@ class Decisions(Samples):
         for chosen_M, row in zip(batch["chosen"], samples, strict=True):
             chosen_M[torch.tensor(row["chosen"], dtype=torch.long)] = True
         batch["scalars"] = torch.from_numpy(np.stack([row["scalars"] for row in samples])).float()
-        for name in ("ability", "target", "race", "enemy_race", "loop"):
+        unknown = np.full(2, -1.0)
+        cameras = np.stack([row["camera"] if len(row["camera"]) else unknown for row in samples])
+        batch["camera"] = torch.from_numpy(cameras).float()
+        for name in (*INDICES, "loop", "idle"):
             batch[name] = torch.tensor([int(row[name]) for row in samples])
         return batch
 
@@ -177,4 +181,5 @@ class PolicyDecisions(Decisions):
 
     def translate(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns a batch with the policy's indices: -1 for the ability of a selection, 0 for an unknown ability."""
-        return dict(batch) | {"kind": self.kinds[batch["kind"]], "ability": self.abilities[batch["ability"] + 1]}
+        abilities = {name: self.abilities[batch[name] + 1] for name in ("ability", "last_ability")}
+        return dict(batch) | {"kind": self.kinds[batch["kind"]], **abilities}

@@ -24,11 +24,14 @@ from perceivers.model.saving import Model
 from perceivers.model.sizes import ModelConfig
 from perceivers.set_encoder import SetEncoder, SetEncoding
 from perceivers.starcraft.entity_transformer import EntityTransformer
-from perceivers.starcraft.features import ScalarFeatures, UnitFeatures
+from perceivers.starcraft.features import ScalarFeatures, UnitFeatures, encode_times
 from perceivers.starcraft.pointer import IndependentSelection, PointerNetwork
 
 Encoder = Literal["perceiver", "transformer"]
 Selection = Literal["pointer", "independent"]
+
+ABILITY_CHANNELS = 64
+"""Channels of the vector of an ability."""
 
 
 class EncodedObservation(NamedTuple):
@@ -61,23 +64,26 @@ class UnitPolicy(Model):
         depth: int = 3,
         heads: int = 2,
         selection: Selection = "pointer",
+        history: bool = False,
     ) -> None:
         super().__init__()
         for name, value, allowed in (("encoder", encoder, Encoder), ("selection", selection, Selection)):
             check_field(name, value, matches(value, allowed), describe_expected(value, allowed))
         self.kinds, self.abilities, self.scalars = list(kinds), list(abilities), list(scalars)
-        self.units, self.numbers = UnitFeatures(kinds), ScalarFeatures(len(scalars))
+        self.units, self.numbers = UnitFeatures(kinds, history=history), ScalarFeatures(len(scalars))
+        self.history = history
         channels = 256
         self.encoder: SetEncoder | EntityTransformer
         if encoder == "perceiver":
             self.encoder = SetEncoder(self.units.channels, channels, width, latents, latent_channels, depth, heads)
         else:
             self.encoder = EntityTransformer(self.units.channels, channels, width, depth, heads)
-        context = channels + self.numbers.channels
+        context = channels + self.numbers.channels + history * (ABILITY_CHANNELS + 1)
         self.selection = (PointerNetwork if selection == "pointer" else IndependentSelection)(channels, context)
         self.ability = nn.Sequential(Linear(context + channels, 256), nn.ReLU(), Linear(256, len(abilities) + 1))
-        self.ability_vector = trunc_normal_parameter(len(abilities) + 1, 64)
-        self.target_query = nn.Sequential(Linear(context + channels + 64, 256), nn.ReLU(), Linear(256, channels))
+        self.ability_vector = trunc_normal_parameter(len(abilities) + 1, ABILITY_CHANNELS)
+        known = context + channels + ABILITY_CHANNELS
+        self.target_query = nn.Sequential(Linear(known, 256), nn.ReLU(), Linear(256, channels))
         kernels.optimize(self)
 
     def index_names(self) -> dict[str, tuple[int, list[str]]]:
@@ -97,8 +103,13 @@ class UnitPolicy(Model):
     def forward(self, batch: Mapping[str, Tensor]) -> EncodedObservation:
         """Encodes units and statistics; `batch` is made by `perceivers.starcraft.data.PolicyDecisions`."""
         encoding = self.encoder(self.units(batch), batch["real"])
-        context_BC = self.numbers(batch["scalars"], batch["race"], batch["enemy_race"], batch["loop"])
-        return EncodedObservation(encoding, batch["real"], torch.cat([encoding.pooled_BE, context_BC], 1))
+        context = [encoding.pooled_BE]
+        context += [self.numbers(batch["scalars"], batch["race"], batch["enemy_race"], batch["loop"])]
+        if self.history:
+            last_B1 = batch["last_ability"][:, None]
+            context += [self.ability_vector[last_B1.clamp_min(0)[:, 0]] * (last_B1 >= 0)]
+            context += [encode_times(batch["idle"])]
+        return EncodedObservation(encoding, batch["real"], torch.cat(context, 1))
 
     def ability_logits(self, observation: EncodedObservation, chosen_BM: Tensor) -> Tensor:
         """Returns logits of the abilities for the selected units, the unknown ability first; [B, 1 + A]."""
@@ -135,6 +146,7 @@ class PolicyConfig(ModelConfig):
         depth: self-attention layers.
         heads: heads of all attentions.
         selection: "pointer", one unit after another, or "independent", each unit independently.
+        history: whether to read what the player did before: the last selections, commands and view.
     """
 
     kinds: tuple[str, ...] = ()
@@ -147,6 +159,7 @@ class PolicyConfig(ModelConfig):
     depth: Count = 3
     heads: Count = 2
     selection: Selection = "pointer"
+    history: bool = False
 
     def build(self) -> UnitPolicy:
         return UnitPolicy(**self.settings())

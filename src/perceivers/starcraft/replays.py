@@ -17,7 +17,8 @@ from perceivers.files import require_file
 LOOPS = 16  # of the game, per second
 MIN_LOOPS = 30 * LOOPS  # of the shortest game that is accepted
 SELF, ALLY, ENEMY, NEUTRAL = range(4)  # owners of units, from a player's view
-BUILDING, FINISHED, SELECTED = 1, 2, 4  # bits of a unit's flags in tables
+BUILDING, FINISHED, SELECTED, PREVIOUS = 1, 2, 4, 8  # bits of a unit's flags in tables
+NEVER = 60 * 60 * LOOPS  # loops since something that has not happened
 UPGRADES = "upgrades"  # the statistic that counts a player's finished upgrades
 UNKNOWN = "unknown"  # an ability unknown to sc2reader
 CURRENT_SELECTION = 10  # index of the selection itself, after the ten control groups
@@ -76,7 +77,10 @@ class Entity:
     is_building: bool
     is_finished: bool
     is_selected: bool  # before the decision
+    was_selected: bool  # in the selection before the current one
     groups: int  # its control groups, one bit each
+    unselected: int  # loops since it was last selected; 0 if it is, `NEVER` if it never was
+    uncommanded: int  # loops since it was last commanded, or `NEVER`
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,31 @@ class Decision:
     ability: str | None = None  # name of the command; None for a selection
     target: int | None = None  # index in `entities` of the unit that the command aims at
     point: tuple[float, float] | None = None  # location that the command aims at, in cells of the map
+    camera: tuple[float, float] | None = None  # center of the player's view, if known, in cells of the map
+    last_ability: str | None = None  # name of the player's last command
+    idle: int = NEVER  # loops since the player's last decision
+
+
+@dataclass
+class History:
+    """What a player has done so far; units are ids."""
+
+    previous: set[int] = field(default_factory=set)  # the selection before the current one
+    selected: dict[int, int] = field(default_factory=dict)  # loop until which a unit was last selected
+    commanded: dict[int, int] = field(default_factory=dict)  # loop in which a unit was last commanded
+    camera: tuple[float, float] | None = None
+    ability: str | None = None  # of the last command
+    loop: int | None = None  # of the last decision
+
+    def select(self, before: set[int], loop: int) -> None:
+        """Updates the history by a selection, which replaces the units `before`."""
+        self.previous, self.loop = before, loop
+        self.selected |= dict.fromkeys(before, loop)
+
+    def command(self, units: set[int], ability: str, loop: int) -> None:
+        """Updates the history by a command."""
+        self.ability, self.loop = ability, loop
+        self.commanded |= dict.fromkeys(units, loop)
 
 
 @dataclass
@@ -106,9 +135,11 @@ class Game:
     # By player: the unit ids of the control groups and, after them, of the current selection.
     selections: dict[int, list[list[int]]] = field(default_factory=dict)
     statistics: dict[int, dict[str, float]] = field(default_factory=dict)  # by player, see `SCALARS`
+    history: dict[int, History] = field(default_factory=dict)  # by player
 
     def __post_init__(self) -> None:
         for player in self.team:
+            self.history[player] = History()
             self.selections[player] = [[] for _ in range(CURRENT_SELECTION + 1)]
             self.statistics[player] = dict.fromkeys([*SCALARS, UPGRADES], 0.0)
 
@@ -177,22 +208,28 @@ def read_decisions(replay: Any) -> Iterator[Decision]:
     game = Game({each.pid: each.team.number for each in players}, {each.pid: each.play_race for each in players})
     for event in replay.events:
         kind = type(event).__name__
+        player = getattr(getattr(event, "player", None), "pid", -1)
+        if kind == "CameraEvent" and player in game.team and event.location is not None:
+            game.history[player].camera = (float(event.x), float(event.y))
         if kind not in COMMANDS and not kind.endswith(SELECTION_EVENTS):
             update_game(game, kind, event)
             continue
-        player = getattr(getattr(event, "player", None), "pid", -1)
         if player not in game.team:
             continue
         before = game.selected_units(player)
         if kind in COMMANDS:
             if before:
-                yield make_decision(game, player, event.frame, before, before, event)
+                decision = make_decision(game, player, event.frame, before, before, event)
+                yield decision
+                game.history[player].command(before, decision.ability or UNKNOWN, event.frame)
             update_game(game, kind, event)
         else:
             update_groups(game.selections[player], kind, event)
             chosen = game.selected_units(player)
             if chosen and chosen != before:
                 yield make_decision(game, player, event.frame, before, chosen)
+            if chosen != before:
+                game.history[player].select(before, event.frame)
 
 
 def make_decision(
@@ -200,12 +237,15 @@ def make_decision(
 ) -> Decision:
     """Returns a player's decision: the units that are selected by it, or those that `command` is for."""
     control_groups = game.selections[player][:CURRENT_SELECTION]
-    entities = []
+    history, entities = game.history[player], []
     for unit_id, unit in game.units.items():
         owner, age, unseen = game.relation(player, unit.owner), loop - unit.born, loop - unit.seen
-        flags = (unit.is_building, unit.is_finished, unit_id in before)
+        flags = (unit.is_building, unit.is_finished, unit_id in before, unit_id in history.previous)
         groups = sum(1 << number for number, group in enumerate(control_groups) if unit_id in group)
-        entities.append(Entity(unit.kind, owner, unit.x, unit.y, age, unseen, *flags, groups))
+        unselected = 0 if unit_id in before else min(NEVER, loop - history.selected.get(unit_id, -NEVER))
+        uncommanded = min(NEVER, loop - history.commanded.get(unit_id, -NEVER))
+        known = (unit.x, unit.y, age, unseen, *flags, groups, unselected, uncommanded)
+        entities.append(Entity(unit.kind, owner, *known))
     index = {unit_id: index for index, unit_id in enumerate(game.units)}
     race, statistics = game.race[player], dict(game.statistics[player])
     enemies = [race for other, race in game.race.items() if game.team[other] != game.team[player]]
@@ -214,7 +254,9 @@ def make_decision(
     target = index.get(getattr(command, "target_unit_id", None) or 0)
     location = getattr(command, "location", None)
     point = None if location is None else (float(location[0]), float(location[1]))
-    return Decision(player, race, enemies[0], loop, statistics, entities, units, ability, target, point)
+    idle = NEVER if history.loop is None else loop - history.loop
+    action = (ability, target, point, history.camera, history.ability, idle)
+    return Decision(player, race, enemies[0], loop, statistics, entities, units, *action)
 
 
 def update_game(game: Game, kind: str, event: Any) -> None:

@@ -22,6 +22,7 @@ from perceivers.starcraft.replays import (
     ENEMY,
     FINISHED,
     NEUTRAL,
+    PREVIOUS,
     SCALARS,
     SELECTED,
     SELF,
@@ -36,7 +37,7 @@ from perceivers.values import read_json
 MAX_UNITS = 512  # of a decision; the least important ones beyond are left out
 VOCABULARY, STATISTICS = "vocabulary.json", "statistics.json"
 RACES = ("Protoss", "Terran", "Zerg")
-UNIT_COLUMNS = ("owner", "x", "y", "age", "unseen", "groups")  # with fields of `Entity`
+UNIT_COLUMNS = ("owner", "x", "y", "age", "unseen", "groups", "unselected", "uncommanded")  # with fields of `Entity`
 SCHEMA = pyarrow.schema(
     {
         "player": pyarrow.int8(),
@@ -50,12 +51,17 @@ SCHEMA = pyarrow.schema(
         "y": pyarrow.list_(pyarrow.float32()),
         "age": pyarrow.list_(pyarrow.int32()),
         "unseen": pyarrow.list_(pyarrow.int32()),
-        "flags": pyarrow.list_(pyarrow.uint8()),  # BUILDING, FINISHED, SELECTED
+        "flags": pyarrow.list_(pyarrow.uint8()),  # BUILDING, FINISHED, SELECTED, PREVIOUS
         "groups": pyarrow.list_(pyarrow.int16()),
+        "unselected": pyarrow.list_(pyarrow.int32()),
+        "uncommanded": pyarrow.list_(pyarrow.int32()),
         "chosen": pyarrow.list_(pyarrow.int16()),  # indices of units
         "ability": pyarrow.int16(),  # index in the vocabulary; -1 for a selection
         "target": pyarrow.int16(),  # index of a unit; -1 for none
         "point": pyarrow.list_(pyarrow.float32()),  # x and y; empty for none
+        "camera": pyarrow.list_(pyarrow.float32()),  # likewise
+        "last_ability": pyarrow.int16(),  # index in the vocabulary; -1 for none
+        "idle": pyarrow.int32(),
     }
 )
 """A row is a decision; its lists have one item per unit."""
@@ -102,7 +108,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     vocabulary, statistics = read_vocabulary(out), read_statistics(out)
     for file in tqdm(files, "replays", disable=None if progress else True):
         name = "__".join(file.relative_to(source).with_suffix("").parts)
-        if name in statistics["replays"] and (out / f"{name}.parquet").is_file():
+        if name in statistics["replays"] and is_written(out / f"{name}.parquet"):
             continue
         try:
             table, statistics["replays"][name] = make_table(file, vocabulary, team_games)
@@ -116,6 +122,11 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     if not statistics["replays"]:
         raise PerceiversError(f"{source} has no usable replay: {next(iter(statistics['refused'].values()))}")
     return statistics
+
+
+def is_written(file: Path) -> bool:
+    """Returns whether there is a table with all columns: those of earlier versions are written again."""
+    return file.is_file() and parquet.read_schema(file).equals(SCHEMA)
 
 
 def make_table(file: Path, vocabulary: Vocabulary, team_games: bool = False) -> tuple[pyarrow.Table, dict[str, Any]]:
@@ -173,11 +184,17 @@ def to_row(decision: Decision, vocabulary: Vocabulary) -> dict[str, Any]:
         "scalars": [decision.scalars[name] for name in vocabulary.scalars],
         "kind": [vocabulary.index("kinds", entity.kind) for entity in entities],
         **{name: [getattr(entity, name) for entity in entities] for name in UNIT_COLUMNS},
-        "flags": [BUILDING * e.is_building + FINISHED * e.is_finished + SELECTED * e.is_selected for e in entities],
+        "flags": [
+            BUILDING * e.is_building + FINISHED * e.is_finished + SELECTED * e.is_selected + PREVIOUS * e.was_selected
+            for e in entities
+        ],
         "chosen": decision.chosen,
         "ability": -1 if decision.ability is None else vocabulary.index("abilities", decision.ability),
         "target": -1 if decision.target is None else decision.target,
         "point": [] if decision.point is None else list(decision.point),
+        "camera": [] if decision.camera is None else list(decision.camera),
+        "last_ability": -1 if decision.last_ability is None else vocabulary.index("abilities", decision.last_ability),
+        "idle": decision.idle,
     }
 
 

@@ -167,8 +167,13 @@ class TextPredictor(TextEncoder):
         top: TopClasses = 1,
     ) -> None:
         self.model, self.text, self.top = load_any(model, device, dtype), text or None, top
-        heads = task_heads(self.model)
+        task_heads(self.model)  # or an error
         self.encoding = text_encoding(self.model, tokenizer_of(model, text_input(self.model).vocabulary))
+        self.choose_task(task)
+
+    def choose_task(self, task: str | None) -> None:
+        """Sets the task that is predicted; raises a PerceiversError as `find_task` does."""
+        heads = task_heads(self.model)
         self.task = find_task(heads.tasks, task)
         self.name, self.outputs = heads.tasks[self.task], {"label": torch.tensor([self.task])}
         count = heads.classes[self.name]

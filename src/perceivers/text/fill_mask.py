@@ -1,15 +1,24 @@
-"""Fills in masked bytes of a text: `perceivers fill-mask`."""
+"""Fills in masked bytes of a text: `perceivers fill-mask`.
+
+Shape suffixes: B batch, M tokens, P masked ones, V vocabulary, K candidates
+"""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch.nn.utils.rnn import pad_sequence
 
 from perceivers.adapters.text import TextInput, TextOutput
 from perceivers.errors import PerceiversError
 from perceivers.inference import check_answers, find_adapter, get_device, load_for_inference
+from perceivers.model.adapter import InputArray
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.text.batches import pad_tokens
 from perceivers.text.tokenizers import BYTE_VOCABULARY, FIRST_BYTE, MASK, Bytes, Tokenizer
 
 MARK = re.compile(r"\[MASK(?:\*(\d+))?\]")
@@ -31,11 +40,71 @@ class Filled:
     candidates: list[dict[str, float]]
 
 
-@torch.no_grad()
+class MaskFiller:
+    """A language model of bytes that fills in masked bytes (section 4.1). Only these are decoded.
+
+    Args:
+        model, device, dtype: as in `load_for_inference`.
+
+    Raises:
+        PerceiversError: the model is of another kind.
+    """
+
+    def __init__(self, model: PerceiverIO | str | Path, device: str | None = None, dtype: str | None = None) -> None:
+        self.model = load_for_inference(model, device, dtype)
+        self.input, self.language = find_adapter(self.model.inputs, TextInput, "fill-mask")
+        self.output, _ = find_adapter(self.model.outputs, TextOutput, "fill-mask")
+        if (size := self.language.embedding.num_embeddings) != BYTE_VOCABULARY:
+            raise PerceiversError(
+                f"fill-mask needs a model of bytes, with {BYTE_VOCABULARY} tokens: this one has {size}."
+            )
+
+    def read(self, text: str) -> NDArray[np.int32]:
+        """Returns the tokens [M] of a text; raises a PerceiversError if it has no mask or is too long."""
+        if not MARK.search(text):
+            raise PerceiversError(
+                "the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine."
+            )
+        return np.array(mask_tokens(text, Bytes(), self.language.length, "bytes"), np.int32)
+
+    @torch.no_grad()
+    def fill(self, texts: Sequence[NDArray[np.int32]], top: int) -> list[Filled]:
+        """Fills in the masked bytes of the tokens of some texts.
+
+        Args:
+            texts: results of `read`; shorter ones are padded.
+            top: number of candidates to return for each byte.
+        """
+        if not 1 <= top <= BYTE_VOCABULARY - FIRST_BYTE:
+            raise PerceiversError(f"top = {top} is not allowed: it must be from 1 to 256.")
+        token_BM, mask_BM = pad_tokens(texts, Bytes().pad)
+        masked = [torch.from_numpy(token_M == MASK).nonzero()[:, 0] for token_M in texts]
+        index_BP = pad_sequence(masked, batch_first=True).to(device := get_device(self.model))
+        data = {self.input: InputArray(token_BM.to(device), mask_BM.to(device))}
+        logits_BPV = check_answers(self.model(data, {self.output: index_BP}))[self.output]
+        values_BPK, bytes_BPK = logits_BPV[..., FIRST_BYTE:].float().softmax(-1).topk(top)
+        rows = zip(texts, masked, values_BPK.tolist(), bytes_BPK.tolist(), strict=True)
+        return [fill_bytes(token_M, index_P.tolist(), values, best) for token_M, index_P, values, best in rows]
+
+
+def fill_bytes(
+    token_M: NDArray[np.int32], masked: list[int], values: list[list[float]], best: list[list[int]]
+) -> Filled:
+    """Returns tokens with the most probable bytes at the masked indices, and candidates with their probabilities."""
+    tokens = token_M.tolist()
+    for index, bytes_K in zip(masked, best, strict=False):  # further ones are padding
+        tokens[index] = FIRST_BYTE + bytes_K[0]
+    candidates = [
+        {show_byte(byte): value for byte, value in zip(bytes_K, values_K, strict=True)}
+        for _, bytes_K, values_K in zip(masked, best, values, strict=False)
+    ]
+    return Filled(Bytes().decode(tokens), masked, candidates)
+
+
 def fill_mask(
     model: PerceiverIO | str | Path, text: str, top: int = 5, device: str | None = None, dtype: str | None = None
 ) -> Filled:
-    """Fills in the masked bytes of a text (section 4.1). Only these are decoded, and nothing is padded.
+    """Fills in the masked bytes of a text, see `MaskFiller`. Nothing is padded.
 
     Args:
         model, device, dtype: as in `load_for_inference`; a language model of bytes.
@@ -46,28 +115,8 @@ def fill_mask(
     Raises:
         PerceiversError: the text has no mask or is too long, or the model is of another kind.
     """
-    model = load_for_inference(model, device, dtype)
-    name, language = find_adapter(model.inputs, TextInput, "fill-mask")
-    output, _ = find_adapter(model.outputs, TextOutput, "fill-mask")
-    if (size := language.embedding.num_embeddings) != BYTE_VOCABULARY:
-        raise PerceiversError(f"fill-mask needs a model of bytes, with {BYTE_VOCABULARY} tokens: this one has {size}.")
-    if not 1 <= top <= BYTE_VOCABULARY - FIRST_BYTE:
-        raise PerceiversError(f"top = {top} is not allowed: it must be from 1 to 256.")
-    if not MARK.search(text):
-        raise PerceiversError("the text has no mask: write [MASK] in place of a byte, or [MASK*9] in place of nine.")
-    tokens = mask_tokens(text, Bytes(), language.length, "bytes")
-    masked = [index for index, token in enumerate(tokens) if token == MASK]
-    token_BM = torch.tensor([tokens], device=get_device(model))
-    index_P = torch.tensor(masked, device=get_device(model))
-    logits_BPV = check_answers(model({name: token_BM}, {output: index_P}))[output]
-    values_PK, bytes_PK = logits_BPV[0, :, FIRST_BYTE:].float().softmax(-1).topk(top)
-    for index, best in zip(masked, bytes_PK[:, 0].tolist(), strict=True):
-        tokens[index] = FIRST_BYTE + best
-    candidates = [
-        {show_byte(byte): value for byte, value in zip(bytes_K, values_K, strict=True)}
-        for bytes_K, values_K in zip(bytes_PK.tolist(), values_PK.tolist(), strict=True)
-    ]
-    return Filled(Bytes().decode(tokens), masked, candidates)
+    filler = MaskFiller(model, device, dtype)
+    return filler.fill([filler.read(text)], top)[0]
 
 
 def mask_tokens(text: str, tokenizer: Tokenizer, length: int, unit: str = "tokens") -> list[int]:

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from lightning import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from perceivers.checkpoints.run import describe_run, verify_checkpoint
@@ -48,7 +50,8 @@ class Training(Checked):
 
     Attributes:
         batch_size: examples per update, over all devices and accumulated steps.
-        ema: decay of an exponential moving average of the weights, which is evaluated and saved; none by default.
+        ema: decay of an exponential moving average of the weights, which is evaluated and saved; none by default. It
+            is smaller in the first updates, see `average_weights`.
         compile: compile the model by `torch.compile` in the first step; the time it takes is printed.
         workers: data-loading processes per device.
         seed: seed of weights, order and augmentation.
@@ -271,7 +274,7 @@ def make_trainer(
     is_sharded = config.ema is not None and arguments.get("strategy") == sharding.NAME
     check_field("training.ema", config.ema, not is_sharded, "left out where trainer.strategy is 'fsdp'")
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
-        callbacks.insert(0, EMAWeightAveraging(decay=config.ema))
+        callbacks.insert(0, WeightAveraging(avg_fn=partial(average_weights, config.ema)))
     return build_trainer(
         arguments,
         callbacks,
@@ -281,3 +284,12 @@ def make_trainer(
         enable_model_summary=False,
         enable_progress_bar=on_terminal,
     )
+
+
+def average_weights(decay: float, average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
+    """Returns a moving average after one more update, of which there were `updates`.
+
+    The decay is at most (1 + updates) / (10 + updates), so that the first weights are soon forgotten.
+    """
+    decay = min(decay, (1 + int(updates)) / (10 + int(updates)))
+    return decay * average + (1 - decay) * weight

@@ -42,10 +42,10 @@ def use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
         and x.is_contiguous()
         and (weight_EC.is_contiguous() or weight_EC.mT.is_contiguous())
         and x.dim() > 1
+        and is_eager()  # before sizes are compared, which would fix them under torch.export
         and x.numel() * len(weight_EC) >= MIN_PRODUCTS
         and type(x) in (Tensor, nn.Parameter)
         and type(weight_EC) in (Tensor, nn.Parameter)
-        and is_eager()
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
         and onednn_is_preferred()

@@ -87,10 +87,13 @@ class Number(Column):
 
     def collate(self, values: Sequence[float]) -> Tensor:
         """Returns standardized numbers [B]."""
-        numbers = np.array(values, dtype=np.float64)
+        return self.standardize(torch.tensor(values, dtype=torch.float64))
+
+    def standardize(self, number_B: Tensor) -> Tensor:
+        """Returns numbers, of type float64, as the model reads them, of type float32."""
         if self.scale == "log":  # cells of other tables may be 0 or negative
-            numbers = np.log(np.maximum(numbers, math.exp(max(-700, self.mean - 20 * self.std))))
-        return torch.from_numpy(((numbers - self.mean) / self.std).astype(np.float32))
+            number_B = number_B.clamp_min(math.exp(max(-700, self.mean - 20 * self.std))).log()
+        return ((number_B - self.mean) / self.std).float()
 
     def input_adapter(self, channels: int) -> InputAdapter:
         return NumberInput(self.edges, channels)

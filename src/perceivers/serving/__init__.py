@@ -1,0 +1,1 @@
+"""A server of predictions with a JSON API and a page for a browser: `perceivers serve`."""
