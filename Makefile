@@ -1,4 +1,5 @@
 # make demo: install and train on handwritten digits.  make test: the tests, test-slow: those at full size, test-browser: pages in Chromium, fuzz: 3,000 damaged files, 20 kills of each experiment.  make check: lint, types, structure.
+# make docs: the site, into build/site; a warning is an error.
 # make bench: measurements beside other implementations, into docs/performance.md, 25 minutes on two cores; bench-quick: 3.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,7 +11,7 @@ BIN := .venv/bin
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
 # make tables TABLES=FOLDER: models of ten tables beside simple methods, into docs/tables.md; half an hour.
-.PHONY: demo test test-slow test-browser fuzz check bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft tables
+.PHONY: demo test test-slow test-browser fuzz check docs bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft tables
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -33,6 +34,9 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run.py
@@ -70,5 +74,5 @@ tables: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,text,starcraft,serve,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[train,vision,text,starcraft,serve,docs,dev]'
 	touch $@

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def code(path):
@@ -37,6 +37,21 @@ def test_a_set_encoder_tells_shapes_from_points():
     names = {}
     exec(code("docs/starcraft.md"), names)
     assert names["accuracy"] > 0.85
+
+
+def test_the_tour_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names = {}
+    exec(code("docs/index.md"), names)
+    whole = names["model"].eval()  # loaded from what was saved
+    torch.testing.assert_close(
+        whole(names["data"])["map"].flatten(1, 2)[:, [7, 42, 4000]],
+        whole.decode(whole.encode(names["data"]), {"map": torch.tensor([7, 42, 4000])})["map"],
+    )
+    right, down = names["motion"].mean((1, 2))
+    assert abs(right - 3) < 0.5
+    assert abs(down - 2) < 0.5
 
 
 def test_the_readme_code_runs(tmp_path, monkeypatch):

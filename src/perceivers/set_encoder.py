@@ -56,7 +56,8 @@ class SetEncoder(Model):
         channels: C.
         output_channels: E.
         width: D, also the channels of queries.
-        latents, latent_channels: number and channels of latents.
+        latents: number of latents.
+        latent_channels: channels of each latent.
         depth: self-attention layers.
         heads: heads of all attentions.
         widening_factor: width of the MLPs of the self-attention layers, in channels; 1 in the cross-attentions.

@@ -58,7 +58,9 @@ class ConvAudioInput(InputAdapter):
     preprocessing of images (section 6); the paper has none of audio. Pooling makes it independent of the phase.
 
     Args:
-        patch, positions, sample_rate: as in `AudioInput`.
+        patch: samples per patch.
+        positions: position encoding of the patches.
+        sample_rate: samples per second.
         filters: number of filters.
         kernel: samples per filter.
         stride: step of the convolution, in samples; it divides the patch.

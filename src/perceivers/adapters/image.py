@@ -142,7 +142,8 @@ class ImageInput(InputAdapter):
         size: height and width of the images in training, in pixels.
         features: turns images into a grid of feature vectors.
         positions: position encoding of that grid.
-        mean, std: of each color over the training images, with which images in [0, 1] are normalized.
+        mean: of each color over the training images; with it and `std`, images in [0, 1] are normalized.
+        std: standard deviation of each color.
         crop: fraction of the side of the resized image that evaluation keeps (224 of 256 pixels in the paper).
     """
 

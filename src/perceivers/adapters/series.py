@@ -28,7 +28,8 @@ class SeriesInput(InputAdapter):
         length: number of steps, a multiple of `patch`.
         patch: steps in a patch.
         bands: number of frequencies of the Fourier positions.
-        mean, std: by which the steps were standardized, for an output that is standardized by others.
+        mean: by which the steps were standardized, for an output that is standardized by others.
+        std: the same of the standard deviation.
     """
 
     def __init__(self, length: int, patch: int, bands: int = 8, mean: float = 0.0, std: float = 1.0) -> None:
@@ -73,7 +74,8 @@ class SeriesOutput(OutputAdapter):
         length: number of steps, a multiple of `patch`.
         patch: steps in a patch.
         channels: Q of the queries.
-        mean, std: by which the steps to predict are standardized.
+        mean: by which the steps to predict are standardized.
+        std: the same of the standard deviation.
     """
 
     def __init__(self, input: str, length: int, patch: int, channels: int, mean: float = 0.0, std: float = 1.0) -> None:
