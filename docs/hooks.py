@@ -1,11 +1,52 @@
-"""Hooks of MkDocs: links that leave docs/ lead to the repository."""
+"""Hooks of MkDocs: notebooks become pages, and links that leave docs/ lead to the repository."""
 
+import base64
+import json
 import posixpath
 import re
+from pathlib import Path
 from typing import Any
+
+from mkdocs.structure.files import File, Files
 
 LINK = re.compile(r"\]\((?![a-z]+:|#|/)([^)\s#]+)")
 """The target of a relative Markdown link, without its anchor."""
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Replaces each notebook by a page of its text, code and outputs."""
+    for file in list(files):
+        if file.src_uri.endswith(".ipynb"):
+            name = file.src_uri.removesuffix(".ipynb")
+            text, pictures = render_notebook(Path(file.abs_src_path or ""))
+            files.remove(file)
+            files.append(File.generated(config, f"{name}.md", content=text))
+            for picture, content in pictures.items():
+                uri = posixpath.join(posixpath.dirname(name), picture)
+                files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def render_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Returns a notebook as Markdown, and its pictures by name; cells that only assert are left out."""
+    parts, pictures = [], dict[str, bytes]()
+    for cell in json.loads(path.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source.replace(".ipynb)", ".md)"))
+            continue
+        if not all(line.startswith("assert ") for line in source.splitlines()):
+            parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            if output["output_type"] == "stream" and output["name"] == "stdout":
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif "image/png" in output.get("data", {}):
+                name = f"{path.stem}_{len(pictures)}.png"
+                pictures[name] = base64.b64decode("".join(output["data"]["image/png"]))
+                parts.append(f"![Drawn by the code above]({name})")
+            elif "text/plain" in output.get("data", {}):
+                parts.append(f"```text\n{''.join(output['data']['text/plain'])}\n```")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
