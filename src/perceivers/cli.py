@@ -13,6 +13,7 @@ from typing import NoReturn
 from perceivers import extras, plugins
 from perceivers.command import Command, Parser, run
 from perceivers.errors import PerceiversError, did_you_mean, printable, shorten
+from perceivers.progress import show_progress
 
 EXAMPLES = """\
 examples:
@@ -44,8 +45,9 @@ examples:
   perceivers export runs/demo/model digits.onnx --to onnx
   source <(perceivers completion bash)                completes commands, options and configs; also zsh, fish
 
-Every command takes --help, and --trust PACKAGE (repeatable), which allows saved models to use classes of your own
-package, installed or in the current folder.
+Every command takes --help; --quiet, which hides how far it has come; and --trust PACKAGE (repeatable), which allows
+saved models to use classes of your own package, installed or in the current folder. With --json, a command prints its
+answer as JSON.
 """
 
 SYSTEM_ERRORS = (
@@ -63,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments = [expand_home(argument) for argument in (sys.argv[1:] if argv is None else argv)]
             if any("\0" in argument for argument in arguments):
                 raise PerceiversError("an argument has a zero byte: leave it out.")
-            name, rest = read_command(arguments)
-            run(find_command(name), rest, f"perceivers {name}")
+            name, rest, is_quiet = read_command(arguments)
+            with show_progress(loops=not is_quiet, runs=not is_quiet):
+                run(find_command(name), rest, f"perceivers {name}")
         finally:
             sys.stdout.flush()
     except (PerceiversError, ModuleNotFoundError) as error:
@@ -112,10 +115,14 @@ def expand_home(argument: str) -> str:
     return f"{option}{equals}{os.path.expanduser(value)}" if value.startswith("~/") else argument
 
 
-def read_command(argv: list[str]) -> tuple[str, list[str]]:
-    """Returns the name of the command and its arguments; handles `--trust`, `--help` and `--version`."""
+def read_command(argv: list[str]) -> tuple[str, list[str], bool]:
+    """Returns the name of the command, its arguments, and whether its progress is hidden.
+
+    Handles `--trust`, `--quiet`, `--help` and `--version`.
+    """
     parser = Parser("perceivers", add_help=False, allow_abbrev=False)
     parser.add_argument("--trust", action="append", default=[], metavar="PACKAGE")
+    parser.add_argument("--quiet", action="store_true")
     found, argv = parser.parse_known_args(argv)
     for package in found.trust:
         plugins.trust(package)
@@ -125,7 +132,7 @@ def read_command(argv: list[str]) -> tuple[str, list[str]]:
     if argv[0] == "--version":
         print(version("perceivers"))
         sys.exit(0)
-    return argv[0], argv[1:]
+    return argv[0], argv[1:], found.quiet
 
 
 def find_command(name: str) -> Command:

@@ -14,7 +14,8 @@ import inspect
 import json as json_module
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -169,6 +170,21 @@ def print_json(value: Any) -> None:
         raise PerceiversError(
             "the results have NaN or infinite values, which JSON cannot hold: check the model."
         ) from error
+
+
+def print_answer(answer: Mapping[str, Any], text: str, json: bool) -> None:
+    """Prints an answer as JSON, or else its text."""
+    if json:
+        print_json(answer)
+    else:
+        print(text)
+
+
+@contextmanager
+def print_aside(json: bool) -> Iterator[None]:
+    """Sends what is printed within to standard error if the answer is JSON, so that the output holds nothing else."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        yield
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:

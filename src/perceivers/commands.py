@@ -23,12 +23,13 @@ def models(
 ) -> None:
     """Lists the models by name, with their size and FLOPs beside the paper's figures."""
     from perceivers.presets import create_model, find_preset, list_models, measure_cost
+    from perceivers.progress import track
 
     if name is not None:
         print_parts(name, json)
         return
     found: list[dict[str, Any]] = []
-    for name in list_models():
+    for name in track(list_models(), "models"):
         preset = find_preset(name)
         cost = measure_cost(partial(create_model, name), preset.inputs, preset.outputs)
         found.append(

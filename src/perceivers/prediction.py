@@ -17,6 +17,7 @@ from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
 from perceivers.inference import check_answers, sort_classes
+from perceivers.progress import track
 
 SCORE = "score"
 """The name of the answer of a model that predicts a number."""
@@ -153,7 +154,7 @@ def classify(predictor: Predictor, inputs: Inputs, batch_size: int = 16) -> list
     """Returns all probabilities, most probable first, for each row, or why it has none."""
     answers: dict[int, dict[str, float] | PerceiversError] = {}
     device = next(predictor.model.parameters()).device
-    for batch in RowSamples(inputs, range(len(inputs.names))).loader(batch_size):
+    for batch in track(RowSamples(inputs, range(len(inputs.names))).loader(batch_size), "batches"):
         answers |= {row: PerceiversError(reason) for row, reason in batch["errors"].items()}
         if batch["rows"]:
             outputs, _ = predictor.compute(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch["batch"]))

@@ -69,7 +69,7 @@ def autoencode(
     """Encodes a clip with its sound to a few hundred latents and decodes it again."""
     from perceivers.clips.reconstruct import autoencode
 
-    result = autoencode(model, clip, out, start, device, dtype, progress=True)
+    result = autoencode(model, clip, out, start, device, dtype)
     classes = dict(list(result.classes.items())[:top])
     metrics = {name: getattr(result, name) for name in ("video_psnr", "audio_psnr", "audio_snr")}
     if json:

@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
@@ -33,6 +32,7 @@ from perceivers.inference import (
 )
 from perceivers.model.adapter import InputArray
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,6 @@ def autoencode(
     start: float = 0.0,
     device: str | None = None,
     dtype: str | None = None,
-    progress: bool = False,
 ) -> Autoencoded:
     """Encodes a clip once, with the label hidden, and decodes all of it from the latents (section 4.3).
 
@@ -86,7 +85,6 @@ def autoencode(
         out: a video to write: the clip on the left, the decoded one on the right, with the decoded sound; for a model
             of sound alone, the decoded sound as .wav.
         start: seconds into the file.
-        progress: show a bar.
 
     Raises:
         PerceiversError: the file cannot be read or is too short, `out` cannot be written, or the model is no
@@ -100,7 +98,7 @@ def autoencode(
     if is_autoencoder(model) and "video" not in model.outputs:
         if out is not None:
             check_sound_path(out)
-        return autoencode_sound(model, clip, out, start, progress)
+        return autoencode_sound(model, clip, out, start)
     if is_sound and "video" in model.outputs:
         raise PerceiversError(f"{out} is for sound, but the model decodes video: name a file such as out.mp4.")
     video_in, _ = find_adapter(model.inputs, VideoInput, "autoencode")
@@ -127,7 +125,7 @@ def autoencode(
     pixels_of_frames = torch.arange(frames * height * width, device=device_).split(height * width)
     decoded = [
         check_answers(model.decode(encoded, {video_out: indices}))[video_out][0].float().cpu()
-        for indices in tqdm(pixels_of_frames, "frames", disable=None if progress else True)
+        for indices in track(pixels_of_frames, "frames")
     ]
     video = torch.stack(decoded).unflatten(1, (height, width)).movedim(-1, 1).clamp(0, 1)
     audio = None if audio_out is None else predicted[audio_out][0].float().cpu().clamp(-1, 1)
@@ -141,9 +139,7 @@ def autoencode(
     return Autoencoded(video, audio, classes, video_psnr, float(psnr(audio, sound)), float(snr(audio, sound)))
 
 
-def autoencode_sound(
-    model: PerceiverIO, clip: str | Path, out: str | Path | None, start: float, progress: bool
-) -> Autoencoded:
+def autoencode_sound(model: PerceiverIO, clip: str | Path, out: str | Path | None, start: float) -> Autoencoded:
     """Reconstructs the sound of a file from a time on, window after window; arguments as in `autoencode`."""
     if not 0 <= start < math.inf:
         raise PerceiversError(f"start = {start} is not allowed for {clip}: it must be 0 or more seconds.")
@@ -165,9 +161,7 @@ def autoencode_sound(
     hidden = {name: torch.ones(1, 1, dtype=torch.bool, device=device) for name in model.inputs if name == "label"}
     labels = {name: torch.zeros(1, dtype=torch.long, device=device) for name in hidden}
     decoded: list[Tensor] = []
-    for sound_1S, mask_1S in tqdm(
-        list(zip(sound_BS.split(1), mask_BS.split(1), strict=True)), "windows", disable=None if progress else True
-    ):
+    for sound_1S, mask_1S in track(list(zip(sound_BS.split(1), mask_BS.split(1), strict=True)), "windows"):
         encoded = model.encode({"audio": InputArray(sound_1S.to(device), mask_1S.to(device)), **labels}, hidden)
         decoded.append(check_answers(model.decode(encoded, {"audio": None}))["audio"][0].float().cpu())
     audio_S = torch.cat(decoded)[: len(original_S)].clamp(-1, 1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from perceivers.checks import Count
-from perceivers.command import Device, Json, Metavar, ModelArgument, Precision, print_json, print_table
+from perceivers.command import Device, Json, Metavar, ModelArgument, Precision, print_answer, print_json, print_table
 from perceivers.data.splits import SplitOption
 from perceivers.errors import PerceiversError
 
@@ -31,6 +31,7 @@ def flow(
     batch_size: Annotated[int, "tiles computed at a time"] = 1,
     device: Device = None,
     dtype: Precision = None,
+    json: Json = False,
 ) -> None:
     """Estimates the optical flow of two frames, or of a video."""
     from perceivers.flow.estimate import draw_video_flow, estimate_flow
@@ -45,8 +46,8 @@ def flow(
     if len(frames) == 1:
         if picture is not None:
             raise PerceiversError("--picture is for two frames: the flow of a video is drawn to --out.")
-        pairs = draw_video_flow(model, frames[0], out, overlap, batch_size, max_flow, device, dtype, progress=True)
-        print(f"{out}: the flow of {pairs} pairs of frames, in colors.")
+        pairs = draw_video_flow(model, frames[0], out, overlap, batch_size, max_flow, device, dtype)
+        print_answer({"out": out, "pairs": pairs}, f"{out}: the flow of {pairs} pairs of frames, in colors.", json)
         return
     if len(frames) != 2:
         raise PerceiversError(f"flow needs two frames or one video, but {len(frames)} files were given.")
@@ -55,13 +56,16 @@ def flow(
         check_picture_path(picture)
     check_max_flow(max_flow)
     first, second = frames
-    flow_2YX = estimate_flow(model, first, second, None, overlap, batch_size, device, dtype, progress=True)
+    flow_2YX = estimate_flow(model, first, second, None, overlap, batch_size, device, dtype)
     write_flow(out, flow_2YX)
     if picture is not None:
         write_picture(picture, flow_2YX, max_flow=max_flow)
-    size, lengths = f"{flow_2YX.shape[2]} x {flow_2YX.shape[1]} pixels", flow_2YX.norm(dim=0)
-    found = f"{lengths.mean():.2f} pixels long on average, {lengths.max():.2f} at most"
-    print(f"{' and '.join(outputs)}: flow of {size}, {found}.")
+    _, height, width = flow_2YX.shape
+    lengths = flow_2YX.norm(dim=0)
+    mean, longest = float(lengths.mean()), float(lengths.max())
+    found = f"flow of {width} x {height} pixels, {mean:.2f} pixels long on average, {longest:.2f} at most"
+    answer = {"out": out, "picture": picture, "size": [height, width], "mean_length": mean, "max_length": longest}
+    print_answer(answer, f"{' and '.join(outputs)}: {found}.", json)
 
 
 def split_model(files: list[str]) -> tuple[str | Path, list[str]]:
@@ -88,6 +92,7 @@ def make_flow_data(
     fog: Annotated[float, "fraction of pairs with fog (0)"] = 0.0,
     lighting: Annotated[float, "fraction of pairs whose second frame is lit differently (0)"] = 0.0,
     seed: Annotated[int, "of textures, shapes and pairs (0)"] = 0,
+    json: Json = False,
 ) -> None:
     """Generates pairs of frames with exact flow, as files."""
     from perceivers.flow.generator import write_scenes
@@ -97,7 +102,8 @@ def make_flow_data(
         size, textures, motion=motion, motion_exponent=motion_exponent, blur=blur, fog=fog, lighting=lighting, seed=seed
     )
     write_scenes(scenes, out, pairs)
-    print(f"{out}: {pairs} pairs of {size[1]} x {size[0]} pixels with their flow.")
+    text = f"{out}: {pairs} pairs of {size[1]} x {size[0]} pixels with their flow."
+    print_answer({"out": out, "pairs": pairs, "size": size}, text, json)
 
 
 def evaluate(
@@ -124,7 +130,7 @@ def evaluate(
     loaded = load_for_inference(model, device, dtype)
     results: dict[str, dict[str, Any]] = {}
     for pairs, part in open_evaluation_pairs(data, split):
-        scores = evaluate(loaded, pairs, overlap, batch_size, picture, progress=True)
+        scores = evaluate(loaded, pairs, overlap, batch_size, picture)
         results[pairs.layout] = {name: asdict(score) for name, score in scores.items()} | part.fields()
         if not json:
             print_scores(f"{pairs.layout}, {part}", scores)

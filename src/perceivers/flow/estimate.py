@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from perceivers.adapters.image import scale_colors
 from perceivers.data.image_files import read_frame
@@ -26,6 +25,7 @@ from perceivers.flow.adapter import FlowOutput, FramePairInput
 from perceivers.flow.pictures import check_max_flow, draw_flow
 from perceivers.inference import check_answers, check_folder, find_adapter, get_device, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
+from perceivers.progress import Progress, track
 
 OVERLAP = 20  # minimum overlap of neighboring tiles in pixels, as released
 BUNDLED_MODEL = Path(__file__).parent / "mini"  # a small model, trained with configs/flow/mini.yaml
@@ -42,7 +42,6 @@ def estimate_flow(
     batch_size: int = 1,
     device: str | None = None,
     dtype: str | None = None,
-    progress: bool = False,
 ) -> Tensor:
     """Estimates the motion of each pixel's content from one frame to the next.
 
@@ -53,7 +52,6 @@ def estimate_flow(
             tiles without points are skipped. Not for models that upsample.
         overlap: minimum overlap of neighboring tiles in pixels.
         batch_size: tiles computed at a time.
-        progress: show a bar.
 
     Returns:
         float32 [2, Y, X] on the CPU: pixels to the right, and down; for points, [P, 2].
@@ -72,7 +70,7 @@ def estimate_flow(
     warn_if_padded(model, pair)
     if points is not None:
         return estimate_at_points(model, pair, torch.as_tensor(points), overlap)
-    return estimate_tiled(model, pair, overlap, batch_size, progress)
+    return estimate_tiled(model, pair, overlap, batch_size)
 
 
 def to_floats(frame: Tensor | str | Path) -> Tensor:
@@ -93,7 +91,7 @@ def warn_if_padded(model: PerceiverIO, frames: Tensor) -> None:
 
 
 @torch.no_grad()
-def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int, progress: bool) -> Tensor:
+def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: int) -> Tensor:
     """Estimates the flow [2, Y, X] between two frames [2, 3, Y, X] in [0, 1] in tiles; see `estimate_flow`."""
     if batch_size < 1:
         raise PerceiversError(f"batch_size = {batch_size} is not allowed: it must be at least 1.")
@@ -104,7 +102,7 @@ def estimate_tiled(model: PerceiverIO, pair: Tensor, overlap: int, batch_size: i
     weight_YX = make_tile_weights(*adapter.size)
     total_2YX, weights_YX = torch.zeros(2, *pair.shape[-2:]), torch.zeros(pair.shape[-2:])
     groups = [tiles[start : start + batch_size] for start in range(0, len(tiles), batch_size)]
-    for group in tqdm(groups, "tiles", disable=None if progress and len(groups) > 1 else True):
+    for group in track(groups, "tiles"):
         frames = torch.stack([pair[..., y, x] for y, x in group]).to(get_device(model))
         flow_T2YX = check_answers(model({name: frames}))[output].float().cpu()
         for (y, x), flow_2YX in zip(group, flow_T2YX, strict=True):
@@ -179,12 +177,11 @@ def draw_video_flow(
     max_flow: float | None = None,
     device: str | None = None,
     dtype: str | None = None,
-    progress: bool = False,
 ) -> int:
     """Draws the flow of a video, from every frame to the next, as a video in colors.
 
     Args:
-        model, overlap, batch_size, device, dtype, progress: as in `estimate_flow`.
+        model, overlap, batch_size, device, dtype: as in `estimate_flow`.
         video, out: the video to read, any that PyAV reads, and the one to write.
         max_flow: length in pixels that has full color, by default the longest of the first pair.
 
@@ -204,14 +201,14 @@ def draw_video_flow(
     def draw_pictures() -> Iterator[Tensor]:
         nonlocal max_flow, pairs
         count = None if source.count is None else source.count - 1
-        with tqdm(total=count, desc="frames", disable=None if progress else True) as bar:
+        with Progress("frames", count) as progress:
             for pairs, pair in enumerate(pairwise(map(to_floats, source.frames)), 1):
                 if pairs == 1:
                     warn_if_padded(model, pair[0])
-                flow_2YX = estimate_tiled(model, torch.stack(pair), overlap, batch_size, progress=False)
+                flow_2YX = estimate_tiled(model, torch.stack(pair), overlap, batch_size)
                 max_flow = float(flow_2YX.norm(dim=0).max()) if max_flow is None else max_flow
                 yield draw_flow(flow_2YX, max_flow)
-                bar.update()
+                progress.update()
         if not pairs:
             raise PerceiversError(f"{video} has fewer than two frames: flow needs two.")
 

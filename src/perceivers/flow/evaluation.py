@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from tqdm import tqdm
 
 from perceivers.errors import PerceiversError
 from perceivers.flow.datasets import FlowPair, FlowPairs
@@ -26,6 +25,7 @@ from perceivers.flow.metrics import FlowErrors, end_point_error
 from perceivers.flow.pictures import MARGIN, draw_flow, draw_legend, resolve_max_flow, to_image
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.saving import atomic_write
+from perceivers.progress import track
 
 Method = Callable[[Tensor], Tensor]
 """Estimates the flow, float32 [2, Y, X], of two frames, bytes [2, 3, Y, X]."""
@@ -97,12 +97,11 @@ def evaluate(
     overlap: int = OVERLAP,
     batch_size: int = 1,
     pictures: str | Path | None = None,
-    progress: bool = False,
 ) -> dict[str, FlowScore]:
     """Measures the errors of a model, and of the classical methods, on the same pairs.
 
     Args:
-        model, overlap, batch_size, progress: as in `estimate_flow`.
+        model, overlap, batch_size: as in `estimate_flow`.
         pairs: frames and their flow.
         pictures: a folder for the picture of each pair by `draw_comparison`, in a subfolder with the layout's name;
             existing pictures of these names are replaced.
@@ -117,14 +116,14 @@ def evaluate(
     sizes: set[torch.Size] = set()
 
     def run_model(frames: Tensor) -> Tensor:
-        return estimate_tiled(model, frames / 255, overlap, batch_size, progress=False)
+        return estimate_tiled(model, frames / 255, overlap, batch_size)
 
     methods: dict[str, Method] = {MODEL: run_model, **CLASSICAL}
     average: Literal["pixels", "pairs"] = "pairs" if pairs.layout.startswith(("kitti", "middlebury")) else "pixels"
     total = {name: FlowErrors(average) for name in methods}
     by_sequence = {name: defaultdict[str, FlowErrors](lambda: FlowErrors(average)) for name in methods}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for index in tqdm(range(len(pairs)), pairs.layout, disable=None if progress else True):
+    for index in track(range(len(pairs)), f"pairs of {pairs.layout}"):
         pair = pairs[index]
         if pair.frames.shape not in sizes:
             warn_if_padded(model, pair.frames)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from perceivers.errors import PerceiversError
 from perceivers.flow.datasets import FlowPair, write_pair
@@ -26,6 +25,7 @@ from perceivers.flow.layouts import CHAIRS_SPLITS
 from perceivers.flow.scenes import Layers, SceneConfig, SceneRandom, draw_layers
 from perceivers.flow.textures import make_shapes, make_textures
 from perceivers.model.saving import atomic_write
+from perceivers.progress import track
 
 TEXTURES, SHAPES = 384, 512
 """Numbers of textures and shapes; every layer shows another part of one, rotated, scaled and recolored."""
@@ -161,7 +161,7 @@ def write_scenes(scenes: SceneConfig, folder: str | Path, count: int) -> None:
         raise PerceiversError(f"{folder} has pairs of other scenes, see {config_file}: choose a new folder.")
     generator = FlowGenerator(scenes)
     atomic_write(config_file, lambda file: file.write_text(config))
-    for number in tqdm(range(1, count + 1), "pairs", disable=None):
+    for number in track(range(1, count + 1), "pairs"):
         if not (folder / f"{number:05d}_flow.flo").exists():  # the last of its files to be written
             pair = generator.generate([(scenes.seed * 2**20 + number) % 2**32])
             frames = (255 * pair.frames[0]).round().byte()

@@ -17,11 +17,11 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from tqdm import tqdm
 
 from perceivers.data.image_files import SUFFIXES, read_frame
 from perceivers.errors import PerceiversError
 from perceivers.files import find_files
+from perceivers.progress import track
 
 TEXTURE_SIZE = 320  # side of a texture in pixels
 SHAPE_SIZE = 128  # side of a shape's map of distances
@@ -61,7 +61,7 @@ def read_images(folder: Path, max_count: int, random: Generator) -> list[Tensor]
         raise PerceiversError(f"there is no folder of textures {folder}: give one with images.")
     paths = find_files(folder, SUFFIXES, report=True)
     images: list[Tensor] = []
-    for index in tqdm(random.permutation(len(paths)), "textures", disable=None):
+    for index in track(random.permutation(len(paths)), "textures"):
         if len(images) == max_count:
             break
         try:

@@ -184,7 +184,7 @@ class FlowEstimator(Learner):
         if frames.shape[-2:] == self.size:
             return self.model({"frames": frames})["flow"].float()
         frames = frames / 255 if frames.dtype == torch.uint8 else frames
-        flows = [estimate_tiled(self.model, pair, OVERLAP, 1, progress=False) for pair in frames.cpu()]
+        flows = [estimate_tiled(self.model, pair, OVERLAP, 1) for pair in frames.cpu()]
         return torch.stack(flows).to(frames.device)
 
     def on_validation_epoch_end(self) -> None:

@@ -12,6 +12,7 @@ from perceivers.command import (
     ModelArgument,
     Precision,
     print_answers,
+    print_aside,
     print_json,
 )
 from perceivers.data.splits import HeldOut, SplitOption
@@ -23,12 +24,16 @@ def demo(
     *,
     output: Annotated[Path, "folder to write", Metavar("FOLDER")] = Path("runs/demo"),
     epochs: Annotated[Count | None, "passes over the training digits (100)"] = None,
+    json: Json = False,
 ) -> None:
     """Trains a small Perceiver IO on handwritten digits, and shows its predictions and attention."""
     require_extra("demo")
     from perceivers.images.demo import demo
 
-    demo(output, epochs)
+    with print_aside(json):
+        metrics = demo(output, epochs)
+    if json:
+        print_json({"output": str(output)} | metrics)
 
 
 def classify_image(

@@ -1,13 +1,13 @@
 """The command `convert`."""
 
 import ast
-import json
+import json as json_module
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from perceivers import plugins
-from perceivers.command import Choices, Metavar
+from perceivers.command import Choices, Json, Metavar, print_answer
 from perceivers.errors import PerceiversError
 from perceivers.values import check_values
 
@@ -23,6 +23,7 @@ def convert(
     *,
     to: Annotated[str, "format to write: perceivers, transformers, or another installed format", Choices(list_formats)],
     set: Annotated[list[str], "settings missing in the source, such as heads=8", Metavar("NAME=VALUE")] = [],  # noqa: B006  # never changed
+    json: Json = False,
 ) -> None:
     """Writes a model in another format."""
     import perceivers
@@ -37,7 +38,7 @@ def convert(
         model.save(target)
     else:
         other.write(model, target)
-    print(f"{target} holds the model in the format of {to}.")
+    print_answer({"target": str(target), "format": to}, f"{target} holds the model in the format of {to}.", json)
 
 
 def read_setting(setting: str) -> tuple[str, Any]:
@@ -47,7 +48,7 @@ def read_setting(setting: str) -> tuple[str, Any]:
         raise PerceiversError(f"--set {setting} is not allowed: write NAME=VALUE, such as --set heads=8.")
     if name in ("source", "custom_classes", "device", "dtype"):  # other arguments of `load`
         raise PerceiversError(f"--set {setting} is not allowed: {name} is not a setting of a model.")
-    for read in (json.loads, ast.literal_eval):
+    for read in (json_module.loads, ast.literal_eval):
         with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             value = read(text)
             check_values(value, f"--set {setting}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from perceivers.checks import Count
-from perceivers.command import Device, Json, Metavar, ModelArgument, print_json, print_table
+from perceivers.command import Device, Json, Metavar, ModelArgument, print_answer, print_json, print_table
 from perceivers.data.splits import Part, SplitOption, choose_splits
 
 
@@ -13,21 +13,23 @@ def prepare_replays(
     out: Annotated[Path, "folder to write; replays that it already holds are kept", Metavar("OUT")],
     *,
     team_games: Annotated[bool, "also accept games of more than two players"] = False,
+    json: Json = False,
 ) -> None:
     """Writes the decisions in StarCraft II replays as tables."""
     from perceivers.starcraft.tables import MAX_UNITS, write_replays
 
-    statistics = write_replays(source, out, team_games, progress=True)
-    for reason in statistics["refused"].values():
-        print(f"Refused: {reason}")
+    statistics = write_replays(source, out, team_games)
+    refused = list(statistics["refused"].values())
     replays = statistics["replays"].values()
     keys = ("decisions", "selections", "cut", "unknown_abilities")
     total = {key: sum(replay[key] for replay in replays) for key in keys}
-    print(
+    found = (
         f"{out}: {total['decisions']:,} decisions of {len(replays)} replays, {total['selections']:,} of them "
         f"selections. {total['cut']:,} had more than {MAX_UNITS} units and were truncated; "
         f"{total['unknown_abilities']:,} have abilities unknown to sc2reader."
     )
+    answer = {"out": str(out), "replays": len(replays), **total, "refused": refused}
+    print_answer(answer, "\n".join([*(f"Refused: {reason}" for reason in refused), found]), json)
 
 
 def evaluate(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pyarrow
 from pyarrow import parquet
-from tqdm import tqdm
 
 from perceivers.checks import matches
 from perceivers.data.tables import describe
 from perceivers.errors import PerceiversError
 from perceivers.files import find_files
 from perceivers.model.saving import atomic_write
+from perceivers.progress import track
 from perceivers.starcraft.replays import (
     ALLY,
     BUILDING,
@@ -87,14 +87,13 @@ class Vocabulary:
         return indices[name]
 
 
-def write_replays(source: Path, out: Path, team_games: bool = False, progress: bool = False) -> dict[str, Any]:
+def write_replays(source: Path, out: Path, team_games: bool = False) -> dict[str, Any]:
     """Writes the decisions of all replays in a folder, except those written before.
 
     Args:
         source: a folder with .SC2Replay files, also in subfolders.
         out: the folder to write: a table per replay, `vocabulary.json` and `statistics.json`.
         team_games: also accept games of more than two players.
-        progress: show a progress bar.
 
     Returns:
         The contents of `statistics.json`: figures of each replay, and why others were refused.
@@ -106,7 +105,7 @@ def write_replays(source: Path, out: Path, team_games: bool = False, progress: b
     if not files:
         raise PerceiversError(f"{source} has no replays: it must contain files that end in .SC2Replay.")
     vocabulary, statistics = read_vocabulary(out), read_statistics(out)
-    for file in tqdm(files, "replays", disable=None if progress else True):
+    for file in track(files, "replays"):
         name = "__".join(file.relative_to(source).with_suffix("").parts)
         if name in statistics["replays"] and is_written(out / f"{name}.parquet"):
             continue

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 from perceivers.checks import Count
-from perceivers.command import Device, Json, Metavar, ModelArgument, Precision, print_json
+from perceivers.command import Device, Json, Metavar, ModelArgument, Precision, print_answer, print_json
 from perceivers.data.splits import SplitOption
 
 
@@ -43,10 +43,13 @@ def explain(
         list[str], "columns by whose values errors are shown; by default all categories and numbers", Metavar("COLUMN")
     ] = [],  # noqa: B006
     device: Device = None,
+    json: Json = False,
 ) -> None:
     """Explains a model of a table: what each column is worth, where attention goes, and which rows are wrong."""
     from perceivers.tables.explain import explain_table
     from perceivers.tables.predict import load_table_model
 
-    explain_table(load_table_model(model, device), data, out, split, root, rows, group)
-    print(f"Written to {out}: open it in a browser.")
+    found = explain_table(load_table_model(model, device), data, out, split, root, rows, group)
+    worth = {main: {item.name: item.loss for item in inputs} for main, inputs in found.worth.items()}
+    answer = {"out": str(out), "rows": len(found.rows), "metrics": found.metrics, "worth": worth}
+    print_answer(answer, f"Written to {out}: open it in a browser.", json)

@@ -19,6 +19,7 @@ from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.files import warn
 from perceivers.inference import check_folder, get_device
 from perceivers.model.intermediates import record_attention
+from perceivers.progress import track
 from perceivers.tables.columns import Categories, Category, Column, Number, YesNo
 from perceivers.tables.columns.category import split_cell
 from perceivers.tables.columns.drawing import format_number, shorten
@@ -230,7 +231,7 @@ def measure_worth(
     """Returns what each input is worth on rows with these metrics by each main figure, see `Explanation`."""
     samples = MaskedSamples(rows, model.input_columns, model.output_columns)
     masked = dict[str, dict[str, float]]()
-    for name in model.input_columns:
+    for name in track(model.input_columns, "inputs"):
         samples.masked = name
         masked[name] = learner.evaluate(RowLearner(model), samples, BATCH)
     found = dict[str, list[Worth]]()
@@ -309,7 +310,7 @@ def shapes(batch: Mapping[str, tuple[Tensor, ...]]) -> list[torch.Size]:
 
 def compute_batches(model: TableModel, rows: Rows) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Yields batches of rows on the device of the model, and the predictions."""
-    for batch in TableSamples(rows, model.input_columns, model.output_columns).loader(BATCH):
+    for batch in track(TableSamples(rows, model.input_columns, model.output_columns).loader(BATCH), "batches"):
         learner.check_complete(batch)
         batch = move_batch(batch, get_device(model))
         yield batch, model.decode(encode_rows(model, batch))

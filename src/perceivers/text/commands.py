@@ -12,6 +12,7 @@ from perceivers.command import (
     Metavar,
     ModelArgument,
     Precision,
+    print_answer,
     print_answers,
     print_json,
     print_table,
@@ -66,6 +67,7 @@ def generate(
     json: Json = False,
 ) -> None:
     """Continues a text with a causal model."""
+    from perceivers.progress import track
     from perceivers.text.generate import generate
 
     prompt = read_text(text, file, "generate")
@@ -82,7 +84,7 @@ def generate(
         dtype=dtype,
     )
     if json:
-        print_json({"prompt": prompt, "text": "".join(pieces)})
+        print_json({"prompt": prompt, "text": "".join(track(pieces, "pieces"))})
         return
     for piece in chain([prompt], pieces):
         print(piece, end="", flush=True)
@@ -132,13 +134,15 @@ def attention(
     task: Annotated[str | None, "the task, if the model has a token for each"] = None,
     device: Device = None,
     dtype: Precision = None,
+    json: Json = False,
 ) -> None:
     """Visualizes the latents' attention over a text."""
     from perceivers.text.attention_page import attention_page
 
     content = read_text(text, file, "attention")
     shown = attention_page(model, content, out, latents, heads, task, device, dtype)
-    print(f"{out}: attention of latents {', '.join(map(str, shown))} over the text.")
+    found = f"{out}: attention of latents {', '.join(map(str, shown))} over the text."
+    print_answer({"out": str(out), "latents": shown}, found, json)
 
 
 def train_tokenizer(
@@ -147,20 +151,23 @@ def train_tokenizer(
     out: Annotated[Path, "the SentencePiece model to write, such as words.model"],
     leave_out: Patterns = (),
     vocabulary: Annotated[Count, "number of tokens"] = 32000,
+    json: Json = False,
 ) -> None:
     """Trains a SentencePiece vocabulary on text."""
     from itertools import islice
 
     from perceivers.inference import check_folder
+    from perceivers.progress import track
     from perceivers.text.stream import TextData
     from perceivers.text.tokenizers import SentencePiece, bytes_per_token, train_tokenizer
 
     check_folder(out)
     text = TextData(path=data, leave_out=list(leave_out))
-    train_tokenizer(text.all_documents(), out, vocabulary)
+    train_tokenizer(track(text.all_documents(), "documents"), out, vocabulary)
     tokenizer = SentencePiece(out)
     average = bytes_per_token(tokenizer, islice(text.all_documents(), 1000))
-    print(f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted.")
+    found = f"{out}: {tokenizer.size} tokens of {average:.2f} bytes of text on average, white space not counted."
+    print_answer({"out": str(out), "tokens": tokenizer.size, "bytes_per_token": average}, found, json)
 
 
 def evaluate_language(

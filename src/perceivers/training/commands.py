@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from perceivers.command import Choices, run
+from perceivers.command import Choices, Json, print_aside, print_json, run
 from perceivers.config_files import list_configs
 from perceivers.errors import PerceiversError
 from perceivers.extras import require_extra
@@ -23,13 +23,15 @@ def fit(
         Choices(partial(list_configs, sweeps=False)),
     ] = None,
     *overrides: Annotated[str, Choices(lambda: (*FLAGS, "--predict", "--ignore"))],
+    json: Json = False,
 ) -> None:
     """Trains a model as described in a config file; `fit CONFIG --help` lists its fields."""
     if config is not None and (Path(config).suffix.lower() in TABLES or "--predict" in overrides):
         require_extra("tables")
         from perceivers.training.config import configure_table
 
-        config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
+        with print_aside(json):
+            config, *overrides = configure_table(Path(config), overrides)  # type: ignore[assignment]
     others = [override for override in overrides if override not in FLAGS]
     if config is None:
         print(
@@ -45,7 +47,9 @@ def fit(
     from perceivers.training.config import describe_config, format_config, print_search, train_config
 
     if len(others) == len(overrides):
-        train_config(Path(config), overrides)
+        train_config(Path(config), overrides, json)
+    elif json:
+        raise PerceiversError("--json is for the figures of a run: leave it out.")
     elif "--find-lr" in overrides:
         print_search(Path(config), others)
     elif "--print_config" in overrides:
@@ -59,8 +63,10 @@ def sweep(
         str | None, "YAML or JSON file, or one of `perceivers configs`", Choices(partial(list_configs, sweeps=True))
     ] = None,
     *overrides: str,
+    json: Json = False,
 ) -> None:
     """Trains with different settings and finds the best; `sweep --help` lists the fields of its file."""
+    from perceivers.training.checkpoints import is_first_process
     from perceivers.training.sweep import describe_sweep, read_sweep
 
     if file is None or {"-h", "--help"} & {*overrides}:
@@ -68,7 +74,10 @@ def sweep(
         if not {"-h", "--help"} & {*overrides}:
             raise PerceiversError("sweep needs a file with the fields to vary.")
         return
-    read_sweep(Path(file), overrides).run()
+    with print_aside(json):
+        results = read_sweep(Path(file), overrides).run()
+    if json and is_first_process():
+        print_json([result._asdict() | {"folder": str(result.folder)} for result in results])
 
 
 def evaluate(model: Annotated[str | None, "saved model, in any format"] = None, *options: str) -> None:

@@ -1,7 +1,7 @@
 """Builds an experiment from a YAML file and the command line; every key and value is checked."""
 
 import inspect
-import json
+import json as json_module
 import os
 import textwrap
 import types
@@ -19,15 +19,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from perceivers import plugins
 from perceivers.checkpoints.load import pretrained_config
 from perceivers.checks import Checked, check_field, describe_type
+from perceivers.command import print_answer, print_aside
 from perceivers.config_files import find_config_file
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.model.sizes import TRAINING_FIELDS, ModelConfig
 from perceivers.presets import find_preset
 from perceivers.renames import FIELDS
+from perceivers.training.checkpoints import is_first_process
 from perceivers.training.experiment import Experiment
 from perceivers.training.find_lr import find_lr, format_search
 from perceivers.training.trainer import describe_arguments
-from perceivers.values import parse_yaml, read_small_text
+from perceivers.values import parse_yaml, read_json, read_small_text
 
 set_parsing_settings(subclasses_disabled=[Checked])  # a config cannot name another class in place of one of ours
 
@@ -53,11 +55,15 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return experiment
 
 
-def train_config(path: Path, overrides: Sequence[str] = ()) -> Path:
-    """Runs the training of a config file, prints where the results are, and returns the run's folder."""
-    folder = read_config(path, overrides).run()
+def train_config(path: Path, overrides: Sequence[str] = (), json: bool = False) -> Path:
+    """Runs the training of a config file; prints where its results are or, as JSON, its figures; -> its folder."""
+    with print_aside(json):
+        folder = read_config(path, overrides).run()
     where = f"model is in {folder / 'model'}" if (folder / "model").is_dir() else f"models are below {folder}"
-    rank_zero_only(print)(f"\nTrained. The {where}, the figures in {folder / 'metrics.json'}.")
+    metrics = folder / "metrics.json"
+    if is_first_process():
+        text = f"\nTrained. The {where}, the figures in {metrics}."
+        print_answer({"output": str(folder)} | (read_json(metrics) if json else {}), text, json)
     return folder
 
 
@@ -115,7 +121,7 @@ def describe_fields(config: Any, defaults: Namespace, prefix: str = "", model: t
 
 def describe_field(name: str, kind: str, default: Any, text: str) -> list[str]:
     """Returns lines of help on one field."""
-    value = "required" if default is MISSING else f"default: {json.dumps(default, default=str)}"
+    value = "required" if default is MISSING else f"default: {json_module.dumps(default, default=str)}"
     indent = " " * 8
     return [f"  --{name} ({kind}; {value})", *textwrap.wrap(text, 100, initial_indent=indent, subsequent_indent=indent)]
 

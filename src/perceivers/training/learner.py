@@ -14,12 +14,12 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils._pytree import tree_map_only
 from torchmetrics import MeanMetric, MetricCollection
-from tqdm import tqdm
 
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.files import warn
 from perceivers.model.saving import Model
+from perceivers.progress import track
 from perceivers.training.optimization import Optimization
 from perceivers.training.sharding import shard
 
@@ -111,7 +111,7 @@ def check_complete(batch: Mapping[str, Any]) -> None:
 
 
 @torch.inference_mode()
-def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool = False) -> dict[str, float]:
+def evaluate(learner: Learner, samples: Samples, batch_size: int) -> dict[str, float]:
     """Returns the metrics of a model on samples, computed as in validation, on the device of the model.
 
     Raises:
@@ -120,7 +120,7 @@ def evaluate(learner: Learner, samples: Samples, batch_size: int, progress: bool
     device = next(learner.model.parameters()).device
     learner.to(device).eval()
     learner.metrics.reset()
-    for batch in tqdm(samples.loader(batch_size), "batches", disable=None if progress else True):
+    for batch in track(samples.loader(batch_size), "batches"):
         check_complete(batch)
         learner.evaluate_batch(tree_map_only(Tensor, lambda tensor: tensor.to(device), batch))
     results = {name: float(value) for name, value in learner.metrics.compute().items()}

@@ -26,6 +26,7 @@ from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.model import saving
 from perceivers.model.saving import PART, atomic_write, check_tensors, describe_model
+from perceivers.progress import Shown, show_progress
 from perceivers.training import sharding
 from perceivers.training.checkpoints import (
     LAST,
@@ -165,7 +166,7 @@ def train(
             learner.model.compile()
         started = time.perf_counter()
         batches = Batches(training, validation, config)
-        with explain_end(trainer, guard, config):
+        with explain_end(trainer, guard, config), show_progress(loops=False, runs=Shown.runs):
             trainer.fit(learner, datamodule=batches, ckpt_path=checkpoint, weights_only=True)
             if guard.evaluated_step != trainer.global_step and trainer.limit_val_batches != 0:
                 trainer.validate(learner, datamodule=batches, verbose=False)
@@ -263,10 +264,10 @@ def make_trainer(
     config: Training, arguments: Mapping[str, Any], guard: RunGuard, others: Sequence[Callback] = ()
 ) -> Trainer:
     """Returns Lightning's trainer for a run; raises a PerceiversError if it refuses its arguments."""
-    output, on_terminal = Path(config.output), sys.stderr.isatty()
+    output, on_terminal = Path(config.output), Shown.runs and sys.stderr.isatty()
     callbacks: list[Callback] = [
         guard,
-        ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines(),
+        *([ProgressBar(refresh_rate=10, leave=True) if on_terminal else ProgressLines()] if Shown.runs else []),
         *others,
     ]
     if arguments.get("logger") is not False:

@@ -19,16 +19,16 @@ from typing import Annotated, Any, Literal
 
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from perceivers.checkpoints.run import compute_checksum
 from perceivers.checks import Count, Range
-from perceivers.command import Command, Metavar, ModelArgument, Precision, add_options
+from perceivers.command import Command, Json, Metavar, ModelArgument, Precision, add_options, print_answer
 from perceivers.data.splits import SplitOption
 from perceivers.errors import PerceiversError, quote
 from perceivers.inference import check_answers, check_folder
 from perceivers.model.saving import PART, atomic_write
 from perceivers.prediction import Inputs, Predictor, RowSamples
+from perceivers.progress import Progress
 from perceivers.training.checkpoints import hold_folder
 from perceivers.training.evaluation import find_experiment
 from perceivers.training.trainer import build_trainer
@@ -76,6 +76,7 @@ def find_prediction(source: str | Path) -> Command:
         devices: Annotated[str, "devices of each machine, as in Lightning"] = "auto",
         num_nodes: Annotated[Count, "number of machines", Metavar("NUMBER")] = 1,
         dtype: Precision = None,
+        json: Json = False,
         **options: Any,
     ) -> None:
         """Predicts the files of a folder, or the rows of a table or data set, and writes a table.
@@ -94,7 +95,11 @@ def find_prediction(source: str | Path) -> Command:
         inputs = predictor.open(data, split)
         settings = {"data": data, "split": split, "latents": latents, "dtype": dtype} | options
         settings["model"] = compute_checksum(predictor.model.state_dict())
-        predict_rows(parts, predictor, inputs, settings, batch_size or predictor.batch_size, workers, where)
+        errors = predict_rows(parts, predictor, inputs, settings, batch_size or predictor.batch_size, workers, where)
+        if errors is not None:
+            problems = f"; {errors:,} could not be read, see the column error" if errors else ""
+            answer = {"out": str(out), "rows": len(inputs.names), "errors": errors}
+            print_answer(answer, f"{out}: {inputs.part}{problems}.", json)
 
     return add_options(predict, kind.__init__)
 
@@ -107,8 +112,11 @@ def predict_rows(
     batch_size: int,
     workers: int,
     where: Mapping[str, Any],
-) -> None:
+) -> int | None:
     """Predicts the rows that are in no part, and writes the table of all.
+
+    Returns:
+        The number of rows that could not be read; None in other processes than the first.
 
     Args:
         parts: the rows that were predicted before.
@@ -131,9 +139,8 @@ def predict_rows(
         if missing:
             run(trainer, RowPredictor(predictor, settings["latents"]), loader, parts.out)
         if trainer.is_global_zero:
-            errors = parts.merge(inputs)
-            problems = f"; {errors:,} could not be read, see the column error" if errors else ""
-            print(f"{parts.out}: {inputs.part}{problems}.")
+            return parts.merge(inputs)
+    return None
 
 
 def run(trainer: Trainer, module: "RowPredictor", loader: DataLoader[Any], out: Path) -> None:
@@ -200,10 +207,8 @@ class PartWriter(Callback):
         self.rows: list[dict[str, Any]] = []
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.start = self.last_part = self.last_line = time.perf_counter()
-        self.before = self.done
-        is_hidden = None if trainer.is_global_zero else True  # None: unless on a terminal
-        self.bar = tqdm(total=self.total, initial=self.done, unit=" rows", disable=is_hidden)
+        self.start = self.last_part = time.perf_counter()
+        self.progress = Progress("rows", self.total, self.done, trainer.is_global_zero)
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *others: Any
@@ -211,18 +216,14 @@ class PartWriter(Callback):
         self.rows += outputs
         now, count = time.perf_counter(), len(outputs) * trainer.world_size
         self.done = min(self.total, self.done + count)
-        self.bar.update(min(count, self.total - self.bar.n))
+        self.progress.update(self.done - self.progress.done)
         if now - self.last_part > max(SECONDS_PER_PART, (now - self.start) / 100):
             self.write()
             self.last_part = time.perf_counter()
-        if self.bar.disable and trainer.is_global_zero and now - self.last_line > 10:
-            left = (self.total - self.done) * (now - self.start) / (self.done - self.before)
-            print(f"{self.done:,} of {self.total:,} rows, {tqdm.format_interval(left)} left", file=sys.stderr)
-            self.last_line = now
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.write()
-        self.bar.close()
+        self.progress.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.write()
