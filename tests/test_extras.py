@@ -41,6 +41,7 @@ COMMANDS = {
         ["classify-clip", "clips", "clip.mp4"],
         ["autoencode", "coder", "clip.mp4", "--out", "coded.mp4"],
     ],
+    "export": [["export", "images", "images.onnx", "--to", "onnx"]],
     "demo": [["demo", "--epochs", "1"], ["evaluate", "runs/demo/model", "--data", "digits"]],
     "tables": [
         ["fit", "things.csv", "--predict", "color", *RUN, "--training.output=things"],
@@ -104,8 +105,15 @@ def test_an_extra_holds(extras, folder, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_serving_holds(folder, tmp_path):
+    """Its modules are imported; no server is started."""
+    code = "from perceivers.serving import app, server\nfrom perceivers.cli import main\nmain(['serve', '--help'])"
+    done = run_in(make_environment(tmp_path, ["serve"]), code, folder)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_extra_is_tried():
-    assert {extra for extras in COMMANDS for extra in extras.split(",") if extra} == {*MODULES}
+    assert {extra for extras in COMMANDS for extra in extras.split(",") if extra} | {"serve"} == {*MODULES}
 
 
 def test_a_command_names_the_extra_that_it_needs(folder, tmp_path):

@@ -28,6 +28,7 @@ def install(folder, package, group, entries):
     lines = [f"[perceivers.{group}]", *(f"{name} = {value}" for name, value in entries.items())]
     with (info / "entry_points.txt").open("a") as file:
         file.write("\n".join(lines) + "\n")
+    plugins.scan_packages.cache_clear()
 
 
 def test_built_ins_are_found_by_name_and_by_import_path():

@@ -10,6 +10,7 @@ other. A package declares them in its `pyproject.toml`:
 import difflib
 import importlib
 import sys
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,6 +29,12 @@ trusted_packages = {"perceivers"}
 
 def find_entry_points(group: str) -> dict[str, list[EntryPoint]]:
     """Returns the entry points that installed packages declare in a group, sorted by name, without importing any."""
+    return dict(scan_packages(group, tuple(sys.path)))
+
+
+@cache
+def scan_packages(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoint]]:
+    """Returns the entry points of a group that packages on `sys.path`, which is `path`, declare."""
     found: dict[str, list[EntryPoint]] = {}
     for point in sorted(entry_points(group=f"perceivers.{group}"), key=lambda point: point.name):
         same = found.setdefault(point.name, [])

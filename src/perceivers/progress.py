@@ -47,9 +47,9 @@ class Progress:
 
     def __init__(self, unit: str, total: int | None = None, done: int = 0, is_first: bool = True) -> None:
         self.unit, self.total, self.done, self.before = unit, total, done, done
-        self.start = time.perf_counter()
-        self.next_line = self.start + FIRST_LINE
         self.is_shown = is_first and Shown.loops
+        self.start = time.perf_counter() if self.is_shown else 0.0
+        self.next_line = self.start + FIRST_LINE
         Shown.loops = Shown.loops and not self.is_shown
         on_terminal = self.is_shown and sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=unit, initial=done, unit="", delay=0.5) if on_terminal else None

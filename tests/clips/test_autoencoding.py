@@ -24,7 +24,7 @@ from perceivers.clips.autoencoding import (
 )
 from perceivers.clips.classification import ClipClassification
 from perceivers.clips.data import ClipData
-from perceivers.clips.metrics import psnr
+from perceivers.clips.distances import psnr
 from perceivers.clips.model import AutoencoderConfig, ClipClassifierConfig
 from perceivers.clips.reconstruct import autoencode, compression
 from perceivers.data.video import read_frames

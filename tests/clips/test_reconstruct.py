@@ -7,7 +7,7 @@ import torch
 
 from perceivers import PerceiversError
 from perceivers.cli import main
-from perceivers.clips.metrics import log_spectral_distance, psnr, snr
+from perceivers.clips.distances import log_spectral_distance, psnr, snr
 from perceivers.clips.reconstruct import autoencode
 from perceivers.data.video import read_clip, read_frames
 from perceivers.data.video_writer import write_video

@@ -16,7 +16,7 @@ from torch import Tensor
 from perceivers.adapters.audio import AudioInput, AudioOutput
 from perceivers.adapters.label import LabelInput, LabelOutput
 from perceivers.adapters.video import VideoInput, VideoOutput
-from perceivers.clips.metrics import psnr, snr
+from perceivers.clips.distances import psnr, snr
 from perceivers.clips.model import FRAME_RATE, get_window
 from perceivers.data.video import measure, read_clip, read_sound
 from perceivers.data.video_writer import check_sound_path, check_video_path, write_sound, write_video
