@@ -61,8 +61,9 @@ def test_ema_saves_the_average_of_the_weights(tmp_path):
 
 def test_the_average_forgets_the_first_weights_soon_and_then_decays_as_configured():
     average = torch.tensor(8.0)
-    assert average_weights(0.99, average, torch.tensor(1.0), 0) == 0.1 * 8 + 0.9 * 1
+    assert float(average_weights(0.99, average, torch.tensor(1.0), 0)) == pytest.approx(0.1 * 8 + 0.9 * 1)
     assert average_weights(0.99, average, torch.tensor(1.0), 8) == 0.5 * 8 + 0.5 * 1
+    assert average_weights(0.99, torch.tensor(0.3), torch.tensor(0.3), 5) == torch.tensor(0.3), "a frozen weight"
     assert float(average_weights(0.99, average, torch.tensor(1.0), 10**4)) == pytest.approx(0.99 * 8 + 0.01)
     for updates in range(300):
         average = average_weights(0.99, average, torch.tensor(1.0), updates)

@@ -293,4 +293,4 @@ def average_weights(decay: float, average: Tensor, weight: Tensor, updates: Tens
     The decay is at most (1 + updates) / (10 + updates), so that the first weights are soon forgotten.
     """
     decay = min(decay, (1 + int(updates)) / (10 + int(updates)))
-    return decay * average + (1 - decay) * weight
+    return average + (1 - decay) * (weight - average)  # exactly the same for weights that do not change
