@@ -33,7 +33,7 @@ def render_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown":
-            parts.append(source.replace(".ipynb)", ".md)"))
+            parts.append(source)
             continue
         if not all(line.startswith("assert ") for line in source.splitlines()):
             parts.append(f"```python\n{source}\n```")
@@ -56,7 +56,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     def rewrite(match: re.Match[str]) -> str:
         target = posixpath.normpath(posixpath.join(folder, match[1]))
         if not target.startswith("../"):
-            return match[0]
+            return match[0].replace(".ipynb", ".md")
         kind = "blob" if "." in posixpath.basename(target) else "tree"
         return f"]({config.extra['repository']}/{kind}/main/{target.removeprefix('../')}"
 

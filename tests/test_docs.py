@@ -54,6 +54,19 @@ def test_the_tour_runs(tmp_path, monkeypatch):
     assert abs(down - 2) < 0.5
 
 
+def test_the_answers_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code("docs/faq.md"), names)
+    assert names["wide"]({"image": torch.rand(1, 3, 72, 18)})["label"].shape == (1, 2)
+    assert names["video"].channels == 243
+
+
+def test_the_gallery_has_every_picture():
+    gallery = (ROOT / "docs/gallery.md").read_text()
+    assert [path.name for path in (ROOT / "docs").glob("*.png") if f"]({path.name})" not in gallery] == []
+
+
 def test_the_readme_code_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

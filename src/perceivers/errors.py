@@ -9,6 +9,13 @@ class PerceiversError(ValueError):
 
     The command line prints the sentence and exits with 2; any other exception is a bug and keeps its traceback. The
     sentence is one line: characters that cannot be printed are shown as escapes, and the middle of a long one is cut.
+
+    Examples:
+        >>> import perceivers
+        >>> perceivers.load("nowhere")
+        Traceback (most recent call last):
+            ...
+        perceivers.errors.PerceiversError: nowhere ...
     """
 
     def __init__(self, message: object = "") -> None:

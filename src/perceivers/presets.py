@@ -42,7 +42,12 @@ def make_example(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def list_models() -> list[str]:
-    """Returns the names that `create_model` takes: the paper's models, and those of other installed packages."""
+    """Returns the names that `create_model` takes: the paper's models, and those of other installed packages.
+
+    Examples:
+        >>> "language_bytes" in list_models()
+        True
+    """
     return list(plugins.find_entry_points("models"))
 
 
@@ -65,6 +70,13 @@ def create_model(name: str, **overrides: Any) -> Any:
 
     Raises:
         PerceiversError: there is no such model or field, a value is not allowed, or memory cannot hold the model.
+
+    Examples:
+        >>> import torch
+        >>> sizes = {"image_size": 16, "latents": 8, "channels": 32, "num_blocks": 1, "depth": 1}
+        >>> model = create_model("imagenet_fourier", classes=3, **sizes)
+        >>> model({"image": torch.rand(2, 3, 16, 16)})["label"].shape
+        torch.Size([2, 3])
     """
     config = model_config(name, **overrides)
     check_memory(config.build, name)

@@ -101,6 +101,12 @@ class Resampler(Model):
     Raises:
         PerceiversError: an argument has the wrong type or is out of range, `heads` does not divide the channels, or
             latents attend to each other beside inputs of other channels.
+
+    Examples:
+        >>> import torch
+        >>> resampler = Resampler(input_channels=64, channels=32, latents=16, depth=2, heads=4, output_channels=48)
+        >>> resampler(torch.randn(2, 257, 64)).shape
+        torch.Size([2, 16, 48])
     """
 
     def __init__(

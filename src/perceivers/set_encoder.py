@@ -61,6 +61,13 @@ class SetEncoder(Model):
         depth: self-attention layers.
         heads: heads of all attentions.
         widening_factor: width of the MLPs of the self-attention layers, in channels; 1 in the cross-attentions.
+
+    Examples:
+        >>> import torch
+        >>> encoder = SetEncoder(3, output_channels=8, width=16, latents=4, latent_channels=16, depth=1)
+        >>> elements, whole = encoder(torch.randn(2, 50, 3))
+        >>> elements.shape, whole.shape
+        (torch.Size([2, 50, 8]), torch.Size([2, 8]))
     """
 
     def __init__(

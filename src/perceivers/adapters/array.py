@@ -22,6 +22,14 @@ class ArrayInput(InputAdapter):
         positions: encodes where a vector is, on a grid or at real coordinates, and is concatenated to it; None for a
             set.
         projection: channels to which a linear layer projects the vectors before that; None for no layer.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> ArrayInput(2, FourierPositions((10, 10), bands=4))(torch.randn(5, 10, 10, 2)).x_BMC.shape  # 2 + 18 channels
+        torch.Size([5, 100, 20])
+        >>> ArrayInput(2)(torch.randn(5, 7, 2)).x_BMC.shape  # a set
+        torch.Size([5, 7, 2])
     """
 
     def __init__(self, channels: int, positions: Positions | None = None, projection: int | None = None) -> None:
@@ -72,6 +80,18 @@ class ArrayOutput(OutputAdapter):
         channels: channels of each vector.
         positions: the queries, and by their grid the shape of the output. `FourierPositions` can be decoded at real
             coordinates, too, between the elements of their grid; `FourierFeatures` are at coordinates only.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions, PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> output = ArrayOutput(3, FourierPositions((4, 4), bands=2))
+        >>> model = PerceiverIO({"points": ArrayInput(2)}, {"map": output}, latents=4, channels=16, depth=1)
+        >>> encoded = model.encode({"points": torch.randn(5, 7, 2)})
+        >>> model.decode(encoded)["map"].shape
+        torch.Size([5, 4, 4, 3])
+        >>> model.decode(encoded, {"map": torch.tensor([[0.25, -0.5]])})["map"].shape  # between the elements
+        torch.Size([5, 1, 3])
     """
 
     takes_ragged = True

@@ -27,6 +27,12 @@ class AudioInput(InputAdapter):
         sample_rate: samples per second of the training data.
         normalize: whether to scale each recording to the same level, see `normalize_level`.
         scale: standard deviation of the samples of the training data, by which they are divided.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> AudioInput(16, FourierPositions((100,), bands=8))(torch.zeros(2, 1600)).x_BMC.shape
+        torch.Size([2, 100, 33])
     """
 
     def __init__(
@@ -69,6 +75,12 @@ class ConvAudioInput(InputAdapter):
 
     Raises:
         PerceiversError: the stride does not divide the patch, or is larger than the kernel.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> ConvAudioInput(160, FourierPositions((10,), bands=4), filters=32)(torch.zeros(2, 1600)).x_BMC.shape
+        torch.Size([2, 10, 41])
     """
 
     def __init__(
@@ -157,6 +169,13 @@ class MelInput(InputAdapter):
 
     Raises:
         PerceiversError: `bands` is not a multiple of `patch[1]`.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> mel = MelInput((2, 8), FourierPositions((10, 5), bands=4), bands=40, hop=128, window=512, sample_rate=8000)
+        >>> mel(torch.zeros(2, 20 * 128)).x_BMC.shape  # 20 spectra of 40 bands in patches of 2 x 8
+        torch.Size([2, 50, 34])
     """
 
     def __init__(
@@ -226,6 +245,15 @@ class AudioOutput(ArrayOutput):
         patch: samples per patch.
         positions: position encoding of the patches, which is the query; its grid gives their number.
         scale: standard deviation of the samples of the training data, by which the decoded ones are multiplied.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions, PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> output = AudioOutput(16, FourierPositions((100,), bands=8))
+        >>> model = PerceiverIO({"points": ArrayInput(2)}, {"sound": output}, latents=4, channels=16, depth=1)
+        >>> model({"points": torch.randn(1, 7, 2)})["sound"].shape
+        torch.Size([1, 1600])
     """
 
     def __init__(self, patch: int, positions: Positions, scale: float = 1.0) -> None:

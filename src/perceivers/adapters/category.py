@@ -14,6 +14,11 @@ class CategoryInput(InputAdapter):
     Args:
         categories: number of categories, including one for those that are unknown, if there may be some.
         channels: C.
+
+    Examples:
+        >>> import torch
+        >>> CategoryInput(categories=10, channels=16)(torch.tensor([3, 7])).x_BMC.shape
+        torch.Size([2, 1, 16])
     """
 
     def __init__(self, categories: int, channels: int) -> None:

@@ -33,6 +33,11 @@ class Patches(Configurable, nn.Module):
         in_channels: channels of the image.
         channels: F; the plain values of the patch, `in_channels * size ** 2`, if not given.
         overlapping: take the patch around every pixel, zeros beyond the border, instead of patches side by side.
+
+    Examples:
+        >>> import torch
+        >>> Patches(4)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 8, 8, 48])
     """
 
     def __init__(
@@ -80,6 +85,11 @@ class ConvStem(Configurable, nn.Module):
         padding: "same" as in the original (TensorFlow's: for even sizes by one more below and to the right), or
             "transformers" as in that library, which pads evenly and does not pad before pooling: its features are
             shifted by half a pixel and have a row and a column less (55 instead of 56 for 224 pixels).
+
+    Examples:
+        >>> import torch
+        >>> ConvStem(64)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 8, 8, 64])
     """
 
     def __init__(
@@ -145,6 +155,14 @@ class ImageInput(InputAdapter):
         mean: of each color over the training images; with it and `std`, images in [0, 1] are normalized.
         std: standard deviation of each color.
         crop: fraction of the side of the resized image that evaluation keeps (224 of 256 pixels in the paper).
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> from perceivers.adapters import Patches
+        >>> image = ImageInput((32, 32), Patches(4), FourierPositions((8, 8), bands=4))
+        >>> image(torch.rand(2, 3, 32, 32)).x_BMC.shape  # 48 values of a patch, 18 of its position
+        torch.Size([2, 64, 66])
     """
 
     def __init__(

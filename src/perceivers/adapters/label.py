@@ -16,6 +16,11 @@ class LabelInput(InputAdapter):
 
     Args:
         classes: number of classes.
+
+    Examples:
+        >>> import torch
+        >>> LabelInput(4)(torch.tensor([2])).x_BMC
+        tensor([[[0., 0., 1., 0.]]])
     """
 
     def __init__(self, classes: int) -> None:
@@ -38,6 +43,15 @@ class LabelOutput(OutputAdapter):
             first Perceiver does.
         names: names of the classes, in order; optional, saved with the model.
         multilabel: several classes can apply at once, so that each has a probability of its own.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> output = LabelOutput(2, names=["cat", "dog"])
+        >>> model = PerceiverIO({"points": ArrayInput(3)}, {"label": output}, latents=4, channels=16, depth=1)
+        >>> model({"points": torch.randn(5, 9, 3)})["label"].softmax(-1).sum(-1).round(decimals=3)
+        tensor([1., 1., 1., 1., 1.], grad_fn=...)
     """
 
     def __init__(

@@ -23,6 +23,14 @@ class NumberInput(InputAdapter):
     Args:
         edges: increasing edges of the intervals, such as quantiles of the training numbers; at least two.
         channels: C.
+
+    Examples:
+        >>> import torch
+        >>> number = NumberInput([-1.0, 0.0, 1.0], channels=16)
+        >>> number.encode(torch.tensor([0.25]))  # the number; above the first interval; a quarter of the second
+        tensor([[0.2500, 1.0000, 0.2500]])
+        >>> number(torch.tensor([0.25])).x_BMC.shape
+        torch.Size([1, 1, 16])
     """
 
     def __init__(self, edges: Sequence[float], channels: int) -> None:

@@ -30,6 +30,11 @@ class SeriesInput(InputAdapter):
         bands: number of frequencies of the Fourier positions.
         mean: by which the steps were standardized, for an output that is standardized by others.
         std: the same of the standard deviation.
+
+    Examples:
+        >>> import torch
+        >>> SeriesInput(96, patch=8)(torch.randn(2, 96)).x_BMC.shape  # 8 steps, 17 of the position, level and spread
+        torch.Size([2, 12, 27])
     """
 
     def __init__(self, length: int, patch: int, bands: int = 8, mean: float = 0.0, std: float = 1.0) -> None:
@@ -76,6 +81,15 @@ class SeriesOutput(OutputAdapter):
         channels: Q of the queries.
         mean: by which the steps to predict are standardized.
         std: the same of the standard deviation.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import SeriesInput
+        >>> inputs, outputs = {"past": SeriesInput(96, 8)}, {"next": SeriesOutput("past", 24, 8, channels=16)}
+        >>> model = PerceiverIO(inputs, outputs, latents=4, channels=16, depth=1)
+        >>> model({"past": torch.randn(2, 96)})["next"].shape
+        torch.Size([2, 24])
     """
 
     def __init__(self, input: str, length: int, patch: int, channels: int, mean: float = 0.0, std: float = 1.0) -> None:

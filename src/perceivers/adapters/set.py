@@ -15,6 +15,15 @@ class SetOutput(OutputAdapter):
     Args:
         input: name of the input.
         channels: E of the vectors; those of the decoder by default.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> inputs, outputs = {"points": ArrayInput(3)}, {"parts": SetOutput("points", 4)}
+        >>> model = PerceiverIO(inputs, outputs, latents=4, channels=16, depth=1)
+        >>> model({"points": torch.randn(2, 50, 3)})["parts"].shape
+        torch.Size([2, 50, 4])
     """
 
     takes_ragged = True

@@ -29,6 +29,11 @@ class TextInput(InputAdapter):
         channels: C of the vectors.
         num_task_tokens: further tokens from V on that no text has, one for each task (section 4.1).
         ngrams: vectors of n-grams and words, which are added to those of tokens.
+
+    Examples:
+        >>> import torch
+        >>> TextInput(vocabulary=256, length=64, channels=32)(torch.tensor([list(b"any bytes")])).x_BMC.shape
+        torch.Size([1, 9, 32])
     """
 
     def __init__(
@@ -94,6 +99,15 @@ class TextOutput(OutputAdapter):
         input: name of the input that is a `TextInput`.
         local_queries: query each token by its element of the input, as optical flow does, instead of by a learned
             position: the decoder then sees what is next to a masked token, if the input has n-grams.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import TextInput
+        >>> inputs, outputs = {"text": TextInput(256, 64, 32)}, {"text": TextOutput("text")}
+        >>> model = PerceiverIO(inputs, outputs, latents=8, channels=32, depth=1)
+        >>> model({"text": torch.tensor([list(b"any bytes")])})["text"].shape
+        torch.Size([1, 9, 256])
     """
 
     channels = None  # takes the decoder's output

@@ -21,6 +21,13 @@ class VideoInput(InputAdapter):
         patch: frames, rows and columns of a patch.
         positions: position encoding of the patches.
         in_channels: C.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> video = VideoInput((1, 4, 4), FourierPositions((16, 56, 56), bands=32))  # 48 colors, 195 of the position
+        >>> video(torch.rand(1, 16, 3, 224, 224)).x_BMC.shape
+        torch.Size([1, 50176, 243])
     """
 
     def __init__(self, patch: Sequence[int], positions: Positions, in_channels: int = 3) -> None:
@@ -63,6 +70,15 @@ class VideoOutput(ArrayOutput):
     Args:
         positions: the queries, and by their grid the number of frames, rows and columns.
         in_channels: C.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions, PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> output = VideoOutput(FourierPositions((4, 8, 8), bands=2))
+        >>> model = PerceiverIO({"points": ArrayInput(2)}, {"video": output}, latents=4, channels=16, depth=1)
+        >>> model({"points": torch.randn(1, 7, 2)})["video"].shape
+        torch.Size([1, 4, 3, 8, 8])
     """
 
     def __init__(self, positions: Positions, in_channels: int = 3) -> None:

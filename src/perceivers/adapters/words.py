@@ -24,6 +24,12 @@ class WordInput(InputAdapter):
         length: maximum number of words of a text.
         channels: C.
         is_trained: whether training changes the vectors of hashes.
+
+    Examples:
+        >>> import torch
+        >>> words = WordInput(hashes=1000, width=16, length=20, channels=32)
+        >>> words(torch.tensor([[[5, 17, 0], [8, 0, 0]]])).x_BMC.shape  # two words: their sum, and each of them
+        torch.Size([1, 3, 32])
     """
 
     def __init__(self, hashes: int, width: int, length: int, channels: int, is_trained: bool = True) -> None:

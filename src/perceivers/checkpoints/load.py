@@ -48,6 +48,13 @@ def load(
     Raises:
         PerceiversError: the source does not exist; a file is missing, truncated, of unknown format or of another model;
             a setting is unknown or has no effect; or the model names a class that may not be imported.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers.flow.estimate import BUNDLED_MODEL
+        >>> model = load(BUNDLED_MODEL, dtype="bfloat16")
+        >>> list(model.inputs), list(model.outputs), model.dtype
+        (['frames'], ['flow'], torch.bfloat16)
     """
     check_dtype(dtype)
     model = load_model(source, custom_classes, **settings)

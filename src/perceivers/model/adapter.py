@@ -31,6 +31,13 @@ class InputArray(NamedTuple):
         grid: size of each dimension, if the elements lie on a grid; an output can take the shape of an input from it.
         coordinates_BMG: real coordinates or times of the elements, if they have any.
         offsets: [B + 1], index of the first element of each example and T, in a ragged batch; see `Ragged`.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers.adapters import ArrayInput
+        >>> padded = InputArray(torch.randn(2, 4, 3), mask_BM=torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool())
+        >>> ArrayInput(3)(padded).mask_BM.sum(1)
+        tensor([4, 2])
     """
 
     x_BMC: Tensor
@@ -107,6 +114,17 @@ class InputAdapter(Configurable, nn.Module, ABC):
 
     Attributes:
         channels: C of the array it returns.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import InputArray
+        >>> class Temperatures(InputAdapter):
+        ...     channels = 2
+        ...
+        ...     def forward(self, data):
+        ...         return InputArray(torch.stack([data.nan_to_num(), data.square().nan_to_num()], -1), ~data.isnan())
+        >>> Temperatures()(torch.tensor([[20.0, float("nan")]])).x_BMC.shape
+        torch.Size([1, 2, 2])
     """
 
     channels: int
@@ -127,6 +145,26 @@ class OutputAdapter(Configurable, nn.Module):
             the decoder's output, of Q channels: a linear layer reduces it to these if queries were padded to more.
         coordinate_dims: G, if elements at real coordinates can be decoded, too, whether or not they are on a grid.
         takes_ragged: whether `queries` takes a ragged batch of indices or coordinates.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import ArrayInput
+        >>> class Value(OutputAdapter):  # one number, from one learned query of 16 channels
+        ...     query_channels, channels = 16, 1
+        ...
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.query = torch.nn.Parameter(torch.randn(1, 1, 16))
+        ...
+        ...     def queries(self, encoded, indices=None):
+        ...         return self.query
+        ...
+        ...     def postprocess(self, y_BOE, encoded, indices=None):
+        ...         return y_BOE[:, 0, 0]
+        >>> model = PerceiverIO({"points": ArrayInput(3)}, {"value": Value()}, latents=4, channels=16, depth=1)
+        >>> model({"points": torch.randn(5, 9, 3)})["value"].shape
+        torch.Size([5])
     """
 
     query_channels: int | Literal["any"] | None

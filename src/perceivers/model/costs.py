@@ -93,7 +93,19 @@ def to_meta(value: Any) -> Any:
 
 
 def summarize(model: PerceiverIO, data: Mapping[str, Any], outputs: Mapping[str, Tensor | None] | None = None) -> str:
-    """Returns a table of the parameters and FLOPs of each part of a model; arguments as in `measure_parts`."""
+    """Returns a table of the parameters and FLOPs of each part of a model; arguments as in `measure_parts`.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import ArrayInput, LabelOutput
+        >>> inputs, outputs = {"points": ArrayInput(3)}, {"label": LabelOutput(2)}
+        >>> model = PerceiverIO(inputs, outputs, latents=8, channels=16, depth=1)
+        >>> print(summarize(model, {"points": torch.zeros(1, 100, 3)}))
+        part                 parameters  share               FLOPs  share
+        ...
+        all                       ... 100.0% ... 100.0%
+    """
     parts = measure_parts(model, data, outputs)
     total = Cost(*map(sum, zip(*parts.values(), strict=True)))
     width = max(map(len, parts))

@@ -21,6 +21,11 @@ class NamedEmbedding(Configurable, nn.Module):
     Args:
         names: the names, such as those of sessions; all different.
         channels: C.
+
+    Examples:
+        >>> sensors = NamedEmbedding(["north", "south"], channels=8)
+        >>> sensors(sensors.indices(["south", "south", "north"])).shape
+        torch.Size([3, 8])
     """
 
     def __init__(self, names: Sequence[str], channels: int) -> None:

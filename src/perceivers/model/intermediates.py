@@ -52,10 +52,6 @@ def record_latents(encoder: nn.Module) -> Iterator[list[Tensor]]:
 def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """Collects, while open, the weights of every attention that runs inside `module`.
 
-        with record_attention(model.encoder) as maps:
-            model.encode({"image": images})
-        maps["cross_attentions.0.attention"][0]  # [B, H, N, M]
-
     Layers compute the formula meanwhile: memory is that of all score matrices. Record a submodule to have only its own.
     Calls from other threads are ignored, so that several threads may use one model.
     Hooks that are added after torch.compile are ignored: record a module before it is compiled.
@@ -64,6 +60,17 @@ def record_attention(module: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
         For each `Attention`, by its name inside `module`, a list with one [B, H, O, M] per call: a shared layer is
         called more than once, and decoding in chunks calls once per chunk. Rows sum to 1, or are 0 where all inputs,
         or the query, are masked.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import PerceiverIO
+        >>> from perceivers.adapters import ArrayInput, LabelOutput
+        >>> inputs, outputs = {"points": ArrayInput(3)}, {"label": LabelOutput(2)}
+        >>> model = PerceiverIO(inputs, outputs, latents=8, channels=16, depth=1)
+        >>> with record_attention(model.encoder) as maps:
+        ...     encoded = model.encode({"points": torch.randn(2, 100, 3)})
+        >>> maps["cross_attentions.0.attention"][0].shape  # [B, H, N, M]
+        torch.Size([2, 1, 8, 100])
     """
     maps: dict[str, list[Tensor]] = {}
     thread = get_ident()

@@ -73,6 +73,14 @@ def window_mask(query_time_BO: Tensor, time_BM: Tensor, before: float = math.inf
     """Returns a mask of pairs by time: a query reads inputs from `before` it to `after` it; -> [B, O, M].
 
     With `after=0` it is causal.
+
+    Examples:
+        >>> import torch
+        >>> time = torch.tensor([[0.0, 1.0, 2.0]])
+        >>> window_mask(time, time, before=1, after=0).int()
+        tensor([[[1, 0, 0],
+                 [1, 1, 0],
+                 [0, 1, 1]]], dtype=torch.int32)
     """
     distance_BOM = time_BM[:, None] - query_time_BO[..., None]
     return (distance_BOM >= -before) & (distance_BOM <= after)

@@ -72,6 +72,22 @@ class PerceiverIO(Model):
 
     Raises:
         PerceiversError: a size is out of range, or names of inputs or outputs are wrong.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import FourierPositions
+        >>> from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
+        >>> model = PerceiverIO(
+        ...     inputs={"points": ArrayInput(3)},
+        ...     outputs={"label": LabelOutput(10), "map": ArrayOutput(2, FourierPositions((8, 8), bands=4))},
+        ...     latents=16,
+        ...     channels=32,
+        ...     depth=2,
+        ... )
+        >>> encoded = model.encode({"points": torch.randn(5, 100, 3)})
+        >>> outputs = model.decode(encoded, {"label": None, "map": torch.tensor([0, 63])})
+        >>> outputs["label"].shape, outputs["map"].shape
+        (torch.Size([5, 10]), torch.Size([5, 2, 2]))
     """
 
     @takes_sizes

@@ -77,6 +77,14 @@ class FourierPositions(Positions):
         resolution: bounds the frequencies of each dimension; the grid, if not given.
         endpoint: whether the last position of n is 1; otherwise it is 1 - 2 / n, as in the queries of the released
             video autoencoder, which was trained on subsets of its outputs and computes their positions so.
+
+    Examples:
+        >>> import torch
+        >>> positions = FourierPositions((8, 8), bands=4)  # frequencies 1, 2, 3, 4 in each of two dimensions
+        >>> positions.channels, positions().shape
+        (18, torch.Size([64, 18]))
+        >>> positions.encode(torch.tensor([[0.5, -1.0]])).shape  # between two rows, in the first column
+        torch.Size([1, 18])
     """
 
     def __init__(
@@ -153,7 +161,13 @@ def axis_features(
 
 
 def fourier_features(position_PG: Tensor, resolution: tuple[int, ...], bands: int) -> Tensor:
-    """[position, sines of all dimensions, cosines of all dimensions]; [..., G] -> [..., G * (2 * bands + 1)]."""
+    """[position, sines of all dimensions, cosines of all dimensions]; [..., G] -> [..., G * (2 * bands + 1)].
+
+    Examples:
+        >>> import torch
+        >>> fourier_features(torch.tensor([[1.0]]), resolution=(4,), bands=2).round().abs()  # x, two sines, two cosines
+        tensor([[1., 0., 0., 1., 1.]])
+    """
     dtype = torch.promote_types(position_PG.dtype, torch.float32)
     frequencies = [torch.linspace(1, size / 2, bands, device=position_PG.device, dtype=dtype) for size in resolution]
     return sines_and_cosines(position_PG.to(dtype), torch.stack(frequencies))
@@ -166,7 +180,12 @@ def sines_and_cosines(position_PG: Tensor, frequency_Gf: Tensor) -> Tensor:
 
 
 def grid_coordinates(grid: Sequence[int], device: torch.device | None = None) -> Tensor:
-    """Returns the coordinates of the elements of a grid that spans [-1, 1] in each dimension; [S, G]."""
+    """Returns the coordinates of the elements of a grid that spans [-1, 1] in each dimension; [S, G].
+
+    Examples:
+        >>> grid_coordinates((2, 3)).tolist()
+        [[-1.0, -1.0], [-1.0, 0.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 0.0], [1.0, 1.0]]
+    """
     axes = [torch.linspace(-1, 1, size, device=device) for size in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, -2)
 
@@ -180,6 +199,11 @@ class FourierFeatures(Positions):
         projection: channels to which a linear layer projects the features; None for no layer.
 
     `FourierFeatures(3, [2**k for k in range(8)], projection=512)` are those of 3DShape2VecSet (Zhang et al., 2023).
+
+    Examples:
+        >>> import torch
+        >>> FourierFeatures(1, [1, 2, 4]).encode(torch.tensor([[0.0]]))
+        tensor([[0., 0., 0., 0., 1., 1., 1.]])
     """
 
     grid = ()
@@ -216,6 +240,10 @@ class LearnedPositions(Positions):
         grid: size of each dimension.
         channels: F, channels of each vector.
         projected: pass the vectors through a linear layer, as the released ImageNet model does.
+
+    Examples:
+        >>> LearnedPositions((8, 8), channels=32)().shape
+        torch.Size([64, 32])
     """
 
     def __init__(self, grid: Sequence[int], channels: int, projected: bool = False) -> None:

@@ -21,6 +21,12 @@ class Ragged(NamedTuple):
     Attributes:
         values: [T, ...], the elements of all examples.
         offsets: [B + 1], integers: index of the first element of each example, and T.
+
+    Examples:
+        >>> import torch
+        >>> batch = Ragged.stack([torch.zeros(2, 3), torch.ones(4, 3)])
+        >>> batch.values.shape, batch.offsets
+        (torch.Size([6, 3]), tensor([0, 2, 6]))
     """
 
     values: Tensor

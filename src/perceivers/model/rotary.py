@@ -60,6 +60,18 @@ class RotaryPositions(Configurable, nn.Module):
 
     Raises:
         PerceiversError: there are no periods, or one is not positive.
+
+    Examples:
+        >>> import torch
+        >>> from perceivers import InputArray, PerceiverIO, spaced_periods
+        >>> from perceivers.adapters import ArrayInput, LabelOutput
+        >>> rotary = RotaryPositions(spaced_periods(4, 0.01, 10.0))  # times in seconds
+        >>> inputs, outputs = {"events": ArrayInput(5)}, {"label": LabelOutput(2)}
+        >>> model = PerceiverIO(inputs, outputs, latents=4, channels=32, depth=1, heads=2, rotary=rotary)
+        >>> events = InputArray(torch.randn(2, 50, 5), coordinates_BMG=torch.rand(2, 50, 1))
+        >>> encoded = model.encode({"events": events}, latent_coordinates=torch.linspace(0, 1, 4)[:, None])
+        >>> model.decode(encoded)["label"].shape
+        torch.Size([2, 2])
     """
 
     def __init__(self, periods: Sequence[float], dimensions: int = 1, rotate_values: Sequence[Stage] = ()) -> None:
@@ -80,5 +92,10 @@ class RotaryPositions(Configurable, nn.Module):
 
 
 def spaced_periods(count: int, shortest: float, longest: float) -> list[float]:
-    """Returns periods from the shortest to the longest, each the same factor times the one before."""
+    """Returns periods from the shortest to the longest, each the same factor times the one before.
+
+    Examples:
+        >>> spaced_periods(3, 0.25, 4.0)
+        [0.25, 1.0, 4.0]
+    """
     return [shortest * (longest / shortest) ** (index / max(1, count - 1)) for index in range(count)]

@@ -26,6 +26,11 @@ def farthest_points(coordinates_BMG: Tensor, count: int, mask_BM: Tensor | None 
 
     Raises:
         PerceiversError: coordinates are not finite real numbers [B, M, G], or a cloud has fewer than `count` points.
+
+    Examples:
+        >>> import torch
+        >>> farthest_points(torch.tensor([[[0.0], [0.1], [1.0], [0.5]]]), 3)
+        tensor([[0, 2, 3]])
     """
     shape = coordinates_BMG.shape[:2] if isinstance(coordinates_BMG, Tensor) else ("batch", "points")
     mask_BM = to_bool_mask(mask_BM)

@@ -113,6 +113,16 @@ def fit_table(
 
     Raises:
         PerceiversError: the table cannot be read, a column cannot be predicted, or a setting is wrong.
+
+    Examples:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"size": [1.0, 2.0, 3.0, 4.0] * 10, "color": ["red", "blue"] * 20})
+        >>> frame["weight"] = 2 * frame["size"]
+        >>> model = fit_table(frame, "weight", output="runs/weights", trainer={"max_epochs": 1})
+        runs/weights/table.parquet: 40 rows
+        ...
+        >>> list(model.predict(frame.head(3)).columns)
+        ['weight', 'weight_predicted']
     """
     from perceivers.training.config import read_config
 
