@@ -16,5 +16,6 @@ def test_a_notebook_runs(path, tmp_path, monkeypatch):
     assert any("assert" in cell.source for cell in notebook.cells if cell.cell_type == "code")
     stored = [cell.outputs for cell in notebook.cells if cell.cell_type == "code" and cell.outputs]
     assert stored, "outputs are stored with it"
+    assert not any(output.get("name") == "stderr" for outputs in stored for output in outputs)  # paths of a machine
     client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert not any(output.output_type == "error" for outputs in stored for output in outputs)

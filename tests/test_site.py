@@ -93,3 +93,12 @@ def test_the_reference_has_every_public_name(module, pages):
     for name in module.__all__:
         again = module is not perceivers and getattr(perceivers, name, None) is getattr(module, name)
         assert f"{'perceivers' if again else module.__name__}.{name}" in reference
+
+
+def test_the_reference_has_every_name_that_a_page_imports(pages):
+    reference = set().union(*(page.anchors for name, page in pages.items() if name.startswith("reference/")))
+    for path in (ROOT / "docs").glob("*.md"):
+        for module, names in re.findall(r"^from (perceivers[\w.]*) import ([\w, ]+)$", path.read_text(), re.M):
+            for name in names.split(", "):
+                again = hasattr(perceivers, name)  # documented by its shorter name
+                assert name.isupper() or f"{'perceivers' if again else module}.{name}" in reference, f"{path}: {name}"

@@ -66,9 +66,9 @@ class RotaryPositions(Configurable, nn.Module):
         >>> from perceivers import InputArray, PerceiverIO, spaced_periods
         >>> from perceivers.adapters import ArrayInput, LabelOutput
         >>> rotary = RotaryPositions(spaced_periods(4, 0.01, 10.0))  # times in seconds
-        >>> inputs, outputs = {"events": ArrayInput(5)}, {"label": LabelOutput(2)}
+        >>> inputs, outputs = {"events": ArrayInput(8)}, {"label": LabelOutput(2)}
         >>> model = PerceiverIO(inputs, outputs, latents=4, channels=32, depth=1, heads=2, rotary=rotary)
-        >>> events = InputArray(torch.randn(2, 50, 5), coordinates_BMG=torch.rand(2, 50, 1))
+        >>> events = InputArray(torch.randn(2, 50, 8), coordinates_BMG=torch.rand(2, 50, 1))
         >>> encoded = model.encode({"events": events}, latent_coordinates=torch.linspace(0, 1, 4)[:, None])
         >>> model.decode(encoded)["label"].shape
         torch.Size([2, 2])

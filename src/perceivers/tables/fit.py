@@ -117,7 +117,7 @@ def fit_table(
     Examples:
         >>> import pandas as pd
         >>> frame = pd.DataFrame({"size": [1.0, 2.0, 3.0, 4.0] * 10, "color": ["red", "blue"] * 20})
-        >>> frame["weight"] = 2 * frame["size"]
+        >>> frame["weight"] = 2.5 * frame["size"]
         >>> model = fit_table(frame, "weight", output="runs/weights", trainer={"max_epochs": 1})
         runs/weights/table.parquet: 40 rows
         ...
