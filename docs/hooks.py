@@ -37,10 +37,11 @@ def render_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
             continue
         if not all(line.startswith("assert ") for line in source.splitlines()):
             parts.append(f"```python\n{source}\n```")
+        printed = "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
+        if printed:
+            parts.append(f"```text\n{printed.rstrip()}\n```")
         for output in cell["outputs"]:
-            if output["output_type"] == "stream" and output["name"] == "stdout":
-                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
-            elif "image/png" in output.get("data", {}):
+            if "image/png" in output.get("data", {}):
                 name = f"{path.stem}_{len(pictures)}.png"
                 pictures[name] = base64.b64decode("".join(output["data"]["image/png"]))
                 parts.append(f"![Drawn by the code above]({name})")
