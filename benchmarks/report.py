@@ -40,8 +40,7 @@ def side_of(run: Run, row: dict[str, Any], side: str) -> list[str]:
 
 def rows_table(run: Run, chosen: Sequence[dict[str, Any]], first: str, second: str) -> str:
     """A line a row: both sides, and how many times as fast the second is."""
-    names = [name_of(side, chosen[0]) for side in (first, second)]
-    columns = [f"{name}: {what}" for name in names for what in ("time", "peak", "GFLOPs", "of the peak")]
+    columns = [f"{name}: {what}" for name in ("theirs", "ours") for what in ("time", "peak", "GFLOPs", "of the peak")]
     lines = []
     for row in chosen:
         ratio = row["ratios"][second]

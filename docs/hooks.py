@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mkdocs.structure.files import File, Files
 
@@ -59,8 +60,8 @@ def render_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
 
 def print_help(*command: str) -> str:
     """Returns what a command prints with `--help`, in lines of up to 100 characters."""
-    os.environ["COLUMNS"] = "102"  # argparse leaves two free
-    with redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+    width = patch.dict(os.environ, COLUMNS="102")  # argparse leaves two free
+    with width, redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
         main([*command, "--help"])
     return printed.getvalue().rstrip()
 
@@ -75,8 +76,10 @@ def render_commands() -> Iterator[str]:
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """Returns a page whose relative links are those of the site: pages in docs/ link to files as on a code host.
 
-    The page of the commands also gets their help.
+    The page of the commands also gets their help. A page that is a tab of its own needs no list of pages beside it.
     """
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
     if page.file.src_uri == "reference/commands.md":
         return "\n\n".join([markdown, *render_commands()])
     folder = posixpath.dirname(page.file.src_uri)
