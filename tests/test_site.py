@@ -95,6 +95,12 @@ def test_the_reference_has_the_help_of_every_command(site, pages):
     assert len(re.findall("^  -h, --help +show this help", page, re.M)) == len(COMMANDS) - 4  # see test_cli
 
 
+def test_lists_and_tables_are_rendered(site, pages):
+    for name in pages:
+        for paragraph in re.findall("<p>.*?</p>", (site / name).read_text(), re.S):
+            assert not re.search(r"^(<p>)?\s*([-*] |\||```|\d\. )", paragraph, re.M), f"{name}: {paragraph}"
+
+
 @pytest.mark.parametrize(
     "module", [perceivers, perceivers.adapters, perceivers.extend], ids=lambda module: module.__name__
 )
