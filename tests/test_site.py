@@ -101,6 +101,11 @@ def test_lists_and_tables_are_rendered(site, pages):
             assert not re.search(r"^(<p>)?\s*([-*] |\||```|\d\. )", paragraph, re.M), f"{name}: {paragraph}"
 
 
+def test_a_result_is_one_item_of_the_reference(site):
+    page = re.sub("<.*?>", "", (site / "reference/models.html").read_text())
+    assert "those of a ragged batch as Ragged." in " ".join(html.unescape(page).split())
+
+
 @pytest.mark.parametrize(
     "module", [perceivers, perceivers.adapters, perceivers.extend], ids=lambda module: module.__name__
 )
