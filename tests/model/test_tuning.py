@@ -194,7 +194,13 @@ def test_choices_depend_on_the_number_of_threads(clock):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{", "[]", '{"machine": {"test 1 slow fast 1": []}}', '{"machine": {"test 1 slow fast 1": "unknown"}}'],
+    [
+        "",
+        "{",
+        "[]",
+        '{"machine": {"test 1, 1 threads: slow, fast": []}}',
+        '{"machine": {"test 1, 1 threads: slow, fast": "unknown"}}',
+    ],
 )
 def test_a_damaged_file_is_replaced(clock, monkeypatch, content):
     monkeypatch.setattr(tuning, "describe_machine", lambda: "machine")
@@ -202,7 +208,7 @@ def test_a_damaged_file_is_replaced(clock, monkeypatch, content):
     tuning.get_file().write_text(content)
     ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
     assert choose(ways) is ways["fast"]
-    assert json.loads(tuning.get_file().read_text()) == {"machine": {"test 1 slow fast 1": "fast"}}
+    assert json.loads(tuning.get_file().read_text()) == {"machine": {"test 1, 1 threads: slow, fast": "fast"}}
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(clock, monkeypatch, tmp_path):

@@ -46,6 +46,9 @@ BACKENDS = {
 }
 """Implementations of torch's fused kernel on accelerators, beside its own choice."""
 
+MIN_SAMPLE_EXAMPLES = 16
+"""Examples of a batch with padding that are timed at least: their lengths differ."""
+
 MIN_SAMPLE_INPUTS = 4096
 """Inputs that are timed at least, of more: their products should be as efficient."""
 
@@ -143,7 +146,7 @@ def choose_way(q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor 
         ways |= {name: partial(attend_fused, backend=backend) for name, backend in BACKENDS.items()}
     bias = "no bias" if bias_BOM is None else f"bias of {'queries' if bias_BOM.shape[1] > 1 else 'inputs'}"
     sizes = size_class(batch * heads), size_class(queries), size_class(inputs), qk, v
-    key = "attention", q_BHOK.device.type, q_BHOK.dtype, has_grad, bias, *sizes
+    key = "attention", q_BHOK.device.type, q_BHOK.dtype, "training" if has_grad else "inference", bias, *sizes
     return choose(key, weights * (qk + v), ways, lambda: (*take_part(*arrays, has_grad), 1 / math.sqrt(qk)))
 
 
@@ -232,19 +235,20 @@ def choose_by_padding(
     real = round(4 * mask_BM.float().mean().item())  # quarters
     sizes = size_class(batch), size_class(heads), size_class(queries), size_class(inputs), qk, v
     per_example = heads * queries * inputs * (qk + v)
-    key = (
-        "padding",
-        q_BHOK.dtype,
-        torch.is_autocast_enabled("cpu"),
-        has_grad,
-        bias_BM is not None,
-        bool(dropout),
-        real,
-        *sizes,
-    )
+    if (
+        per_example > SAMPLE_PRODUCTS // MIN_SAMPLE_EXAMPLES
+    ):  # then products take the time, of which none is left out at once
+        return attend_without_padding
+    flags = {
+        "training": has_grad,
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "bias": bias_BM is not None,
+        "dropout": dropout > 0,
+    }
+    key = "padding", q_BHOK.dtype, *(name for name, is_set in flags.items() if is_set), f"{real}/4 real", *sizes
 
     def sample() -> tuple[object, ...]:
-        some = max(1, SAMPLE_PRODUCTS // per_example)
+        some = SAMPLE_PRODUCTS // per_example
         parts = [None if x is None else x[:some].detach().requires_grad_(has_grad and x.requires_grad) for x in arrays]
         return *parts[:3], mask_BM[:some], parts[3], dropout, 1 / math.sqrt(qk)
 

@@ -72,7 +72,7 @@ def choose_library(x: Tensor, weight_EC: Tensor) -> Way:
         ways = dict(reversed(ways.items()))
     E, C = weight_EC.shape
     rows = x.numel() // C
-    key = "product", size_class(rows), C, E, "" if weight_EC.is_contiguous() else "transposed"
+    key = "product", size_class(rows), C, E, "weight" if weight_EC.is_contiguous() else "transposed weight"
     some = max(1, SAMPLE_PRODUCTS // (C * E))
     return choose(key, rows * C * E, ways, lambda: (x.detach().view(rows, C)[:some], weight_EC.detach()))
 

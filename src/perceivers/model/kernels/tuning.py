@@ -64,12 +64,14 @@ def choose(
     first = next(iter(ways))
     if len(ways) == 1 or products < MIN_PRODUCTS or not can_time():
         return ways[first]
-    key = *key, *ways, torch.get_num_threads()
-    if key not in choices:
+    threads = torch.get_num_threads()
+    full_key = *key, *ways, threads
+    if full_key not in choices:
         with lock:
-            if key not in choices:
-                choices[key] = read_or_measure(" ".join(map(str, key)), ways, sample)
-    return ways[choices[key]]
+            if full_key not in choices:
+                text = f"{' '.join(map(str, key))}, {threads} threads: {', '.join(ways)}"
+                choices[full_key] = read_or_measure(text, ways, sample)
+    return ways[choices[full_key]]
 
 
 def can_time() -> bool:
