@@ -60,7 +60,7 @@ REASONS = """
 - **Nothing is projected that need not be.** With one head, the weights of keys and values, or of queries and output,
   are applied on the side of the few latents (`kernels/folding.py`), also in training.
 - **The last layers are one.** Where an output has few channels, the linear layers before it are multiplied with each
-  other first (`sum_then_linear`).
+  other first (`kernels/folding.py`).
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
