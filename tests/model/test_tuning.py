@@ -247,6 +247,17 @@ def test_hooks_of_the_caller_do_not_see_the_measurement():
     assert all(array.grad is None for array in inputs)
 
 
+def test_random_numbers_are_those_without_a_measurement():
+    mask = torch.arange(9) < torch.tensor([[9], [4], [5]])
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        scaled_dot_product_attention(*(torch.ones(3, 2, 9, 4) for _ in range(3)), mask, dropout=0.5)
+        found.append(torch.rand(()).item())
+    assert found[0] == found[1]
+    assert tuning.choices
+
+
 def test_a_checkpointed_layer_takes_the_same_way_again():
     inputs = arrays(torch.float32)
     got = torch.utils.checkpoint.checkpoint(scaled_dot_product_attention, *inputs, use_reentrant=False)

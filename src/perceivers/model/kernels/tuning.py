@@ -99,7 +99,9 @@ def read_or_measure(key: str, ways: Mapping[str, Way], sample: Callable[[], Sequ
         file = get_file()
         file.parent.mkdir(parents=True, exist_ok=True)
         if os.access(file.parent, os.W_OK):
-            fastest = measure(ways, sample())
+            devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+            with torch.random.fork_rng(devices):  # ways may drop weights
+                fastest = measure(ways, sample())
             found = read_choices()
             of_machine = found.setdefault(machine, {})
             if of_machine.get(key) in ways:  # another process was here
