@@ -165,7 +165,14 @@ def measured(run: Run, pictures: str) -> str:
         sections.append(
             f"### Scaling\n\n![Time and memory]({pictures}_scaling.png)\n\n{scaling_table(run['scaling'])}\n"
         )
+    if run["choices"]:
+        sections.append(f"### Kernels that were chosen\n\n{choices_table(run['choices'])}\n")
     return "\n".join(sections)
+
+
+def choices_table(choices: Sequence[Sequence[str]]) -> str:
+    """A line for each class of shapes: the way that was measured to be the fastest."""
+    return table(["operation and shapes", "ways", "chosen"], [[*key.split(": ", 1), way] for key, way in choices])
 
 
 def scaling_table(series: dict[str, Any]) -> str:
