@@ -64,7 +64,7 @@ REASONS = """
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
-  computed again for gradients, or, where the weights of a layer take at most 16 MB, the formula with its weights kept
+  computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
   for the gradients (`kernels/attention.py`).
 - **The faster way, on this machine.** Which of these it is, of how many bytes chunks are, whether channels are padded,
   whether a batch with padding is computed at once or example by example, and whether a product is oneDNN's or MKL's, is

@@ -33,7 +33,7 @@ GPU_CHUNK_BYTES = 2**28
 MIN_CHUNK_QUERIES = 256
 """Minimum queries per chunk: smaller matrix products are inefficient."""
 
-MAX_KEPT_BYTES = 2**24
+MAX_KEPT_BYTES = 2**22
 """Bytes of weights of a layer that may be kept for the gradients, where that is faster than to compute them again."""
 
 CHANNEL_MULTIPLE = 32
@@ -161,7 +161,7 @@ def take_part(
     """Returns a part of some arrays that takes little time: some examples, queries, and inputs of the first of them."""
     batch, heads, queries, qk = q_BHOK.shape
     inputs, v = v_BHMV.shape[2:]
-    most = SAMPLE_PRODUCTS // (4 if has_grad else 1) // (heads * (qk + v))
+    most = SAMPLE_PRODUCTS // (heads * (qk + v))
     examples = max(1, min(batch, most // (queries * inputs)))
     queries = min(queries, max(MIN_CHUNK_QUERIES, most // inputs))
     inputs = min(inputs, max(MIN_SAMPLE_INPUTS, most // queries))

@@ -28,8 +28,8 @@ from perceivers.model.saving import atomic_write
 AUTOTUNE = "PERCEIVERS_AUTOTUNE"
 """Environment variable: 0 to time nothing."""
 
-SAMPLE_PRODUCTS = 2**30
-"""Largest number of multiplications that are timed: a few milliseconds on a CPU of two cores."""
+SAMPLE_PRODUCTS = 2**28
+"""Largest number of multiplications that are timed: some milliseconds on a CPU of two cores."""
 
 MIN_PRODUCTS = 2**22
 """Smallest number for which it is worth to time anything."""
@@ -40,7 +40,7 @@ ROUNDS = 5
 HOPELESS = 1.5
 """A way that takes this many times as long as another is not timed again."""
 
-MARGIN = 0.93
+MARGIN = 0.97
 """Another way must take at most this part of the first way's time to be chosen instead."""
 
 Way = Callable[..., Tensor]
