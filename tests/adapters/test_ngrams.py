@@ -1,5 +1,4 @@
 import hashlib
-import random
 from functools import cache
 from itertools import chain
 
@@ -13,8 +12,8 @@ from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_config
 from perceivers.model.ragged import Ragged
 from perceivers.text.bert import BERT
-from perceivers.text.tokenizers import FIRST_BYTE, Bytes
-from perceivers.text.tokenizers import MASK as MASK_TOKEN
+from perceivers.text.tokenizers import Bytes
+from tests.support.texts import draw_texts
 
 HASHES, SEPARATORS = 997, (0, 1)
 LENGTHS = torch.tensor([9, 5, 1])
@@ -79,22 +78,6 @@ def test_hashes_are_those_of_every_ngram_and_word(tokens):
     assert len(found.unique()) > 50
     alone = ngrams(separators=()).hash(tokens, torch.arange(9))
     assert torch.equal(alone, found[..., :3])
-
-
-def draw_texts(count):
-    """Tokens of random bytes, white space, UTF-8, long words, short words, and nothing; some of them are masked."""
-    draw = random.Random(0)
-    characters = ["".join(map(chr, range(9, 14))) + " ", "a\u00e9\u20ac\U0001d11e \u2003\n", "abc", "the cat\t"]
-    for number in range(count):
-        if number % 5 == 4:
-            data = draw.randbytes(draw.randrange(40))
-        else:
-            data = "".join(
-                draw.choices(characters[number % 5], k=draw.randrange((40, 40, 300, 80)[number % 5]))
-            ).encode()
-        tokens = [FIRST_BYTE + byte for byte in data]
-        masked = draw.choice((0, 0.15, 1))
-        yield [MASK_TOKEN if draw.random() < masked else token for token in tokens]
 
 
 def test_hashes_of_a_thousand_texts_are_those_of_saved_models():
