@@ -40,8 +40,7 @@ def side_of(run: Run, row: dict[str, Any], side: str) -> list[str]:
 
 def rows_table(run: Run, chosen: Sequence[dict[str, Any]], first: str, second: str) -> str:
     """A line a row: both sides, and how many times as fast the second is."""
-    names = [name_of(side, chosen[0]) for side in (first, second)]
-    columns = [f"{name}: {what}" for name in names for what in ("time", "peak", "GFLOPs", "of the peak")]
+    columns = [f"{name}: {what}" for name in ("theirs", "ours") for what in ("time", "peak", "GFLOPs", "of the peak")]
     lines = []
     for row in chosen:
         ratio = row["ratios"][second]
@@ -166,7 +165,14 @@ def measured(run: Run, pictures: str) -> str:
         sections.append(
             f"### Scaling\n\n![Time and memory]({pictures}_scaling.png)\n\n{scaling_table(run['scaling'])}\n"
         )
+    if run["choices"]:
+        sections.append(f"### Kernels that were chosen\n\n{choices_table(run['choices'])}\n")
     return "\n".join(sections)
+
+
+def choices_table(choices: Sequence[Sequence[str]]) -> str:
+    """A line for each class of shapes: the way that was measured to be the fastest."""
+    return table(["operation and shapes", "ways", "chosen"], [[*key.split(": ", 1), way] for key, way in choices])
 
 
 def scaling_table(series: dict[str, Any]) -> str:

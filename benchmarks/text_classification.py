@@ -165,6 +165,8 @@ def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> t
     call("predict", output / "model", "--data", folder / "dev.csv", "--out", predictions, "--text", *texts)
     found = pd.read_csv(predictions, dtype={"class": str})
     config_of_run = {key: value for key, value in read_json(output / "config.json").items() if key in KEPT}
+    if task.glue is not None:
+        config_of_run["model"]["init"] = "untrained"  # in a folder of this machine
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()

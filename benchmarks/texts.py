@@ -8,26 +8,14 @@ SAME_PRODUCTS = "The latents' layers are most of the work: the same products on 
 
 LIMITS: dict[str, str] = {
     **dict.fromkeys(
-        [
-            *[f"{rows.LANGUAGE}, {dtype}" for dtype in DTYPES],
-            *[f"{rows.LANGUAGE_STEP}, {dtype}" for dtype in DTYPES],
-            *[f"{rows.FOURIER}, {dtype}" for dtype in DTYPES],
-        ],
-        SAME_PRODUCTS,
-    ),
-    **dict.fromkeys(
-        [f"{rows.FILL}, {dtype}" for dtype in DTYPES],
+        [f"every row, {dtype}" for dtype in DTYPES],
         f"{SAME_PRODUCTS} No more can be left out than what is outside them.",
     ),
-    f"{rows.FOURIER_STEP}, float32": "The products for the gradients of weights, and those inside torch's fused \
-attention, are MKL's on both sides.",
-    f"{rows.FOURIER_STEP}, bfloat16": f"{SAME_PRODUCTS} Ours computes scores again for the gradients, to keep none.",
     f"{rows.LANGUAGE_STEP}, memory": "Most of it is weights and their gradients, which both sides have; \
 `checkpointing=True` keeps no activations, but computes them twice.",
-    "fraction of the peak, float32": "Softmax, normalization and GELU take time and count nothing. Those products of \
-attention that are small and batched are MKL's, and the peak is that of oneDNN, which is the faster.",
-    "fraction of the peak, bfloat16": "As in float32, but for the libraries. In the latents of flow, 16 heads of 32 \
-channels, the softmax takes longer than either product.",
+    "fraction of the peak, float32": "Softmax, normalization and GELU take time and count nothing.",
+    "fraction of the peak, bfloat16": "As in float32, where products take longer. In the latents of flow, 16 heads of \
+32 channels, the softmax takes longer than either product.",
     "scaling exponent in outputs: memory": "It grows more slowly than linearly: chunks of the decoder are bounded.",
     "scaling exponent in inputs: time": "Short inputs stay in the processor's cache, long ones do not.",
 }
@@ -72,13 +60,15 @@ REASONS = """
 - **Nothing is projected that need not be.** With one head, the weights of keys and values, or of queries and output,
   are applied on the side of the few latents (`kernels/folding.py`), also in training.
 - **The last layers are one.** Where an output has few channels, the linear layers before it are multiplied with each
-  other first (`sum_then_linear`).
+  other first (`kernels/folding.py`).
 - **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
-- **No score is kept.** Attention is torch's fused kernel where that is the fastest, else the formula in pieces whose
-  scores stay in the cache, computed again for gradients (`kernels/attention.py`). In bfloat16 the pieces are faster
-  than torch's kernel for processors; for keys and values of unequal sizes it has none.
-- **The faster library.** On processors with AVX-512, float32 products are oneDNN's, not MKL's (`linear.py`).
+- **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
+  computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
+  for the gradients (`kernels/attention.py`).
+- **The faster way, on this machine.** Which of these it is, of how many bytes chunks are, whether channels are padded,
+  whether a batch with padding is computed at once or example by example, and whether a product is oneDNN's or MKL's, is
+  measured on the first use and kept (`kernels/tuning.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.
 """
 

@@ -1,13 +1,21 @@
-"""Hooks of MkDocs: notebooks become pages, and links that leave docs/ lead to the repository."""
+"""Hooks of MkDocs: notebooks become pages, commands their help, and links that leave docs/ lead to the repository."""
 
 import base64
+import io
 import json
+import os
 import posixpath
 import re
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from mkdocs.structure.files import File, Files
+
+from perceivers.cli import main
+from perceivers.plugins import find_entry_points
 
 LINK = re.compile(r"\]\((?![a-z]+:|#|/)([^)\s#]+)")
 """The target of a relative Markdown link, without its anchor."""
@@ -50,8 +58,30 @@ def render_notebook(path: Path) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts) + "\n", pictures
 
 
+def print_help(*command: str) -> str:
+    """Returns what a command prints with `--help`, in lines of up to 100 characters."""
+    width = patch.dict(os.environ, COLUMNS="102")  # argparse leaves two free
+    with width, redirect_stdout(io.StringIO()) as printed, suppress(SystemExit):
+        main([*command, "--help"])
+    return printed.getvalue().rstrip()
+
+
+def render_commands() -> Iterator[str]:
+    """Yields the help of `perceivers`, then a section for each command, as Markdown."""
+    yield f"```text\n{print_help()}\n```"
+    for name in find_entry_points("commands"):
+        yield f"## {name}\n\n```text\n{print_help(name)}\n```"
+
+
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Returns a page whose relative links are those of the site: pages in docs/ link to files as on a code host."""
+    """Returns a page whose relative links are those of the site: pages in docs/ link to files as on a code host.
+
+    The page of the commands also gets their help. A page that is a tab of its own needs no list of pages beside it.
+    """
+    if page.parent is None:
+        page.meta["hide"] = ["navigation"]
+    if page.file.src_uri == "reference/commands.md":
+        return "\n\n".join([markdown, *render_commands()])
     folder = posixpath.dirname(page.file.src_uri)
 
     def rewrite(match: re.Match[str]) -> str:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PERCEIVERS_AUTOTUNE"] = "0"  # tests do not depend on what was measured; test_tuning.py turns it on
 
 LONG = ("signals", "page", "docs", "processes", "extending", "sweep", "prediction", "resume", "trainer", "kills")
 """Modules with long tests."""

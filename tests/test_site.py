@@ -1,5 +1,6 @@
 """The documentation site: it builds without warnings, its links lead somewhere, and it fetches nothing."""
 
+import html
 import posixpath
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import pytest
 import perceivers
 import perceivers.adapters
 import perceivers.extend
+from tests.test_cli import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 build = pytest.importorskip("mkdocs.commands.build", reason="the site needs the extra docs")
@@ -83,6 +85,25 @@ def test_nothing_is_fetched_from_elsewhere(site, pages):
             assert not urlsplit(link).netloc, f"{name} loads {link}"
     for style in site.rglob("*.css"):
         assert not re.search(r"(?:url\(|@import)\s*['\"]?(?:https?:)?//", style.read_text()), style
+
+
+def test_the_reference_has_the_help_of_every_command(site, pages):
+    assert pages["reference/commands.html"].anchors >= {*COMMANDS}
+    page = html.unescape((site / "reference/commands.html").read_text())
+    for command in COMMANDS:
+        assert f"usage: perceivers {command} " in page
+    assert len(re.findall("^  -h, --help +show this help", page, re.M)) == len(COMMANDS) - 4  # see test_cli
+
+
+def test_lists_and_tables_are_rendered(site, pages):
+    for name in pages:
+        for paragraph in re.findall("<p>.*?</p>", (site / name).read_text(), re.S):
+            assert not re.search(r"^(<p>)?\s*([-*] |\||```|\d\. )", paragraph, re.M), f"{name}: {paragraph}"
+
+
+def test_a_result_is_one_item_of_the_reference(site):
+    page = re.sub("<.*?>", "", (site / "reference/models.html").read_text())
+    assert "those of a ragged batch as Ragged." in " ".join(html.unescape(page).split())
 
 
 @pytest.mark.parametrize(

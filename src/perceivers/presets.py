@@ -23,7 +23,8 @@ class Preset:
         paper_row: its name in the paper's tables.
         config: the model's config.
         inputs: one example, by input name, on the meta device; a forward pass is measured on it.
-        paper_parameters, paper_flops: the paper's figures, FLOPs per example; None where it gives none.
+        paper_parameters: the paper's figure; None where it gives none.
+        paper_flops: the same, per example.
         outputs: outputs that the forward pass decodes, as in `PerceiverIO.decode`.
     """
 

@@ -10,6 +10,7 @@ from pyarrow import parquet
 from perceivers import PerceiversError
 from perceivers.clips.data import ClipData
 from perceivers.data.loader import SampleIndex
+from perceivers.data.tables import hub_splits
 from perceivers.images.data import ImageData, ImageDataset
 from tests.support import clips
 
@@ -184,3 +185,10 @@ def test_sounds_without_a_label_are_left_out(tmp_path):
     parquet.write_table(table, tmp_path / "train.parquet")
     splits = ClipData(str(tmp_path)).open()
     assert sorted([*splits.training.indices, *splits.evaluation.indices]) == [1, 2, 3, 4]
+
+
+def test_bars_of_datasets_are_hidden_without_a_terminal(tmp_path, capsys):
+    datasets.enable_progress_bars()
+    parquet.write_table(pyarrow.table({"number": [1, 2]}), tmp_path / "train.parquet")
+    assert hub_splits(str(tmp_path))["train"]["number"][:] == [1, 2]
+    assert capsys.readouterr().err == ""

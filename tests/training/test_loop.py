@@ -48,9 +48,10 @@ def test_a_run_ends_with_everything(tmp_path):
         small_run(tmp_path / "other", resume=True).run()
 
 
-def test_ema_saves_the_average_of_the_weights(tmp_path):
+def test_ema_saves_the_average_of_the_weights(tmp_path, recwarn):
     small_run(tmp_path / "plain").run()
     small_run(tmp_path / "average", ema=0.99).run()
+    assert not [warning for warning in recwarn if "WeightAveraging" in str(warning.message)]
     latents = {name: perceivers.load(tmp_path / name / "model").encoder.latents for name in ("plain", "average")}
     torch.manual_seed(0)
     run = small_run(tmp_path / "start")

@@ -26,8 +26,9 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load((ROOT / "configs" / "image_classification" / "digits.yaml").read_text())
     config["model"] |= {"latents": 4, "channels": 16, "depth": 1, "heads": 1, "query_channels": 16, "bands": 2}
-    Path("configs/image_classification").mkdir(parents=True)
-    Path("configs/image_classification/digits.yaml").write_text(yaml.safe_dump(config))
+    small = Path("configs/image_classification/digits.yaml")  # also the config of the page's sweep
+    small.parent.mkdir(parents=True)
+    small.write_text(yaml.safe_dump(config))
     Path("pictures").mkdir()
     for index, image in enumerate(load_digits().images[:20]):
         Image.fromarray((image * 15.9).astype("uint8")).save(f"pictures/{index:02d}.png")
@@ -37,7 +38,7 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
     commands = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
     assert len(commands) > 15
     for command in commands:
-        program, *arguments = shlex.split(command)
+        program, *arguments = shlex.split(command.replace("fit digits ", f"fit {small} "))
         if program == "torchrun":
             run = [sys.executable, "-m", "torch.distributed.run", *arguments]
             done = subprocess.run(run, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 
 from perceivers.errors import PerceiversError, quote, shorten
 from perceivers.files import check_count, list_folder, read_rows, read_text, require_file, walk, warn
+from perceivers.progress import Shown
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
@@ -249,6 +251,8 @@ def hub_splits(name: str, streaming: bool = False) -> Mapping[str, Any]:
 
     path, _, configuration = name.partition(":")
     options = {"streaming": True} if streaming else {}
+    if not (Shown.loops and sys.stderr.isatty()):  # bars are for terminals, and --quiet hides them
+        datasets.disable_progress_bars()
     try:
         for entry in walk(path) if os.path.isdir(path) else ():
             file = require_file(entry.path)

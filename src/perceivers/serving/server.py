@@ -30,6 +30,7 @@ def run_server(source: Path | None, host: str, port: int, limits: Limits, device
         PerceiversError: the port is in use, or as in `open_service`.
     """
     signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started it to ignore this signal
     listener = listen(host, port)  # before the model loads, which takes longer
     with listener:
         service = open_service(find_bundled_model() if source is None else source, device)

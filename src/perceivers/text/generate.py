@@ -38,8 +38,8 @@ def generate(
     A character of several bytes comes when its last byte does; bytes that are not UTF-8 are replaced by a mark.
 
     Args:
-        model, device, dtype: as in `load_causal_model`.
-        prompt: the text to continue; of a long one, the model reads only the end, see `Reader`.
+        model, device, dtype: as in `load_for_inference`; a causal model of bytes.
+        prompt: the text to continue; of a long one, the model reads only the end.
         length: maximum number of bytes to generate.
         temperature, top_k, top_p, seed: as in `Sampler`.
         stop: text after which generation ends.

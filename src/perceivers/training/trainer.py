@@ -108,6 +108,7 @@ def build_trainer(values: Mapping[str, Any], callbacks: list[Callback], plugins:
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     noise = "does not have many workers|LeafSpec|smaller than the logging interval|is not empty|has `__len__` defined"
+    noise += "|WeightAveraging doesn't support sharding"  # sharded runs refuse training.ema
     warnings.filterwarnings("ignore", f".*({noise})")
     try:
         parsed = get_parser().instantiate(parse_trainer(values)).trainer

@@ -1,4 +1,4 @@
-"""softmax(q k^T) v without storing the scores: by torch's fused kernel where it is the fastest, else in chunks.
+"""softmax(q k^T) v without storing all scores: by torch's fused kernel or in chunks, whichever is faster.
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values,
@@ -8,6 +8,8 @@ Shape suffixes:
 import importlib.util
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,19 +17,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from perceivers.model.eager import is_concrete, is_eager
 from perceivers.model.kernels.onednn import linear
+from perceivers.model.kernels.tuning import MIN_PRODUCTS, SAMPLE_PRODUCTS, Way, choose, size_class
 from perceivers.model.masks import PairMask, SameExample, can_read, combine_masks
 
 CPU_CHUNK_BYTES = 2**23
-"""Bytes of scores computed at a time on CPU: they stay in its cache."""
+"""Bytes of scores computed at a time on CPU, to stay in its cache; a quarter and four times as many are tried, too."""
 
 GPU_CHUNK_BYTES = 2**28
 """The same on an accelerator, whose kernels should be large."""
 
 MIN_CHUNK_QUERIES = 256
 """Minimum queries per chunk: smaller matrix products are inefficient."""
+
+MAX_KEPT_BYTES = 2**22
+"""Bytes of weights of a layer that may be kept for the gradients, where that is faster than to compute them again."""
+
+CHANNEL_MULTIPLE = 32
+"""Matrix products of other numbers of channels are slower on some processors."""
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cuDNN": SDPBackend.CUDNN_ATTENTION,
+}
+"""Implementations of torch's fused kernel on accelerators, beside its own choice."""
+
+MIN_SAMPLE_EXAMPLES = 16
+"""Examples of a batch with padding that are timed at least: their lengths differ."""
+
+MIN_SAMPLE_INPUTS = 4096
+"""Inputs that are timed at least, of more: their products should be as efficient."""
 
 
 def scaled_dot_product_attention(
@@ -53,11 +76,29 @@ def scaled_dot_product_attention(
         pair_mask: True where a query may read an input; a query that may read none reads zeros.
     """
     scale = 1 / math.sqrt(q_BHOK.shape[-1]) if scale is None else scale
-    device_type = q_BHOK.device.type
     if isinstance(pair_mask, SameExample) and is_concrete(pair_mask.offsets):
         return attend_by_example(q_BHOK, k_BHMK, v_BHMV, pair_mask, bias_BM, dropout, scale)
-    if pair_mask is None and mask_BM is not None and device_type == "cpu" and is_concrete(mask_BM):
-        return attend_without_padding(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale)
+    if pair_mask is None and mask_BM is not None and mask_BM.is_cpu and is_concrete(mask_BM):
+        if mask_BM.all():
+            mask_BM = None
+        else:
+            attend = choose_by_padding(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout)
+            return attend(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale)
+    return attend_at_once(q_BHOK, k_BHMK, v_BHMV, mask_BM, bias_BM, dropout, scale, pair_mask)
+
+
+def attend_at_once(
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    mask_BM: Tensor | None,
+    bias_BM: Tensor | None,
+    dropout: float,
+    scale: float,
+    pair_mask: PairMask | None = None,
+) -> Tensor:
+    """Attends in all examples at once; masks become a bias."""
+    device_type = q_BHOK.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         q_BHOK, k_BHMK, v_BHMV = q_BHOK.to(dtype), k_BHMK.to(dtype), v_BHMV.to(dtype)
@@ -67,16 +108,152 @@ def scaled_dot_product_attention(
         can_read_BO1 = mask_BOM.any(-1, keepdim=True)
         bias_BOM = torch.zeros_like(mask_BOM, dtype=q_BHOK.dtype) if bias_BOM is None else bias_BOM
         bias_BOM = bias_BOM.masked_fill(~mask_BOM & can_read_BO1, -math.inf)  # a softmax needs one finite score
-    if has_fused_kernel(q_BHOK, v_BHMV, bias_BOM, dropout):
-        bias_B1OM = None if bias_BOM is None else bias_BOM[:, None]
-        a_BHOV = F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B1OM, dropout, scale=scale)
-    else:
-        budget = CPU_CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES
-        arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
-        has_grad = torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
-        run = ChunkedAttention.apply if has_grad else ChunkedAttention.forward
-        a_BHOV = run(*arrays, scale, budget)
+    attend = choose_way(q_BHOK, k_BHMK, v_BHMV, bias_BOM, dropout)
+    a_BHOV = attend(q_BHOK, k_BHMK, v_BHMV, bias_BOM, scale)
     return a_BHOV if mask_BOM is None else a_BHOV.masked_fill(~can_read_BO1[:, None], 0)
+
+
+def choose_way(q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, dropout: float) -> Way:
+    """Returns the fastest way to attend in arrays like these, of those that can; a fixed one for small arrays."""
+    is_cpu = q_BHOK.is_cpu
+    budget = CPU_CHUNK_BYTES if is_cpu else GPU_CHUNK_BYTES
+    can_fuse = has_fused_kernel(q_BHOK, v_BHMV, bias_BOM, dropout)
+    prefer_fused = not is_cpu or dropout or not is_eager() or q_BHOK.dtype in (torch.float32, torch.float64)
+    ways: dict[str, Way] = {f"chunks of {budget} bytes": partial(attend_in_chunks, budget=budget)}
+    if can_fuse:
+        fused: dict[str, Way] = {"fused": partial(attend_fused, dropout=dropout)}
+        ways = fused | ways if prefer_fused else ways | fused
+    if (
+        dropout or not is_eager() or type(q_BHOK) is not Tensor
+    ):  # before sizes are compared, which would fix them under torch.export
+        return next(iter(ways.values()))
+    batch, heads, queries, qk = q_BHOK.shape
+    inputs, v = v_BHMV.shape[2:]
+    weights = batch * heads * queries * inputs
+    if weights * (qk + v) < MIN_PRODUCTS:
+        return next(iter(ways.values()))
+    arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
+    has_grad = needs_gradients(*arrays)
+    if is_cpu:
+        ways |= {
+            f"chunks of {size} bytes": partial(attend_in_chunks, budget=size) for size in (budget // 4, 4 * budget)
+        }
+        if qk % CHANNEL_MULTIPLE or v % CHANNEL_MULTIPLE:
+            ways["more channels"] = partial(attend_with_more_channels, budget=budget)
+        if has_grad and weights * q_BHOK.element_size() <= MAX_KEPT_BYTES:
+            ways["weights kept"] = attend_keeping_weights
+    elif can_fuse:
+        ways |= {name: partial(attend_fused, backend=backend) for name, backend in BACKENDS.items()}
+    bias = "no bias" if bias_BOM is None else f"bias of {'queries' if bias_BOM.shape[1] > 1 else 'inputs'}"
+    sizes = size_class(batch * heads), size_class(queries), size_class(inputs), qk, v
+    key = "attention", q_BHOK.device.type, q_BHOK.dtype, "training" if has_grad else "inference", bias, *sizes
+    return choose(key, weights * (qk + v), ways, lambda: (*take_part(*arrays, has_grad), 1 / math.sqrt(qk)))
+
+
+def needs_gradients(*arrays: Tensor | None) -> bool:
+    """Returns whether a gradient is recorded of any of these arrays."""
+    return torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
+
+
+def take_part(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, has_grad: bool
+) -> tuple[Tensor | None, ...]:
+    """Returns a part of some arrays that takes little time: some examples, queries, and inputs of the first of them."""
+    batch, heads, queries, qk = q_BHOK.shape
+    inputs, v = v_BHMV.shape[2:]
+    most = SAMPLE_PRODUCTS // (heads * (qk + v))
+    examples = max(1, min(batch, most // (queries * inputs)))
+    queries = min(queries, max(MIN_CHUNK_QUERIES, most // inputs))
+    inputs = min(inputs, max(MIN_SAMPLE_INPUTS, most // queries))
+    parts = [q_BHOK[:examples, :, :queries], k_BHMK[:examples, :, :inputs], v_BHMV[:examples, :, :inputs]]
+    bias = None if bias_BOM is None else bias_BOM[:examples, :queries, :inputs]
+    arrays = (q_BHOK, k_BHMK, v_BHMV, bias_BOM)
+    return tuple(
+        None if part is None or array is None else part.detach().requires_grad_(has_grad and array.requires_grad)
+        for part, array in zip([*parts, bias], arrays, strict=True)
+    )
+
+
+def attend_fused(
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    bias_BOM: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    backend: SDPBackend | None = None,
+) -> Tensor:
+    """Attends by torch's fused kernel, of one of its implementations or of the one that it takes by itself."""
+    bias_B1OM = None if bias_BOM is None else bias_BOM[:, None]
+    with nullcontext() if backend is None else sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(q_BHOK, k_BHMK, v_BHMV, bias_B1OM, dropout, scale=scale)
+
+
+def attend_in_chunks(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+) -> Tensor:
+    """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again."""
+    arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
+    run = ChunkedAttention.apply if needs_gradients(*arrays) else ChunkedAttention.forward
+    a_BHOV: Tensor = run(*arrays, scale, budget)
+    return a_BHOV
+
+
+def attend_with_more_channels(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+) -> Tensor:
+    """Does the same with channels of zeros added, up to a number that suits the processor."""
+    k_BHMP = pad_channels(k_BHMK)
+    v_BHMP = k_BHMP if v_BHMV is k_BHMK else pad_channels(v_BHMV)
+    a_BHOP = attend_in_chunks(pad_channels(q_BHOK), k_BHMP, v_BHMP, bias_BOM, scale, budget)
+    return a_BHOP[..., : v_BHMV.shape[-1]]
+
+
+def pad_channels(x_BHMK: Tensor) -> Tensor:
+    """Adds channels of zeros up to a multiple; [B, H, M, K] -> [B, H, M, P]."""
+    return F.pad(x_BHMK, (0, -x_BHMK.shape[-1] % CHANNEL_MULTIPLE))
+
+
+def attend_keeping_weights(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float
+) -> Tensor:
+    """Attends by the formula; the weights are kept for the gradients."""
+    q, k, v = (x.flatten(0, 1) for x in (q_BHOK, k_BHMK, v_BHMV))
+    every = slice(None)
+    bias = bias_of(bias_BOM, q_BHOK.shape[1], slice(0, len(q)), every)
+    return matmul(scores(q, k, bias, scale).softmax(-1), v).unflatten(0, q_BHOK.shape[:2])
+
+
+def choose_by_padding(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, mask_BM: Tensor, bias_BM: Tensor | None, dropout: float
+) -> Way:
+    """Returns the faster way to attend in a batch with padding: one example at a time, or all with masked scores."""
+    arrays = q_BHOK, k_BHMK, v_BHMV, bias_BM
+    batch, heads, queries, qk = q_BHOK.shape
+    inputs, v = v_BHMV.shape[2:]
+    has_grad = needs_gradients(*arrays)
+    real = round(4 * mask_BM.float().mean().item())  # quarters
+    sizes = size_class(batch), size_class(heads), size_class(queries), size_class(inputs), qk, v
+    per_example = heads * queries * inputs * (qk + v)
+    if (
+        per_example > SAMPLE_PRODUCTS // MIN_SAMPLE_EXAMPLES
+    ):  # then products take the time, of which none is left out at once
+        return attend_without_padding
+    flags = {
+        "training": has_grad,
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "bias": bias_BM is not None,
+        "dropout": dropout > 0,
+    }
+    key = "padding", q_BHOK.dtype, *(name for name, is_set in flags.items() if is_set), f"{real}/4 real", *sizes
+
+    def sample() -> tuple[object, ...]:
+        some = SAMPLE_PRODUCTS // per_example
+        parts = [None if x is None else x[:some].detach().requires_grad_(has_grad and x.requires_grad) for x in arrays]
+        return *parts[:3], mask_BM[:some], parts[3], dropout, 1 / math.sqrt(qk)
+
+    ways: dict[str, Way] = {"by example": attend_without_padding, "at once": attend_at_once}
+    return choose(key, batch * per_example, ways, sample)
 
 
 def attend_without_padding(
@@ -155,10 +332,10 @@ def has_varlen_kernel(q_1HOK: Tensor, v_1HMV: Tensor, bias_1M: Tensor | None, dr
 
 
 def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, dropout: float) -> bool:
-    """Returns whether to use `F.scaled_dot_product_attention` instead of `ChunkedAttention`.
+    """Returns whether `F.scaled_dot_product_attention` computes this without storing the scores, or has to anyway.
 
-    On CPU, it takes keys and values of equal size in float32, and gives no gradient to a bias. On accelerators,
-    it takes heads of up to 256 channels, in multiples of 8.
+    On CPU, it takes keys and values of equal size, and gives no gradient to a bias. On accelerators, it takes heads of
+    up to 256 channels, in multiples of 8.
     """
     sizes = q_BHOK.shape[-1], v_BHMV.shape[-1]
     compiling = torch.compiler.is_compiling()
@@ -166,8 +343,7 @@ def has_fused_kernel(q_BHOK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, dr
         return True
     if q_BHOK.device.type == "cpu":
         learned_bias = bias_BOM is not None and bias_BOM.requires_grad
-        is_wide = q_BHOK.dtype in (torch.float32, torch.float64)
-        return compiling or (is_wide and sizes[0] == sizes[1] and not learned_bias)
+        return compiling or (sizes[0] == sizes[1] and not learned_bias)
     return all(size <= 256 and size % 8 == 0 for size in sizes)
 
 

@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN on CPUs where it is faster than MKL.
+"""Matrix products in float32 on CPUs, by oneDNN where it is faster than MKL.
 
 Shape suffixes: C input channels, E output channels
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from perceivers.model.eager import is_eager
+from perceivers.model.kernels.tuning import SAMPLE_PRODUCTS, Way, choose, size_class
 
 MIN_PRODUCTS = 2**20
 """Smallest number of multiplications for oneDNN: the call of its operator alone takes 15 microseconds longer."""
@@ -21,17 +22,17 @@ MIN_PRODUCTS = 2**20
 def linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """Computes x W^T + b, as `torch.nn.functional.linear` does; [..., C] -> [..., E].
 
-    On CPUs with AVX-512, float32 products are computed by oneDNN, which is faster there than MKL.
+    In float32 on CPU, products are computed by oneDNN or by MKL, whichever is faster.
     """
-    if not use_onednn(x, weight_EC):
+    if not can_use_onednn(x, weight_EC) or choose_library(x, weight_EC) is F.linear:
         return F.linear(x, weight_EC, bias_E)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight_EC, bias_E)):
         return OneDNNLinear.apply(x, weight_EC, bias_E)  # type: ignore[no-untyped-call]
     return onednn_linear(x, weight_EC, bias_E)
 
 
-def use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
-    """Returns whether oneDNN multiplies these: plain float32 arrays on a CPU where it is preferred.
+def can_use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
+    """Returns whether oneDNN can multiply these: plain float32 arrays on a CPU, large enough.
 
     `x` must be contiguous, and the weight, or its transpose: the operator has hung on others.
     """
@@ -48,18 +49,32 @@ def use_onednn(x: Tensor, weight_EC: Tensor) -> bool:
         and type(weight_EC) in (Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and bool(torch.backends.mkldnn.enabled)
-        and onednn_is_preferred()
+        and has_onednn()
     )
 
 
 @cache
+def has_onednn() -> bool:
+    """Returns whether this torch has oneDNN's operator."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@cache
 def onednn_is_preferred() -> bool:
-    """Returns whether this CPU has AVX-512, where oneDNN is faster than MKL, and this torch has the operator."""
-    return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    """Returns whether oneDNN is taken where nothing is timed: on CPUs with AVX-512, it has been faster than MKL."""
+    return has_onednn() and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def choose_library(x: Tensor, weight_EC: Tensor) -> Way:
+    """Returns the function of the faster library, timed on some rows, without a bias."""
+    ways: dict[str, Way] = {"oneDNN": onednn_linear, "MKL": F.linear}
+    if not onednn_is_preferred():
+        ways = dict(reversed(ways.items()))
+    E, C = weight_EC.shape
+    rows = x.numel() // C
+    key = "product", size_class(rows), C, E, "weight" if weight_EC.is_contiguous() else "transposed weight"
+    some = max(1, SAMPLE_PRODUCTS // (C * E))
+    return choose(key, rows * C * E, ways, lambda: (x.detach().view(rows, C)[:some], weight_EC.detach()))
 
 
 def onednn_linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:

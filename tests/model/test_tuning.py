@@ -1,0 +1,310 @@
+"""Kernels that are chosen by measuring: every way is the formula, and choices last."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend
+from torch.utils.flop_counter import FlopCounterMode
+
+from perceivers.model.kernels import attention, onednn, tuning
+from perceivers.model.kernels.attention import attend_fused, scaled_dot_product_attention
+from perceivers.model.kernels.onednn import has_onednn, linear
+
+LOOSE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+NAMES = ["fused", "chunks of 64 bytes", "chunks of 16 bytes", "chunks of 256 bytes", "more channels", "weights kept"]
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch, tmp_path):
+    """Begins without choices, with a cache folder of its own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv(tuning.AUTOTUNE, "1")
+    monkeypatch.setattr(tuning, "choices", {})
+    for module in (tuning, attention, onednn):
+        monkeypatch.setattr(module, "MIN_PRODUCTS", 1)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `Slow` moves."""
+    now = [0.0]
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now[0])
+    return now
+
+
+class Slow:
+    """A way that takes some seconds of the clock, and counts its calls."""
+
+    def __init__(self, clock, seconds, error=None):
+        self.clock, self.seconds, self.error, self.calls = clock, seconds, error, 0
+
+    def __call__(self, x):
+        self.calls += 1
+        self.clock[0] += self.seconds
+        if self.error:
+            raise self.error
+        return x + 0
+
+
+def take(name, monkeypatch):
+    """Has one way taken wherever it is among those that can; returns the names of all that were found."""
+    found = set()
+
+    def choose(key, products, ways, sample):
+        found.update(ways)
+        return ways.get(name, next(iter(ways.values())))
+
+    monkeypatch.setattr(attention, "choose", choose)
+    monkeypatch.setattr(onednn, "choose", choose)
+    return found
+
+
+def arrays(dtype, qk=5, v=5):
+    q, k, values = torch.randn(3, 2, 7, qk), torch.randn(3, 2, 9, qk), torch.randn(3, 2, 9, v)
+    return [array.to(dtype).requires_grad_() for array in (q, k, values)]
+
+
+def assert_formula(dtype, inputs, mask=None, bias=None, pair_mask=None):
+    """Compares values and gradients with softmax(q k^T / 2 + bias) v in float64."""
+    q, k, v = (array.double() for array in inputs)
+    score = 0.5 * q @ k.mT
+    if bias is not None:
+        score = score + bias.double()[:, None, None]
+    for hidden in (None if mask is None else ~mask[:, None, None], None if pair_mask is None else ~pair_mask[:, None]):
+        score = score if hidden is None else score.masked_fill(hidden, -math.inf)
+    want = score.softmax(-1).nan_to_num() @ v
+    got = scaled_dot_product_attention(*inputs, mask, bias, scale=0.5, pair_mask=pair_mask)
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
+    leaves = [array for array in (*inputs, bias) if array is not None]
+    weight = torch.randn_like(want)
+    for gradient, of_formula in zip(
+        torch.autograd.grad((got.double() * weight).sum(), leaves),
+        torch.autograd.grad((want * weight).sum(), leaves),
+        strict=True,
+    ):
+        torch.testing.assert_close(gradient, of_formula, atol=3 * LOOSE[dtype], rtol=3 * LOOSE[dtype])
+    with torch.no_grad():
+        without = scaled_dot_product_attention(*inputs, mask, bias, scale=0.5, pair_mask=pair_mask)
+    torch.testing.assert_close(without.double(), want, atol=LOOSE[dtype], rtol=LOOSE[dtype])
+
+
+@pytest.mark.parametrize("hidden", ["nothing", "inputs", "pairs"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", list(LOOSE))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_way_to_attend_is_the_formula(name, dtype, biased, hidden, monkeypatch):
+    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 2)
+    found = take(name, monkeypatch)
+    bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
+    mask = torch.arange(9) < torch.tensor([[9], [4], [0]]) if hidden == "inputs" else None
+    pair_mask = torch.rand(3, 7, 9) < 0.6 if hidden == "pairs" else None
+    assert_formula(dtype, arrays(dtype), mask, bias, pair_mask)
+    assert name in found or (name == "fused" and biased)  # which gives no gradient to a bias
+
+
+@pytest.mark.parametrize("name", ["by example", "at once"])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", list(LOOSE))
+def test_every_way_to_treat_padding_is_the_formula(name, dtype, biased, monkeypatch):
+    found = take(name, monkeypatch)
+    bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
+    assert_formula(dtype, arrays(dtype, v=6), torch.arange(9) < torch.tensor([[9], [4], [0]]), bias)
+    assert name in found
+
+
+@pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("name", ["oneDNN", "MKL"])
+def test_both_libraries_multiply(name, monkeypatch):
+    found = take(name, monkeypatch)
+    x, weight, bias = torch.randn(5, 8, requires_grad=True), torch.randn(6, 8, requires_grad=True), torch.randn(6)
+    y = linear(x, weight, bias)
+    torch.testing.assert_close(y, x @ weight.T + bias)
+    assert (type(y.grad_fn).__name__ == "OneDNNLinearBackward") is (name == "oneDNN")
+    for gradient, want in zip(torch.autograd.grad(y.sum(), [x, weight]), [weight.sum(0), x.sum(0)], strict=True):
+        torch.testing.assert_close(gradient, want.expand_as(gradient), atol=1e-5, rtol=1e-5)
+    assert found == {"oneDNN", "MKL"}
+
+
+def test_a_backend_may_be_named():
+    q, k, v = (array.detach() for array in arrays(torch.float32))
+    want = attend_fused(q, k, v, None, 0.5)
+    torch.testing.assert_close(attend_fused(q, k, v, None, 0.5, backend=SDPBackend.MATH), want)
+
+
+def test_a_backend_that_a_machine_has_not_is_not_taken(clock):
+    missing = Slow(clock, 0, RuntimeError("No available kernel. Aborting execution."))
+    assert tuning.measure({"here": Slow(clock, 5), "missing": missing}, (torch.zeros(1),)) == "here"
+    assert tuning.measure({"missing": missing, "here": Slow(clock, 5)}, (torch.zeros(1),)) == "here"
+    assert missing.calls == 2
+
+
+def test_the_fastest_way_is_chosen_by_a_margin(clock):
+    def fastest(*seconds):
+        return tuning.measure({str(s): Slow(clock, s) for s in seconds}, (torch.zeros(1),))
+
+    assert fastest(5, 3, 4) == "3"
+    assert fastest(3, 5) == "3"
+    assert fastest(100, 98) == "100"
+    assert fastest(100, 96) == "96"
+
+
+def test_hopeless_ways_are_timed_once(clock):
+    slow, fast = Slow(clock, 10), Slow(clock, 1)
+    tuning.measure({"slow": slow, "fast": fast}, (torch.zeros(1),))
+    assert slow.calls == 1 + 1  # in the second round, it is known how fast the other is
+    assert fast.calls == 1 + tuning.ROUNDS
+
+
+def choose(ways, key=("test", 1), products=10):
+    return tuning.choose(key, products, ways, lambda: (torch.zeros(1),))
+
+
+def test_a_choice_is_measured_once_on_a_machine(clock, monkeypatch):
+    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(ways) is ways["fast"]
+    calls = ways["fast"].calls
+    assert choose(ways) is ways["fast"]
+    tuning.choices.clear()  # as in a new process
+    assert choose({"slow": Slow(clock, 1), "fast": (later := Slow(clock, 2))}) is later
+    assert (ways["fast"].calls, later.calls) == (calls, 0)
+    (of_machine,) = json.loads(tuning.get_file().read_text()).values()
+    assert list(of_machine.values()) == ["fast"]
+    monkeypatch.setattr(tuning, "describe_machine", lambda: "another")
+    tuning.choices.clear()
+    assert choose({"slow": (other := Slow(clock, 1)), "fast": Slow(clock, 2)}) is other
+    assert json.loads(tuning.get_file().read_text()).keys() > {"another"}
+
+
+def test_choices_depend_on_the_number_of_threads(clock):
+    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    choose(ways)
+    calls = ways["fast"].calls
+    torch.set_num_threads(2)
+    choose(ways)
+    assert ways["fast"].calls == 2 * calls
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        '{"machine": {"test 1, 1 threads: slow, fast": []}}',
+        '{"machine": {"test 1, 1 threads: slow, fast": "unknown"}}',
+    ],
+)
+def test_a_damaged_file_is_replaced(clock, monkeypatch, content):
+    monkeypatch.setattr(tuning, "describe_machine", lambda: "machine")
+    tuning.get_file().parent.mkdir(parents=True)
+    tuning.get_file().write_text(content)
+    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(ways) is ways["fast"]
+    assert json.loads(tuning.get_file().read_text()) == {"machine": {"test 1, 1 threads: slow, fast": "fast"}}
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(clock, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(ways) is ways["slow"]
+    assert ways["fast"].calls == 0
+
+
+def test_nothing_is_measured_if_that_is_turned_off_or_would_be_seen(clock, monkeypatch):
+    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert tuning.choose(("test",), 10**9, {"slow": ways["slow"]}, list) is ways["slow"]
+    with FlopCounterMode(display=False):
+        assert choose(ways) is ways["slow"]
+    torch.func.vmap(lambda x: choose(ways)(x))(torch.zeros(2))
+    monkeypatch.setattr(tuning, "MIN_PRODUCTS", 11)
+    assert choose(ways) is ways["slow"]
+    monkeypatch.setattr(tuning, "MIN_PRODUCTS", 10)
+    monkeypatch.setenv(tuning.AUTOTUNE, "0")
+    assert choose(ways) is ways["slow"]
+    assert ways["fast"].calls == 0
+    assert not tuning.get_file().exists()
+
+
+def test_hooks_of_the_caller_do_not_see_the_measurement():
+    inputs = arrays(torch.float32)
+    kept = []
+    with saved_tensors_hooks(lambda array: kept.append(array) or array, lambda array: array):
+        scaled_dot_product_attention(*inputs)
+    first = len(kept)
+    with saved_tensors_hooks(lambda array: kept.append(array) or array, lambda array: array):
+        scaled_dot_product_attention(*inputs)
+    assert len(kept) == 2 * first
+    assert tuning.choices
+    assert all(array.grad is None for array in inputs)
+
+
+def test_random_numbers_are_those_without_a_measurement():
+    mask = torch.arange(9) < torch.tensor([[9], [4], [5]])
+    found = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        scaled_dot_product_attention(*(torch.ones(3, 2, 9, 4) for _ in range(3)), mask, dropout=0.5)
+        found.append(torch.rand(()).item())
+    assert found[0] == found[1]
+    assert tuning.choices
+
+
+def test_a_checkpointed_layer_takes_the_same_way_again():
+    inputs = arrays(torch.float32)
+    got = torch.utils.checkpoint.checkpoint(scaled_dot_product_attention, *inputs, use_reentrant=False)
+    torch.autograd.grad(got.sum(), inputs)
+    assert tuning.choices
+
+
+def test_parts_that_are_measured_are_small(monkeypatch):
+    monkeypatch.setattr(attention, "SAMPLE_PRODUCTS", 2**20)
+    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 8)
+    monkeypatch.setattr(attention, "MIN_SAMPLE_INPUTS", 64)
+    for sizes in ((4, 2, 16, 32, 8), (1, 2, 4096, 64, 8), (1, 1, 8, 10**5, 16), (1, 1, 10**4, 10**4, 16)):
+        batch, heads, queries, inputs, channels = sizes
+        q, k = torch.empty(batch, heads, queries, channels), torch.empty(batch, heads, inputs, channels)
+        bias = torch.empty(1, queries, inputs)
+        part_q, part_k, part_v, part_bias = attention.take_part(q, k, k, bias, False)
+        products = part_q.shape[:3].numel() * part_k.shape[2] * 2 * channels
+        assert products <= max(2**20, heads * 8 * 64 * 2 * channels)
+        assert products >= min(2**18, batch * heads * queries * inputs * 2 * channels)
+        assert part_v.shape == part_k.shape
+        assert part_bias.shape == (1, part_q.shape[2], part_k.shape[2])
+
+
+SCRIPT = """
+import torch
+from perceivers import PerceiverIO
+from perceivers.adapters import ArrayInput, LabelOutput
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = PerceiverIO({"points": ArrayInput(48)}, {"label": LabelOutput(10)}, latents=64, channels=128, depth=2, heads=4)
+loss = model({"points": torch.rand(4, 1000, 48)})["label"].square().mean()
+loss.backward()
+print(loss.item().hex(), model.encoder.latents.grad.norm().item().hex())
+"""
+
+
+def test_a_model_gives_equal_results_in_every_run():
+    environment = os.environ | {tuning.AUTOTUNE: "1"}
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", SCRIPT], env=environment, check=True, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert runs[0] == runs[1]
+    assert tuning.get_file().is_file()
+    fixed = environment | {tuning.AUTOTUNE: "0"}
+    other = subprocess.run([sys.executable, "-c", SCRIPT], env=fixed, check=True, capture_output=True, text=True).stdout
+    for measured, of_fixed in zip(runs[0].split(), other.split(), strict=True):
+        assert float.fromhex(measured) == pytest.approx(float.fromhex(of_fixed), rel=1e-3)
