@@ -7,7 +7,7 @@ import torch
 
 from perceivers import InputArray, PerceiverIO
 from perceivers.adapters import TextInput, TextOutput
-from perceivers.adapters.ngrams import HashedNgrams
+from perceivers.adapters.ngrams import HashedNgrams, raise_base
 from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_config
 from perceivers.model.ragged import Ragged
@@ -97,6 +97,13 @@ def test_hashes_of_a_thousand_texts_are_those_of_saved_models():
     assert together[0].tolist() == list(chain(*want))
     digest = hashlib.sha256(together.to(torch.int32).numpy().tobytes()).hexdigest()
     assert digest == "e22cc58ed540e85d2ec17a1c7b42c2b792dfc6c4602ec5524bc659c9eb66840e"
+
+
+def test_powers_of_the_base_are_those_of_long_texts_too():
+    exponents = [0, 1, 4095, 4096, 70_001, 2**24 - 1]
+    powers, inverses = (raise_base(torch.tensor(exponents)) % 2**62).tolist()
+    assert powers == [pow(BASE, exponent, 2**62) for exponent in exponents]
+    assert inverses == [pow(BASE, -exponent, 2**62) for exponent in exponents]
 
 
 def test_an_element_is_the_sum_of_all_its_vectors(tokens):
