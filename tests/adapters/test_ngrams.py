@@ -1,13 +1,19 @@
+import hashlib
+from functools import cache
+from itertools import chain
+
 import pytest
 import torch
 
 from perceivers import InputArray, PerceiverIO
 from perceivers.adapters import TextInput, TextOutput
-from perceivers.adapters.ngrams import HashedNgrams
+from perceivers.adapters.ngrams import HashedNgrams, raise_base
 from perceivers.checkpoints.load import load_model
 from perceivers.model.config import to_config
 from perceivers.model.ragged import Ragged
 from perceivers.text.bert import BERT
+from perceivers.text.tokenizers import Bytes
+from tests.support.texts import draw_texts
 
 HASHES, SEPARATORS = 997, (0, 1)
 LENGTHS = torch.tensor([9, 5, 1])
@@ -24,30 +30,31 @@ def tokens():
     return torch.randint(6, (3, 9))
 
 
-def row(symbols, kind):
-    """The index of the vector of a list of symbols, in Python's integers."""
+@cache
+def row(symbols, kind, hashes):
+    """The index of the vector of a tuple of symbols, in Python's integers."""
     value = kind * BASE
     for power, symbol in enumerate(reversed(symbols)):
-        value += symbol * BASE**power
+        value += symbol * pow(BASE, power, 2**64)
     value %= 2**64
     signed = value - 2**64 if value >= 2**63 else value
     mixed = ((value ^ (signed >> 32) % 2**64) * FACTOR) % 2**64
-    return (mixed >> 33) % HASHES
+    return (mixed >> 33) % hashes
 
 
-def plain_rows(tokens, separators=SEPARATORS):
-    """Of each token of a text, those of the n-grams that end at it, and of its word."""
-    rows = []
-    for end in range(len(tokens)):
-        found = [row([t + 1 for t in tokens[max(0, end + 1 - size) : end + 1]], size - 2) for size in (2, 3, 4)]
-        first = last = end
-        while first > 0 and tokens[first - 1] not in separators:
-            first -= 1
-        while last + 1 < len(tokens) and tokens[last + 1] not in separators:
-            last += 1
-        word = [] if tokens[end] in separators else [t + 1 for t in tokens[first : last + 1]]
-        rows.append([*found, row([*word[::-1], 0], 3)])
-    return rows
+def plain_rows(tokens, separators=SEPARATORS, sizes=(2, 3, 4), hashes=HASHES):
+    """Of each token of a text, those of the n-grams that end at it, and of its word; -1 is a token of no text."""
+    symbols, between = [token + 1 for token in tokens], [token in (-1, *separators) for token in tokens]
+    words, first = [], 0
+    for end in range(1, len(tokens) + 1):
+        if end == len(tokens) or between[end] or between[end - 1]:
+            word = () if between[first] else tuple(symbols[first:end])
+            words += [row((*word[::-1], 0), len(sizes), hashes)] * (end - first)
+            first = end
+    return [
+        [row(tuple(symbols[max(0, end - size) : end]), kind, hashes) for kind, size in enumerate(sizes)] + [word]
+        for end, word in enumerate(words, 1)
+    ]
 
 
 def close(got, want):
@@ -71,6 +78,32 @@ def test_hashes_are_those_of_every_ngram_and_word(tokens):
     assert len(found.unique()) > 50
     alone = ngrams(separators=()).hash(tokens, torch.arange(9))
     assert torch.equal(alone, found[..., :3])
+
+
+def test_hashes_of_a_thousand_texts_are_those_of_saved_models():
+    texts = list(draw_texts(1200))
+    hidden = [
+        [-1 if number % 3 == 0 and index % 7 == 3 else token for index, token in enumerate(text)]
+        for number, text in enumerate(texts)
+    ]
+    want = [plain_rows(text, tuple(Bytes().separators), (3, 4, 5, 6), 2**20) for text in hidden]
+    module = HashedNgrams(4, (3, 6), 2**20, 4, Bytes().separators)
+    padded = torch.nested.nested_tensor(hidden, dtype=torch.long).to_padded_tensor(-1)
+    found = module.hash(padded.clamp_min(0), torch.arange(padded.shape[1]), padded >= 0)
+    assert [rows[: len(text)].tolist() for rows, text in zip(found, texts, strict=True)] == want
+    one = torch.tensor([list(chain(*hidden))])
+    index_M = torch.cat([torch.arange(len(text)) for text in texts])
+    together = module.hash(one.clamp_min(0), index_M, one >= 0)
+    assert together[0].tolist() == list(chain(*want))
+    digest = hashlib.sha256(together.to(torch.int32).numpy().tobytes()).hexdigest()
+    assert digest == "e22cc58ed540e85d2ec17a1c7b42c2b792dfc6c4602ec5524bc659c9eb66840e"
+
+
+def test_powers_of_the_base_are_those_of_long_texts_too():
+    exponents = [0, 1, 4095, 4096, 70_001, 2**24 - 1]
+    powers, inverses = (raise_base(torch.tensor(exponents)) % 2**62).tolist()
+    assert powers == [pow(BASE, exponent, 2**62) for exponent in exponents]
+    assert inverses == [pow(BASE, -exponent, 2**62) for exponent in exponents]
 
 
 def test_an_element_is_the_sum_of_all_its_vectors(tokens):

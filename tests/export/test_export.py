@@ -6,20 +6,25 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch.export import Dim
 
 import perceivers
 from perceivers import PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelOutput
+from perceivers.adapters.ngrams import HashedNgrams
 from perceivers.adapters.set import SetOutput
 from perceivers.cli import main
 from perceivers.export import export
 from perceivers.export.export import export_model
+from perceivers.export.formats import open_file, write_file
 from perceivers.export.int8 import Quantization, relative_error
 from perceivers.model.adapter import InputAdapter, InputArray
 from perceivers.model.positions import FourierFeatures
+from perceivers.text.tokenizers import Bytes
 from tests.support.cli import fails
 from tests.support.models import TRUNK, classifier, coder, hearer, labels, language, optical, shaken
 from tests.support.tables import answer, as_rows, learned, small_model
+from tests.support.texts import draw_texts
 
 MODELS = {
     "language": language,
@@ -32,6 +37,7 @@ MODELS = {
     "upsampled flow": lambda: optical(downsampling="conv"),
     "tasks": lambda: labels({"topic": 3, "stars": 1}),
     "ngrams": lambda: language(ngrams=(2, 3), ngram_hashes=64, ngram_channels=4, local_queries=True),
+    "topics of n-grams": lambda: labels(ngrams=(3, 6), ngram_hashes=64, ngram_channels=4),
     "average": lambda: classifier(num_blocks=1, decoder="average"),
     "set": lambda: shaken(PerceiverIO({"a b": ArrayInput(3)}, {"a b": SetOutput("a b", 4)}, **TRUNK)),
     "field": lambda: shaken(
@@ -47,9 +53,9 @@ FAST = [  # `test_the_command` has the images with Fourier features
     ("conv", "onnx", "model"),
     ("flow", "onnx", "decode"),
     ("autoencoder", "pt2", "decode"),
+    ("ngrams", "onnx", "decode"),
 ]
 ALL = [(name, to, part) for name in MODELS for to in ("onnx", "pt2") for part in ("model", "encode", "decode")]
-ALL = [one for one in ALL if one[:2] != ("ngrams", "onnx")]
 QUANTIZATION = Quantization({"float32": 3.0, "bfloat16": 1.0, "onnx": 4.0, "int8": 2.0}, {"label": 0.02, "other": 0.01})
 BATCH, LENGTH, POINTS = 4, 11, 90
 
@@ -134,7 +140,9 @@ def check_export(name, to, part, folder):
         assert_same(found["latents"], encoded.latents, tolerance)
         return
     for output, expected in model.decode(encoded, dict.fromkeys(model.outputs) | points).items():
-        if name == "tasks":
+        if name == "topics of n-grams":
+            assert_same(found["label.topic"], expected["topic"].softmax(-1), tolerance)
+        elif name == "tasks":
             assert_same(found["label.topic"], expected["topic"].softmax(-1), tolerance)
             assert_same(found["label.stars"], expected["stars"], tolerance)
         elif isinstance(model.outputs[output], LabelOutput):
@@ -238,18 +246,54 @@ def test_what_cannot_be_exported(adapter, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_onnx_has_no_operators_for_ngrams(tmp_path):
+class Hashes(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.ngrams = HashedNgrams(4, (3, 6), 2**20, 4, Bytes().separators)
+
+    def forward(self, tensors):
+        token_BM, mask_BM = tensors.values()
+        return {"rows": self.ngrams.hash(token_BM, torch.arange(token_BM.shape[1]), mask_BM)}
+
+
+def test_onnx_hashes_every_text_as_the_model_does(tmp_path):
+    texts = [torch.tensor(text) for text in draw_texts(300) if text]
+    tokens = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
+    all_texts = {"text": tokens, "text_mask": torch.arange(tokens.shape[1]) < torch.tensor([[len(t)] for t in texts])}
+    few = {name: tensor[:3, :7] for name, tensor in all_texts.items()}
+    module, sizes = Hashes(), {0: Dim("batch"), 1: Dim("tokens", max=4096)}
+    program = torch.export.export(module, (few,), dynamic_shapes=(dict.fromkeys(few, sizes),), strict=True)
+    write_file(program, tmp_path / "file.onnx", "onnx", ["rows"])
+    run, rows = open_file(tmp_path / "file.onnx", "onnx"), module(all_texts)["rows"]
+    assert rows.shape == (len(texts), tokens.shape[1], 5)
+    assert torch.equal(run(all_texts)["rows"], rows)
+
+
+def test_an_operator_that_onnx_lacks_is_named(tmp_path):
+    class Search(torch.nn.Module):
+        def forward(self, tensors):
+            return {"y": torch.searchsorted(tensors["x"], tensors["x"])}
+
+    program = torch.export.export(Search(), ({"x": torch.arange(8)},))
     with pytest.raises(
         PerceiversError, match=r"cannot be written as ONNX: ONNX has no aten\.searchsorted; write it as pt2"
     ):
-        export_model(MODELS["ngrams"](), tmp_path / "file.onnx", "onnx", "encode")
-    assert not list(tmp_path.iterdir())
+        write_file(program, tmp_path / "file.onnx", "onnx", ["y"])
 
 
-def test_int8_quantizes_all_linear_layers(tmp_path, monkeypatch, capsys):
+def image_classifier():
+    return classifier(channels=32, num_blocks=1), {"image": torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)}
+
+
+def text_classifier():
+    model = labels({"topic": 3}, ngrams=(3, 6), ngram_hashes=64, ngram_channels=8)
+    return model, {"text": torch.randint(262, (3, 19)), "text_mask": torch.arange(19) < torch.tensor([[19], [4], [1]])}
+
+
+@pytest.mark.parametrize("make", [image_classifier, text_classifier])
+def test_int8_quantizes_all_linear_layers(make, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
-    model = classifier(channels=32, num_blocks=1)
+    model, arguments = make()
     model.save(tmp_path / "model")
     monkeypatch.setattr(export, "measure", lambda *arguments: QUANTIZATION)
     main(["export", str(tmp_path / "model"), str(tmp_path / "int8.onnx"), "--to", "onnx", "--int8"])
@@ -260,9 +304,11 @@ def test_int8_quantizes_all_linear_layers(tmp_path, monkeypatch, capsys):
     linear = sum(isinstance(layer, torch.nn.Linear) for layer in model.modules())
     operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert operators.count("MatMulInteger") == linear
-    image = torch.randint(256, (3, 3, 12, 12), dtype=torch.uint8)
-    found = run_file(tmp_path / "int8.onnx", {"image": image})["label"]
-    assert 1e-4 < relative_error(found, model({"image": image})["label"].softmax(-1)) < 0.1
+    ((name, values), *masks) = arguments.items()
+    logits = model({name: InputArray(values, masks[0][1]) if masks else values})["label"]
+    logits = logits["topic"] if masks else logits
+    (found,) = run_file(tmp_path / "int8.onnx", arguments).values()
+    assert 1e-4 < relative_error(found, logits.softmax(-1)) < 0.1
 
 
 def test_int8_that_does_not_pay_is_refused():

@@ -3,7 +3,8 @@
 The tokens of an n-gram, or of a word, are the coefficients of a polynomial modulo 2^64. A hash of its value is the
 index of a learned vector. 64-bit integers overflow in the same way on all devices.
 
-Shape suffixes: B batch, M tokens, H hashes of a token; others as in `perceivers.model.adapter`
+Shape suffixes: B batch, M tokens, H hashes of a token, R base or its inverse, K digits, D values of a digit; others as
+in `perceivers.model.adapter`
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ BASE = 0x9E3779B97F4A7C15 - 2**64
 
 FACTOR = 0xBF58476D1CE4E5B9 - 2**64
 """The factor that mixes bits (Steele et al., 2014, "Fast Splittable Pseudorandom Number Generators")."""
+
+STEPS_RK = [[(pow(base, 4096**k, 2**64) ^ 2**63) - 2**63 for k in range(2)] for base in (BASE, pow(BASE, -1, 2**64))]
+POWERS_RKD = F.pad(torch.tensor(STEPS_RK, device="cpu")[..., None].expand(2, 2, 4095), (1, 0), value=1).cumprod(-1)
+"""`BASE` and its inverse to the power of each digit of exponents in base 4096, the last digit first."""
 
 
 class HashedNgrams(Configurable, nn.Module):
@@ -50,6 +55,8 @@ class HashedNgrams(Configurable, nn.Module):
     def forward(self, token_BM: Tensor, index_M: Tensor, is_text_BM: Tensor | None = None) -> Tensor:
         """[B, M] -> [B, M, C]; arguments as in `hash`."""
         hash_BMH = self.hash(token_BM, index_M, is_text_BM)
+        if torch.compiler.is_exporting():  # ONNX would loop over the bags
+            return self.linear(self.embedding(hash_BMH).sum(-2))
         sum_LW = F.embedding_bag(hash_BMH.flatten(0, 1), self.embedding.weight, mode="sum")
         return self.linear(sum_LW.unflatten(0, token_BM.shape))
 
@@ -66,19 +73,24 @@ class HashedNgrams(Configurable, nn.Module):
             symbol_BM = symbol_BM * is_text_BM
         hashes = hash_ngrams(symbol_BM, index_M, self.sizes)
         if self.separators:
-            separators = torch.tensor([-1, *self.separators], device=token_BM.device) + 1
-            hashes.append(hash_words(symbol_BM, index_M, torch.isin(symbol_BM, separators)))
+            hashes.append(hash_words(symbol_BM, index_M, self.is_between(symbol_BM)))
         kinds_H = torch.arange(len(hashes), device=token_BM.device)
         return mix(torch.stack(hashes, -1) + kinds_H * BASE) % self.embedding.num_embeddings
+
+    def is_between(self, symbol_BM: Tensor) -> Tensor:
+        """Returns whether symbols are between words; [B, M]."""
+        between = {0, *(token + 1 for token in self.separators)}
+        is_between_V = [symbol in between for symbol in range(max(between) + 2)]  # the last stands for all above
+        return torch.tensor(is_between_V, device=symbol_BM.device)[symbol_BM.clamp(max=len(is_between_V) - 1)]
 
 
 def hash_ngrams(symbol_BM: Tensor, index_M: Tensor, sizes: range) -> list[Tensor]:
     """Returns the polynomials of the n-grams of each size that end at each symbol, the last symbol times 1; [B, M]."""
+    factor_M = (index_M > 0) * BASE
     hash_BM = torch.zeros_like(symbol_BM)
     hashes: list[Tensor] = []  # torch.export traces no list[Tensor]()
     for size in range(1, sizes.stop):
-        before_BM = F.pad(hash_BM, (1, 0))[:, :-1] * (index_M > 0)
-        hash_BM = before_BM * BASE + symbol_BM
+        hash_BM = F.pad(hash_BM, (1, 0))[:, :-1] * factor_M + symbol_BM
         if size in sizes:
             hashes.append(hash_BM)
     return hashes
@@ -86,13 +98,21 @@ def hash_ngrams(symbol_BM: Tensor, index_M: Tensor, sizes: range) -> list[Tensor
 
 def hash_words(symbol_BM: Tensor, index_M: Tensor, is_between_BM: Tensor) -> Tensor:
     """Returns the polynomial of the word of each symbol, the first symbol times `BASE`; 0 between words; [B, M]."""
-    is_first_BM = ~is_between_BM & (F.pad(is_between_BM, (1, 0), value=True)[:, :-1] | (index_M == 0))
-    order_M = torch.arange(symbol_BM.shape[1], device=symbol_BM.device)
-    first_BM = (order_M * is_first_BM).cummax(1).values
-    power_M = torch.full_like(order_M, BASE).cumprod(0)
-    term_BM = symbol_BM * power_M[order_M - first_BM] * ~is_between_BM
-    sum_BM = torch.zeros_like(symbol_BM).scatter_add(1, first_BM, term_BM)
-    return sum_BM.gather(1, first_BM) * ~is_between_BM
+    power_M, inverse_M = raise_base(index_M + 1).unbind()
+    is_start_M = index_M == 0
+    word_BM = (is_between_BM | is_start_M).cumsum(
+        1
+    ) - 1  # a number for each symbol between words, and the word after it
+    zero_BM = torch.zeros_like(symbol_BM)
+    sum_BM = zero_BM.scatter_add(1, word_BM, torch.where(is_between_BM, 0, symbol_BM * power_M))
+    shift_BM = zero_BM.scatter_add(1, word_BM, torch.where(is_between_BM, inverse_M, is_start_M.long()))
+    return (sum_BM * shift_BM).gather(1, word_BM).masked_fill(is_between_BM, 0)
+
+
+def raise_base(exponent_M: Tensor) -> Tensor:
+    """Returns `BASE` and its inverse to the power of exponents below 2^24; ONNX has no cumulative product; [R, M]."""
+    low_RD, high_RD = POWERS_RKD.to(exponent_M.device).unbind(1)
+    return low_RD.index_select(1, exponent_M & 4095) * high_RD.index_select(1, exponent_M >> 12)
 
 
 def mix(hash: Tensor) -> Tensor:

@@ -45,13 +45,15 @@ def write_file(program: ExportedProgram, file: Path, form: FormatName, results: 
 
 
 def open_file(file: Path, form: FormatName) -> Run:
-    """Returns the function that runs a file."""
+    """Returns the function that runs a file, with as many threads as torch has."""
     if form == "pt2":
         with file.open("rb") as opened:
             return torch.export.load(opened).module()
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # otherwise one for each core, also of those that others use
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
     def run(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
