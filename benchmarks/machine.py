@@ -5,13 +5,13 @@ import platform
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import DTYPES
+from perceivers.model.kernels.tuning import name_processor
 
 PACKAGES = ("perceivers", "torch", "transformers", "perceiver-pytorch")
 SIDE = 4096
@@ -21,20 +21,10 @@ REPEATS = 4
 def describe(device: str) -> dict[str, str | int]:
     """Processor or GPU, cores and threads."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found: dict[str, str | int] = {"processor": processor(), "cores": cores, "threads": torch.get_num_threads()}
+    found: dict[str, str | int] = {"processor": name_processor(), "cores": cores, "threads": torch.get_num_threads()}
     if device == "cuda":
         found["gpu"] = torch.cuda.get_device_name()
     return found
-
-
-def processor() -> str:
-    """What the processor is called."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        if names:
-            return names[0]
-    return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

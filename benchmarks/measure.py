@@ -37,8 +37,10 @@ class Side:
 
     def __init__(self, side: str, device: str, folder: Path, tiny: bool) -> None:
         command = [sys.executable, "-m", "benchmarks.worker", side, "--device", device, "--models", str(folder)]
-        # Compiled code is kept for the run only, so that every run compiles, and tells for how long.
-        environment = os.environ | {"HF_HUB_OFFLINE": "1", "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}
+        # Compiled code and choices of kernels are kept for the run only: every run compiles, tells for how long, and
+        # chooses.
+        kept = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled"), "XDG_CACHE_HOME": str(folder)}
+        environment = os.environ | {"HF_HUB_OFFLINE": "1"} | kept
         self.log = (folder / f"{side.replace(' ', '_')}.log").open("a+b")
         self.process = subprocess.Popen(
             [*command, "--tiny"] if tiny else command,

@@ -171,8 +171,10 @@ def measured(run: Run, pictures: str) -> str:
 
 
 def choices_table(choices: Sequence[Sequence[str]]) -> str:
-    """A line for each class of shapes: the way that was measured to be the fastest."""
-    return table(["operation and shapes", "ways", "chosen"], [[*key.split(": ", 1), way] for key, way in choices])
+    """A line for each class of shapes: what was measured to be the fastest."""
+    return table(
+        ["operation and shapes", "candidates", "chosen"], [[*key.split(": ", 1), name] for key, name in choices]
+    )
 
 
 def scaling_table(series: dict[str, Any]) -> str:

@@ -65,8 +65,8 @@ REASONS = """
   masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
 - **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
   computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
-  for the gradients (`kernels/attention.py`).
-- **The faster way, on this machine.** Which of these it is, of how many bytes chunks are, whether channels are padded,
+  for the gradients (`kernels/attention.py`, `kernels/chunked.py`).
+- **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether channels are padded,
   whether a batch with padding is computed at once or example by example, and whether a product is oneDNN's or MKL's, is
   measured on the first use and kept (`kernels/tuning.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.

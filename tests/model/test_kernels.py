@@ -6,12 +6,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.model.kernels import attention as module
-from perceivers.model.kernels.attention import (
-    ChunkedAttention,
-    chunks,
-    has_fused_kernel,
-    scaled_dot_product_attention,
-)
+from perceivers.model.kernels import chunked
+from perceivers.model.kernels.attention import has_fused_kernel, scaled_dot_product_attention
+from perceivers.model.kernels.chunked import ChunkedAttention, chunks
 
 LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -41,7 +38,7 @@ MASK = torch.arange(9) < torch.tensor([[9], [4], [0]])
 def in_pieces(request, monkeypatch):
     if request.param == "many pieces":
         monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 2 * 9 * 4)
-        monkeypatch.setattr(module, "MIN_CHUNK_QUERIES", 3)
+        monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
 
 
 @pytest.mark.parametrize("scattered", [False, True])

@@ -1,4 +1,4 @@
-"""Kernels that are chosen by measuring: every way is the formula, and choices last."""
+"""Kernels that are chosen by measuring: every candidate is the formula, and choices last."""
 
 import json
 import math
@@ -12,12 +12,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.model.kernels import attention, onednn, tuning
+from perceivers.model.kernels import attention, chunked, onednn, tuning
 from perceivers.model.kernels.attention import attend_fused, scaled_dot_product_attention
 from perceivers.model.kernels.onednn import has_onednn, linear
 
 LOOSE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-NAMES = ["fused", "chunks of 64 bytes", "chunks of 16 bytes", "chunks of 256 bytes", "more channels", "weights kept"]
+NAMES = ["fused", "chunks of 64 bytes", "chunks of 16 bytes", "chunks of 256 bytes", "padded channels", "weights kept"]
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +26,9 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(tuning.AUTOTUNE, "1")
     monkeypatch.setattr(tuning, "choices", {})
-    for module in (tuning, attention, onednn):
-        monkeypatch.setattr(module, "MIN_PRODUCTS", 1)
+    monkeypatch.setattr(tuning, "MIN_TIMED_PRODUCTS", 1)
+    monkeypatch.setattr(attention, "MIN_TIMED_PRODUCTS", 1)
+    monkeypatch.setattr(onednn, "MIN_PRODUCTS", 1)
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def clock(monkeypatch):
 
 
 class Slow:
-    """A way that takes some seconds of the clock, and counts its calls."""
+    """A candidate that takes some seconds of the clock, and counts its calls."""
 
     def __init__(self, clock, seconds, error=None):
         self.clock, self.seconds, self.error, self.calls = clock, seconds, error, 0
@@ -53,12 +54,12 @@ class Slow:
 
 
 def take(name, monkeypatch):
-    """Has one way taken wherever it is among those that can; returns the names of all that were found."""
+    """Has one candidate chosen wherever it is among them; returns the names of all that were found."""
     found = set()
 
-    def choose(key, products, ways, sample):
-        found.update(ways)
-        return ways.get(name, next(iter(ways.values())))
+    def choose(key, products, candidates, sample):
+        found.update(candidates)
+        return candidates.get(name, next(iter(candidates.values())))
 
     monkeypatch.setattr(attention, "choose", choose)
     monkeypatch.setattr(onednn, "choose", choose)
@@ -99,9 +100,9 @@ def assert_formula(dtype, inputs, mask=None, bias=None, pair_mask=None):
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", list(LOOSE))
 @pytest.mark.parametrize("name", NAMES)
-def test_every_way_to_attend_is_the_formula(name, dtype, biased, hidden, monkeypatch):
+def test_every_candidate_attends_as_the_formula(name, dtype, biased, hidden, monkeypatch):
     monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
-    monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 2)
+    monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
     found = take(name, monkeypatch)
     bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
     mask = torch.arange(9) < torch.tensor([[9], [4], [0]]) if hidden == "inputs" else None
@@ -110,10 +111,10 @@ def test_every_way_to_attend_is_the_formula(name, dtype, biased, hidden, monkeyp
     assert name in found or (name == "fused" and biased)  # which gives no gradient to a bias
 
 
-@pytest.mark.parametrize("name", ["by example", "at once"])
+@pytest.mark.parametrize("name", ["by example", "whole batch"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", list(LOOSE))
-def test_every_way_to_treat_padding_is_the_formula(name, dtype, biased, monkeypatch):
+def test_a_batch_with_padding_is_attended_to_as_the_formula(name, dtype, biased, monkeypatch):
     found = take(name, monkeypatch)
     bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
     assert_formula(dtype, arrays(dtype, v=6), torch.arange(9) < torch.tensor([[9], [4], [0]]), bias)
@@ -133,6 +134,38 @@ def test_both_libraries_multiply(name, monkeypatch):
     assert found == {"oneDNN", "MKL"}
 
 
+def test_few_weights_are_kept_and_only_for_gradients(monkeypatch):
+    found = take("fused", monkeypatch)
+    inputs = arrays(torch.float32)
+    monkeypatch.setattr(attention, "MAX_KEPT_BYTES", 4 * 3 * 2 * 7 * 9 - 1)
+    scaled_dot_product_attention(*inputs)
+    with torch.no_grad():
+        monkeypatch.setattr(attention, "MAX_KEPT_BYTES", 4 * 3 * 2 * 7 * 9)
+        scaled_dot_product_attention(*inputs)
+    assert "weights kept" not in found
+    scaled_dot_product_attention(*inputs)
+    assert "weights kept" in found
+
+
+def test_long_inputs_with_padding_are_attended_to_by_example(monkeypatch):
+    found = take("whole batch", monkeypatch)
+    mask = torch.arange(9) < torch.tensor([[9], [4], [5]])
+    monkeypatch.setattr(attention, "MAX_TIMED_PRODUCTS", 16 * 2 * 7 * 9 * 10 - 1)
+    scaled_dot_product_attention(*arrays(torch.float32), mask)
+    assert "whole batch" not in found
+    monkeypatch.setattr(attention, "MAX_TIMED_PRODUCTS", 16 * 2 * 7 * 9 * 10)
+    scaled_dot_product_attention(*arrays(torch.float32), mask)
+    assert "whole batch" in found
+
+
+def test_a_mask_that_hides_nothing_is_dropped(monkeypatch):
+    found = take("by example", monkeypatch)
+    inputs = arrays(torch.float32)
+    got = scaled_dot_product_attention(*inputs, torch.ones(3, 9, dtype=torch.bool))
+    assert torch.equal(got, scaled_dot_product_attention(*inputs))
+    assert "by example" not in found
+
+
 def test_a_backend_may_be_named():
     q, k, v = (array.detach() for array in arrays(torch.float32))
     want = attend_fused(q, k, v, None, 0.5)
@@ -146,7 +179,7 @@ def test_a_backend_that_a_machine_has_not_is_not_taken(clock):
     assert missing.calls == 2
 
 
-def test_the_fastest_way_is_chosen_by_a_margin(clock):
+def test_the_fastest_candidate_is_chosen_by_a_margin(clock):
     def fastest(*seconds):
         return tuning.measure({str(s): Slow(clock, s) for s in seconds}, (torch.zeros(1),))
 
@@ -156,25 +189,25 @@ def test_the_fastest_way_is_chosen_by_a_margin(clock):
     assert fastest(100, 96) == "96"
 
 
-def test_hopeless_ways_are_timed_once(clock):
+def test_slow_candidates_are_timed_once(clock):
     slow, fast = Slow(clock, 10), Slow(clock, 1)
     tuning.measure({"slow": slow, "fast": fast}, (torch.zeros(1),))
     assert slow.calls == 1 + 1  # in the second round, it is known how fast the other is
     assert fast.calls == 1 + tuning.ROUNDS
 
 
-def choose(ways, key=("test", 1), products=10):
-    return tuning.choose(key, products, ways, lambda: (torch.zeros(1),))
+def choose(candidates, key=("test", 1), products=10):
+    return tuning.choose(key, products, candidates, lambda: (torch.zeros(1),))
 
 
 def test_a_choice_is_measured_once_on_a_machine(clock, monkeypatch):
-    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
-    assert choose(ways) is ways["fast"]
-    calls = ways["fast"].calls
-    assert choose(ways) is ways["fast"]
+    candidates = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(candidates) is candidates["fast"]
+    calls = candidates["fast"].calls
+    assert choose(candidates) is candidates["fast"]
     tuning.choices.clear()  # as in a new process
     assert choose({"slow": Slow(clock, 1), "fast": (later := Slow(clock, 2))}) is later
-    assert (ways["fast"].calls, later.calls) == (calls, 0)
+    assert (candidates["fast"].calls, later.calls) == (calls, 0)
     (of_machine,) = json.loads(tuning.get_file().read_text()).values()
     assert list(of_machine.values()) == ["fast"]
     monkeypatch.setattr(tuning, "describe_machine", lambda: "another")
@@ -184,12 +217,12 @@ def test_a_choice_is_measured_once_on_a_machine(clock, monkeypatch):
 
 
 def test_choices_depend_on_the_number_of_threads(clock):
-    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
-    choose(ways)
-    calls = ways["fast"].calls
+    candidates = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    choose(candidates)
+    calls = candidates["fast"].calls
     torch.set_num_threads(2)
-    choose(ways)
-    assert ways["fast"].calls == 2 * calls
+    choose(candidates)
+    assert candidates["fast"].calls == 2 * calls
 
 
 @pytest.mark.parametrize(
@@ -206,31 +239,31 @@ def test_a_damaged_file_is_replaced(clock, monkeypatch, content):
     monkeypatch.setattr(tuning, "describe_machine", lambda: "machine")
     tuning.get_file().parent.mkdir(parents=True)
     tuning.get_file().write_text(content)
-    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
-    assert choose(ways) is ways["fast"]
+    candidates = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(candidates) is candidates["fast"]
     assert json.loads(tuning.get_file().read_text()) == {"machine": {"test 1, 1 threads: slow, fast": "fast"}}
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(clock, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
-    assert choose(ways) is ways["slow"]
-    assert ways["fast"].calls == 0
+    candidates = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert choose(candidates) is candidates["slow"]
+    assert candidates["fast"].calls == 0
 
 
 def test_nothing_is_measured_if_that_is_turned_off_or_would_be_seen(clock, monkeypatch):
-    ways = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
-    assert tuning.choose(("test",), 10**9, {"slow": ways["slow"]}, list) is ways["slow"]
+    candidates = {"slow": Slow(clock, 2), "fast": Slow(clock, 1)}
+    assert tuning.choose(("test",), 10**9, {"slow": candidates["slow"]}, list) is candidates["slow"]
     with FlopCounterMode(display=False):
-        assert choose(ways) is ways["slow"]
-    torch.func.vmap(lambda x: choose(ways)(x))(torch.zeros(2))
-    monkeypatch.setattr(tuning, "MIN_PRODUCTS", 11)
-    assert choose(ways) is ways["slow"]
-    monkeypatch.setattr(tuning, "MIN_PRODUCTS", 10)
+        assert choose(candidates) is candidates["slow"]
+    torch.func.vmap(lambda x: choose(candidates)(x))(torch.zeros(2))
+    monkeypatch.setattr(tuning, "MIN_TIMED_PRODUCTS", 11)
+    assert choose(candidates) is candidates["slow"]
+    monkeypatch.setattr(tuning, "MIN_TIMED_PRODUCTS", 10)
     monkeypatch.setenv(tuning.AUTOTUNE, "0")
-    assert choose(ways) is ways["slow"]
-    assert ways["fast"].calls == 0
+    assert choose(candidates) is candidates["slow"]
+    assert candidates["fast"].calls == 0
     assert not tuning.get_file().exists()
 
 
@@ -258,7 +291,7 @@ def test_random_numbers_are_those_without_a_measurement():
     assert tuning.choices
 
 
-def test_a_checkpointed_layer_takes_the_same_way_again():
+def test_a_checkpointed_layer_chooses_the_same_again():
     inputs = arrays(torch.float32)
     got = torch.utils.checkpoint.checkpoint(scaled_dot_product_attention, *inputs, use_reentrant=False)
     torch.autograd.grad(got.sum(), inputs)
@@ -266,14 +299,14 @@ def test_a_checkpointed_layer_takes_the_same_way_again():
 
 
 def test_parts_that_are_measured_are_small(monkeypatch):
-    monkeypatch.setattr(attention, "SAMPLE_PRODUCTS", 2**20)
+    monkeypatch.setattr(attention, "MAX_TIMED_PRODUCTS", 2**20)
     monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 8)
     monkeypatch.setattr(attention, "MIN_SAMPLE_INPUTS", 64)
     for sizes in ((4, 2, 16, 32, 8), (1, 2, 4096, 64, 8), (1, 1, 8, 10**5, 16), (1, 1, 10**4, 10**4, 16)):
         batch, heads, queries, inputs, channels = sizes
         q, k = torch.empty(batch, heads, queries, channels), torch.empty(batch, heads, inputs, channels)
         bias = torch.empty(1, queries, inputs)
-        part_q, part_k, part_v, part_bias = attention.take_part(q, k, k, bias, False)
+        part_q, part_k, part_v, part_bias = attention.take_sample(q, k, k, bias, False)
         products = part_q.shape[:3].numel() * part_k.shape[2] * 2 * channels
         assert products <= max(2**20, heads * 8 * 64 * 2 * channels)
         assert products >= min(2**18, batch * heads * queries * inputs * 2 * channels)

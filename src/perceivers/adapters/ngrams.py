@@ -100,9 +100,8 @@ def hash_words(symbol_BM: Tensor, index_M: Tensor, is_between_BM: Tensor) -> Ten
     """Returns the polynomial of the word of each symbol, the first symbol times `BASE`; 0 between words; [B, M]."""
     power_M, inverse_M = raise_base(index_M + 1).unbind()
     is_start_M = index_M == 0
-    word_BM = (is_between_BM | is_start_M).cumsum(
-        1
-    ) - 1  # a number for each symbol between words, and the word after it
+    # Each symbol between words begins a number that the word after it has, too.
+    word_BM = (is_between_BM | is_start_M).cumsum(1) - 1
     zero_BM = torch.zeros_like(symbol_BM)
     sum_BM = zero_BM.scatter_add(1, word_BM, torch.where(is_between_BM, 0, symbol_BM * power_M))
     shift_BM = zero_BM.scatter_add(1, word_BM, torch.where(is_between_BM, inverse_M, is_start_M.long()))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from perceivers.model.eager import is_eager
-from perceivers.model.kernels.tuning import SAMPLE_PRODUCTS, Way, choose, size_class
+from perceivers.model.kernels.tuning import MAX_TIMED_PRODUCTS, Implementation, choose, size_class
 
 MIN_PRODUCTS = 2**20
 """Smallest number of multiplications for oneDNN: the call of its operator alone takes 15 microseconds longer."""
@@ -65,16 +65,16 @@ def onednn_is_preferred() -> bool:
     return has_onednn() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def choose_library(x: Tensor, weight_EC: Tensor) -> Way:
+def choose_library(x: Tensor, weight_EC: Tensor) -> Implementation:
     """Returns the function of the faster library, timed on some rows, without a bias."""
-    ways: dict[str, Way] = {"oneDNN": onednn_linear, "MKL": F.linear}
+    candidates: dict[str, Implementation] = {"oneDNN": onednn_linear, "MKL": F.linear}
     if not onednn_is_preferred():
-        ways = dict(reversed(ways.items()))
+        candidates = dict(reversed(candidates.items()))
     E, C = weight_EC.shape
     rows = x.numel() // C
     key = "product", size_class(rows), C, E, "weight" if weight_EC.is_contiguous() else "transposed weight"
-    some = max(1, SAMPLE_PRODUCTS // (C * E))
-    return choose(key, rows * C * E, ways, lambda: (x.detach().view(rows, C)[:some], weight_EC.detach()))
+    some = max(1, MAX_TIMED_PRODUCTS // (C * E))
+    return choose(key, rows * C * E, candidates, lambda: (x.detach().view(rows, C)[:some], weight_EC.detach()))
 
 
 def onednn_linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:

@@ -1,9 +1,9 @@
-"""Chooses the fastest of several ways to compute the same, by timing them on this machine.
+"""Chooses the fastest of several implementations of the same computation, by timing them on this machine.
 
-Each way is timed once for each class of shapes, on a part of the first such arrays. The choice is kept in
+The candidates are timed once for each class of shapes, on a part of the first such arrays. The choice is kept in
 `perceivers/kernels.json` in the user's cache folder, by processor or GPU, threads, and version of torch, so that later
-runs on this machine take the same ways and give equal results. With the environment variable `PERCEIVERS_AUTOTUNE=0`,
-or where the file cannot be written, nothing is timed and the first of the ways is taken.
+runs on this machine choose the same and give equal results. With the environment variable `PERCEIVERS_AUTOTUNE=0`, or
+where the file cannot be written, nothing is timed, and the first candidate is chosen.
 """
 
 import json
@@ -28,54 +28,60 @@ from perceivers.model.saving import atomic_write
 AUTOTUNE = "PERCEIVERS_AUTOTUNE"
 """Environment variable: 0 to time nothing."""
 
-SAMPLE_PRODUCTS = 2**28
+CHOICES = "perceivers/kernels.json"
+"""The file of choices in the user's cache folder."""
+
+MAX_TIMED_PRODUCTS = 2**28
 """Largest number of multiplications that are timed: some milliseconds on a CPU of two cores."""
 
-MIN_PRODUCTS = 2**22
-"""Smallest number for which it is worth to time anything."""
+MIN_TIMED_PRODUCTS = 2**22
+"""Smallest number of multiplications of a computation that is worth timing."""
 
 ROUNDS = 5
-"""Times that each way is timed; the least time counts."""
+"""How often each candidate is timed; the shortest time counts."""
 
-HOPELESS = 1.5
-"""A way that takes this many times as long as another is not timed again."""
+MAX_RATIO = 1.5
+"""A candidate that takes this many times as long as another is not timed again."""
 
 MARGIN = 0.97
-"""Another way must take at most this part of the first way's time to be chosen instead."""
+"""Largest fraction of the first candidate's time that another may take to be chosen instead."""
 
-Way = Callable[..., Tensor]
+Implementation = Callable[..., Tensor]
 
-lock = threading.RLock()  # what is timed may choose a way itself
+lock = threading.RLock()  # what is timed may make choices itself
 choices: dict[Hashable, str] = {}
-"""Names of ways by operation and class of shapes, as far as they were asked for in this process."""
+"""Names of the chosen candidates by key, as far as they were asked for in this process."""
 
 
 def choose(
-    key: tuple[Hashable, ...], products: int, ways: Mapping[str, Way], sample: Callable[[], Sequence[object]]
-) -> Way:
-    """Returns one of several ways to compute the same.
+    key: tuple[Hashable, ...],
+    products: int,
+    candidates: Mapping[str, Implementation],
+    sample: Callable[[], Sequence[object]],
+) -> Implementation:
+    """Returns the fastest of several functions that compute the same.
 
     Args:
         key: what the time depends on: operation, type, class of shapes (see `size_class`).
         products: number of multiplications of the computation.
-        ways: functions of the same arguments, by name; the first is taken where nothing is timed.
+        candidates: the functions by name, of the same arguments; the first is chosen where nothing is timed.
         sample: returns arguments for the timing. Tensors that require gradients are differentiated.
     """
-    first = next(iter(ways))
-    if len(ways) == 1 or products < MIN_PRODUCTS or not can_time():
-        return ways[first]
+    first = next(iter(candidates))
+    if len(candidates) == 1 or products < MIN_TIMED_PRODUCTS or not can_time():
+        return candidates[first]
     threads = torch.get_num_threads()
-    full_key = *key, *ways, threads
+    full_key = *key, *candidates, threads
     if full_key not in choices:
         with lock:
             if full_key not in choices:
-                text = f"{' '.join(map(str, key))}, {threads} threads: {', '.join(ways)}"
-                choices[full_key] = read_or_measure(text, ways, sample)
-    return ways[choices[full_key]]
+                text = f"{' '.join(map(str, key))}, {threads} threads: {', '.join(candidates)}"
+                choices[full_key] = read_or_measure(text, candidates, sample)
+    return candidates[choices[full_key]]
 
 
 def can_time() -> bool:
-    """Returns whether ways may be timed: not if operators are recorded, transformed or counted."""
+    """Returns whether candidates may be timed: not if operators are recorded, transformed or counted."""
     return (
         os.environ.get(AUTOTUNE) != "0"
         and is_eager()
@@ -89,40 +95,40 @@ def size_class(size: int) -> int:
     return 1 << size.bit_length() >> 1
 
 
-def read_or_measure(key: str, ways: Mapping[str, Way], sample: Callable[[], Sequence[object]]) -> str:
-    """Returns the name of a way from the file, or else of the fastest, which is added to the file."""
+def read_or_measure(key: str, candidates: Mapping[str, Implementation], sample: Callable[[], Sequence[object]]) -> str:
+    """Returns the name of a candidate from the file, or else of the fastest, which is added to the file."""
     machine = describe_machine()
     try:
-        known = read_choices().get(machine, {})
-        if known.get(key) in ways:
-            return known[key]
         file = get_file()
+        known = read_choices(file).get(machine, {})
+        if known.get(key) in candidates:
+            return known[key]
         file.parent.mkdir(parents=True, exist_ok=True)
         if os.access(file.parent, os.W_OK):
             devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
-            with torch.random.fork_rng(devices):  # ways may drop weights
-                fastest = measure(ways, sample())
-            found = read_choices()
+            with torch.random.fork_rng(devices):  # candidates may drop weights
+                fastest = measure(candidates, sample())
+            found = read_choices(file)
             of_machine = found.setdefault(machine, {})
-            if of_machine.get(key) in ways:  # another process was here
+            if of_machine.get(key) in candidates:  # another process was here
                 return of_machine[key]
             of_machine[key] = fastest
             atomic_write(file, lambda path: path.write_text(json.dumps(found, indent=1) + "\n"))
             return fastest
     except (OSError, RuntimeError, PerceiversError):  # no home folder, a full disk or memory
         pass
-    return next(iter(ways))
+    return next(iter(candidates))
 
 
 def get_file() -> Path:
     """Returns the path of the file of choices."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perceivers/kernels.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / CHOICES
 
 
-def read_choices() -> dict[str, dict[str, str]]:
-    """Returns the choices in the file by machine; none if it is not there or damaged."""
+def read_choices(file: Path) -> dict[str, dict[str, str]]:
+    """Returns the choices in a file by machine; none if it is not there or damaged."""
     try:
-        found = json.loads(get_file().read_text())
+        found = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
     machines = found.items() if isinstance(found, dict) else ()
@@ -136,37 +142,41 @@ def read_choices() -> dict[str, dict[str, str]]:
 @cache
 def describe_machine() -> str:
     """Returns the names of the processor and the GPU, and the version of torch."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    return ", ".join([name_processor(), torch.backends.cpu.get_cpu_capability(), *gpu, f"torch {torch.__version__}"])
+
+
+def name_processor() -> str:
+    """Returns the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
-    return ", ".join([processor, torch.backends.cpu.get_cpu_capability(), *gpu, f"torch {torch.__version__}"])
+    return names[0] if names else platform.processor() or platform.machine()
 
 
-def measure(ways: Mapping[str, Way], arguments: Sequence[object]) -> str:
-    """Returns the name of the way that takes the least time for some arguments; the first if others are not faster."""
+def measure(candidates: Mapping[str, Implementation], arguments: Sequence[object]) -> str:
+    """Returns the name of the candidate that is the fastest for some arguments; the first if others are not faster."""
     leaves = [array for array in arguments if isinstance(array, Tensor) and array.requires_grad]
-    first = next(iter(ways))
+    first = next(iter(candidates))
     times: dict[str, float] = {}
-    for name, way in ways.items():  # memory is allocated, and code generated
+    for name, implementation in candidates.items():  # memory is allocated, and code generated
         with suppress(RuntimeError):  # an implementation that this GPU does not have
-            compute(way, arguments, leaves)
+            compute(implementation, arguments, leaves)
             times[name] = math.inf
     for _ in range(ROUNDS):
-        for name, time_of_way in times.items():
-            if time_of_way == math.inf or time_of_way < HOPELESS * min(times.values()):
+        for name, shortest in times.items():
+            if shortest == math.inf or shortest < MAX_RATIO * min(times.values()):
                 start = time.perf_counter()
-                compute(ways[name], arguments, leaves)
-                times[name] = min(time_of_way, time.perf_counter() - start)
+                compute(candidates[name], arguments, leaves)
+                times[name] = min(shortest, time.perf_counter() - start)
     fastest = min(times, key=lambda name: times[name], default=first)
     return fastest if first not in times or times[fastest] < MARGIN * times[first] else first
 
 
-def compute(way: Way, arguments: Sequence[object], leaves: list[Tensor]) -> None:
+def compute(implementation: Implementation, arguments: Sequence[object], leaves: list[Tensor]) -> None:
     """Computes once, with the gradients of leaves if there are any, hidden from hooks of the caller."""
     with torch.set_grad_enabled(bool(leaves)), saved_tensors_hooks(lambda array: array, lambda array: array):
-        result = way(*arguments)
+        result = implementation(*arguments)
         if leaves:
             torch.autograd.grad(result, leaves, torch.ones_like(result))
     if result.is_cuda:

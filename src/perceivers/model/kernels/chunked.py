@@ -1,0 +1,163 @@
+"""softmax(q k^T) v as written: in chunks, whose scores are not stored, or at once, with its weights kept for gradients.
+
+Shape suffixes:
+    B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values, P padded channels,
+    G some of all heads of all examples, R some of the queries; a bias has B = 1 or O = 1 if all share it
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from perceivers.model.kernels.onednn import linear
+
+MIN_CHUNK_QUERIES = 256
+"""Minimum queries per chunk: smaller matrix products are inefficient."""
+
+CHANNEL_MULTIPLE = 32
+"""Matrix products of other numbers of channels are slower on some processors."""
+
+
+def attend_in_chunks(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+) -> Tensor:
+    """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again."""
+    arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
+    run = ChunkedAttention.apply if needs_gradients(*arrays) else ChunkedAttention.forward
+    a_BHOV: Tensor = run(*arrays, scale, budget)
+    return a_BHOV
+
+
+def attend_with_padded_channels(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+) -> Tensor:
+    """Attends in chunks with channels of zeros added, up to a number that suits the processor."""
+    k_BHMP = pad_channels(k_BHMK)
+    v_BHMP = k_BHMP if v_BHMV is k_BHMK else pad_channels(v_BHMV)
+    a_BHOP = attend_in_chunks(pad_channels(q_BHOK), k_BHMP, v_BHMP, bias_BOM, scale, budget)
+    return a_BHOP[..., : v_BHMV.shape[-1]]
+
+
+def pad_channels(x_BHMK: Tensor) -> Tensor:
+    """Adds channels of zeros up to a multiple; [B, H, M, K] -> [B, H, M, P]."""
+    return F.pad(x_BHMK, (0, -x_BHMK.shape[-1] % CHANNEL_MULTIPLE))
+
+
+def attend_keeping_weights(
+    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float
+) -> Tensor:
+    """Attends by the formula; the weights are kept for the gradients."""
+    q, k, v = (x.flatten(0, 1) for x in (q_BHOK, k_BHMK, v_BHMV))
+    bias = bias_of(bias_BOM, q_BHOK.shape[1], slice(0, len(q)), slice(None))
+    return matmul(scores(q, k, bias, scale).softmax(-1), v).unflatten(0, q_BHOK.shape[:2])
+
+
+def needs_gradients(*arrays: Tensor | None) -> bool:
+    """Returns whether a gradient is recorded of any of these arrays."""
+    return torch.is_grad_enabled() and any(array is not None and array.requires_grad for array in arrays)
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """The formula in chunks of heads and queries whose scores take about `budget` bytes.
+
+    Scores are recomputed in the backward pass.
+    """
+
+    @staticmethod
+    def forward(
+        q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+    ) -> Tensor:
+        # Keys and values are read in every chunk: make them contiguous once.
+        q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        examples = bias_BOM, q_BHOK.shape[1]
+        per_head = [
+            concatenate(
+                [matmul(scores(q[G, R], k[G], bias_of(*examples, G, R), scale).softmax(-1), v[G]) for R in queries], 1
+            )
+            for G, queries in chunks(q, k, budget)
+        ]
+        return concatenate(per_head, 0).unflatten(0, q_BHOK.shape[:2])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        q_BHOK, k_BHMK, v_BHMV, bias_BOM, ctx.scale, ctx.budget = inputs
+        ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BOM)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BHOV: Tensor) -> tuple[Tensor | None, ...]:
+        q_BHOK, k_BHMK, v_BHMV, bias_BOM = ctx.saved_tensors
+        heads = q_BHOK.shape[1]
+        q, grad_a = q_BHOK.flatten(0, 1), grad_BHOV.flatten(0, 1)
+        k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        grad_q, grad_k, grad_v = (array.new_empty(array.shape) for array in (q, k, v))
+        wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
+        grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
+        for G, queries in chunks(q, k, ctx.budget):
+            sums: list[Tensor] = []
+            for R in queries:
+                weights_GRM = scores(q[G, R], k[G], bias_of(bias_BOM, heads, G, R), ctx.scale).softmax(-1)
+                grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
+                grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
+                grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
+                parts = [grad_scores_GRM.mT @ (q[G, R] * ctx.scale), weights_GRM.mT @ grad_a[G, R]]
+                if grad_bias is not None:
+                    is_shared = grad_bias.shape[1] == 1  # by all queries
+                    grad_GRM = grad_scores_GRM.sum(1, keepdim=True) if is_shared else grad_scores_GRM
+                    rows = grad_bias if is_shared else grad_bias[:, R]
+                    rows.index_add_(0, example_of_heads(G, heads, q.device), grad_GRM.to(wide))
+                if len(queries) > 1:
+                    parts = [part.to(wide) for part in parts]
+                sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
+            grad_k[G], grad_v[G] = sums
+        grad_q, grad_k, grad_v = (g.unflatten(0, q_BHOK.shape[:2]) for g in (grad_q, grad_k, grad_v))
+        return grad_q, grad_k, grad_v, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None
+
+
+def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
+    """Yields slices of heads, and for each the slices of its queries."""
+    heads, queries, _ = q.shape
+    bytes_per_query = max(1, k.shape[1]) * q.element_size()
+    fewest = max(1, min(queries, MIN_CHUNK_QUERIES))
+    heads_per_chunk = min(heads, max(1, budget // (fewest * bytes_per_query)))
+    queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
+    query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
+    for head in range(0, heads, heads_per_chunk):
+        yield slice(head, min(head + heads_per_chunk, heads)), query_slices
+
+
+def concatenate(chunks: list[Tensor], dimension: int) -> Tensor:
+    """Concatenates chunks; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dimension)
+
+
+def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
+    """Returns the example that each head of a slice belongs to."""
+    return torch.arange(G.start, G.stop, device=device) // heads
+
+
+def bias_of(bias_BOM: Tensor | None, heads: int, G: slice, R: slice) -> Tensor | None:
+    """Returns the bias of some queries for some heads; -> [G, R or 1, M], or [1, R or 1, M] if examples share it."""
+    if bias_BOM is None:
+        return None
+    rows = bias_BOM if bias_BOM.shape[1] == 1 else bias_BOM[:, R]
+    if len(rows) == 1:
+        return rows
+    return rows[G] if heads == 1 else rows[example_of_heads(G, heads, rows.device)]
+
+
+def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Computes q k^T * scale + bias; -> [G, R, M]."""
+    if len(q_GRK) == 1 and (bias is None or bias.shape[1] == 1):
+        return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[0, 0])[None]
+    added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias, 1)
+    return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Computes a b for each head."""
+    return linear(a[0], b[0].mT)[None] if len(a) == 1 else a @ b
