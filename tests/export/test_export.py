@@ -269,6 +269,19 @@ def test_onnx_hashes_every_text_as_the_model_does(tmp_path):
     assert torch.equal(run(all_texts)["rows"], rows)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_file_runs_with_the_threads_of_torch(threads, tmp_path, monkeypatch):
+    program = torch.export.export(torch.nn.Linear(2, 3), (torch.ones(1, 2),))
+    torch.onnx.export(program, f=tmp_path / "file.onnx", verbose=False)
+    torch.set_num_threads(threads)
+    given, real = [], onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        onnxruntime, "InferenceSession", lambda *a, **k: (session := real(*a, **k), given.append(session))[0]
+    )
+    open_file(tmp_path / "file.onnx", "onnx")
+    assert [session.get_session_options().intra_op_num_threads for session in given] == [threads]
+
+
 def test_an_operator_that_onnx_lacks_is_named(tmp_path):
     class Search(torch.nn.Module):
         def forward(self, tensors):

@@ -166,10 +166,20 @@ def test_a_mask_that_hides_nothing_is_dropped(monkeypatch):
     assert "by example" not in found
 
 
-def test_a_backend_may_be_named():
+def test_a_backend_may_be_named(monkeypatch):
     q, k, v = (array.detach() for array in arrays(torch.float32))
     want = attend_fused(q, k, v, None, 0.5)
+    named, real = [], attention.sdpa_kernel
+    monkeypatch.setattr(attention, "sdpa_kernel", lambda backend: named.append(backend) or real(backend))
     torch.testing.assert_close(attend_fused(q, k, v, None, 0.5, backend=SDPBackend.MATH), want)
+    assert named == [SDPBackend.MATH]
+
+
+@pytest.mark.parametrize("preferred", [False, True])
+def test_the_preferred_library_is_chosen_where_nothing_is_timed(preferred, monkeypatch):
+    monkeypatch.setenv(tuning.AUTOTUNE, "0")
+    monkeypatch.setattr(onednn, "onednn_is_preferred", lambda: preferred)
+    assert (onednn.choose_library(torch.ones(5, 8), torch.ones(6, 8)) is onednn.onednn_linear) is preferred
 
 
 def test_a_backend_that_a_machine_has_not_is_not_taken(clock):

@@ -167,6 +167,16 @@ def test_it_stops_when_told_to(model, number, status):
             httpx.get(url)
 
 
+def test_it_stops_by_ctrl_c_where_a_shell_started_it_to_ignore_that(model):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with running(model[0]) as (_, process):
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_what_was_accepted_is_answered_before_it_stops():
     with running() as (url, process), ThreadPoolExecutor(1) as thread:
         example = httpx.get(f"{url}/example").json()
