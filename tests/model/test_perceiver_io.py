@@ -10,6 +10,7 @@ from torch import nn
 import perceivers
 from perceivers import FourierPositions, InputArray, LearnedPositions, PerceiverIO, PerceiversError
 from perceivers.adapters import ArrayInput, ArrayOutput, LabelInput, LabelOutput
+from perceivers.model.kernels import folding
 from perceivers.model.linear import Linear
 
 
@@ -495,10 +496,12 @@ def test_a_mask_that_hides_nothing_is_dropped(data):
     assert hidden == [None, None]
 
 
-def test_padding_is_neither_projected_nor_decoded(monkeypatch):
-    """Texts of 3 and 8 tokens: but for one token that stands for the padding, only what is real passes the layers."""
+@pytest.mark.parametrize(("least", "projected"), [(0, 12), (folding.MIN_SKIPPED_PRODUCTS, 16)])
+def test_only_small_layers_compute_padding(monkeypatch, least, projected):
+    """Texts of 3 and 8 tokens: but for one token that stands for the padding, only what is real passes other layers."""
     from perceivers.text.model import LanguageConfig
 
+    monkeypatch.setattr(folding, "MIN_SKIPPED_PRODUCTS", least)
     sizes = {"latents": 4, "channels": 16, "depth": 1, "embedding_channels": 12, "length": 8}
     heads = {"heads": 2, "cross_heads": 2, "decoder_heads": 2, "qk_channels": 8, "v_channels": 16}
     model = LanguageConfig(**sizes, **heads, decoder_qk_channels=8, decoder_v_channels=12).build()
@@ -514,8 +517,24 @@ def test_padding_is_neither_projected_nor_decoded(monkeypatch):
 
     monkeypatch.setattr(Linear, "forward", count)
     logits = model({"text": InputArray(tokens, real)})["text"]
-    assert {name: sum(rows[name]) for name in layers} == dict.fromkeys(["key", "value", "query", "mlp"], 12)
+    expected = dict.fromkeys(["key", "value", "query"], projected) | {"mlp": 12}
+    assert {name: sum(rows[name]) for name in layers} == expected
     alone = model({"text": tokens[:1, :3]})["text"]
     torch.testing.assert_close(logits[:1, :3], alone)
     logits[real].sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_skipping_padding_changes_neither_real_elements_nor_gradients():
+    layer = Linear(900, 900)
+    x, real = torch.randn(2, 6, 900), torch.arange(6) < torch.tensor([[1], [2]])
+    assert folding.is_worth_skipping(layer.weight, real)
+    weights, results = torch.randn(2, 6, 900) * real[..., None], []
+    for function in (layer, lambda y: folding.skip_padding(layer, y, real)):
+        y = x.clone().requires_grad_()
+        output = function(y)
+        grads = torch.autograd.grad((output * weights).sum(), [y, layer.weight, layer.bias])
+        results.append((output[real], *grads))
+    torch.testing.assert_close(results[1], results[0])
+    skipped = folding.skip_padding(layer, x, real)
+    torch.testing.assert_close(skipped[0, 5], layer(x[0, 1]))  # the first element of padding stands for all

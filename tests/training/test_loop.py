@@ -61,14 +61,20 @@ def test_ema_saves_the_average_of_the_weights(tmp_path, recwarn):
 
 
 def test_the_average_forgets_the_first_weights_soon_and_then_decays_as_configured():
-    average = torch.tensor(8.0)
-    assert float(average_weights(0.99, average, torch.tensor(1.0), 0)) == pytest.approx(0.1 * 8 + 0.9 * 1)
-    assert average_weights(0.99, average, torch.tensor(1.0), 8) == 0.5 * 8 + 0.5 * 1
-    assert average_weights(0.99, torch.tensor(0.3), torch.tensor(0.3), 5) == torch.tensor(0.3), "a frozen weight"
-    assert float(average_weights(0.99, average, torch.tensor(1.0), 10**4)) == pytest.approx(0.99 * 8 + 0.01)
+    def average(value, weight, updates):
+        averages = [torch.tensor(value)]
+        average_weights(0.99, averages, [torch.tensor(weight)], updates)
+        return averages[0].item()
+
+    assert average(8.0, 1.0, 0) == pytest.approx(0.1 * 8 + 0.9 * 1)
+    assert average(8.0, 1.0, 8) == 0.5 * 8 + 0.5 * 1
+    assert average(0.3, 0.3, 5) == torch.tensor(0.3), "a frozen weight"
+    assert average(8.0, 1.0, 10**4) == pytest.approx(0.99 * 8 + 0.01)
+    assert average(3, 7, 10) == 7, "a count"
+    value = 8.0
     for updates in range(300):
-        average = average_weights(0.99, average, torch.tensor(1.0), updates)
-    assert float(average) == pytest.approx(1, abs=1e-3)
+        value = average(value, 1.0, updates)
+    assert value == pytest.approx(1, abs=1e-3)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path):

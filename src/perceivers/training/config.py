@@ -46,11 +46,12 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """
     values, kind, model, parser = open_config(path, overrides)
     check_keys(values, kind, path, model=model)
+    trainer = values.pop("trainer", {})  # checked by the experiment; the parser would make objects of its class paths
     try:
         arguments = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
         raise PerceiversError(f"{path}: {' '.join(error.message.split())}") from error
-    experiment = kind(**vars(arguments))
+    experiment = kind(**vars(arguments), trainer=trainer)
     experiment.given = {name: value for name, value in values["model"].items() if name in kind.decided_by_data}
     return experiment
 
@@ -150,7 +151,7 @@ def open_config(path: Path, overrides: Sequence[str]) -> tuple[dict[str, Any], t
     experiment = find_experiment(values, path)
     model, defaults = find_model(values, experiment, path)
     parser = ArgumentParser(prog=f"perceivers fit {path}", exit_on_error=False)
-    parser.add_class_arguments(experiment, skip={"model"})
+    parser.add_class_arguments(experiment, skip={"model", "trainer"})
     parser.add_class_arguments(model, "model")
     parser.set_defaults({f"model.{name}": value for name, value in defaults.items()})
     return values, experiment, model, parser

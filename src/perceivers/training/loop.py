@@ -17,6 +17,7 @@ from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -39,6 +40,7 @@ from perceivers.training.checkpoints import (
 )
 from perceivers.training.guard import RunGuard
 from perceivers.training.learner import Learner, without_infinity
+from perceivers.training.memory import keep_freed_memory
 from perceivers.training.progress import ProgressBar, ProgressLines
 from perceivers.training.trainer import build_trainer
 
@@ -164,6 +166,7 @@ def train(
             return output
         if config.compile:
             learner.model.compile()
+        keep_freed_memory()
         started = time.perf_counter()
         batches = Batches(training, validation, config)
         with explain_end(trainer, guard, config), show_progress(loops=False, runs=Shown.runs):
@@ -275,7 +278,7 @@ def make_trainer(
     is_sharded = config.ema is not None and arguments.get("strategy") == sharding.NAME
     check_field("training.ema", config.ema, not is_sharded, "left out where trainer.strategy is 'fsdp'")
     if config.ema is not None:  # comes first: it must have seen a step before RunGuard may save it
-        callbacks.insert(0, WeightAveraging(avg_fn=partial(average_weights, config.ema)))
+        callbacks.insert(0, WeightAveraging(multi_avg_fn=partial(average_weights, config.ema)))
     return build_trainer(
         arguments,
         callbacks,
@@ -287,10 +290,16 @@ def make_trainer(
     )
 
 
-def average_weights(decay: float, average: Tensor, weight: Tensor, updates: Tensor | int) -> Tensor:
-    """Returns a moving average after one more update, of which there were `updates`.
+def average_weights(
+    decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
+) -> None:
+    """Updates moving averages of weights of the same type, which have been updated `updates` times before.
 
-    The decay is at most (1 + updates) / (10 + updates), so that the first weights are soon forgotten.
+    The decay is at most (1 + updates) / (10 + updates), so that the first weights are soon forgotten. Of counts, such
+    as those of batch normalization, there is no average but the last value.
     """
+    if not averages[0].is_floating_point():
+        torch._foreach_copy_(averages, weights)
+        return
     decay = min(decay, (1 + int(updates)) / (10 + int(updates)))
-    return average + (1 - decay) * (weight - average)  # exactly the same for weights that do not change
+    torch._foreach_lerp_(averages, weights, 1 - decay)  # exactly the same for weights that do not change

@@ -3,6 +3,7 @@
 import inspect
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,9 @@ from perceivers.training.optimizers import check_arguments, find_optimizer, find
 from perceivers.training.parts import distance_from_output
 
 SCHEDULES = ("warmup_cosine", "flat_cosine", "linear", "constant")
+
+FUSED = ("cpu", "cuda", "mps")
+"""Devices for which torch has fused optimizers."""
 
 DECIDED = {
     "params": "these are the weights of the model",
@@ -171,7 +175,12 @@ class Optimization(Checked):
         if self.beta2 is not None:
             beta1, _, *others = inspect.signature(kind).parameters["betas"].default
             arguments = arguments | {"betas": (beta1, self.beta2, *others)}
-        return kind(groups, lr=self.lr, **arguments)  # type: ignore[call-arg]
+        if not can_fuse(kind, groups, arguments):
+            return kind(groups, lr=self.lr, **arguments)  # type: ignore[call-arg]
+        optimizer = kind(groups, lr=self.lr, fused=True, **arguments)  # type: ignore[call-arg]
+        # Gradients are never scaled when it gets them; else Lightning would not clip them.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return optimizer
 
     def schedule_arguments_over(self, kind: type[LRScheduler], steps: int) -> dict[str, Any]:
         """Returns the arguments of a schedule over a number of updates."""
@@ -192,6 +201,17 @@ class Optimization(Checked):
         if self.schedule == "constant":
             return 1.0
         return 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+
+
+def can_fuse(kind: type[Optimizer], groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> bool:
+    """Returns whether an optimizer updates all weights in one kernel; by default, torch would loop over them on CPU."""
+    others = {"fused", "foreach", "capturable", "differentiable"}
+    return (
+        kind.__module__.startswith("torch.optim")
+        and "fused" in inspect.signature(kind).parameters
+        and others.isdisjoint(arguments)
+        and all(weight.is_floating_point() and weight.device.type in FUSED for group in groups for weight in group["params"])
+    )
 
 
 def by_update(scheduler: LRScheduler) -> dict[str, Any]:

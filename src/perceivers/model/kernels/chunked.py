@@ -104,7 +104,8 @@ class ChunkedAttention(torch.autograd.Function):
                 grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
                 grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
                 grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
-                parts = [grad_scores_GRM.mT @ (q[G, R] * ctx.scale), weights_GRM.mT @ grad_a[G, R]]
+                parts = [transposed_matmul(grad_scores_GRM, q[G, R] * ctx.scale)]
+                parts.append(transposed_matmul(weights_GRM, grad_a[G, R]))
                 if grad_bias is not None:
                     is_shared = grad_bias.shape[1] == 1  # by all queries
                     grad_GRM = grad_scores_GRM.sum(1, keepdim=True) if is_shared else grad_scores_GRM
@@ -161,3 +162,8 @@ def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: float) -> T
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """Computes a b for each head."""
     return linear(a[0], b[0].mT)[None] if len(a) == 1 else a @ b
+
+
+def transposed_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Computes a^T b for each head; of a single one, without a copy of a^T."""
+    return (a[0].mT @ b[0])[None] if len(a) == 1 else a.mT @ b

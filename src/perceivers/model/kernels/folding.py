@@ -25,6 +25,9 @@ from perceivers.model.rotary import Rotation
 MAX_FOLDED_OUTPUT_RATIO = 1 / 8
 """Largest ratio of output channels to query channels at which the weights after the decoder are multiplied first."""
 
+MIN_SKIPPED_PRODUCTS = 400
+"""Multiplications on padding, for each number of the real elements that is moved, at which leaving it out pays."""
+
 
 class FoldedKeyValues(NamedTuple):
     """Arrays that a folded layer attends to in place of keys and values."""
@@ -137,18 +140,26 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
     """Applies a function of single elements, skipping padding; [B, M, C] -> [B, M, E].
 
     It is evaluated on the real elements and on one padding element, whose result stands for all others: they are
-    identical, or nobody reads them.
+    identical, or nobody reads them. A small linear layer is faster on all elements, unless most are padding.
     """
-    if (
-        mask_BM is None
-        or not is_concrete(mask_BM)
-        or (isinstance(function, nn.Module) and not is_unmodified(function, Linear))
-    ):
+    if mask_BM is None or not is_concrete(mask_BM):
         return function(x_BMC)
     mask_BM = mask_BM.expand(x_BMC.shape[:2])
-    padding_index = mask_BM.flatten().int().argmin()
-    padding_E = function(x_BMC.flatten(0, 1)[padding_index][None])[0]
-    return padding_E.expand(*mask_BM.shape, -1).index_put((mask_BM,), function(x_BMC[mask_BM]))
+    if isinstance(function, nn.Module) and (
+        not is_unmodified(function, Linear) or not is_worth_skipping(function.weight, mask_BM)
+    ):
+        return function(x_BMC)
+    x_TC, mask_T = x_BMC.flatten(0, 1), mask_BM.flatten()
+    real_index, padding_index = mask_T.nonzero()[:, 0], mask_T.int().argmin()[None]
+    y_TE = function(x_TC.index_select(0, padding_index)).expand(len(mask_T), -1)
+    y_TE = y_TE.index_copy(0, real_index, function(x_TC.index_select(0, real_index)))
+    return y_TE.unflatten(0, x_BMC.shape[:2])
+
+
+def is_worth_skipping(weight_EC: Tensor, mask_BM: Tensor) -> bool:
+    """Returns whether the products of padding with a weight take longer than to move the real elements."""
+    real = int(mask_BM.sum())
+    return weight_EC.numel() * (mask_BM.numel() - real) > MIN_SKIPPED_PRODUCTS * sum(weight_EC.shape) * real
 
 
 def can_fold(attention: Attention) -> bool:
