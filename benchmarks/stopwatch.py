@@ -1,6 +1,6 @@
 """A training run whose updates are timed, by whichever version of the library Python finds; see throughput.py.
 
-    python benchmarks/stopwatch.py CONFIG [--field=value ...]
+python benchmarks/stopwatch.py CONFIG [--field=value ...]
 """
 
 import json
@@ -32,7 +32,7 @@ class Stopwatch(Callback):
 
 
 def train(config: str, overrides: Sequence[str]) -> dict[str, float]:
-    """Trains as `perceivers fit` does; returns updates a second, and the mean loss of the last quarter of the updates."""
+    """Trains as `perceivers fit` does; returns updates a second, and the mean loss of their last quarter."""
     watch = Stopwatch()
     read_config(Path(config), overrides).run([watch])
     speed = (len(watch.times) - 1 - WARMUP) / (watch.times[-1] - watch.times[WARMUP])

@@ -3,8 +3,8 @@
     git worktree add ../before COMMIT
     python benchmarks/throughput.py --data FOLDER --before ../before
 
-FOLDER is that of benchmarks/results.py. Figures are kept in benchmarks/throughput.json, and docs/training.md is rendered
-from them. Both versions make the same updates of the same examples, so that their losses must agree.
+FOLDER is that of benchmarks/results.py. Figures are kept in benchmarks/throughput.json, from which docs/training.md is
+rendered. Both versions make the same updates of the same examples, so that their losses must agree.
 """
 
 import argparse
@@ -89,7 +89,11 @@ def render(figures: dict[str, Any]) -> str:
             [statistics.median(each[key] for each in found[version]) for version in ("before", "after")]
             for key in ("updates_per_second", "loss")
         )
-        cells = [*(f"{speed:.2f}" for speed in speeds), f"**{found['ratio']:.2f}**", *(f"{loss:.4f}" for loss in losses)]
+        cells = [
+            *(f"{speed:.2f}" for speed in speeds),
+            f"**{found['ratio']:.2f}**",
+            *(f"{loss:.4f}" for loss in losses),
+        ]
         lines.append(f"| {name}, {found['updates']:,} updates | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -528,7 +528,7 @@ def test_only_small_layers_compute_padding(monkeypatch, least, projected):
 def test_skipping_padding_changes_neither_real_elements_nor_gradients():
     layer = Linear(900, 900)
     x, real = torch.randn(2, 6, 900), torch.arange(6) < torch.tensor([[1], [2]])
-    assert folding.is_worth_skipping(layer.weight, real)
+    assert folding.is_worth_skipping(layer, real)
     weights, results = torch.randn(2, 6, 900) * real[..., None], []
     for function in (layer, lambda y: folding.skip_padding(layer, y, real)):
         y = x.clone().requires_grad_()

@@ -111,6 +111,31 @@ def test_every_candidate_attends_as_the_formula(name, dtype, biased, hidden, mon
     assert name in found or (name == "fused" and biased)  # which gives no gradient to a bias
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("dtype", list(LOOSE))
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_every_candidate_attends_to_keys_that_are_the_values(name, dtype, heads, monkeypatch):
+    """As a folded layer does: the gradient of the array is that of both, and the timed sample shares one, too."""
+    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
+    monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
+    take(name, monkeypatch)
+    q, k = (array[:, :heads].detach().requires_grad_() for array in arrays(dtype)[:2])
+    assert_formula(dtype, [q, k, k])
+    sample = attention.take_sample(q, k, k, None, has_grad=True)
+    assert sample[1] is sample[2]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_mixed_precision_converts_a_shared_array_once(shared, monkeypatch):
+    received = []
+    monkeypatch.setattr(attention, "choose_implementation", lambda *found: received.extend(found[1:3]) or attend_fused)
+    q, k, v = arrays(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        scaled_dot_product_attention(q, k, k if shared else v)
+    assert (received[0] is received[1]) == shared
+    assert {array.dtype for array in received} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("name", ["by example", "whole batch"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("dtype", list(LOOSE))

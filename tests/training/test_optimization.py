@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.optim import lr_scheduler
 
@@ -50,6 +51,52 @@ def test_an_optimizer_of_pytorch_optimizer_and_its_second_moment():
     assert updated(Optimization("adamw", beta2=0.98))[0].param_groups[0]["betas"] == (0.9, 0.98)
     assert updated(Optimization("adamw", {"eps": 0.5}, lr=1, weight_decay=0))[1] == pytest.approx(2 - 3 / 3.5)
     assert updated(Optimization("lamb", {"eps": 0.5}))[0].param_groups[0]["eps"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [("adamw", {}), ("adam", {"amsgrad": True}), ("sgd", {"momentum": 0.9, "nesterov": True}), ("adagrad", {})],
+)
+def test_a_fused_optimizer_updates_as_a_loop_over_the_weights(name, arguments):
+    weights = []
+    for loop in ({}, {"foreach": False}):
+        torch.manual_seed(0)
+        layer = nn.Linear(40, 30)
+        optimizer = Optimization(name, arguments | loop, lr=0.1, weight_decay=0.2).build_optimizer(layer)
+        assert optimizer.defaults["fused"] is (None if loop else True)
+        for _ in range(5):
+            layer(torch.randn(8, 40)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append([parameter.detach() for parameter in layer.parameters()])
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype"),
+    [
+        (Optimization("adamw", {"fused": False}), torch.float32),
+        (Optimization("adamw", {"foreach": True}), torch.float32),
+        (Optimization("rmsprop", weight_decay=0), torch.float32),
+        (Optimization("lion"), torch.float32),
+        (Optimization("adamw"), torch.complex64),
+    ],
+)
+def test_what_cannot_be_fused_is_not(settings, dtype):
+    optimizer = settings.build_optimizer(nn.ParameterList([torch.zeros(2, dtype=dtype)]))
+    assert not optimizer.defaults.get("fused")
+
+
+@pytest.mark.parametrize("clip", [1e-6, 1.0])
+def test_gradients_are_clipped_in_mixed_precision_before_a_fused_update(tmp_path, clip):
+    """Further updates of a learning rate of 1 move the weights by at most the norm of their gradients."""
+    for steps in (1, 4):
+        run = small_run(tmp_path / str(steps), max_steps=steps, precision="bf16-mixed", gradient_clip_val=clip)
+        run.optimization = Optimization("sgd", lr=1, weight_decay=0, schedule="constant")
+        run.run()
+    first, last = (load_file(tmp_path / name / "model/model.safetensors") for name in ("1", "4"))
+    distance = sum((last[name] - first[name]).square().sum() for name in first).sqrt()
+    assert 0.01 * clip < distance < 3.01 * clip
 
 
 def test_an_optimizer_by_its_import_path(tmp_path, monkeypatch):

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import torch
 from lightning import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -290,9 +290,7 @@ def make_trainer(
     )
 
 
-def average_weights(
-    decay: float, averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
-) -> None:
+def average_weights(decay: float, averages: list[Tensor], weights: list[Tensor], updates: Tensor | int) -> None:
     """Updates moving averages of weights of the same type, which have been updated `updates` times before.
 
     The decay is at most (1 + updates) / (10 + updates), so that the first weights are soon forgotten. Of counts, such

@@ -205,12 +205,12 @@ class Optimization(Checked):
 
 def can_fuse(kind: type[Optimizer], groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> bool:
     """Returns whether an optimizer updates all weights in one kernel; by default, torch would loop over them on CPU."""
-    others = {"fused", "foreach", "capturable", "differentiable"}
+    weights = [weight for group in groups for weight in group["params"]]
     return (
         kind.__module__.startswith("torch.optim")
         and "fused" in inspect.signature(kind).parameters
-        and others.isdisjoint(arguments)
-        and all(weight.is_floating_point() and weight.device.type in FUSED for group in groups for weight in group["params"])
+        and {"fused", "foreach", "differentiable"}.isdisjoint(arguments)
+        and all(weight.is_floating_point() and weight.device.type in FUSED for weight in weights)
     )
 
 

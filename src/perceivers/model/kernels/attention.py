@@ -100,7 +100,9 @@ def attend_to_batch(
     device_type = q_BHOK.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
-        q_BHOK, k_BHMK, v_BHMV = q_BHOK.to(dtype), k_BHMK.to(dtype), v_BHMV.to(dtype)
+        is_shared = v_BHMV is k_BHMK
+        q_BHOK, k_BHMK = q_BHOK.to(dtype), k_BHMK.to(dtype)
+        v_BHMV = k_BHMK if is_shared else v_BHMV.to(dtype)
     bias_BOM = None if bias_BM is None else bias_BM[:, None].to(q_BHOK.dtype)
     mask_BOM = combine_masks(mask_BM, pair_mask, q_BHOK.shape[2], k_BHMK.shape[2])
     if mask_BOM is not None:
@@ -162,10 +164,13 @@ def take_sample(
     parts = [q_BHOK[:examples, :, :queries], k_BHMK[:examples, :, :inputs], v_BHMV[:examples, :, :inputs]]
     bias = None if bias_BOM is None else bias_BOM[:examples, :queries, :inputs]
     arrays = (q_BHOK, k_BHMK, v_BHMV, bias_BOM)
-    return tuple(
+    sample = [
         None if part is None or array is None else part.detach().requires_grad_(has_grad and array.requires_grad)
         for part, array in zip([*parts, bias], arrays, strict=True)
-    )
+    ]
+    if v_BHMV is k_BHMK:
+        sample[2] = sample[1]
+    return tuple(sample)
 
 
 def attend_fused(

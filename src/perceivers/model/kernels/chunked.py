@@ -64,7 +64,7 @@ def needs_gradients(*arrays: Tensor | None) -> bool:
 class ChunkedAttention(torch.autograd.Function):
     """The formula in chunks of heads and queries whose scores take about `budget` bytes.
 
-    Scores are recomputed in the backward pass.
+    Scores are recomputed in the backward pass. Keys and values may be one array.
     """
 
     @staticmethod
@@ -85,6 +85,7 @@ class ChunkedAttention(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         q_BHOK, k_BHMK, v_BHMV, bias_BOM, ctx.scale, ctx.budget = inputs
+        ctx.is_shared = v_BHMV is k_BHMK
         ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BOM)
 
     @staticmethod
@@ -94,7 +95,7 @@ class ChunkedAttention(torch.autograd.Function):
         heads = q_BHOK.shape[1]
         q, grad_a = q_BHOK.flatten(0, 1), grad_BHOV.flatten(0, 1)
         k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
-        grad_q, grad_k, grad_v = (array.new_empty(array.shape) for array in (q, k, v))
+        grad_q, *grads = (array.new_empty(array.shape) for array in (q, k, v)[: 2 if ctx.is_shared else 3])
         wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
         grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
         for G, queries in chunks(q, k, ctx.budget):
@@ -104,19 +105,22 @@ class ChunkedAttention(torch.autograd.Function):
                 grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
                 grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
                 grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
-                parts = [transposed_matmul(grad_scores_GRM, q[G, R] * ctx.scale)]
-                parts.append(transposed_matmul(weights_GRM, grad_a[G, R]))
+                grad_k = transposed_matmul(grad_scores_GRM, q[G, R] * ctx.scale)
+                grad_v = transposed_matmul(weights_GRM, grad_a[G, R])
+                parts = [grad_k.add_(grad_v)] if ctx.is_shared else [grad_k, grad_v]
                 if grad_bias is not None:
-                    is_shared = grad_bias.shape[1] == 1  # by all queries
-                    grad_GRM = grad_scores_GRM.sum(1, keepdim=True) if is_shared else grad_scores_GRM
-                    rows = grad_bias if is_shared else grad_bias[:, R]
+                    is_common = grad_bias.shape[1] == 1  # to all queries
+                    grad_GRM = grad_scores_GRM.sum(1, keepdim=True) if is_common else grad_scores_GRM
+                    rows = grad_bias if is_common else grad_bias[:, R]
                     rows.index_add_(0, example_of_heads(G, heads, q.device), grad_GRM.to(wide))
                 if len(queries) > 1:
                     parts = [part.to(wide) for part in parts]
                 sums = [total.add_(part) for total, part in zip(sums, parts, strict=True)] if sums else parts
-            grad_k[G], grad_v[G] = sums
-        grad_q, grad_k, grad_v = (g.unflatten(0, q_BHOK.shape[:2]) for g in (grad_q, grad_k, grad_v))
-        return grad_q, grad_k, grad_v, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None
+            for grad, total in zip(grads, sums, strict=True):
+                grad[G] = total
+        found = [grad.unflatten(0, q_BHOK.shape[:2]) for grad in (grad_q, *grads)]
+        found += [None] * ctx.is_shared  # the gradient of the values is part of that of the keys
+        return *found, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None
 
 
 def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:

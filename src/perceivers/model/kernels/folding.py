@@ -72,7 +72,8 @@ class FoldIntoQueries(FusedAttention):
     ) -> Any:
         if rotation is not None or not can_fold(attention):
             return super().project_keys_values(attention, x_BMC, mask_BM, rotation)
-        return FoldedKeyValues(x_BMC[:, None], x_BMC[:, None], mask_BM)
+        x_B1MC = x_BMC[:, None]
+        return FoldedKeyValues(x_B1MC, x_B1MC, mask_BM)
 
     def attend(
         self,
@@ -145,8 +146,8 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
     if mask_BM is None or not is_concrete(mask_BM):
         return function(x_BMC)
     mask_BM = mask_BM.expand(x_BMC.shape[:2])
-    if isinstance(function, nn.Module) and (
-        not is_unmodified(function, Linear) or not is_worth_skipping(function.weight, mask_BM)
+    if isinstance(function, nn.Module) and not (
+        isinstance(function, Linear) and is_unmodified(function, Linear) and is_worth_skipping(function, mask_BM)
     ):
         return function(x_BMC)
     x_TC, mask_T = x_BMC.flatten(0, 1), mask_BM.flatten()
@@ -156,10 +157,10 @@ def skip_padding(function: Callable[[Tensor], Tensor], x_BMC: Tensor, mask_BM: T
     return y_TE.unflatten(0, x_BMC.shape[:2])
 
 
-def is_worth_skipping(weight_EC: Tensor, mask_BM: Tensor) -> bool:
-    """Returns whether the products of padding with a weight take longer than to move the real elements."""
-    real = int(mask_BM.sum())
-    return weight_EC.numel() * (mask_BM.numel() - real) > MIN_SKIPPED_PRODUCTS * sum(weight_EC.shape) * real
+def is_worth_skipping(layer: Linear, mask_BM: Tensor) -> bool:
+    """Returns whether a layer's products with padding take longer than to move the real elements."""
+    real, channels, outputs = int(mask_BM.sum()), layer.in_features, layer.out_features
+    return channels * outputs * (mask_BM.numel() - real) > MIN_SKIPPED_PRODUCTS * (channels + outputs) * real
 
 
 def can_fold(attention: Attention) -> bool:
