@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
 from numpy.typing import NDArray
 from pyarrow import parquet
@@ -112,6 +113,11 @@ def flatten(column: Any) -> NDArray[Any]:
     return np.asarray(values.to_numpy(zero_copy_only=True))
 
 
+def read_cell(cell: Any) -> Any:
+    """Returns the value of a cell of an Arrow table, lists as arrays."""
+    return cell.values.to_numpy() if isinstance(cell, pyarrow.ListScalar) else cell.as_py()
+
+
 class Decisions(Samples):
     """The decisions of some replays as they are in the tables, read from disk when needed.
 
@@ -125,7 +131,7 @@ class Decisions(Samples):
 
         for file in files:
             check_decisions(file, vocabulary)
-        self.rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("numpy")
+        self.rows = datasets.Dataset.from_parquet([str(file) for file in files]).with_format("arrow")
         self.vocabulary = vocabulary
         self.lengths: list[int] = self.rows.data.column("flags").combine_chunks().value_lengths().to_pylist()
 
@@ -140,8 +146,8 @@ class Decisions(Samples):
         return len(self.lengths)
 
     def __getitem__(self, item: SampleIndex) -> dict[str, Any]:
-        row: dict[str, Any] = self.rows[item.sample]
-        return row
+        row = self.rows[item.sample]
+        return {name: read_cell(column[0]) for name, column in zip(row.column_names, row.columns, strict=True)}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Makes a batch: columns of units [B, M], padded with 0, and "real" [B, M], the mask of units.
