@@ -107,7 +107,8 @@ class ConvStem(Configurable, nn.Module):
     def forward(self, images_BCYX: Tensor) -> Tensor:
         """[B, in_channels, height, width] -> [B, Y, X, F], see `grid`."""
         same = self.padding == "same"
-        images_BCYX = images_BCYX.to(self.convolution.weight.dtype)
+        # Convolution and pooling are several times as fast, and the result is contiguous.
+        images_BCYX = images_BCYX.to(self.convolution.weight.dtype).contiguous(memory_format=torch.channels_last)
         images_BCYX = pad_same(images_BCYX, 7, 2) if same else nn.functional.pad(images_BCYX, (3, 3, 3, 3))
         x_BFYX = self.norm(self.convolution(images_BCYX)).relu()
         return self.pool(pad_same(x_BFYX, 3, 2) if same else x_BFYX).movedim(1, -1)
