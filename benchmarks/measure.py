@@ -183,6 +183,8 @@ def attempt(row: Row, sides: Sides) -> dict[str, Any]:
         side |= process.ask("finish", answer=str(sides.folder / f"{name}.pt"))
         side["flops"] = sides.flops(row, name)
     result = row.to_json() | {"sides": found, "left_out": left_out}
+    if sides.device == "cpu" and "ours" in found:
+        result |= sides.get(row.model, "ours").ask("profile", row=row.to_json())
     first, *rest = found
     result["ratios"] = {name: ratios(found[first]["seconds"], found[name]["seconds"]) for name in rest}
     if row.equal:

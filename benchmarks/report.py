@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks import plots, rows
 from benchmarks.run import name_of
 from benchmarks.targets import Run, Target, fraction, measured_rows, peak_of, seconds, targets
-from benchmarks.texts import LIMITS, METHOD, NO_GPU, REASONS, TRIED
+from benchmarks.texts import LIMITS, METHOD, NO_GPU, PROFILE, REASONS, TRIED
 
 ROOT = Path(__file__).parents[1]
 FILES = (ROOT / "benchmarks/performance.json", ROOT / "benchmarks/performance_cuda.json")
@@ -89,6 +89,15 @@ def compiled_table(run: Run, chosen: Sequence[dict[str, Any]]) -> str:
     return table(["work", "precision", *columns, "times as fast", "compiling"], lines)
 
 
+def operators_table(chosen: Sequence[dict[str, Any]]) -> str:
+    """A line a row: the fraction of our time of each kind of operator."""
+    lines = [
+        [row["work"], str(row["batch"]), row["dtype"], *(f"{part:.0%}" for part in row["operators"].values())]
+        for row in chosen
+    ]
+    return table(["work", "batch", "precision", *chosen[0]["operators"]], lines)
+
+
 def gpu_table(run: Run, chosen: Sequence[dict[str, Any]]) -> str:
     """The rows on a GPU, with up to four sides each."""
     lines = []
@@ -159,6 +168,8 @@ def measured(run: Run, pictures: str) -> str:
             sections.append(f"### Beside `perceiver-pytorch`\n\n{others_table(run, chosen)}\n")
         if chosen := [row for row in done if tuple(row["sides"]) == rows.COMPILED]:
             sections.append(f"### Compiled\n\n{compiled_table(run, chosen)}\n")
+        if chosen := [row for row in done if "operators" in row and tuple(row["sides"]) == rows.BOTH]:
+            sections.append(f"### Where the time goes\n\n{PROFILE}\n\n{operators_table(chosen)}\n")
     if left := [row for row in run["rows"] if "skipped" in row]:
         sections.append("### Left out\n\n" + "\n".join(f"- {row['key']}: {row['skipped']}" for row in left) + "\n")
     if any(series["points"] for series in run["scaling"].values()):

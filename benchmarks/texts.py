@@ -81,6 +81,10 @@ TRIED = """
 - `torch.compile`: see the table. On processors there is little left to fuse beside the matrix products.
 """
 
+PROFILE = """\
+One more call of ours by torch's profiler. The products are those that both sides compute; what is left to gain on
+`transformers` is in the other columns. "Other" is the arrangement of memory, pooling, and Python."""
+
 NO_GPU = """
 Not measured: there was no GPU. The same rows run there, in bfloat16, with batches that fill the card:
 

@@ -8,6 +8,7 @@ It reads a request a line from standard input, as JSON, and answers each with a 
     {"do": "scale", "what", "count"}    -> {"resident": bytes}   the same for the scaling (`others.py`)
     {"do": "warm"}, {"do": "run"}       -> {"seconds": s}        of the whole work, also if a part stands for it
     {"do": "finish", "answer": file}    -> {"peak": bytes}       since "prepare"; the last answer goes to the file
+    {"do": "profile", "row"}            -> {"operators": {...}}  fraction of the time of each kind (`operators.py`)
     {"do": "flops", "row", "side"}      -> {"flops": n}          of a row on a side, counted without computing it
 
 or with {"error": "...", "memory": true if it was for lack of memory}.
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from benchmarks import calls, models, others
 from benchmarks.calls import Work
+from benchmarks.operators import profile_operators
 from benchmarks.rows import Row
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -177,6 +179,15 @@ class Worker:
             torch.save(self.answer.detach().float().cpu().clone(), answer)
         self.free()
         return found
+
+    def profile(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Runs the work of a row once more, with torch's profiler, which would count in its time and memory."""
+        self.prepare(row)
+        assert self.work is not None
+        with torch.set_grad_enabled(row["mode"] == "train"):
+            found = profile_operators(self.work.call)
+        self.free()
+        return {"operators": found}
 
     def flops(self, row: dict[str, Any], side: str) -> dict[str, Any]:
         """Counts the FLOPs of a row, mostly by running the same code on the meta device, which computes nothing.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import machine, measure, models, report, rows, scaling, targets, worker
+from benchmarks.operators import kind_of, profile_operators
 from benchmarks.run import chosen, line_of
 
 ROWS = [rows.tiny(row) for row in rows.cpu_rows() if row.sides == rows.BOTH and row.dtype == "float32"]
@@ -314,6 +315,20 @@ def test_a_row_is_printed_with_its_fraction_and_ratio(run):
     said = line_of(run["rows"][0], run["peaks"]["end"])
     assert "perceivers 10 s, 1.30 GB, 95%, 3.15 x" in said
     assert line_of(run["rows"][-1], run["peaks"]["end"]) == "left out: it was killed"
+
+
+def test_the_time_of_a_call_is_that_of_its_operators():
+    kinds = {"aten::addmm": "products", "aten::bmm": "products", "mkldnn::_linear_pointwise": "products"}
+    kinds |= {"aten::gelu_backward": "GELU", "aten::native_layer_norm": "norms", "aten::_softmax": "softmax"}
+    kinds |= {"aten::copy_": "copies", "aten::add_": "sums, factors", "aten::view": "other", "addmm": "products"}
+    kinds |= {"aten::_scaled_dot_product_flash_attention_for_cpu": "fused attention", "MyBackward0": "other"}
+    assert {name: kind_of(name) for name in kinds} == kinds
+    a = torch.randn(600, 600)
+    found = profile_operators(lambda: (a @ a).softmax(-1))
+    assert sum(found.values()) == pytest.approx(1)
+    assert found["products"] > 0.2
+    assert found["softmax"] > 0
+    assert found["GELU"] == 0
 
 
 def test_the_peak_of_the_machine_is_of_the_fastest_product(monkeypatch):
