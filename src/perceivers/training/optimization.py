@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pytorch_optimizer import Lamb, Muon
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROnPlateau, SequentialLR
 
@@ -211,6 +212,7 @@ def can_fuse(kind: type[Optimizer], groups: list[dict[str, Any]], arguments: Map
         and "fused" in inspect.signature(kind).parameters
         and {"fused", "foreach", "differentiable"}.isdisjoint(arguments)
         and all(weight.is_floating_point() and weight.device.type in FUSED for weight in weights)
+        and not any(isinstance(weight, DTensor) for weight in weights)  # sharded, see `perceivers.training.sharding`
     )
 
 
