@@ -10,8 +10,9 @@ BIN := .venv/bin
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
+# make throughput DATA=FOLDER BEFORE=CHECKOUT: updates a second of the mini experiments beside those of another version, into docs/training.md; 15 minutes.
 # make tables TABLES=FOLDER: models of ten tables beside simple methods, into docs/tables.md; half an hour.
-.PHONY: demo test test-slow test-browser fuzz check docs bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft tables
+.PHONY: demo test test-slow test-browser fuzz check docs bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft throughput tables
 
 demo: .venv/installed
 	$(BIN)/perceivers demo
@@ -68,6 +69,9 @@ mini-multimodal: .venv/installed
 mini-starcraft: .venv/installed
 	$(BIN)/perceivers prepare-replays $(REPLAYS) runs/tables
 	$(BIN)/python benchmarks/starcraft.py --tables runs/tables
+
+throughput: .venv/installed
+	$(BIN)/python benchmarks/throughput.py --data $(DATA) --before $(BEFORE)
 
 tables: .venv/installed
 	$(BIN)/python benchmarks/tables.py --tables $(TABLES)

@@ -32,11 +32,22 @@ class Stopwatch(Callback):
 
 
 def train(config: str, overrides: Sequence[str]) -> dict[str, float]:
-    """Trains as `perceivers fit` does; returns updates a second, and the mean loss of their last quarter."""
+    """Trains as `perceivers fit` does.
+
+    Returns:
+        "first_update", the time of day of the first update in seconds; "loss", the mean of the last quarter of the
+        updates; and, of a longer run, "updates_per_second".
+    """
     watch = Stopwatch()
     read_config(Path(config), overrides).run([watch])
-    speed = (len(watch.times) - 1 - WARMUP) / (watch.times[-1] - watch.times[WARMUP])
-    return {"updates_per_second": speed, "loss": statistics.mean(watch.losses[-len(watch.losses) // 4 :])}
+    since_first = time.perf_counter() - watch.times[0]
+    found = {
+        "first_update": time.time() - since_first,
+        "loss": statistics.mean(watch.losses[-len(watch.losses) // 4 :]),
+    }
+    if (updates := len(watch.times) - 1 - WARMUP) > 0:
+        found["updates_per_second"] = updates / (watch.times[-1] - watch.times[WARMUP])
+    return found
 
 
 if __name__ == "__main__":

@@ -14,10 +14,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from PIL import Image
 
 from benchmarks.machine import describe, versions
 from benchmarks.simple import prepare_units
@@ -25,7 +30,15 @@ from benchmarks.simple import prepare_units
 ROOT = Path(__file__).parents[1]
 FIGURES, PAGE = ROOT / "benchmarks/throughput.json", ROOT / "docs/training.md"
 START, END = "<!-- rendered by benchmarks/throughput.py -->\n", "<!-- end -->\n"
-STOPWATCH = ROOT / "benchmarks/stopwatch.py"
+STOPWATCH = str(ROOT / "benchmarks/stopwatch.py")
+
+
+COMMANDS = {
+    "help": "`perceivers --help`",
+    "class": "`perceivers classify-image` of one picture, by the model of digits",
+    "first_update": "`perceivers fit digits`, to the end of its first update",
+}
+"""Commands whose first answer is timed."""
 
 
 class Run(NamedTuple):
@@ -45,56 +58,71 @@ RUNS = {
 }
 
 
-def measure(run: Run, version: Path, data: Path) -> dict[str, float]:
-    """Returns updates a second and the loss of a run by a version, see `stopwatch.train`."""
-    with tempfile.TemporaryDirectory() as folder:
-        overrides = [f"--trainer.max_steps={run.steps}", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
-        overrides.append(f"--training.output={folder}/run")
-        if run.data is not None:
-            overrides.append(f"--data.path={prepare_units(data) if run.data == 'replays' else data / run.data}")
-        command = [sys.executable, STOPWATCH, str(version / "configs" / run.config), *overrides]
-        # The choices of kernels are kept in the run's folder, so that no version makes them for the other.
-        variables = {"PYTHONPATH": str(version / "src"), "XDG_CACHE_HOME": folder}
-        done = subprocess.run(
-            command, cwd=version, env=os.environ | variables, capture_output=True, text=True, check=False
-        )
+def call(version: Path, arguments: Sequence[str], folder: str) -> tuple[float, str]:
+    """Runs Python with a version of the library; returns the seconds that it took, and the last line of its output."""
+    # The choices of kernels are kept in the folder, so that no version makes them for the other.
+    variables = {"PYTHONPATH": str(version / "src"), "XDG_CACHE_HOME": folder}
+    command, started = [sys.executable, *arguments], time.time()
+    done = subprocess.run(command, cwd=version, env=os.environ | variables, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return time.time() - started, done.stdout.splitlines()[-1]
+
+
+def measure(run: Run, data: Path, version: Path) -> dict[str, float]:
+    """Returns updates a second and the loss of a run by a version, see `stopwatch.train`."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [STOPWATCH, str(version / "configs" / run.config), f"--training.output={folder}/run"]
+        arguments += [f"--trainer.max_steps={run.steps}", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
+        if run.data is not None:
+            arguments.append(f"--data.path={prepare_units(data) if run.data == 'replays' else data / run.data}")
+        found: dict[str, float] = json.loads(call(version, arguments, folder)[1])
     return found
 
 
-def compare(run: Run, before: Path, data: Path, rounds: int) -> dict[str, Any]:
-    """Returns updates a second and losses of both versions, measured in turn."""
-    found: dict[str, Any] = {"before": [], "after": []}
+def measure_start(version: Path) -> dict[str, float]:
+    """Returns the seconds that commands of a version take to their first answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        picture, output = f"{folder}/picture.png", f"{folder}/run"
+        Image.new("RGB", (64, 64)).save(picture)
+        digits = str(version / "configs/image_classification/digits.yaml")
+        one_update = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--training.output={output}"]
+        to_help, _ = call(version, ["-m", "perceivers", "--help"], folder)
+        started = time.time()
+        first_update = json.loads(call(version, [STOPWATCH, digits, *one_update], folder)[1])["first_update"]
+        to_class, _ = call(version, ["-m", "perceivers", "classify-image", f"{output}/model", picture], folder)
+    return {"help": to_help, "first_update": first_update - started, "class": to_class}
+
+
+def compare(measure: Callable[[Path], dict[str, float]], before: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """Measures both versions in turn; returns the medians of each."""
+    found: dict[str, list[dict[str, float]]] = {"before": [], "after": []}
     for _ in range(rounds):
         for name, version in (("before", before), ("after", ROOT)):
-            found[name].append(measure(run, version, data))
-    pairs = zip(found["before"], found["after"], strict=True)
-    ratios = [after["updates_per_second"] / before["updates_per_second"] for before, after in pairs]
-    return {"config": run.config, "updates": run.steps, **found, "ratio": statistics.median(ratios)}
+            found[name].append(measure(version))
+    return {
+        name: {key: statistics.median(each[key] for each in measured) for key in measured[0]}
+        for name, measured in found.items()
+    }
 
 
 def render(figures: dict[str, Any]) -> str:
-    """Returns the table of the page."""
+    """Returns the tables of the page."""
     machine = figures["machine"]
     lines = [
         f"{machine['processor']}, {machine['cores']} cores, torch {machine['torch']}; before: {figures['before']}.",
         "",
-        "| experiment | updates a second before | after | ratio | loss before | after |",
+        "| updates | a second before | after | ratio | loss before | after |",
         "| --- |" + " --- |" * 5,
     ]
     for name, found in figures["runs"].items():
-        speeds, losses = (
-            [statistics.median(each[key] for each in found[version]) for version in ("before", "after")]
-            for key in ("updates_per_second", "loss")
-        )
-        cells = [
-            *(f"{speed:.2f}" for speed in speeds),
-            f"**{found['ratio']:.2f}**",
-            *(f"{loss:.4f}" for loss in losses),
-        ]
-        lines.append(f"| {name}, {found['updates']:,} updates | {' | '.join(cells)} |")
+        speeds, losses = ([found[side][key] for side in ("before", "after")] for key in ("updates_per_second", "loss"))
+        cells = [f"{RUNS[name].steps:,} of {name}", *(f"{speed:.1f}" for speed in speeds)]
+        cells += [f"**{speeds[1] / speeds[0]:.2f}**", *(f"{loss:.3f}" for loss in losses)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| command | seconds before | after |", "| --- | --- | --- |"]
+    for key, command in COMMANDS.items():
+        lines.append(f"| {command} | {figures['start']['before'][key]:.2f} | {figures['start']['after'][key]:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -112,12 +140,12 @@ def main() -> None:
         commit = subprocess.run(git, cwd=before, capture_output=True, text=True, check=True).stdout.strip()
         figures = json.loads(FIGURES.read_text()) if FIGURES.is_file() else {"runs": {}}
         figures |= {"machine": {**describe("cpu"), "torch": versions()["torch"]}, "before": commit}
+        figures["start"] = compare(measure_start, before, arguments.rounds)
         for name in arguments.only:
-            figures["runs"][name] = found = compare(RUNS[name], before, data, arguments.rounds)
-            print(f"{name}: {found['ratio']:.2f} times the updates a second", flush=True)
+            print(name, flush=True)
+            figures["runs"][name] = compare(partial(measure, RUNS[name], data), before, arguments.rounds)
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
-    text = PAGE.read_text()
-    head, _, rest = text.partition(START)
+    head, _, rest = PAGE.read_text().partition(START)
     PAGE.write_text(head + START + render(json.loads(FIGURES.read_text())) + END + rest.partition(END)[2])
 
 
