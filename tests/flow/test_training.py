@@ -13,7 +13,7 @@ from perceivers.flow.datasets import FlowPair, open_pairs, write_pair
 from perceivers.flow.generator import FlowGenerator
 from perceivers.flow.inverse import inverse_flow
 from perceivers.flow.scenes import SceneConfig
-from perceivers.flow.training import Curriculum, FlowEstimator
+from perceivers.flow.training import Curriculum, FlowEstimator, compute_lengths
 from perceivers.training.config import read_config
 from perceivers.training.learner import evaluate
 from tests.support.flow import SCENES, SIZE, small_run, use_few_textures
@@ -241,3 +241,14 @@ def test_what_cannot_be_trained(tmp_path, changes, expected):
 def test_a_config_that_is_wrong(override, expected):
     with pytest.raises(PerceiversError, match=expected):
         read_config(Path(__file__).parents[2] / "configs/flow/mini.yaml", [override])
+
+
+def test_lengths_and_their_gradients_are_those_of_the_norm():
+    vectors = torch.randn(3, 2, 5)
+    vectors[0, :, 0] = 0
+    results = []
+    for function in (compute_lengths, lambda array: array.norm(dim=1)):
+        array = vectors.clone().requires_grad_()
+        lengths = function(array)
+        results.append((lengths, *torch.autograd.grad(lengths.square().sum() + lengths.sum(), array)))
+    torch.testing.assert_close(*results)

