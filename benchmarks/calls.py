@@ -73,7 +73,7 @@ def latents(side: str, model: nn.Module) -> Tensor:
 
 
 def step(model: nn.Module, watched: Tensor, loss: Callable[[], Any]) -> Callable[[], Tensor]:
-    """A training step without the optimiser's update, which is the same on both sides."""
+    """A training step without the optimizer's update, which is the same on both sides."""
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from perceivers.clips.classify import ClipPredictor, classify_clips
-from perceivers.clips.data import LabelledClips
+from perceivers.clips.data import LabeledClips
 from perceivers.clips.reconstruct import autoencode
-from perceivers.data.labelled_files import open_evaluation
+from perceivers.data.labeled_files import open_evaluation
 from perceivers.data.video import read_sound
 from perceivers.data.video_writer import write_sound
 from perceivers.inference import load_for_inference
@@ -38,7 +38,7 @@ def main() -> None:
         parser.add_argument(name)
     arguments = parser.parse_args()
     model, listener = load_for_inference(arguments.autoencoder), ClipPredictor(arguments.classifier)
-    clips, part = open_evaluation(LabelledClips, arguments.data, "test")
+    clips, part = open_evaluation(LabeledClips, arguments.data, "test")
     labels = [clips.classes[label] for label in clips.labels]
     with tempfile.TemporaryDirectory() as folder:
         originals, decoded, results = [], [], []

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.side_by_side import curve, side_by_side
 from perceivers.clips.autoencoding import Autoencoding
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips
+from perceivers.clips.data import ClipData, ClipDataset, LabeledClips
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, Window, get_window
 from perceivers.clips.reconstruct import autoencode, compression
@@ -121,7 +121,7 @@ def write_digits(spoken: Path, out: Path) -> None:
     (out / "done").touch()
 
 
-def recordings(clips: LabelledClips) -> Iterator[tuple[int, Tensor]]:
+def recordings(clips: LabeledClips) -> Iterator[tuple[int, Tensor]]:
     """Class and samples of each recording."""
     for index in range(len(clips)):
         seen = read_window(clips.media(index), Window(samples=round(SECONDS * RATE), sample_rate=RATE), 0.0)
@@ -170,7 +170,7 @@ def windows(clip: Path, *changes: str) -> tuple[ClipDataset, ClipDataset]:
     """Those of the clip that are trained on and those that are held out; `changes` are of the config."""
     config = read_config(CONFIGS / "autoencoding/mini.yaml", [f"--data.path={clip}", *changes])
     assert isinstance(config, Autoencoding)
-    return config.data.datasets(config.data.open(labelled=False), get_window(config.build_on_meta()))
+    return config.data.datasets(config.data.open(labeled=False), get_window(config.build_on_meta()))
 
 
 def drawn_per_second(clip: Path, *changes: str, count: int = 40) -> float:

@@ -16,7 +16,7 @@ class Row:
         work: what is done, in words.
         model: a model of `models.py`, or "perceiver_pytorch" (`others.py`).
         dtype: "float32" or "bfloat16".
-        mode: "forward" or "train" (forward, loss, backward; no optimiser's update).
+        mode: "forward" or "train" (forward, loss, backward; no optimizer's update).
         batch: examples.
         rounds: how often each side is measured.
         warm: what is run before, uncounted: "call" (all of it) or "part" (a smaller crop, one part, or one example).

@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks.multimodal import recordings, without_model
 from perceivers.adapters import MelInput
-from perceivers.clips.data import ClipData, LabelledClips
+from perceivers.clips.data import ClipData, LabeledClips
 from perceivers.data.image_files import to_tensor
-from perceivers.images.data import ImageData, LabelledImages
+from perceivers.images.data import ImageData, LabeledImages
 from perceivers.model.positions import FourierPositions
 from perceivers.starcraft.data import DecisionData
 from perceivers.starcraft.training import evaluate_references
@@ -32,14 +32,14 @@ def fit_linear(training: Examples, evaluation: Examples) -> dict[str, float]:
     return {"val_top1": float(model.fit(*training).score(*evaluation))}
 
 
-def read_pixels(images: LabelledImages, limit: int = 20_000) -> Examples:
+def read_pixels(images: LabeledImages, limit: int = 20_000) -> Examples:
     """Returns the pixels of at most so many images, and their classes."""
     chosen = np.random.default_rng(0).permutation(len(images))[:limit]
     pixels = [to_tensor(images.read(int(index), 3)).flatten().numpy() for index in chosen]
     return np.stack(pixels).astype(np.float32), np.array([images.labels[index] for index in chosen])
 
 
-def read_spectra(clips: LabelledClips) -> Examples:
+def read_spectra(clips: LabeledClips) -> Examples:
     """Returns means and deviations of mel bands in four parts of each recording, and its class."""
     mel = MelInput((1, 40), FourierPositions((100, 1), 1), bands=40, hop=80, window=256, sample_rate=8000)
     features, labels = [], []

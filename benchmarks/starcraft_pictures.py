@@ -18,7 +18,7 @@ from perceivers.starcraft.policy import UnitPolicy
 from perceivers.starcraft.replays import BUILDING, LOOPS
 from perceivers.starcraft.training import selection_inputs
 
-COLOURS = ("#1b6ca8", "#2a9d5c", "#c4472b", "#b9b9b9")
+COLORS = ("#1b6ca8", "#2a9d5c", "#c4472b", "#b9b9b9")
 OWNERS = ("own units", "an ally's", "the enemy's", "nobody's")
 PREDICTED = "#e09f3e"
 Batch = dict[str, Tensor]
@@ -61,7 +61,7 @@ def draw_selections(policies: dict[str, UnitPolicy], decisions: Decisions, file:
                 axis.set_ylabel(f"{minutes}:{seconds:02}, selected {types(decisions, batch, state, chosen_M)}")
     figure.legend(
         handles=[
-            *(Line2D([], [], marker="o", linestyle="", color=c, label=n) for c, n in zip(COLOURS, OWNERS, strict=True)),
+            *(Line2D([], [], marker="o", linestyle="", color=c, label=n) for c, n in zip(COLORS, OWNERS, strict=True)),
             Line2D([], [], marker="o", linestyle="", color="black", markerfacecolor="none", label="player selected"),
             Line2D([], [], marker="x", linestyle="", color=PREDICTED, label="predicted"),
         ],
@@ -97,10 +97,10 @@ def draw_attention(policy: UnitPolicy, decisions: Decisions, file: Path, latents
 def units_of(axis: Axes, batch: Batch, state: int) -> None:
     """All units of a state in their places; buildings are squares."""
     building_M = (batch["flags"][state] & BUILDING).bool()
-    for owner in reversed(range(len(COLOURS))):
+    for owner in reversed(range(len(COLORS))):
         owner_M = batch["real"][state] & (batch["owner"][state] == owner)
-        mark(axis, batch, state, owner_M & building_M, s=16, marker="s", color=COLOURS[owner])
-        mark(axis, batch, state, owner_M & ~building_M, s=8, color=COLOURS[owner])
+        mark(axis, batch, state, owner_M & building_M, s=16, marker="s", color=COLORS[owner])
+        mark(axis, batch, state, owner_M & ~building_M, s=8, color=COLORS[owner])
     axis.set(aspect="equal", xticks=[], yticks=[])
 
 

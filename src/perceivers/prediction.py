@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from perceivers.data.labelled import Files, Labelled
+from perceivers.data.labeled import Files, Labeled
 from perceivers.data.loader import SampleIndex, Samples
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
@@ -42,7 +42,7 @@ class Inputs:
     checksum: str
 
     @classmethod
-    def of(cls, examples: Labelled, samples: Samples, part: Part) -> "Inputs":
+    def of(cls, examples: Labeled, samples: Samples, part: Part) -> "Inputs":
         """Returns examples that are files, or rows of a data set, as the rows to predict."""
         checksum = examples.source.checksum()
         if not isinstance(examples.source, Files):

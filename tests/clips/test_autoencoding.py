@@ -335,8 +335,8 @@ def test_a_run_says_its_compression_and_its_config_keeps_that_there_is_no_label(
     output = small_run(tmp_path / "run", data, {"classes": None}, max_epochs=1).run()
     assert re.search(r"^Compression [\d.]+x, as the paper counts\.$", capsys.readouterr().out, re.MULTILINE)
     assert read_config(output / "config.json").model.classes is None
-    labelled = small_run(tmp_path / "labelled", data, max_epochs=1).run()
-    assert "classes" not in json.loads((labelled / "config.json").read_text())["model"]
+    labeled = small_run(tmp_path / "labeled", data, max_epochs=1).run()
+    assert "classes" not in json.loads((labeled / "config.json").read_text())["model"]
 
 
 def test_which_models_are_autoencoders():

@@ -12,9 +12,9 @@ pytest.importorskip("av")
 from perceivers.cli import main
 from perceivers.clips.classification import ClipClassifier, evaluate
 from perceivers.clips.classify import classify_clip
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced, listed_clips
+from perceivers.clips.data import ClipData, ClipDataset, LabeledClips, evenly_spaced, listed_clips
 from perceivers.clips.model import ClipClassifierConfig, Window, get_window
-from perceivers.data.labelled_files import open_evaluation
+from perceivers.data.labeled_files import open_evaluation
 from perceivers.data.loader import SampleIndex
 from perceivers.training.config import read_config
 from tests.data.test_video import make, ramp, tone
@@ -172,7 +172,7 @@ def test_what_is_evaluated_is_what_was_trained(tmp_path, tones):
 def test_the_command_evaluates_classifiers_of_clips(tmp_path, tones, capsys):
     model, clips = build(SOUND, classes=2, class_names=["high", "low"], multilabel=False), str(tones)
     model.save(tmp_path / "model")
-    expected = evaluate(model.eval(), open_evaluation(LabelledClips, clips)[0], 2)["top1"]
+    expected = evaluate(model.eval(), open_evaluation(LabeledClips, clips)[0], 2)["top1"]
     main(["evaluate", str(tmp_path / "model"), "--data", clips, "--windows", "2"])
     assert capsys.readouterr().out == f"60 of 60 clips, 2 windows of each: top-1 {expected:.2%}\n"
     (tmp_path / "list.csv").write_text("file,label\n0.wav,high\n1.wav,low\n")

@@ -180,7 +180,7 @@ def test_windows_of_one_clip_are_held_out_without_overlap(tmp_path):
     assert positions == pytest.approx([2 / 9, 6 / 9])
     assert [position for span in spans for position in span] == pytest.approx([0, 1 / 9, 3 / 9, 5 / 9, 7 / 9, 1])
     data = ClipData(str(tmp_path / "a.wav"), validation_fraction=0.25, windows_per_epoch=300)
-    training, evaluation = data.datasets(data.open(labelled=False), SOUND)
+    training, evaluation = data.datasets(data.open(labeled=False), SOUND)
     assert (len(training), len(evaluation)) == (300, 2)
     free = 8500 - 800
 
@@ -207,14 +207,14 @@ def test_spans_of_single_places_are_drawn_from():
 
 def test_clips_without_classes(tmp_path):
     root = make_folder(tmp_path / "data")
-    splits = ClipData(str(root), validation_fraction=0.5).open(labelled=False)
+    splits = ClipData(str(root), validation_fraction=0.5).open(labeled=False)
     assert (len(splits.training), len(splits.evaluation)) == (3, 3)
     assert set(splits.training.labels) == {0}
     (tmp_path / "parts" / "train").mkdir(parents=True)
     (tmp_path / "parts" / "val").mkdir()
     for name in ("train/a.wav", "train/b.wav", "val/c.wav"):
         (tmp_path / "parts" / name).write_bytes(wav(stairs(1000)))
-    splits = ClipData(str(tmp_path / "parts")).open(labelled=False)
+    splits = ClipData(str(tmp_path / "parts")).open(labeled=False)
     assert (len(splits.training), splits.evaluation.describe(0)) == (2, str(tmp_path / "parts/val/c.wav"))
     (tmp_path / "empty").mkdir()
     for path, message in (
@@ -223,7 +223,7 @@ def test_clips_without_classes(tmp_path):
         (tmp_path / "parts" / "val", "val has only one clip: give its path"),
     ):
         with pytest.raises(PerceiversError, match=message):
-            ClipData(str(path)).open(labelled=False)
+            ClipData(str(path)).open(labeled=False)
 
 
 def test_clips_that_fit_are_kept_and_decoded_once(tmp_path, monkeypatch):
@@ -231,7 +231,7 @@ def test_clips_that_fit_are_kept_and_decoded_once(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         make(tmp_path / name / "1.mkv", ramp(10))
     clips = ClipData(str(tmp_path), validation_fraction=0.5).open().training
-    both = ClipData(str(tmp_path)).open(labelled=False)
+    both = ClipData(str(tmp_path)).open(labeled=False)
     size = 10 * 3 * 16 * 16
     kept = ClipDataset(clips, BOTH, evenly_spaced(3), cache_bytes=1.5 * size)
     expected = [ClipDataset(clips, BOTH, evenly_spaced(3))[SampleIndex(i, 0)]["video"] for i in range(3)]

@@ -18,7 +18,7 @@ from perceivers.starcraft.data import DecisionData, read_split
 from perceivers.starcraft.replays import open_replay
 from perceivers.text.byte_windows import ByteData
 from perceivers.text.glue_data import GlueData
-from perceivers.text.labelled import LabelledTextData
+from perceivers.text.labeled import LabeledTextData
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import SentencePiece
 
@@ -36,18 +36,18 @@ FILES = {
     "list.csv": read_list,
     "classes.csv": read_classes,
     "split.json": read_split,
-    "a.csv": lambda path: LabelledTextData(str(path)).open(),
-    "a.parquet": lambda path: LabelledTextData(str(path)).open(),
+    "a.csv": lambda path: LabeledTextData(str(path)).open(),
+    "a.parquet": lambda path: LabeledTextData(str(path)).open(),
     "a.model": SentencePiece,
     "a.txt": lambda path: read_text(None, str(path), "fill-mask"),
 }
 FOLDERS = {
     "images": lambda path: ImageData(str(path)).open(),
     "clips": lambda path: ClipData(str(path)).open(),
-    "unlabelled": lambda path: ClipData(str(path)).open(labelled=False),
+    "unlabeled": lambda path: ClipData(str(path)).open(labeled=False),
     "flow": open_pairs,
     "textures": lambda path: make_textures(path, 1, 0),
-    "texts": lambda path: LabelledTextData(str(path)).open(),
+    "texts": lambda path: LabeledTextData(str(path)).open(),
     "text": lambda path: TextData(str(path)).open(0),
     "bytes": lambda path: ByteData(str(path)).open(),
     "glue": lambda path: GlueData(str(path)).open(),

@@ -7,13 +7,13 @@ from PIL import Image, ImageCms
 
 from perceivers import PerceiversError
 from perceivers.data.image_files import evaluation_view, read_frame, read_image
-from perceivers.images.data import LabelledImages
+from perceivers.images.data import LabeledImages
 
 
 def both(path):
     """The image as flow and as image classification read it, which is the same."""
     frame_CYX = read_frame(path)
-    image = LabelledImages.from_files([path]).read(0, 3)
+    image = LabeledImages.from_files([path]).read(0, 3)
     assert torch.equal(frame_CYX, torch.from_numpy(np.array(image)).permute(2, 0, 1))
     return frame_CYX
 
@@ -94,7 +94,7 @@ def test_lab_is_converted(tmp_path):
 def test_gray_levels_of_any_depth_are_scaled(tmp_path, values, expected):
     Image.fromarray(values).save(tmp_path / "a.tif")
     assert both(tmp_path / "a.tif").tolist() == [[expected]] * 3
-    assert np.asarray(LabelledImages.from_files([tmp_path / "a.tif"]).read(0, 1)).tolist() == [expected]
+    assert np.asarray(LabeledImages.from_files([tmp_path / "a.tif"]).read(0, 1)).tolist() == [expected]
 
 
 @pytest.mark.parametrize(

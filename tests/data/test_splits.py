@@ -5,10 +5,10 @@ import pytest
 from PIL import Image
 
 from perceivers import PerceiversError
-from perceivers.data.labelled import match_classes
-from perceivers.data.labelled_files import open_evaluation, open_unlabelled
+from perceivers.data.labeled import match_classes
+from perceivers.data.labeled_files import open_evaluation, open_unlabeled
 from perceivers.data.splits import Part, choose_splits
-from perceivers.images.data import LabelledImages, open_evaluation_images
+from perceivers.images.data import LabeledImages, open_evaluation_images
 
 
 def write_images(folder, counts):
@@ -47,37 +47,37 @@ def test_a_split_that_is_not_there_names_those_that_are():
 
 def test_all_of_a_folder_without_splits_is_measured_or_what_training_held_out(tmp_path):
     folder = write_images(tmp_path, {"cat": 3, "dog": 17})
-    images, part = open_evaluation(LabelledImages, folder)
+    images, part = open_evaluation(LabeledImages, folder)
     assert (len(images), str(part)) == (20, "20 of 20 images")
-    held_out, part = open_evaluation(LabelledImages, folder, validation_fraction=0.25)
+    held_out, part = open_evaluation(LabeledImages, folder, validation_fraction=0.25)
     assert (len(held_out), part.fields()) == (5, {"images": 5, "total": 20, "split": None})
 
 
 def test_a_split_of_a_folder_is_measured(tmp_path):
     write_images(tmp_path / "train", {"cat": 3, "dog": 4})
     folder = write_images(tmp_path / "test", {"dog": 2}) and str(tmp_path)
-    images, part = open_evaluation(LabelledImages, folder)
+    images, part = open_evaluation(LabeledImages, folder)
     assert (images.classes, images.labels, str(part)) == (["dog"], [0, 0], "2 of 9 images (test)")
-    assert str(open_evaluation(LabelledImages, folder, "train")[1]) == "7 of 9 images (train)"
+    assert str(open_evaluation(LabeledImages, folder, "train")[1]) == "7 of 9 images (train)"
     with pytest.raises(PerceiversError, match="no split 'val', only train and test"):
-        open_evaluation(LabelledImages, folder, "val")
+        open_evaluation(LabeledImages, folder, "val")
 
 
 def test_a_split_without_labels_gives_way_unless_it_is_chosen(tmp_path, capsys):
     write_images(tmp_path / "val", {"cat": 2})
     folder = write_images(tmp_path, {"test": 3}) and str(tmp_path)
-    assert str(open_evaluation(LabelledImages, folder)[1]) == "2 of 5 images (val)"
+    assert str(open_evaluation(LabeledImages, folder)[1]) == "2 of 5 images (val)"
     assert "has no labels in its split 'test': it is not evaluated on" in capsys.readouterr().err
     with pytest.raises(PerceiversError, match="has no images with labels to evaluate on"):
-        open_evaluation(LabelledImages, folder, "test")
+        open_evaluation(LabeledImages, folder, "test")
 
 
 def test_a_table_of_files_is_measured(tmp_path):
     write_images(tmp_path, {"x": 3})
     (tmp_path / "list.csv").write_text("file_name,label\nx/0.png,dog\nx/2.png,cat\nx/1.png,\n")
-    images, part = open_evaluation(LabelledImages, str(tmp_path / "list.csv"))
+    images, part = open_evaluation(LabeledImages, str(tmp_path / "list.csv"))
     assert ([images.classes[k] for k in images.labels], str(part)) == (["dog", "cat"], "2 of 3 images")
-    images, _ = open_unlabelled(LabelledImages, str(tmp_path / "list.csv"))
+    images, _ = open_unlabeled(LabeledImages, str(tmp_path / "list.csv"))
     assert [np.array(images.read(index, 1))[0, 0] for index in range(3)] == [0, 2, 1]
     assert images.describe(1) == str(tmp_path / "x" / "2.png")
 
@@ -92,7 +92,7 @@ def test_digits_have_a_third_for_testing():
 
 
 def make(classes, labels):
-    return LabelledImages(classes, labels, None, range(len(labels)))
+    return LabeledImages(classes, labels, None, range(len(labels)))
 
 
 def test_classes_are_found_by_name():

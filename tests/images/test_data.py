@@ -8,13 +8,13 @@ from PIL import Image
 
 from perceivers import PerceiversError
 from perceivers.data.image_files import evaluation_view, to_tensor, training_view
-from perceivers.data.labelled import Files
-from perceivers.data.labelled_files import labelled_folder
+from perceivers.data.labeled import Files
+from perceivers.data.labeled_files import labeled_folder
 from perceivers.data.loader import SampleIndex
 from perceivers.images.data import (
     ImageData,
     ImageDataset,
-    LabelledImages,
+    LabeledImages,
 )
 
 
@@ -107,7 +107,7 @@ def test_transparent_and_16_bit_images(tmp_path):
     drawing.putpixel((1, 2), (10, 20, 30, 255))
     drawing.save(tmp_path / "a.png")
     Image.fromarray(np.full((4, 4), 257 * 90, dtype=np.uint16)).save(tmp_path / "b.png")
-    images = LabelledImages(["x"], [0, 0], Files([tmp_path / "a.png", tmp_path / "b.png"]), range(2))
+    images = LabeledImages(["x"], [0, 0], Files([tmp_path / "a.png", tmp_path / "b.png"]), range(2))
     assert images.read(0, 3).getpixel((0, 0)) == (255, 255, 255)
     assert images.read(0, 3).getpixel((1, 2)) == (10, 20, 30)
     assert images.read(1, 1).getpixel((3, 3)) == 90
@@ -142,7 +142,7 @@ def test_undecodable_images_are_named_and_left_out(tmp_path):
     (tmp_path / "cat" / "1.png").write_bytes(b"not an image")
     whole = (tmp_path / "dog" / "0.png").read_bytes()
     (tmp_path / "dog" / "0.png").write_bytes(whole[: len(whole) // 2])
-    dataset = ImageDataset(labelled_folder(LabelledImages, tmp_path), (4, 4), 3, 1.0)
+    dataset = ImageDataset(labeled_folder(LabeledImages, tmp_path), (4, 4), 3, 1.0)
     batch = dataset.collate([dataset[SampleIndex(index, 0)] for index in range(6)])
     assert batch["problems"] == [
         f"{tmp_path / name} cannot be decoded as an image." for name in ("cat/1.png", "dog/0.png")

@@ -12,7 +12,7 @@ from perceivers.model.kernels.onednn import linear, onednn_is_preferred
 from perceivers.model.linear import Linear, lecun_normal_, trunc_normal_, trunc_normal_parameter
 
 
-def test_initialisation():
+def test_initialization():
     weight = torch.empty(2000, 400)
     lecun_normal_(weight)
     assert weight.std() == pytest.approx(1 / math.sqrt(400), rel=0.01)

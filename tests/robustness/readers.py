@@ -40,7 +40,7 @@ from perceivers.tables.guess import guess_columns
 from perceivers.tables.rows import TableSamples
 from perceivers.text.documents import TextFiles
 from perceivers.text.glue_data import GlueData
-from perceivers.text.labelled import LabelledTextData
+from perceivers.text.labeled import LabeledTextData
 from perceivers.text.stream import TextData
 from perceivers.text.tokenizers import SentencePiece, tokenizer_of, train_tokenizer
 from perceivers.training.config import read_config
@@ -266,7 +266,7 @@ def read_wav(path: Path) -> None:
 
 
 def table(suffix):
-    """Returns a function that writes labelled texts."""
+    """Returns a function that writes labeled texts."""
     rows = [(f"{WORDS[row % 9]} {WORDS[row % 7]} {row}", ("no", "yes")[row % 2]) for row in range(12)]
 
     def write(folder: Path) -> Path:
@@ -287,8 +287,8 @@ def table(suffix):
     return write
 
 
-def read_labelled(path: Path) -> None:
-    LabelledTextData(str(path)).open()
+def read_labeled(path: Path) -> None:
+    LabeledTextData(str(path)).open()
 
 
 def any_table(suffix):
@@ -537,7 +537,7 @@ READERS = {
     "tokenized text": Reader(words, lambda path: list(TextData(str(path)).all_documents())),
     **({"replay": Reader(replay, lambda path: make_table(path, Vocabulary()))} if SHARED.is_dir() else {}),
     **{
-        f"texts {suffix}": Reader(table(suffix), read_labelled)
+        f"texts {suffix}": Reader(table(suffix), read_labeled)
         for suffix in (".csv", ".tsv", ".jsonl", ".json", ".parquet")
     },
     **{

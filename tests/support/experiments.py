@@ -9,7 +9,7 @@ from perceivers.tables.data import TableData
 from perceivers.tables.model import TableModelConfig
 from perceivers.tables.training import TableExperiment
 from perceivers.text.fine_tuning import TextClassification
-from perceivers.text.labelled import LabelledTextData
+from perceivers.text.labeled import LabeledTextData
 from tests.support import causal, clips, fine_tuning, flow, glue, images, pretraining, starcraft
 from tests.support.fine_tuning import Several
 
@@ -21,7 +21,7 @@ def write_language_model(folder):
 
 def write_reviews(folder):
     write_language_model(folder)
-    fine_tuning.write_csv(folder / "reviews.csv", fine_tuning.labelled(40, 0))
+    fine_tuning.write_csv(folder / "reviews.csv", fine_tuning.labeled(40, 0))
 
 
 def write_glue(folder):
@@ -53,7 +53,7 @@ DATA = {
 
 
 def text_classification(folder, **training):
-    data = LabelledTextData(str(folder / "reviews.csv"))
+    data = LabeledTextData(str(folder / "reviews.csv"))
     model = pretrained_config(folder / "language")
     return TextClassification(model=model, data=data, **fine_tuning.settings(max_epochs=2, **training))
 

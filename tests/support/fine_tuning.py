@@ -6,7 +6,7 @@ import numpy as np
 
 from perceivers.presets import model_config
 from perceivers.text.fine_tuning import FineTuning, Method
-from perceivers.text.labelled import LabelledTexts, TextTask
+from perceivers.text.labeled import LabeledTexts, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig
 from perceivers.text.tokenizers import Bytes
 from perceivers.training.optimization import Optimization
@@ -22,27 +22,27 @@ def config(kind="language_bytes"):
     return model_config(kind, **(SMALL_BERT if "bert" in kind else PERCEIVER))
 
 
-def labelled(count, seed, classes=("no", "yes")):
+def labeled(count, seed, classes=("no", "yes")):
     """Whether "good" stands in the text."""
     choose = np.random.default_rng(seed)
     labels = choose.integers(len(classes), size=count).tolist()
     words = ("bad", "good", "fair")
     texts = [(f"a {words[label]} thing {number}", "and other")[: 1 + number % 2] for number, label in enumerate(labels)]
-    return LabelledTexts(texts, labels, list(classes))
+    return LabeledTexts(texts, labels, list(classes))
 
 
 def scored(count, seed):
     numbers = np.random.default_rng(seed).random(count) * 5
-    return LabelledTexts([("x" * int(number * 4), "y") for number in numbers], numbers.tolist(), None)
+    return LabeledTexts([("x" * int(number * 4), "y") for number in numbers], numbers.tolist(), None)
 
 
 def several_tasks():
     three = ("no", "yes", "maybe")
     return {
-        "CoLA": TextTask(labelled(30, 0), {"CoLA": labelled(21, 1)}, "matthews"),
+        "CoLA": TextTask(labeled(30, 0), {"CoLA": labeled(21, 1)}, "matthews"),
         "MNLI": TextTask(
-            labelled(20, 2, three),
-            {"MNLI_matched": labelled(11, 3, three), "MNLI_mismatched": labelled(6, 4, three)},
+            labeled(20, 2, three),
+            {"MNLI_matched": labeled(11, 3, three), "MNLI_mismatched": labeled(6, 4, three)},
             "accuracy",
         ),
         "STS-B": TextTask(scored(14, 5), {"STS-B": scored(13, 6)}, "pearson"),

@@ -4,7 +4,7 @@ import torch
 
 from perceivers.data.loader import SampleIndex
 from perceivers.text.batches import TaskTexts, TextEncoding
-from perceivers.text.labelled import LabelledTexts
+from perceivers.text.labeled import LabeledTexts
 from perceivers.text.tokenizers import CLS, MASK, PAD, SEP, Bytes
 
 FRONT = 300  # a token for a task
@@ -62,7 +62,7 @@ def test_any_pair_fits_and_loses_no_more_than_it_must():
 
 
 def examples(*texts):
-    return LabelledTexts([(text,) for text in texts], list(range(len(texts))), [text or "-" for text in texts])
+    return LabeledTexts([(text,) for text in texts], list(range(len(texts))), [text or "-" for text in texts])
 
 
 def test_padding_and_mask():

@@ -11,7 +11,7 @@ from perceivers.text.bert import BERT
 from perceivers.text.classify import classify_text, text_encoding
 from perceivers.text.fine_tuning import TextTask
 from perceivers.text.glue import Glue
-from perceivers.text.labelled import LabelledTexts
+from perceivers.text.labeled import LabeledTexts
 from perceivers.text.model import LanguageConfig, text_tasks
 from perceivers.text.tokenizers import CLS, FIRST_BYTE, SEP, Bytes, SentencePiece, train_tokenizer
 from tests.support.cli import fails
@@ -60,7 +60,7 @@ def test_bert_always_has_a_first_token(num_task_tokens, fronts):
 
 @pytest.mark.parametrize(("method", "front"), [("single_task", []), ("shared_token", [CLS]), ("task_tokens", [262])])
 def test_training_reads_texts_alike(method, front):
-    texts = LabelledTexts([("ab",), ("c",)], [0, 1], ["x", "y"])
+    texts = LabeledTexts([("ab",), ("c",)], [0, 1], ["x", "y"])
     task = TextTask(texts, {"accuracy": texts}, "accuracy")
     prepared = Glue(model=LanguageConfig(init="unused")).prepare_tasks(language, Bytes(), {"mood": task}, method)
     for samples in (prepared.training, prepared.validation):

@@ -18,7 +18,7 @@ from perceivers.text.fine_tuning import (
     evaluate,
     make_metric,
 )
-from perceivers.text.labelled import LabelledTextData, LabelledTexts, TextTask
+from perceivers.text.labeled import LabeledTextData, LabeledTexts, TextTask
 from perceivers.text.model import text_tasks
 from perceivers.text.tokenizers import Bytes
 from perceivers.training.config import read_config
@@ -30,7 +30,7 @@ from tests.support.fine_tuning import (
     SMALL_BERT,
     Several,
     config,
-    labelled,
+    labeled,
     scored,
     settings,
     several_tasks,
@@ -131,11 +131,11 @@ def test_the_loss_is_the_mean_over_the_examples_of_all_tasks():
 
 def test_training_from_csv_learns_the_classes(tmp_path, folder):
     (tmp_path / "data").mkdir()
-    write_csv(tmp_path / "data" / "train.csv", labelled(160, 0))
-    write_csv(tmp_path / "data" / "test.csv", labelled(60, 1))
+    write_csv(tmp_path / "data" / "train.csv", labeled(160, 0))
+    write_csv(tmp_path / "data" / "test.csv", labeled(60, 1))
     run = TextClassification(
         model=pretrained_config(folder),
-        data=LabelledTextData(str(tmp_path / "data")),
+        data=LabeledTextData(str(tmp_path / "data")),
         **settings(tmp_path / "run", max_epochs=6, batch_size=16),
     )
     run.optimization.lr = 1e-2
@@ -144,8 +144,8 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
     assert metrics["val_accuracy"] == metrics["val_mean"] > 0.75
     model = perceivers.load(output / "model")
     assert model.outputs["label"].heads.names == {"label": ["no", "yes"]}
-    texts = labelled(20, 7)
-    alone = LabelledTexts([(" ".join(parts),) for parts in texts.texts], texts.labels, texts.classes)
+    texts = labeled(20, 7)
+    alone = LabeledTexts([(" ".join(parts),) for parts in texts.texts], texts.labels, texts.classes)
     guesses = predict(model, Bytes(), None, alone, "label").argmax(1)
     assert accuracy_score(alone.labels, guesses) > 0.7
     written = json.loads((output / "config.json").read_text())
@@ -154,9 +154,9 @@ def test_training_from_csv_learns_the_classes(tmp_path, folder):
 
 
 def test_an_epoch_of_few_examples_repeats_them_with_their_weights(tmp_path):
-    texts = labelled(20, 0)
+    texts = labeled(20, 0)
     file = write_csv(tmp_path / "train.csv", texts)
-    data = LabelledTextData(str(file))
+    data = LabeledTextData(str(file))
     run = TextClassification(
         model=config(), data=data, min_examples=50, class_weights={"yes": 3}, **settings(tmp_path / "run")
     )
@@ -171,10 +171,10 @@ def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
     loaded = perceivers.load(tmp_path / "port")
     tokens = torch.randint(6, 262, (2, 9))
     torch.testing.assert_close(loaded({"text": tokens})["text"], model({"text": tokens})["text"], atol=1e-5, rtol=0)
-    write_csv(tmp_path / "train.csv", labelled(40, 0))
+    write_csv(tmp_path / "train.csv", labeled(40, 0))
     run = TextClassification(
         model=pretrained_config(tmp_path / "port"),
-        data=LabelledTextData(str(tmp_path / "train.csv")),
+        data=LabeledTextData(str(tmp_path / "train.csv")),
         **settings(tmp_path / "run"),
     )
     run.optimization = Optimization(lr=1e-12)
@@ -188,8 +188,8 @@ def test_a_model_in_the_format_of_transformers_is_a_beginning(tmp_path):
 
 
 def test_a_preset_is_trained_from_nothing(tmp_path):
-    write_csv(tmp_path / "train.csv", labelled(40, 0))
-    data = LabelledTextData(str(tmp_path / "train.csv"))
+    write_csv(tmp_path / "train.csv", labeled(40, 0))
+    data = LabeledTextData(str(tmp_path / "train.csv"))
     output = TextClassification(model=config("bert_bytes"), data=data, **settings(tmp_path / "run")).run()
     model = load_model(output / "model")
     assert isinstance(model, BERT)
@@ -229,10 +229,10 @@ def measure(capsys, *argv):
 @pytest.mark.parametrize("kind", ["language_bytes", "bert_bytes"])
 def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, kind):
     (tmp_path / "data").mkdir()
-    training = write_csv(tmp_path / "data" / "train.csv", labelled(60, 0))
-    test = write_csv(tmp_path / "data" / "test.csv", labelled(41, 1))
+    training = write_csv(tmp_path / "data" / "train.csv", labeled(60, 0))
+    test = write_csv(tmp_path / "data" / "test.csv", labeled(41, 1))
     arguments = settings(tmp_path / "run")
-    run = TextClassification(model=config(kind), data=LabelledTextData(str(tmp_path / "data")), **arguments).run()
+    run = TextClassification(model=config(kind), data=LabeledTextData(str(tmp_path / "data")), **arguments).run()
     accuracy = json.loads((run / "metrics.json").read_text())["val_accuracy"]
     model = str(run / "model")
     for path, total, split in ((tmp_path / "data", 101, "test"), (test, 41, None)):
@@ -249,8 +249,8 @@ def test_the_command_evaluate_gives_the_figures_of_the_run(tmp_path, capsys, kin
 
 
 def test_the_part_of_a_file_that_training_held_out_is_evaluated(tmp_path, capsys):
-    file = write_csv(tmp_path / "all.csv", labelled(60, 0))
-    data = LabelledTextData(str(file), validation_fraction=0.3)
+    file = write_csv(tmp_path / "all.csv", labeled(60, 0))
+    data = LabeledTextData(str(file), validation_fraction=0.3)
     run = TextClassification(model=config(), data=data, **settings(tmp_path / "run")).run()
     accuracy = json.loads((run / "metrics.json").read_text())["val_accuracy"]
     found = measure(capsys, run / "model", "--data", file, "--validation-fraction", "0.3")
@@ -276,7 +276,7 @@ def test_classes_are_those_of_the_model_by_name(tmp_path, capsys):
 
 
 def test_models_and_tasks_that_cannot_be_evaluated():
-    texts = labelled(4, 0)
+    texts = labeled(4, 0)
     with pytest.raises(PerceiversError, match="does not classify texts: it reads image and predicts label"):
         evaluate(classifier(), Bytes(), {"a": TextTask(None, {"a": texts}, "accuracy")})
     model = labels({"a": 2, "b": 1}, {"a": ["bad", "good"]})

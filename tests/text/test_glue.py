@@ -11,7 +11,7 @@ from perceivers.presets import create_model
 from perceivers.released.export import to_transformers
 from perceivers.text import fine_tuning
 from perceivers.text.glue import Glue, best_scores, format_table, group_by_tasks, limit_training
-from perceivers.text.labelled import LabelledTexts, TextTask
+from perceivers.text.labeled import LabeledTexts, TextTask
 from perceivers.text.model import LanguageConfig
 from perceivers.training.config import read_config
 from perceivers.training.evaluation import find_experiment
@@ -155,7 +155,7 @@ def test_the_table_has_the_papers_rows_and_means():
 
 
 def test_at_most_so_many_examples_always_the_same():
-    texts = LabelledTexts([(str(number),) for number in range(50)], [number % 2 for number in range(50)], ["a", "b"])
+    texts = LabeledTexts([(str(number),) for number in range(50)], [number % 2 for number in range(50)], ["a", "b"])
     task = TextTask(texts, {"RTE": texts}, "accuracy")
     some = limit_training(task, 10)
     assert some.training == limit_training(task, 10).training

@@ -4,7 +4,7 @@ import pytest
 
 from perceivers import PerceiversError
 from perceivers.text.glue_data import TASKS, GlueData
-from perceivers.text.labelled import LabelledTexts
+from perceivers.text.labeled import LabeledTexts
 from tests.support.glue import header, write_rows
 
 MNLI = (
@@ -82,14 +82,14 @@ def test_tsv_of_mnli_qnli_and_qqp(tmp_path, capsys):
     tasks = GlueData(str(tmp_path)).open()
     assert list(tasks) == ["MNLI", "QNLI", "QQP"]
     classes = ["entailment", "neutral", "contradiction"]
-    assert tasks["MNLI"].training == LabelledTexts([('say "x', "y")], [2], classes)
+    assert tasks["MNLI"].training == LabeledTexts([('say "x', "y")], [2], classes)
     assert tasks["MNLI"].evaluation == {
-        "MNLI_matched": LabelledTexts([("matched", "z")], [1], classes),
-        "MNLI_mismatched": LabelledTexts([("mismatched", "z")], [0], classes),
+        "MNLI_matched": LabeledTexts([("matched", "z")], [1], classes),
+        "MNLI_mismatched": LabeledTexts([("mismatched", "z")], [0], classes),
     }
     assert tasks["QNLI"].training.texts == [("why?", "so"), ('"who', 'me"')]
     assert (tasks["QNLI"].training.labels, tasks["QNLI"].evaluation["QNLI"].labels) == ([1, 0], [0])
-    assert tasks["QQP"].training == LabelledTexts(
+    assert tasks["QQP"].training == LabeledTexts(
         [("what?", "which?"), ("", "no?")], [1, 0], ["not_duplicate", "duplicate"]
     )
     assert capsys.readouterr().err == f"Skipped: 2 rows of {tmp_path}/QQP/train.tsv that have too few fields.\n"
@@ -109,12 +109,12 @@ def test_files_of_the_hub_in_a_folder(tmp_path):
         make_parquet(tmp_path / "sst2" / f"{split}-00000-of-00001.parquet", labels, sentence=["s "] * len(labels))
     tasks = GlueData(str(tmp_path)).open()
     assert list(tasks) == ["MNLI", "SST-2", "STS-B"]
-    assert tasks["MNLI"].training == LabelledTexts([("train0", "h"), ("train1", "h")], [2, 0], classes)
+    assert tasks["MNLI"].training == LabeledTexts([("train0", "h"), ("train1", "h")], [2, 0], classes)
     assert tasks["MNLI"].evaluation["MNLI_matched"].texts == [("validation_matched0", "h")]
     assert tasks["MNLI"].evaluation["MNLI_mismatched"].labels == [0]
     assert tasks["STS-B"].training.labels == pytest.approx([0.0, 3.8])
     assert tasks["STS-B"].evaluation["STS-B"].classes is None
-    assert tasks["SST-2"].training == LabelledTexts([("s ",), ("s ",)], [1, 0], ["negative", "positive"])
+    assert tasks["SST-2"].training == LabeledTexts([("s ",), ("s ",)], [1, 0], ["negative", "positive"])
     (tmp_path / "mnli" / "validation_mismatched-00000-of-00001.parquet").unlink()
     with pytest.raises(
         PerceiversError, match=r"mnli/validation_mismatched-00000-of-00001.parquet does not exist; MNLI"
@@ -136,7 +136,7 @@ def test_the_hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     data = GlueData(tasks=["rte"])
     assert data.missing() == []
-    assert data.open()["RTE"].evaluation["RTE"] == LabelledTexts([("a", "b")], [1], ["entailment", "not_entailment"])
+    assert data.open()["RTE"].evaluation["RTE"] == LabeledTexts([("a", "b")], [1], ["entailment", "not_entailment"])
     assert asked == [("nyu-mll/glue", "rte")]
     with pytest.raises(PerceiversError, match=r"nyu-mll/glue has no split 'validation' of MRPC; it has train\."):
         GlueData(tasks=["MRPC"]).open()
@@ -148,8 +148,8 @@ def test_folders_are_found_however_they_are_written(tmp_path, folder):
     write_rows(tmp_path / folder / "dev.tsv", header("score sentence2 sentence1"), "5.000|b|a")
     (tmp_path / "WNLI").mkdir()
     splits = GlueData(str(tmp_path)).open()["STS-B"]
-    assert splits.training == LabelledTexts([("a", "b")], [1.25], None)
-    assert splits.evaluation == {"STS-B": LabelledTexts([("a", "b")], [5.0], None)}
+    assert splits.training == LabeledTexts([("a", "b")], [1.25], None)
+    assert splits.evaluation == {"STS-B": LabeledTexts([("a", "b")], [5.0], None)}
 
 
 def test_tasks_asked_for(tmp_path):

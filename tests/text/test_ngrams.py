@@ -10,11 +10,11 @@ from perceivers.checkpoints.load import load_model, pretrained_config
 from perceivers.presets import create_model, model_config
 from perceivers.released.export import to_transformers
 from perceivers.text.fine_tuning import TextClassification
-from perceivers.text.labelled import LabelledTextData
+from perceivers.text.labeled import LabeledTextData
 from perceivers.text.model import text_tasks
 from perceivers.text.tokenizers import MASK, Bytes
 from perceivers.training.optimization import Optimization
-from tests.support.fine_tuning import PERCEIVER, SMALL_BERT, labelled, settings, write_csv
+from tests.support.fine_tuning import PERCEIVER, SMALL_BERT, labeled, settings, write_csv
 
 KINDS = {"language_bytes": PERCEIVER, "bert_bytes": SMALL_BERT}
 FIELDS = {"ngrams": [2, 4], "ngram_hashes": 500, "ngram_channels": 12}
@@ -94,10 +94,10 @@ def test_tasks_start_with_a_copy_of_the_vectors(kind, num_task_tokens):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_from_a_file_changes_and_keeps_the_vectors(kind, tmp_path):
-    file = write_csv(tmp_path / "train.csv", labelled(60, 0))
+    file = write_csv(tmp_path / "train.csv", labeled(60, 0))
     run = TextClassification(
         model=model_config(kind, **KINDS[kind], **FIELDS),
-        data=LabelledTextData(str(file)),
+        data=LabeledTextData(str(file)),
         **settings(tmp_path / "run", max_epochs=8),
     )
     run.optimization = Optimization(lr=1e-2)

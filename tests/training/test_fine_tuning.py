@@ -14,7 +14,7 @@ from perceivers.flow.model import OpticalFlowConfig
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.released import transformers as port
 from perceivers.text.fine_tuning import TextClassification
-from perceivers.text.labelled import LabelledTextData
+from perceivers.text.labeled import LabeledTextData
 from perceivers.training.config import read_config
 from tests.support import clips, fine_tuning
 from tests.support.cli import fails
@@ -231,7 +231,7 @@ def test_a_run_of_every_experiment_starts_from_the_model_of_another_run(tmp_path
 def test_text_is_classified_from_a_language_model_and_from_a_classifier(tmp_path, capsys, kind):
     language = fine_tuning.config(kind).build()
     language.save(tmp_path / "language")
-    data = LabelledTextData(str(fine_tuning.write_csv(tmp_path / "reviews.csv", fine_tuning.labelled(40, 0))))
+    data = LabeledTextData(str(fine_tuning.write_csv(tmp_path / "reviews.csv", fine_tuning.labeled(40, 0))))
     for number, init in enumerate(("language", "0", "1")):
         config = replace(pretrained_config(tmp_path / init), freeze=["inputs"], strict=number == 2)
         TextClassification(model=config, data=data, **fine_tuning.settings(tmp_path / str(number))).run()

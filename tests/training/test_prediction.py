@@ -17,7 +17,7 @@ from PIL import Image
 from perceivers.checkpoints.load import load_model
 from perceivers.cli import main
 from perceivers.clips.classify import classify_clip
-from perceivers.clips.data import ClipDataset, LabelledClips
+from perceivers.clips.data import ClipDataset, LabeledClips
 from perceivers.clips.model import get_inputs, get_window
 from perceivers.data.loader import SampleIndex
 from perceivers.images.classify import ImagePredictor, classify_image
@@ -257,7 +257,7 @@ def test_the_latents_of_an_autoencoder_do_not_see_a_label(tmp_path):
     (tmp_path / "clips").mkdir()
     make_clip(tmp_path / "clips" / "a.mp4", frames=20)
     (row,) = predict(tmp_path / "model", tmp_path / "clips", tmp_path / "out.jsonl", "--latents", "mean")
-    clips = ClipDataset(LabelledClips.from_files([tmp_path / "clips" / "a.mp4"]), get_window(model), [0.5])
+    clips = ClipDataset(LabeledClips.from_files([tmp_path / "clips" / "a.mp4"]), get_window(model), [0.5])
     data = dict(get_inputs(model, clips.collate([clips[SampleIndex(0, 0)]])))
     for label in (0, 3):
         hidden = {"label": torch.ones(1, 1, dtype=torch.bool)}

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from perceivers.checks import Checked, Count, Fraction, Range, check_field
 from perceivers.clips import commands
 from perceivers.clips.classify import ClipEncoder
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
+from perceivers.clips.data import ClipData, ClipDataset, LabeledClips, evenly_spaced
 from perceivers.clips.metrics import ReconstructionErrors
 from perceivers.clips.model import FRAME_RATE, AutoencoderConfig, get_inputs, get_window
 from perceivers.clips.reconstruct import compression, hstack_frames, is_autoencoder
-from perceivers.data.labelled import match_classes
+from perceivers.data.labeled import match_classes
 from perceivers.data.video_writer import write_sound, write_video
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
@@ -283,7 +283,7 @@ def relative_error(predicted_BS: Tensor, target_BS: Tensor, mask_BS: Tensor) -> 
     return (error_B / energy_B.where(is_real_B, 1)).sum() / is_real_B.sum().clamp_min(1)
 
 
-def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
+def evaluate(model: PerceiverIO, clips: LabeledClips, windows: int = 1, batch_size: int = 1) -> dict[str, float]:
     """Returns `ReconstructionErrors` on evenly spaced windows of clips, whose classes are found by name."""
     if "label" in model.outputs:
         clips = match_classes(clips, class_names(model))

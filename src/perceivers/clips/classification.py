@@ -13,11 +13,11 @@ from perceivers.checks import Range, check_field
 from perceivers.clips import commands
 from perceivers.clips.augmentation import SoundAugmentation
 from perceivers.clips.classify import ClipPredictor, get_label, is_clip_classifier
-from perceivers.clips.data import ClipData, ClipDataset, LabelledClips, evenly_spaced
+from perceivers.clips.data import ClipData, ClipDataset, LabeledClips, evenly_spaced
 from perceivers.clips.metrics import ClipScores
 from perceivers.clips.model import ClipClassifierConfig, get_inputs, get_window
 from perceivers.data.class_weights import ClassWeights, weigh_examples
-from perceivers.data.labelled import match_classes
+from perceivers.data.labeled import match_classes
 from perceivers.errors import PerceiversError
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.training import learner
@@ -103,7 +103,7 @@ class ClipClassifier(Learner):
         self.metrics.update(self.predict(batch), batch["label"], batch["clip"])
 
 
-def evaluate(model: PerceiverIO, clips: LabelledClips, windows: int = 1, batch_size: int = 16) -> dict[str, float]:
+def evaluate(model: PerceiverIO, clips: LabeledClips, windows: int = 1, batch_size: int = 16) -> dict[str, float]:
     """Returns `ClipScores` on evenly spaced windows of clips, whose classes are found by name."""
     output = get_label(model)
     clips = match_classes(clips, output.class_names)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from perceivers.adapters.label import LabelOutput
 from perceivers.clips.commands import Windows
-from perceivers.clips.data import ClipDataset, LabelledClips, evenly_spaced
+from perceivers.clips.data import ClipDataset, LabeledClips, evenly_spaced
 from perceivers.clips.model import Window, get_inputs, get_window
 from perceivers.command import TopClasses
-from perceivers.data.labelled import LabelledSamples
-from perceivers.data.labelled_files import open_unlabelled
+from perceivers.data.labeled import LabeledSamples
+from perceivers.data.labeled_files import open_unlabeled
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
@@ -39,10 +39,10 @@ def get_label(model: PerceiverIO) -> LabelOutput:
     return output
 
 
-class ClipWindows(LabelledSamples):
+class ClipWindows(LabeledSamples):
     """The evenly spaced windows of each clip, as one sample."""
 
-    def __init__(self, clips: LabelledClips, window: Window, windows: int) -> None:
+    def __init__(self, clips: LabeledClips, window: Window, windows: int) -> None:
         self.clips, self.windows = ClipDataset(clips, window, evenly_spaced(windows)), windows
 
     def __len__(self) -> int:
@@ -78,9 +78,9 @@ class ClipEncoder(Predictor):
         self.windows, self.column = windows, column
 
     def open(self, data: str, split: str | None = None) -> Inputs:
-        return self.take(*open_unlabelled(LabelledClips, data, split, self.column))
+        return self.take(*open_unlabeled(LabeledClips, data, split, self.column))
 
-    def take(self, clips: LabelledClips, part: Part) -> Inputs:
+    def take(self, clips: LabeledClips, part: Part) -> Inputs:
         """Returns clips as the rows to predict."""
         return Inputs.of(clips, ClipWindows(clips, get_window(self.model), self.windows), part)
 
@@ -142,5 +142,5 @@ def classify_clip(
 
 def classify_clips(predictor: ClipPredictor, files: Sequence[str | Path]) -> list[dict[str, float] | PerceiversError]:
     """Returns what `classify_clip` does, or why a file has no answer."""
-    inputs = predictor.take(LabelledClips.from_files(files), Part("clip", len(files), len(files)))
+    inputs = predictor.take(LabeledClips.from_files(files), Part("clip", len(files), len(files)))
     return classify(predictor, inputs, max(1, 16 // predictor.windows))

@@ -44,9 +44,9 @@ def classify_clip(
 ) -> None:
     """Classifies clips by their video and sound."""
     from perceivers.clips.classify import ClipPredictor, classify_clips
-    from perceivers.clips.data import LabelledClips
+    from perceivers.clips.data import LabeledClips
 
-    paths = expand_folders(files, LabelledClips.suffixes)
+    paths = expand_folders(files, LabeledClips.suffixes)
     answers = classify_clips(ClipPredictor(model, device, dtype, windows=windows), paths)
     print_answers("file", paths, answers, top, json)
 

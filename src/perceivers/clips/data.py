@@ -19,14 +19,14 @@ from perceivers.clips.augmentation import SoundAugmentation
 from perceivers.clips.lists import collect_classes, read_classes, read_list
 from perceivers.clips.model import Window
 from perceivers.clips.windows import ClipWindow, DecodedClip, decode_clip, read_window
-from perceivers.data.labelled import Labelled, LabelledSamples, Splits, random_split
-from perceivers.data.labelled_files import (
+from perceivers.data.labeled import Labeled, LabeledSamples, Splits, random_split
+from perceivers.data.labeled_files import (
     find_parts,
     open_evaluation,
     open_splits,
-    open_unlabelled,
+    open_unlabeled,
     read_splits,
-    read_unlabelled,
+    read_unlabeled,
 )
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part, choose_splits
@@ -41,7 +41,7 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".m
 
 
 @dataclass(frozen=True)
-class LabelledClips(Labelled):
+class LabeledClips(Labeled):
     """Clips with class labels; `multilabel`: several classes can apply to a clip at once."""
 
     noun, suffixes, features = "clip", AUDIO_SUFFIXES | VIDEO_SUFFIXES, ("Audio", "Video")
@@ -106,16 +106,16 @@ class ClipData(Checked):
                 "data.validation_filter is for data sets with columns, but data.training_list is set."
             )
 
-    def open(self, labelled: bool = True) -> Splits[LabelledClips]:
+    def open(self, labeled: bool = True) -> Splits[LabeledClips]:
         """Finds the clips, or raises a PerceiversError; without labels, all have class 0."""
         root = Path(self.path)
         if not self.path:
             raise PerceiversError("data.path is not given: it is a folder of clips.")
-        if not labelled:
-            return split_unlabelled(root, self.validation_fraction, self.clip_column)
+        if not labeled:
+            return split_unlabeled(root, self.validation_fraction, self.clip_column)
         if self.training_list is None:
             columns = (self.clip_column, self.label_column)
-            return open_splits(LabelledClips, self.path, self.validation_fraction, *columns, self.validation_filter)
+            return open_splits(LabeledClips, self.path, self.validation_fraction, *columns, self.validation_filter)
         training = Path(self.training_list)
         given = self.class_list
         classes = collect_classes(read_list(training)) if given is None else read_classes(Path(given))
@@ -125,7 +125,7 @@ class ClipData(Checked):
         return Splits(clips, listed_clips(Path(self.evaluation_list), root, classes, self.skip_missing))
 
     def datasets(
-        self, splits: Splits[LabelledClips], window: Window, augmentation: SoundAugmentation | None = None
+        self, splits: Splits[LabeledClips], window: Window, augmentation: SoundAugmentation | None = None
     ) -> tuple["ClipDataset", "ClipDataset"]:
         """Returns the windows for training, which are augmented, and for evaluation."""
         spans, positions = [(0.0, 1.0)], evenly_spaced(self.windows)
@@ -138,16 +138,16 @@ class ClipData(Checked):
 
 def open_evaluation_clips(
     model: PerceiverIO, path: str, split: str | None = None, validation_fraction: float | None = None
-) -> tuple[LabelledClips, Part]:
+) -> tuple[LabeledClips, Part]:
     """Finds the clips to evaluate a model on, see `open_evaluation`; they need no labels if it predicts none."""
     if "label" in model.outputs:
-        return open_evaluation(LabelledClips, path, split, validation_fraction)
-    return open_unlabelled(LabelledClips, path, split)
+        return open_evaluation(LabeledClips, path, split, validation_fraction)
+    return open_unlabeled(LabeledClips, path, split)
 
 
 def open_listed_clips(
     model: PerceiverIO, root: Path, path: Path, classes: str | None, split: str | None
-) -> tuple[LabelledClips, Part]:
+) -> tuple[LabeledClips, Part]:
     """Finds the clips of a list, see `listed_clips`, to evaluate a model on; `classes` is a file or None."""
     if "label" not in model.outputs:
         raise PerceiversError("--list gives the classes of clips, but this model has no label: omit it.")
@@ -157,28 +157,28 @@ def open_listed_clips(
     return clips, Part("clip", len(clips), len(clips))
 
 
-def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabelledClips:
+def listed_clips(path: Path, root: Path, classes: Mapping[str, str], skip_missing: bool) -> LabeledClips:
     """Finds the clips of a list, see `read_list`, in a folder; `classes` gives names of the classes in the list."""
     clips = read_list(path)
     if not os.path.isdir(root):
         raise PerceiversError(f"data.path = {root} is not a folder: give the one with the clips of the lists.")
-    labels, files = clips.class_indices(classes), clips.find_files(root, LabelledClips.suffixes, skip_missing)
+    labels, files = clips.class_indices(classes), clips.find_files(root, LabeledClips.suffixes, skip_missing)
     pairs = [(file, label) for file, label in zip(files, labels, strict=True) if file is not None]
     if not pairs:
         raise PerceiversError(f"{root} has none of the clips of {path}.")
     found = [label if clips.multilabel else label[0] for _, label in pairs]
-    unlabelled = LabelledClips.from_files([file for file, _ in pairs])
-    return replace(unlabelled, classes=list(classes.values()), labels=found, multilabel=clips.multilabel)
+    unlabeled = LabeledClips.from_files([file for file, _ in pairs])
+    return replace(unlabeled, classes=list(classes.values()), labels=found, multilabel=clips.multilabel)
 
 
-def split_unlabelled(path: Path, validation_fraction: float, column: str | None = None) -> Splits[LabelledClips]:
+def split_unlabeled(path: Path, validation_fraction: float, column: str | None = None) -> Splits[LabeledClips]:
     """Returns all clips of a folder, or of its parquet files, in splits, or a single clip as both splits."""
     if not os.path.isdir(path):
         return Splits(find_clips(path), find_clips(path))
     whole, parts = find_parts(str(path))
 
-    def read(part: Any, _: list[str] | None) -> LabelledClips:
-        return find_clips(part) if isinstance(part, Path) else read_unlabelled(LabelledClips, part, str(path), column)
+    def read(part: Any, _: list[str] | None) -> LabeledClips:
+        return find_clips(part) if isinstance(part, Path) else read_unlabeled(LabeledClips, part, str(path), column)
 
     splits = read_splits(parts, whole, read, validation_fraction)
     if len(splits.training) + len(splits.evaluation) < 2:
@@ -186,14 +186,14 @@ def split_unlabelled(path: Path, validation_fraction: float, column: str | None 
     return splits
 
 
-def find_clips(path: Path) -> LabelledClips:
+def find_clips(path: Path) -> LabeledClips:
     """Returns all clips of a folder, or a single clip, without classes; raises a PerceiversError if there are none."""
     if not os.path.exists(path):
         raise PerceiversError(f"{path} is neither a folder of clips nor a clip.")
-    files = find_files(path, LabelledClips.suffixes, report=True) if path.is_dir() else [require_file(path)]
+    files = find_files(path, LabeledClips.suffixes, report=True) if path.is_dir() else [require_file(path)]
     if not files:
         raise PerceiversError(f"{path} has no clips: files such as .mp4, .mkv and .wav are expected below it.")
-    return LabelledClips.from_files(files)
+    return LabeledClips.from_files(files)
 
 
 def evenly_spaced(windows: int) -> list[float]:
@@ -219,7 +219,7 @@ def hold_out_windows(path: str, window: Window, fraction: float) -> tuple[list[t
     return spans, [index / (count - 1) for index in held_out]
 
 
-class ClipDataset(LabelledSamples):
+class ClipDataset(LabeledSamples):
     """Windows of clips, as batches of "label" [B] or [B, K], "clip" [B], its index, and the tensors of `ClipWindow`.
 
     Args:
@@ -233,7 +233,7 @@ class ClipDataset(LabelledSamples):
 
     def __init__(
         self,
-        clips: LabelledClips,
+        clips: LabeledClips,
         window: Window,
         positions: Sequence[float] | None = None,
         windows_per_clip: int = 1,

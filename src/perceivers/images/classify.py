@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from perceivers.adapters.image import ImageInput
 from perceivers.command import ClassNames, TopClasses
-from perceivers.data.labelled_files import open_unlabelled
+from perceivers.data.labeled_files import open_unlabeled
 from perceivers.data.splits import Part
 from perceivers.errors import PerceiversError
 from perceivers.files import read_lines
-from perceivers.images.data import ImageDataset, LabelledImages, choose_digits
+from perceivers.images.data import ImageDataset, LabeledImages, choose_digits
 from perceivers.inference import class_names, load_for_inference
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.prediction import Inputs, Predictor, classify, require_answers
@@ -62,10 +62,10 @@ class ImagePredictor(Predictor):
         if data == "digits":
             images, part = choose_digits(split)
         else:
-            images, part = open_unlabelled(LabelledImages, data, split, self.column)
+            images, part = open_unlabeled(LabeledImages, data, split, self.column)
         return self.take(images, part)
 
-    def take(self, images: LabelledImages, part: Part) -> Inputs:
+    def take(self, images: LabeledImages, part: Part) -> Inputs:
         """Returns images as the rows to predict."""
         view = (self.adapter.size, self.adapter.in_channels, self.adapter.crop)
         return Inputs.of(images, ImageDataset(images, *view), part)
@@ -99,5 +99,5 @@ def classify_image(
 
 def classify_images(predictor: ImagePredictor, files: Sequence[str | Path]) -> list[dict[str, float] | PerceiversError]:
     """Returns what `classify_image` does, or why a file has no answer."""
-    images = LabelledImages.from_files(files)
+    images = LabeledImages.from_files(files)
     return classify(predictor, predictor.take(images, Part("image", len(files), len(files))))

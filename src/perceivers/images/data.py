@@ -1,4 +1,4 @@
-"""Labelled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
+"""Labeled images from a folder, a Hugging Face data set, or the digits of scikit-learn."""
 
 import hashlib
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from PIL import Image
 
 from perceivers.checks import Checked, ProperFraction
 from perceivers.data.image_files import SUFFIXES, evaluation_view, read_image, to_tensor, training_view
-from perceivers.data.labelled import Labelled, LabelledSamples, Splits, random_split
-from perceivers.data.labelled_files import open_evaluation, open_splits
+from perceivers.data.labeled import Labeled, LabeledSamples, Splits, random_split
+from perceivers.data.labeled_files import open_evaluation, open_splits
 from perceivers.data.loader import SampleIndex
 from perceivers.data.splits import Part, choose_splits
 from perceivers.errors import PerceiversError
@@ -20,7 +20,7 @@ from perceivers.files import require_file
 
 
 @dataclass(frozen=True)
-class LabelledImages(Labelled):
+class LabeledImages(Labeled):
     """Images with class labels."""
 
     noun, suffixes, features = "image", SUFFIXES, ("Image",)
@@ -67,23 +67,23 @@ class ImageData(Checked):
     image_column: str | None = None
     label_column: str | None = None
 
-    def open(self) -> Splits[LabelledImages]:
+    def open(self) -> Splits[LabeledImages]:
         """Finds the images; raises a PerceiversError if there are none, or only one class."""
         if self.path == "digits":
             return load_digit_images()
-        return open_splits(LabelledImages, self.path, self.validation_fraction, self.image_column, self.label_column)
+        return open_splits(LabeledImages, self.path, self.validation_fraction, self.image_column, self.label_column)
 
 
 def open_evaluation_images(
     path: str, split: str | None = None, validation_fraction: float | None = None
-) -> tuple[LabelledImages, Part]:
+) -> tuple[LabeledImages, Part]:
     """Finds the images to evaluate a model on, see `open_evaluation`; of the digits, the third that is held out."""
     if path == "digits":
         return choose_digits(split)
-    return open_evaluation(LabelledImages, path, split, validation_fraction)
+    return open_evaluation(LabeledImages, path, split, validation_fraction)
 
 
-def choose_digits(split: str | None) -> tuple[LabelledImages, Part]:
+def choose_digits(split: str | None) -> tuple[LabeledImages, Part]:
     """Returns a split of the digits: "test", by default, or "train"."""
     digits = load_digit_images()
     parts = {"train": digits.training, "test": digits.evaluation}
@@ -91,19 +91,19 @@ def choose_digits(split: str | None) -> tuple[LabelledImages, Part]:
     return parts[name], Part("image", len(parts[name]), sum(map(len, parts.values())), name)
 
 
-def load_digit_images() -> Splits[LabelledImages]:
+def load_digit_images() -> Splits[LabeledImages]:
     """Loads the 1,797 handwritten digits of 8 x 8 pixels of scikit-learn, a fixed third of which is held out."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = Pixels((bunch.images / 16 * 255).round().astype(np.uint8))
-    images = LabelledImages([str(name) for name in bunch.target_names], bunch.target.tolist(), pixels, range(1797))
+    images = LabeledImages([str(name) for name in bunch.target_names], bunch.target.tolist(), pixels, range(1797))
     return random_split(images, 1 / 3)
 
 
 @dataclass(eq=False)
-class ImageDataset(LabelledSamples):
-    """Labelled images of the same size, as batches of "image", bytes [B, C, Y, X], and "label" [B].
+class ImageDataset(LabeledSamples):
+    """Labeled images of the same size, as batches of "image", bytes [B, C, Y, X], and "label" [B].
 
     Attributes:
         size: height and width.
@@ -112,7 +112,7 @@ class ImageDataset(LabelledSamples):
         area: range of the random area of `training_view`; None for the evaluation view.
     """
 
-    images: LabelledImages
+    images: LabeledImages
     size: tuple[int, int]
     in_channels: int
     crop: float

@@ -13,11 +13,11 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from perceivers.checks import Range, check_field
 from perceivers.data.class_weights import ClassWeights, weigh_examples
-from perceivers.data.labelled import match_classes
+from perceivers.data.labeled import match_classes
 from perceivers.images import commands
 from perceivers.images.augmentation import Augment, Augmentation
 from perceivers.images.classify import ImagePredictor, get_image_input, is_image_classifier
-from perceivers.images.data import ImageData, ImageDataset, LabelledImages
+from perceivers.images.data import ImageData, ImageDataset, LabeledImages
 from perceivers.images.model import ImageClassifierConfig
 from perceivers.inference import class_names
 from perceivers.model.perceiver_io import PerceiverIO
@@ -123,8 +123,8 @@ class Accuracy(nn.Module):
             metric.reset()
 
 
-def evaluate(model: PerceiverIO, images: LabelledImages, batch_size: int = 64) -> dict[str, float]:
-    """Returns top-1 and top-5 accuracy and loss on labelled images, whose classes are found by name."""
+def evaluate(model: PerceiverIO, images: LabeledImages, batch_size: int = 64) -> dict[str, float]:
+    """Returns top-1 and top-5 accuracy and loss on labeled images, whose classes are found by name."""
     adapter = get_image_input(model)
     images = match_classes(images, class_names(model))
     samples = ImageDataset(images, adapter.size, adapter.in_channels, adapter.crop)

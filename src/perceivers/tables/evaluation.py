@@ -20,11 +20,11 @@ def evaluate_table(
     Raises:
         PerceiversError: the table cannot be read, or has no column that the model predicts.
     """
-    rows, part = open_labelled(model, data, split, root)
+    rows, part = open_labeled(model, data, split, root)
     return evaluate_rows(model, rows, batch_size), part
 
 
-def open_labelled(model: TableModel, data: str, split: str | None, root: str | None) -> tuple[Rows, Part]:
+def open_labeled(model: TableModel, data: str, split: str | None, root: str | None) -> tuple[Rows, Part]:
     """Opens a table with the columns that a model predicts; of series, all windows."""
     rows, part = open_evaluation(data, root, split)
     if model.window is not None:

@@ -24,7 +24,7 @@ from perceivers.tables.columns import Categories, Category, Column, Number, YesN
 from perceivers.tables.columns.category import split_cell
 from perceivers.tables.columns.drawing import format_number, shorten
 from perceivers.tables.columns.number import parse_number
-from perceivers.tables.evaluation import open_labelled
+from perceivers.tables.evaluation import open_labeled
 from perceivers.tables.model import TableModel, encode_rows
 from perceivers.tables.predict import compute_answers, move_batch
 from perceivers.tables.rows import Rows, TableSamples
@@ -158,7 +158,7 @@ def explain_table(
     from perceivers.tables.report import write_report
 
     check_folder(out)
-    found, _ = open_labelled(model, data, split, root)
+    found, _ = open_labeled(model, data, split, root)
     explanation = explain_rows(model, found, rows, group)
     write_report(explanation, out)
     return explanation

@@ -1,4 +1,4 @@
-"""Labelled texts of one or more tasks as batches of tokens.
+"""Labeled texts of one or more tasks as batches of tokens.
 
 Shape suffixes: B batch, M tokens
 """
@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from perceivers.data.loader import SampleIndex, Samples
-from perceivers.text.labelled import LabelledTexts
+from perceivers.text.labeled import LabeledTexts
 from perceivers.text.masking import mask_words
 from perceivers.text.tokenizers import Tokenizer
 
@@ -66,7 +66,7 @@ class TaskTexts(Samples):
 
     def __init__(
         self,
-        sets: Sequence[tuple[str, int, LabelledTexts]],
+        sets: Sequence[tuple[str, int, LabeledTexts]],
         encoding: TextEncoding,
         mask_rate: float = 0.0,
         least: int = 0,

@@ -24,7 +24,7 @@ from perceivers.prediction import Inputs, Predictor, classify, require_answers
 from perceivers.text.batches import TextEncoding, pad_tokens
 from perceivers.text.bert import BERT
 from perceivers.text.commands import TextColumns
-from perceivers.text.labelled import open_texts
+from perceivers.text.labeled import open_texts
 from perceivers.text.model import text_input
 from perceivers.text.task_output import TaskHeads, TaskOutput
 from perceivers.text.tokenizers import Tokenizer, tokenizer_of

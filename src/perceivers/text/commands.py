@@ -256,7 +256,7 @@ def evaluate_texts(
     """Measures the accuracy of a text classifier."""
     from perceivers.text.classify import has_one_classifier, task_heads
     from perceivers.text.fine_tuning import evaluate
-    from perceivers.text.labelled import LabelledTextData, TextTask
+    from perceivers.text.labeled import LabeledTextData, TextTask
     from perceivers.text.model import load_text_model
 
     loaded, tokenizer = load_text_model(model, device, dtype)
@@ -265,7 +265,7 @@ def evaluate_texts(
         raise PerceiversError(f"a classifier with one task is needed, but the model has {', '.join(heads.tasks)}.")
     ((task, count),) = heads.classes.items()
     classes = heads.names.get(task) or [str(index) for index in range(count)]
-    texts, part = LabelledTextData(data, text or None, label).open_evaluation(classes, split, validation_fraction)
+    texts, part = LabeledTextData(data, text or None, label).open_evaluation(classes, split, validation_fraction)
     tasks = {task: TextTask(None, {"accuracy": texts}, "accuracy")}
     accuracy = evaluate(loaded, tokenizer, tasks, batch_size)["accuracy"]
     if json:

@@ -1,4 +1,4 @@
-"""Fine-tuning on labelled texts: one task of the user's own, or several tasks with one model (section 4.1).
+"""Fine-tuning on labeled texts: one task of the user's own, or several tasks with one model (section 4.1).
 
 Shape suffixes: B batch, K classes
 """
@@ -25,7 +25,7 @@ from perceivers.text import commands
 from perceivers.text.batches import TaskTexts, TextEncoding
 from perceivers.text.bert import BERT
 from perceivers.text.classify import TextPredictor, has_one_classifier, is_text_classifier, task_heads, text_encoding
-from perceivers.text.labelled import LabelledTextData, Metric, TextTask
+from perceivers.text.labeled import LabeledTextData, Metric, TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer, text_tasks
 from perceivers.text.tokenizers import Tokenizer
 from perceivers.training import learner
@@ -106,7 +106,7 @@ class TextClassification(FineTuning):
     predictor = TextPredictor
 
     model: LanguageConfig | BertConfig
-    data: LabelledTextData = field(default_factory=LabelledTextData)
+    data: LabeledTextData = field(default_factory=LabeledTextData)
     tokenizer: str | None = None
     class_weights: ClassWeights = None
     mask_rate: Fraction = 0.0

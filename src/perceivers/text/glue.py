@@ -17,7 +17,7 @@ from perceivers.text.bert import BERT
 from perceivers.text.classify import TextPredictor, is_text_classifier, task_heads
 from perceivers.text.fine_tuning import FineTuning, Method
 from perceivers.text.glue_data import TASKS, GlueData
-from perceivers.text.labelled import TextTask
+from perceivers.text.labeled import TextTask
 from perceivers.text.model import BertConfig, LanguageConfig, choose_tokenizer
 from perceivers.text.tokenizers import Tokenizer
 from perceivers.training.experiment import Setup, TrialResult

@@ -9,7 +9,7 @@ from perceivers.checks import Checked
 from perceivers.data.tables import Table, hub_splits, read_separated, read_table, split_files, to_table
 from perceivers.errors import PerceiversError, did_you_mean, quote
 from perceivers.files import list_folder, list_folders
-from perceivers.text.labelled import LabelledTexts, Metric, TextTask
+from perceivers.text.labeled import LabeledTexts, Metric, TextTask
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only: Literal["tra
     hub_name = f"{path}:{normalized_name(task.name)}"
     splits = hub_splits(hub_name) if folder is None else {}
 
-    def read(file: str, split: str) -> LabelledTexts:
+    def read(file: str, split: str) -> LabeledTexts:
         if folder is None:
             if split not in splits:
                 raise PerceiversError(f"{path} has no split {split!r} of {task.name}; it has {', '.join(splits)}.")
@@ -153,7 +153,7 @@ def read_task(task: GlueTask, path: str, folder: Path | None, only: Literal["tra
     return TextTask(training, {task.name + suffix: read(*names) for suffix, *names in task.evaluation}, task.metric)
 
 
-def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabelledTexts:
+def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: str) -> LabeledTexts:
     """Returns the examples of a table; raises a PerceiversError if a column is missing or a label is invalid."""
     for column in (*text, label):
         if column not in table.columns:
@@ -172,7 +172,7 @@ def label_examples(task: GlueTask, table: Table, text: tuple[str, ...], label: s
         raise PerceiversError(
             f"{table.location(row)} has the {kind} {quote(values[row])}, where {task.name} has {expected}."
         )
-    return LabelledTexts(table.texts(text), labels, task.classes)
+    return LabeledTexts(table.texts(text), labels, task.classes)
 
 
 def read_score(value: Any) -> float | None:

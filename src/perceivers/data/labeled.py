@@ -79,7 +79,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Labelled:
+class Labeled:
     """Examples with class labels; subclasses define what they hold and how they are read.
 
     Attributes:
@@ -116,7 +116,7 @@ class Labelled:
         return replace(self, labels=[self.labels[i] for i in indices], indices=[self.indices[i] for i in indices])
 
 
-class LabelledSamples(Samples):
+class LabeledSamples(Samples):
     """Base of samples that are dicts; one that cannot be read has only a "problem" and is left out of its batch."""
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class LabelledSamples(Samples):
         return {"problems": problems, **(default_collate(good) if good else {})}
 
 
-L = TypeVar("L", bound=Labelled)
+L = TypeVar("L", bound=Labeled)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Metric = Literal["accuracy", "matthews", "pearson"]
 
 
 @dataclass(frozen=True)
-class LabelledTexts:
+class LabeledTexts:
     """Texts, or pairs of texts, with labels.
 
     Attributes:
@@ -40,16 +40,16 @@ class LabelledTexts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def subset(self, indices: Sequence[int]) -> "LabelledTexts":
+    def subset(self, indices: Sequence[int]) -> "LabeledTexts":
         """Returns the examples at these indices."""
-        return LabelledTexts([self.texts[i] for i in indices], [self.labels[i] for i in indices], self.classes)
+        return LabeledTexts([self.texts[i] for i in indices], [self.labels[i] for i in indices], self.classes)
 
 
-class LabelledSplits(NamedTuple):
+class LabeledSplits(NamedTuple):
     """The texts for training and those for evaluation."""
 
-    training: LabelledTexts
-    evaluation: LabelledTexts
+    training: LabeledTexts
+    evaluation: LabeledTexts
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class TextTask:
         metric: the metric of each set.
     """
 
-    training: LabelledTexts | None
-    evaluation: Mapping[str, LabelledTexts]
+    training: LabeledTexts | None
+    evaluation: Mapping[str, LabeledTexts]
     metric: Metric
 
     @property
@@ -78,8 +78,8 @@ class TextTask:
 
 
 @dataclass
-class LabelledTextData(Checked):
-    """Labelled texts of one task.
+class LabeledTextData(Checked):
+    """Labeled texts of one task.
 
     Attributes:
         path: a CSV (.csv), TSV (.tsv), JSON lines (.jsonl, .json) or parquet file, CSV and TSV with the column names in
@@ -105,7 +105,7 @@ class LabelledTextData(Checked):
         if self.text is not None and not 1 <= len(self.text) <= 2:
             raise PerceiversError(f"data.text = {self.text} is not allowed: it must be one column, or two for pairs.")
 
-    def open(self) -> LabelledSplits:
+    def open(self) -> LabeledSplits:
         """Reads the texts.
 
         Raises:
@@ -121,14 +121,14 @@ class LabelledTextData(Checked):
         first = first.drop_missing([*text, label])
         classes = class_names(first, label)
         examples = label_texts(first, text, label, classes)
-        found = self.find_labelled(evaluations, (text, label))
+        found = self.find_labeled(evaluations, (text, label))
         if found is not None:
-            return LabelledSplits(examples, label_texts(*found, classes))
+            return LabeledSplits(examples, label_texts(*found, classes))
         return random_split(examples, self.validation_fraction)
 
     def open_evaluation(
         self, classes: list[str], split: str | None = None, validation_fraction: float | None = None
-    ) -> tuple[LabelledTexts, Part]:
+    ) -> tuple[LabeledTexts, Part]:
         """Reads the texts to evaluate a model on: those of a split, see `choose_splits`, or all.
 
         Args:
@@ -147,7 +147,7 @@ class LabelledTextData(Checked):
         if whole is not None:
             chosen = [(None, whole)]
         for name, part in chosen:  # noqa: B007  # the last one is used
-            if found := self.find_labelled([part.read]):
+            if found := self.find_labeled([part.read]):
                 break
         else:
             raise PerceiversError(
@@ -159,7 +159,7 @@ class LabelledTextData(Checked):
         total = sum(part.count() for part in parts.values()) if whole is None else whole.count()
         return examples, Part("text", len(examples), total, name)
 
-    def find_labelled(
+    def find_labeled(
         self, tables: Iterable[Callable[[], Table]], columns: tuple[list[str], str] | None = None
     ) -> tuple[Table, list[str], str] | None:
         """Returns the first table with labels, without the rows that have none, and its columns of text and label."""
@@ -202,7 +202,7 @@ class LabelledTextData(Checked):
         """Returns the table of a single file, and those of the splits of a folder or data set by name."""
         path = Path(self.path)
         if not self.path:
-            raise PerceiversError("data.path is not given: it is a file or folder of labelled texts.")
+            raise PerceiversError("data.path is not given: it is a file or folder of labeled texts.")
         names = (*TRAINING_NAMES, *EVALUATION_NAMES)
         if os.path.isdir(path):
             files = {name: split_files(path, (name,)) for name in names}
@@ -238,11 +238,11 @@ class TablePart:
 def open_texts(
     path: str, columns: list[str] | None = None, split: str | None = None
 ) -> tuple[list[tuple[Any, ...]], Sequence[int], Literal["line", "row"], Part]:
-    """Reads texts without labels: a text of each line of a file, or those of a table, see `LabelledTextData`.
+    """Reads texts without labels: a text of each line of a file, or those of a table, see `LabeledTextData`.
 
     Args:
-        path: a text file, or a path of `LabelledTextData`.
-        columns: the text column, or two for pairs; found as in `LabelledTextData`.
+        path: a text file, or a path of `LabeledTextData`.
+        columns: the text column, or two for pairs; found as in `LabeledTextData`.
         split: "train", "val" or "test", see `choose_splits`.
 
     Returns:
@@ -254,7 +254,7 @@ def open_texts(
         choose_splits((), split, path)
         lines = [(line,) for line in read_lines(file)]
         return list(lines), range(1, len(lines) + 1), "line", Part("text", len(lines), len(lines))
-    data = LabelledTextData(path, columns)
+    data = LabeledTextData(path, columns)
     whole, parts = data.find_parts()
     chosen = [(name, parts[part]) for name, part in choose_splits(parts, split, path)]
     name, part = (None, whole) if whole is not None else next(iter(chosen), (None, None))
@@ -268,22 +268,22 @@ def open_texts(
 
 
 def check_columns(table: Table, field: str, columns: Iterable[str]) -> None:
-    """Raises a PerceiversError if a table lacks a column that a field of `LabelledTextData` names."""
+    """Raises a PerceiversError if a table lacks a column that a field of `LabeledTextData` names."""
     for column in columns:
         if column not in table.columns:
             found = f"{table.name} has no column {quote(column)}; it has {table.column_names()}"
             raise PerceiversError(f"data.{field}: {found}.")
 
 
-def random_split(examples: LabelledTexts, validation_fraction: float) -> LabelledSplits:
+def random_split(examples: LabeledTexts, validation_fraction: float) -> LabeledSplits:
     """Holds out a random fraction of the examples, always the same, for evaluation."""
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     count = min(max(1, round(validation_fraction * len(examples))), len(examples) - 1)
-    return LabelledSplits(examples.subset(order[count:]), examples.subset(order[:count]))
+    return LabeledSplits(examples.subset(order[count:]), examples.subset(order[:count]))
 
 
 def only_column(table: Table, field: str, found: list[str]) -> str:
-    """Returns the only column found for a field of `LabelledTextData`."""
+    """Returns the only column found for a field of `LabeledTextData`."""
     names = table.column_names()
     if len(table.columns) < 2:
         raise PerceiversError(
@@ -314,11 +314,11 @@ def class_names(table: Table, column: str) -> list[str]:
 
 def label_texts(
     table: Table, text: list[str], label: str, classes: list[str], unknown: str = "the training texts do not have"
-) -> LabelledTexts:
+) -> LabeledTexts:
     """Returns the examples of a table, with labels as indices of `classes`; errors call other labels `unknown`."""
     texts, labels = table.texts(text), table.labels(label)
     class_indices = {name: index for index, name in enumerate(classes)}
     for index, name in enumerate(labels):
         if name not in class_indices:
             raise PerceiversError(f"{table.location(index)} has the label {quote(name)}, which {unknown}.")
-    return LabelledTexts(texts, [class_indices[name] for name in labels], classes)
+    return LabeledTexts(texts, [class_indices[name] for name in labels], classes)

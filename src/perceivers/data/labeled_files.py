@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perceivers.data.labelled import Files, L, Labelled, Rows, Splits, random_split
+from perceivers.data.labeled import Files, L, Labeled, Rows, Splits, random_split
 from perceivers.data.splits import EVALUATION_NAMES, TRAINING_NAMES, Part, choose_splits, find_splits
 from perceivers.data.tables import (
     Table,
@@ -51,12 +51,12 @@ def open_splits(
     if os.path.isdir(root) and not find_files(root, {".parquet"}):
         if validation_filter:
             raise PerceiversError(f"data.validation_filter is for data sets with columns, but {path} has only files.")
-        splits = split_folder(root, partial(labelled_folder, kind), validation_fraction)
+        splits = split_folder(root, partial(labeled_folder, kind), validation_fraction)
     else:
         import datasets
 
         tables = hub_splits(path)
-        read = partial(labelled_rows, kind, path, column, label_column)
+        read = partial(labeled_rows, kind, path, column, label_column)
         if validation_filter:
             table = datasets.concatenate_datasets(list(tables.values()))
             splits = filter_rows(read(table), table, validation_filter, path)
@@ -147,7 +147,7 @@ def open_evaluation(
     return examples, Part(kind.noun, len(examples), total or count_examples(kind, whole), name)
 
 
-def open_unlabelled(kind: type[L], path: str, split: str | None = None, column: str | None = None) -> tuple[L, Part]:
+def open_unlabeled(kind: type[L], path: str, split: str | None = None, column: str | None = None) -> tuple[L, Part]:
     """Finds the examples to predict: those of a split, see `choose_splits`, or all, with or without labels.
 
     Args:
@@ -169,13 +169,13 @@ def open_unlabelled(kind: type[L], path: str, split: str | None = None, column: 
         whole, parts = find_parts(path)
     total = sum(count_examples(kind, parts[name]) for names in find_splits(parts).values() for name in names)
     name, part = next(((name, parts[part]) for name, part in choose_splits(parts, split, path)), (None, whole))
-    examples = read_unlabelled(kind, part, path, column)
+    examples = read_unlabeled(kind, part, path, column)
     if not len(examples):
         raise PerceiversError(f"{path} has no {kind.noun}s.")
     return examples, Part(kind.noun, len(examples), total or len(examples), name)
 
 
-def read_unlabelled(kind: type[L], part: Any, path: str, column: str | None = None) -> L:
+def read_unlabeled(kind: type[L], part: Any, path: str, column: str | None = None) -> L:
     """Reads a part of a data set, see `find_parts`, or a single file, without its labels."""
     if isinstance(part, Path):
         return kind.from_files(find_files(part, kind.suffixes, report=True) if os.path.isdir(part) else [part])
@@ -201,22 +201,22 @@ def find_parts(path: str) -> tuple[Any, Mapping[str, Any]]:
 def read_part(kind: type[L], part: Any, path: str, column: str | None, label_column: str | None) -> L:
     """Reads a part of a data set, see `find_parts`, with classes of its own; without labels, it has no examples."""
     if isinstance(part, Path):
-        return labelled_folder(kind, part, [])
+        return labeled_folder(kind, part, [])
     if isinstance(part, Table):
         check_column(part.columns, "file_name", f"{kind.noun}_column", part.name)
         check_column(part.columns, "label", "label_column", part.name)
         return listed_files(kind, part, Path(path).parent, [])
-    return labelled_rows(kind, path, column, label_column, part, [])
+    return labeled_rows(kind, path, column, label_column, part, [])
 
 
-def count_examples(kind: type[Labelled], part: Any) -> int:
+def count_examples(kind: type[Labeled], part: Any) -> int:
     """Returns the number of examples in a part of a data set, see `find_parts`, with or without labels."""
     if isinstance(part, Path):
         return len(find_files(part, kind.suffixes))
     return len(part.indices) if isinstance(part, Table) else len(part)
 
 
-def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None) -> L:
+def labeled_folder(kind: type[L], root: Path, classes: list[str] | None = None) -> L:
     """Finds files in a folder for each class, named after the class, or those that metadata.csv or .jsonl lists.
 
     `classes` are those of the training split, for another split, which has no examples if its files have no labels.
@@ -245,7 +245,7 @@ def labelled_folder(kind: type[L], root: Path, classes: list[str] | None = None)
 
 
 def listed_files(kind: type[L], table: Table, root: Path, classes: list[str] | None) -> L:
-    """Returns the files of a table with the columns file_name and label; `classes` as in `labelled_folder`."""
+    """Returns the files of a table with the columns file_name and label; `classes` as in `labeled_folder`."""
     table = table.drop_missing(["file_name", "label"])
     files = []
     for index, (name,) in enumerate(table.texts(["file_name"])):
@@ -280,7 +280,7 @@ def filter_rows(examples: L, table: Any, validation_filter: Mapping[str, Any], p
     return Splits(examples.subset(training), examples.subset(evaluation))
 
 
-def labelled_rows(
+def labeled_rows(
     kind: type[L], path: str, column: str | None, label_column: str | None, table: Any, classes: list[str] | None = None
 ) -> L:
     """Returns the rows of a split; `classes` are those of the training split, for another split."""
@@ -313,7 +313,7 @@ def labelled_rows(
     return kind(names, labels, encoded, rows)
 
 
-def encoded_rows(kind: type[Labelled], path: str, column: str | None, table: Any) -> Rows:
+def encoded_rows(kind: type[Labeled], path: str, column: str | None, table: Any) -> Rows:
     """Returns the column with the encoded files of a split."""
     import datasets
 
