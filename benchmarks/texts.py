@@ -61,8 +61,12 @@ REASONS = """
   are applied on the side of the few latents (`kernels/folding.py`), also in training.
 - **The last layers are one.** Where an output has few channels, the linear layers before it are multiplied with each
   other first (`kernels/folding.py`).
-- **Only what is asked for.** Texts are not padded; of padding in a batch nothing is projected, scored or decoded;
-  masked language modeling decodes the masked tokens only. A mask that hides nothing is dropped.
+- **Only what is asked for.** Texts are not padded; of padding in a batch nothing is scored or decoded, and nothing is
+  projected, except by small layers, which are faster on all; masked language modeling decodes the masked tokens
+  only. A mask that hides nothing is dropped.
+- **One array is one array.** Where keys and values are the same, mixed precision converts it once, and its gradient is
+  summed within the attention. Gradients of a single head are products that read the transposed scores where they are.
+- **Channels last.** The convolutional stem computes in this layout.
 - **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
   computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
   for the gradients (`kernels/attention.py`, `kernels/chunked.py`).

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 import perceivers
 from perceivers import PerceiversError
 from perceivers.cli import main
+from perceivers.training.config import read_config
 from perceivers.training.trainer import RESERVED, count_max_epochs, describe_arguments, parse_trainer
 from tests.support.images import small_run
 from tests.support.runs import assert_equal_results, interrupt_at, read_results, record_steps
@@ -171,6 +172,19 @@ def test_callbacks_and_loggers_are_those_of_the_config(tmp_path):
     assert checkpoint["global_step"] == 18
     with pytest.raises(PerceiversError, match=r"is finished: set trainer.max_epochs to more than 9"):
         small_run(tmp_path / "run", max_epochs=9, callbacks=[STOPPING], logger=logger, resume=True).run()
+
+
+def test_a_config_names_a_callback_by_its_path_and_so_does_the_resumed_run(tmp_path):
+    config = small_run(tmp_path / "run").to_config()
+    config["trainer"] |= {"callbacks": KILL}
+    del config["model"]["classes"], config["model"]["class_names"]
+    (tmp_path / "run.json").write_text(json.dumps(config))
+    with pytest.raises(KilledError):
+        read_config(tmp_path / "run.json", ["--training.save_every_n_steps=3"]).run()
+    saved = json.loads((tmp_path / "run/config.json").read_text())
+    assert saved["trainer"]["callbacks"] == KILL
+    with pytest.raises(KilledError):
+        read_config(tmp_path / "run/config.json", ["--training.resume=true"]).run()
 
 
 @pytest.mark.parametrize("part", ["", "model", "best", "model/model.safetensors", "checkpoints/last.ckpt"])
