@@ -50,7 +50,9 @@ def test_projected_pixels_are_a_1x1_convolution():
 @pytest.mark.parametrize(("size", "grid"), [((16, 16), (4, 4)), ((18, 15), (5, 4)), ((7, 33), (2, 9))])
 def test_convolution_gives_a_quarter_of_each_side(size, grid):
     stem = ConvStem(8).eval()
-    assert stem(torch.rand(1, 3, *size)).shape == (1, *grid, 8)
+    features = stem(torch.rand(2, 3, *size))
+    assert features.shape == (2, *grid, 8)
+    assert features.is_contiguous()  # as the layout is channels-last, nothing is copied
     assert stem.grid(*size) == grid
 
 
