@@ -50,10 +50,10 @@ class Run(NamedTuple):
 
 
 RUNS = {
-    "masked bytes": Run("language/mlm_bytes_mini.yaml", "text/english", 320),
+    "masked bytes": Run("language/mlm_bytes_mini.yaml", "text/english", 300),
     "CIFAR-10": Run("image_classification/cifar10.yaml", "cifar10", 160),
     "optical flow": Run("flow/mini.yaml", None, 220),
-    "StarCraft II": Run("starcraft/perceiver.yaml", "replays", 160),
+    "StarCraft II": Run("starcraft/perceiver.yaml", "replays", 100),
     "digits": Run("image_classification/digits.yaml", None, 1000),
 }
 
@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder with cifar10, text and replays")
     parser.add_argument("--before", type=Path, help="a checkout of the version to compare with")
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), metavar="NAME")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.before is not None:
         before, data = arguments.before.resolve(), arguments.data.resolve()
