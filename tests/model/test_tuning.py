@@ -224,11 +224,22 @@ def test_the_fastest_candidate_is_chosen_by_a_margin(clock):
     assert fastest(100, 96) == "96"
 
 
-def test_slow_candidates_are_timed_once(clock):
+def test_slow_candidates_are_timed_twice(clock):
     slow, fast = Slow(clock, 10), Slow(clock, 1)
     tuning.measure({"slow": slow, "fast": fast}, (torch.zeros(1),))
-    assert slow.calls == 1 + 1  # in the second round, it is known how fast the other is
+    assert slow.calls == 1 + 2
     assert fast.calls == 1 + tuning.ROUNDS
+
+
+def test_other_work_during_a_first_call_does_not_count(clock):
+    fast, slow = Slow(clock, 1), Slow(clock, 2)
+    call = fast.__call__
+
+    def disturbed(x):
+        clock[0] += 50 * (fast.calls == 1)
+        return call(x)
+
+    assert tuning.measure({"slow": slow, "fast": disturbed}, (torch.zeros(1),)) == "fast"
 
 
 def choose(candidates, key=("test", 1), products=10):
