@@ -73,17 +73,18 @@ def test_a_fused_optimizer_updates_as_a_loop_over_the_weights(name, arguments):
 
 
 @pytest.mark.parametrize(
-    ("settings", "dtype"),
+    ("settings", "weight"),
     [
-        (Optimization("adamw", {"fused": False}), torch.float32),
-        (Optimization("adamw", {"foreach": True}), torch.float32),
-        (Optimization("rmsprop", weight_decay=0), torch.float32),
-        (Optimization("lion"), torch.float32),
-        (Optimization("adamw"), torch.complex64),
+        (Optimization("adamw", {"fused": False}), torch.zeros(2)),
+        (Optimization("adamw", {"foreach": True}), torch.zeros(2)),
+        (Optimization("rmsprop", weight_decay=0), torch.zeros(2)),
+        (Optimization("lion"), torch.zeros(2)),
+        (Optimization("adamw"), torch.zeros(2, dtype=torch.complex64)),
+        (Optimization("adagrad"), torch.zeros(2, device="meta")),  # there is such a kernel for CPUs only
     ],
 )
-def test_what_cannot_be_fused_is_not(settings, dtype):
-    optimizer = settings.build_optimizer(nn.ParameterList([torch.zeros(2, dtype=dtype)]))
+def test_what_cannot_be_fused_is_not(settings, weight):
+    optimizer = settings.build_optimizer(nn.ParameterList([weight]))
     assert not optimizer.defaults.get("fused")
 
 

@@ -22,9 +22,6 @@ from perceivers.training.parts import distance_from_output
 
 SCHEDULES = ("warmup_cosine", "flat_cosine", "linear", "constant")
 
-FUSED = ("cpu", "cuda", "mps")
-"""Devices for which torch has fused optimizers."""
-
 DECIDED = {
     "params": "these are the weights of the model",
     "lr": "set optimization.lr",
@@ -205,13 +202,16 @@ class Optimization(Checked):
 
 
 def can_fuse(kind: type[Optimizer], groups: list[dict[str, Any]], arguments: Mapping[str, Any]) -> bool:
-    """Returns whether an optimizer updates all weights in one kernel; by default, torch would loop over them on CPU."""
+    """Returns whether an optimizer can update all weights on a CPU in one kernel; by default, torch loops over them.
+
+    On accelerators, torch's default is not a loop, and some optimizers have no such kernel.
+    """
     weights = [weight for group in groups for weight in group["params"]]
     return (
         kind.__module__.startswith("torch.optim")
         and "fused" in inspect.signature(kind).parameters
         and {"fused", "foreach", "differentiable"}.isdisjoint(arguments)
-        and all(weight.is_floating_point() and weight.device.type in FUSED for weight in weights)
+        and all(weight.is_cpu and weight.is_floating_point() for weight in weights)
         and not any(isinstance(weight, DTensor) for weight in weights)  # sharded, see `perceivers.training.sharding`
     )
 
