@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.model.kernels import attention, chunked, onednn, tuning
+from perceivers.model.kernels import attention, chunked, half_precision, onednn, tuning
 from perceivers.model.kernels.attention import attend_fused, scaled_dot_product_attention
 from perceivers.model.kernels.onednn import has_onednn, linear
 
@@ -22,7 +22,8 @@ NAMES = ["fused", "chunks of 64 bytes", "chunks of 16 bytes", "chunks of 256 byt
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch, tmp_path):
-    """Begins without choices, with a cache folder of its own."""
+    """Begins without choices, with a cache folder of its own, as on a CPU that multiplies in every precision."""
+    monkeypatch.setattr(half_precision, "has_fast_products", lambda dtype: True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv(tuning.AUTOTUNE, "1")
     monkeypatch.setattr(tuning, "choices", {})

@@ -14,6 +14,8 @@ from perceivers.adapters.array import ArrayOutput, with_positions
 from perceivers.errors import PerceiversError
 from perceivers.model.adapter import Encoded, InputAdapter, InputArray, read_array
 from perceivers.model.batch_norm import BatchNorm1d
+from perceivers.model.kernels.half_precision import convolve
+from perceivers.model.kernels.onednn import linear
 from perceivers.model.linear import lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -111,7 +113,7 @@ class ConvAudioInput(InputAdapter):
         """Takes samples [B, S] in [-1, 1], or `InputArray(samples, mask)`: a patch with any real sample is real."""
         sound_BS, mask_BM = samples_and_patch_mask(data, self.patch, self.normalize)
         padded_B1S = F.pad(sound_BS, self.padding)[:, None].to(self.convolution.weight.dtype)
-        x_BMF = self.pool(self.norm(self.convolution(padded_B1S)).relu()).mT
+        x_BMF = self.pool(self.norm(convolve(self.convolution, padded_B1S)).relu()).mT
         if self.normalize:
             x_BMF = subtract_mean((x_BMF.float() + 0.01).log(), mask_BM)
         grid = (x_BMF.shape[1],)
@@ -218,7 +220,7 @@ class MelInput(InputAdapter):
         x_BFT = torch.stft(sound_BS, self.window, self.hop, window=hann_S, pad_mode="constant", return_complex=True)
         power_BTF = x_BFT[..., : sound_BS.shape[1] // self.hop].abs().square().mT
         filters_LF = mel_filters(self.bands, self.window, self.sample_rate, sound_BS.device)
-        power_BTL = (power_BTF @ filters_LF.mT).float()  # autocast lowers only the precision of the product
+        power_BTL = linear(power_BTF, filters_LF).float()  # autocast lowers only the precision of the product
         return (power_BTL.clamp_min(1e-10).log10() + 4) / 4
 
 

@@ -16,6 +16,7 @@ from perceivers.model.adapter import InputAdapter, InputArray, read_array
 from perceivers.model.batch_norm import BatchNorm2d
 from perceivers.model.config import Configurable
 from perceivers.model.eager import is_concrete
+from perceivers.model.kernels.half_precision import convolve
 from perceivers.model.linear import Linear, lecun_normal_
 from perceivers.model.positions import Positions
 
@@ -110,7 +111,7 @@ class ConvStem(Configurable, nn.Module):
         # Convolution and pooling are several times as fast, and the result is contiguous.
         images_BCYX = images_BCYX.to(self.convolution.weight.dtype).contiguous(memory_format=torch.channels_last)
         images_BCYX = pad_same(images_BCYX, 7, 2) if same else nn.functional.pad(images_BCYX, (3, 3, 3, 3))
-        x_BFYX = self.norm(self.convolution(images_BCYX)).relu()
+        x_BFYX = self.norm(convolve(self.convolution, images_BCYX)).relu()
         return self.pool(pad_same(x_BFYX, 3, 2) if same else x_BFYX).movedim(1, -1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from pytorch_optimizer import Lamb, Muon
+from pytorch_optimizer import Lamb
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, ReduceLROn
 from perceivers.checks import Checked, Fraction, ProperFraction, Range, check_field
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import MLP, Attention
+from perceivers.training.muon import Muon
 from perceivers.training.optimizers import check_arguments, find_optimizer, find_schedule, needs_special_step
 from perceivers.training.parts import distance_from_output
 

@@ -26,6 +26,7 @@ from perceivers.model.kernels.chunked import (
     attend_with_padded_channels,
     needs_gradients,
 )
+from perceivers.model.kernels.half_precision import compute_in_float32, needs_float32, product_dtype
 from perceivers.model.kernels.tuning import MAX_TIMED_PRODUCTS, MIN_TIMED_PRODUCTS, Implementation, choose, size_class
 from perceivers.model.masks import PairMask, SameExample, can_read, combine_masks
 
@@ -75,6 +76,23 @@ def scaled_dot_product_attention(
         pair_mask: True where a query may read an input; a query that may read none reads zeros.
     """
     scale = 1 / math.sqrt(q_BHOK.shape[-1]) if scale is None else scale
+    if needs_float32(q_BHOK):
+        attend = partial(attend_by_mask, mask_BM=mask_BM, dropout=dropout, scale=scale, pair_mask=pair_mask)
+        return compute_in_float32(attend, q_BHOK, k_BHMK, v_BHMV, bias_BM)
+    return attend_by_mask(q_BHOK, k_BHMK, v_BHMV, bias_BM, mask_BM, dropout, scale, pair_mask)
+
+
+def attend_by_mask(
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    bias_BM: Tensor | None,
+    mask_BM: Tensor | None,
+    dropout: float,
+    scale: float,
+    pair_mask: PairMask | None,
+) -> Tensor:
+    """Attends by example where the mask makes this faster, or in all examples of a batch at once."""
     if isinstance(pair_mask, SameExample) and is_concrete(pair_mask.offsets):
         return attend_by_example(q_BHOK, k_BHMK, v_BHMV, pair_mask, bias_BM, dropout, scale)
     if pair_mask is None and mask_BM is not None and mask_BM.is_cpu and is_concrete(mask_BM):
@@ -97,12 +115,9 @@ def attend_to_batch(
     pair_mask: PairMask | None = None,
 ) -> Tensor:
     """Attends in all examples of a batch at once; masks become a bias."""
-    device_type = q_BHOK.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        is_shared = v_BHMV is k_BHMK
-        q_BHOK, k_BHMK = q_BHOK.to(dtype), k_BHMK.to(dtype)
-        v_BHMV = k_BHMK if is_shared else v_BHMV.to(dtype)
+    dtype, is_shared = product_dtype(q_BHOK), v_BHMV is k_BHMK
+    q_BHOK, k_BHMK = q_BHOK.to(dtype), k_BHMK.to(dtype)
+    v_BHMV = k_BHMK if is_shared else v_BHMV.to(dtype)
     bias_BOM = None if bias_BM is None else bias_BM[:, None].to(q_BHOK.dtype)
     mask_BOM = combine_masks(mask_BM, pair_mask, q_BHOK.shape[2], k_BHMK.shape[2])
     if mask_BOM is not None:

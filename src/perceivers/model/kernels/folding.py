@@ -89,7 +89,7 @@ class FoldIntoQueries(FusedAttention):
         # The bias of the keys adds the same to all scores of a query, which changes no weight: times 0 it is in the
         # graph and gets its gradient. Weights sum to 1, so that the bias of the values comes out as it is.
         q_BOK = skip_padding(attention.query, q_BOQ, mask_BO)
-        q_BOC = q_BOK @ attention.key.weight + 0 * attention.key.bias.sum()
+        q_BOC = linear(q_BOK, attention.key.weight.mT) + 0 * attention.key.bias.sum()
         r_BOC = read_values(attention, q_BOC[:, None], key_values, pair_mask)[:, 0]
         r_BOV = fill_masked(attention.value(r_BOC), can_read(q_BOQ.shape[1], key_values.mask_BM, pair_mask))
         return skip_padding(attention.output, fill_masked(r_BOV, mask_BO), mask_BO)
@@ -104,7 +104,7 @@ class FoldIntoInputs(FusedAttention):
         if rotation is not None or not can_fold(attention):
             return super().project_keys_values(attention, x_BMC, mask_BM, rotation)
         k_BMK = attention.key(x_BMC)
-        k_BMQ = k_BMK @ attention.query.weight
+        k_BMQ = linear(k_BMK, attention.query.weight.mT)
         v_BMQ = linear(attention.value(x_BMC), attention.output.weight)
         bias_BM = attention.scale * k_BMK @ attention.query.bias
         return FoldedKeyValues(k_BMQ[:, None], v_BMQ[:, None], mask_BM, bias_BM)
@@ -234,5 +234,5 @@ def apply_mlp_and_head(decoder: CrossAttention, head: Sequence[nn.Module], h_BOQ
     weight: Tensor = layers[-1].weight
     bias: Tensor = layers[-1].bias
     for layer in reversed(layers[:-1]):
-        weight, bias = weight @ layer.weight, weight @ layer.bias + bias
-    return linear(h_BOQ, weight, bias) + linear(hidden_BOW, weight @ output.weight, weight @ output.bias)
+        weight, bias = linear(weight, layer.weight.mT), weight @ layer.bias + bias
+    return linear(h_BOQ, weight, bias) + linear(hidden_BOW, linear(weight, output.weight.mT), weight @ output.bias)

@@ -1,4 +1,4 @@
-"""Matrix products in float32 on CPUs, by oneDNN where it is faster than MKL.
+"""Matrix products on CPUs, in float32 by oneDNN where it is faster than MKL.
 
 Shape suffixes: C input channels, E output channels
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from perceivers.model.eager import is_eager
+from perceivers.model.kernels.half_precision import compute_in_float32, needs_float32
 from perceivers.model.kernels.tuning import MAX_TIMED_PRODUCTS, Implementation, choose, size_class
 
 MIN_PRODUCTS = 2**20
@@ -22,8 +23,11 @@ MIN_PRODUCTS = 2**20
 def linear(x: Tensor, weight_EC: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """Computes x W^T + b, as `torch.nn.functional.linear` does; [..., C] -> [..., E].
 
-    In float32 on CPU, products are computed by oneDNN or by MKL, whichever is faster.
+    In float32 on CPU, products are computed by oneDNN or by MKL, whichever is faster; those of half precision are
+    computed in float32 where the CPU has no instructions for it.
     """
+    if needs_float32(x):
+        return compute_in_float32(linear, x, weight_EC, bias_E)
     if not can_use_onednn(x, weight_EC) or choose_library(x, weight_EC) is F.linear:
         return F.linear(x, weight_EC, bias_E)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight_EC, bias_E)):
