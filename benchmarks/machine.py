@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.models import DTYPES
+from perceivers.model.kernels.half_precision import has_fast_products
 from perceivers.model.kernels.tuning import name_processor
 
 PACKAGES = ("perceivers", "torch", "transformers", "perceiver-pytorch")
 SIDE = 4096
+SLOW_SIDE = 256
+"""Side of the matrices of a precision that the CPU has no instructions for: a product of larger ones takes minutes."""
 REPEATS = 4
 
 
@@ -76,4 +79,9 @@ def now(device: str) -> float:
 
 def peaks(device: str, side: int = SIDE) -> dict[str, dict[str, float | str]]:
     """The peak in each precision."""
-    return {dtype: peak(dtype, device, side) for dtype in DTYPES}
+    return {name: peak(name, device, side if is_fast(name, device) else SLOW_SIDE) for name in DTYPES}
+
+
+def is_fast(dtype: str, device: str) -> bool:
+    """Whether there are instructions for products in a precision."""
+    return device != "cpu" or dtype == "float32" or has_fast_products(DTYPES[dtype])

@@ -67,6 +67,7 @@ FOURIER_STEP = "ImageNet Fourier training step"
 FLOW = "flow 368 x 496"
 FLOW_STEP = "flow training step, 184 x 248"
 CLIP = "autoencoding of a clip"
+OTHER = "as perceiver-pytorch"
 MIX = (64, 128, 256, 512, 768, 1024, 1536, 2048)
 
 
@@ -103,13 +104,22 @@ def cpu_rows() -> list[Row]:
         *pair(FLOW_STEP, "flow", (1, 1), mode="train", warm="part"),
         *pair(CLIP, "clip", (1, 1), warm="part"),
         *pair(CLIP, "clip", (0, 1), batch=2, warm="part"),
-        *pair("as perceiver-pytorch", "perceiver_pytorch", (5, 5), equal=False),
+        *pair(OTHER, "perceiver_pytorch", (5, 5), equal=False),
         *pair("as perceiver-pytorch, training step", "perceiver_pytorch", (3, 3), mode="train", batch=4, equal=False),
         *pair(LANGUAGE, "language", (3, 2), sides=COMPILED),
         *pair(LANGUAGE_STEP, "language", (0, 3), mode="train", sides=COMPILED),
     ]
     quick = (FOURIER_STEP, 1, "bfloat16", BOTH)
     return [replace(row, quick=True) if (row.work, row.batch, row.dtype, row.sides) == quick else row for row in rows]
+
+
+def rows_without_bfloat16() -> list[Row]:
+    """The rows on a CPU without instructions for bfloat16: those in float32, and the smallest in bfloat16, once.
+
+    The others would take minutes to hours each, in torch's plain loop.
+    """
+    smallest = [replace(row, rounds=1) for row in cpu_rows() if row.key == f"{OTHER}, batch 1, bfloat16"]
+    return [row for row in cpu_rows() if row.dtype == "float32"] + smallest
 
 
 def cuda_rows() -> list[Row]:

@@ -27,10 +27,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine, pipeline, scaling
 from benchmarks.measure import TOLERANCE, Sides, agrees, measure
-from benchmarks.rows import Row, cpu_rows, cuda_rows, tiny
+from benchmarks.rows import Row, cpu_rows, cuda_rows, rows_without_bfloat16, tiny
 from perceivers.model.kernels.tuning import CHOICES, read_choices
 
 FOLDER = Path(__file__).parent
+ROWS = {"cpu": cpu_rows, "cpu_without_bfloat16": rows_without_bfloat16, "cuda": cuda_rows}
+"""The rows of each kind of machine."""
+FILES = {"cpu": "performance", "cpu_without_bfloat16": "performance_without_bfloat16", "cuda": "performance_cuda"}
+"""Names of the files of each kind of machine."""
 NAMES = {"theirs": "transformers", "ours": "perceivers"}
 
 
@@ -75,7 +79,7 @@ def line_of(row: dict[str, Any], peaks: dict[str, Any]) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Measures everything asked for; returns the number of rows whose answers differ."""
     started = time.perf_counter()
-    rows = chosen(cuda_rows() if arguments.device == "cuda" else cpu_rows(), arguments.quick, arguments.only)
+    rows = chosen(ROWS[arguments.kind](), arguments.quick, arguments.only)
     rows = [tiny(row) for row in rows] if arguments.tiny else rows
     counts = scaling.QUICK_COUNTS if arguments.quick else scaling.COUNTS
     counts = scaling.TINY_COUNTS if arguments.tiny else counts
@@ -142,13 +146,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a dozen short rows only")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="SUBSTRING", help="rows whose name contains it")
-    parser.add_argument("--output", type=Path, help="the file (benchmarks/performance.json, performance_cuda.json)")
+    parser.add_argument("--output", type=Path, help="the file (benchmarks/performance.json, or that of another kind of machine)")
     parser.add_argument("--tiny", action="store_true", help="toy models: to try the benchmark itself in a minute")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU that torch can use")
+    has_bfloat16 = machine.is_fast("bfloat16", arguments.device)
+    arguments.kind = arguments.device if has_bfloat16 else f"{arguments.device}_without_bfloat16"
     if arguments.output is None:
-        arguments.output = FOLDER / ("performance_cuda.json" if arguments.device == "cuda" else "performance.json")
+        arguments.output = FOLDER / f"{FILES[arguments.kind]}.json"
     sys.exit(1 if run(arguments) else 0)
 
 
