@@ -93,6 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         "tiny": arguments.tiny,
         "quick": arguments.quick,
         "device": arguments.device,
+        "kind": arguments.kind,
         "machine": machine.describe(arguments.device),
         "versions": machine.versions(),
         "peaks": {"start": machine.peaks(arguments.device, side)},
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a dozen short rows only")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--only", nargs="+", default=[], metavar="SUBSTRING", help="rows whose name contains it")
-    parser.add_argument("--output", type=Path, help="the file (benchmarks/performance.json, or that of another kind of machine)")
+    parser.add_argument("--output", type=Path, help="the file (benchmarks/performance*.json)")
     parser.add_argument("--tiny", action="store_true", help="toy models: to try the benchmark itself in a minute")
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():

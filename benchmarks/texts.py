@@ -89,6 +89,10 @@ PROFILE = """\
 One more call of ours by torch's profiler. The products are those that both sides compute; what is left to gain on
 `transformers` is in the other columns. "Other" is the arrangement of memory, pooling, and Python."""
 
+NO_BFLOAT16 = """\
+Without AVX-512, torch multiplies bfloat16 in a plain loop, and so does `transformers`; here, products are computed in
+float32. Of the rows in bfloat16, only the smallest is measured: the others would take minutes to hours each."""
+
 NO_GPU = """
 Not measured: there was no GPU. The same rows run there, in bfloat16, with batches that fill the card:
 

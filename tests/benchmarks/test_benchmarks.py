@@ -227,6 +227,7 @@ def run():
         "tiny": False,
         "quick": False,
         "device": "cpu",
+        "kind": "cpu",
         "seconds": 90.0,
         "machine": {"processor": "Abacus", "cores": 2, "threads": 2},
         "versions": {"torch": "9.9"},
@@ -281,11 +282,11 @@ def test_gpu_targets_take_the_faster_of_ours(run):
     row = made_up_row(rows.FOURIER_STEP, "bfloat16", side([3.0], 1e12), side([2.5], 1e12), "train", batch=64)
     row["sides"]["ours compiled"] = side([1.0], 2.5e11)
     row["ratios"]["ours compiled"] = measure.ratios([3.0], [1.0])
-    run |= {"device": "cuda", "rows": [row], "scaling": {}}
+    run |= {"device": "cuda", "kind": "cuda", "rows": [row], "scaling": {}}
     found = {one.key: one.reached for one in targets.targets(run)}
     assert found[f"{rows.FOURIER_STEP}, bfloat16"] is True
     assert found[f"{rows.FOURIER_STEP}, GPU, fraction"] is True  # 250 of 400 GFLOP/s
-    assert "| ours compiled" not in report.document([run])
+    assert "| ours compiled" not in report.document({"page": run})
     row["batch"] = 32
     assert all(one.reached is None for one in targets.targets(run))
 
@@ -305,10 +306,21 @@ def test_the_document_says_what_was_found(run, tmp_path, monkeypatch, capsys):
     assert "Abacus, 2 cores" in page
     assert "| product 256 1280 1280 weight, 2 threads | oneDNN, MKL | MKL |" in page
     assert "| 31.5 s | 1.00 GB | 3,000 | 48% | 10 s | 1.30 GB | 1,900 | 95% | **3.15** (3.00 to 3.30) |" in page
-    for picture in ("page_ratios.png", "page_scaling.png"):
+    for picture in ("run_ratios.png", "run_scaling.png"):
         assert (tmp_path / picture).stat().st_size > 1000
         assert f"({picture})" in page
     assert "**not reached**" in capsys.readouterr().out
+
+
+def test_a_cpu_without_bfloat16_has_rows_and_a_page_of_its_own(run):
+    found = rows.rows_without_bfloat16()
+    assert [(row.work, row.batch, row.rounds) for row in found if row.dtype == "bfloat16"] == [(rows.OTHER, 1, 1)]
+    assert [row for row in found if row.dtype == "float32"] == [x for x in rows.cpu_rows() if x.dtype == "float32"]
+    page = report.document({"one": run, "two": run | {"kind": "cpu_without_bfloat16"}})
+    first, second = page.split("## On a CPU without instructions for bfloat16\n")
+    assert "(one_ratios.png)" in first
+    assert "(two_ratios.png)" in second
+    assert "float32. Of the rows in bfloat16, only the smallest is measured" in second
 
 
 def test_a_row_is_printed_with_its_fraction_and_ratio(run):
