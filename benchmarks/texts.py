@@ -91,8 +91,8 @@ One more call of ours by torch's profiler. The products are those that both side
 
 NO_BFLOAT16 = """\
 Without AVX-512, torch multiplies bfloat16 in a plain loop, and so does `transformers`; here, products are computed in
-float32. Of the rows in bfloat16, only the smallest is measured: the others would take minutes to hours each. The peak in
-bfloat16 is that of torch's loop, and its fraction can be above 1."""
+float32. Of the rows in bfloat16, only the smallest is measured: the others would take minutes to hours each. The
+peak in bfloat16 is that of torch's loop, and its fraction can be above 1."""
 
 NO_GPU = """
 Not measured: there was no GPU. The same rows run there, in bfloat16, with batches that fill the card:

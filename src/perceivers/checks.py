@@ -95,8 +95,8 @@ def describe_expected(value: Any, annotation: Any) -> str:
     if origin is Annotated and matches(value, strip_ranges(annotation)):
         return " and ".join(str(part) for part in parts[1:] if isinstance(part, Range))
     ranges = set(find_ranges(annotation))
-    each = f", each {ranges.pop()}" if len(ranges) == 1 else ""
-    return f"of type {name_annotation(annotation)}{each}"
+    each = "" if origin is Annotated else "each "
+    return f"of type {name_annotation(annotation)}" + (f", {each}{ranges.pop()}" if len(ranges) == 1 else "")
 
 
 def describe_type(annotation: Any) -> str:

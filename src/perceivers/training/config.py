@@ -3,6 +3,7 @@
 import inspect
 import json as json_module
 import os
+import re
 import textwrap
 import types
 from argparse import ArgumentError
@@ -18,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from perceivers import plugins
 from perceivers.checkpoints.load import pretrained_config
-from perceivers.checks import Checked, check_field, describe_type
+from perceivers.checks import Checked, check_field, describe_expected, describe_type
 from perceivers.command import print_answer, print_aside
 from perceivers.config_files import find_config_file
 from perceivers.errors import PerceiversError, did_you_mean, quote
@@ -50,10 +51,24 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     try:
         arguments = parser.instantiate(parser.parse_object(values))
     except ArgumentError as error:
-        raise PerceiversError(f"{path}: {' '.join(error.message.split())}") from error
+        raise PerceiversError(f"{path}: {explain(error.message, values, kind, model)}") from error
     experiment = kind(**vars(arguments), trainer=trainer)
     experiment.given = {name: value for name, value in values["model"].items() if name in kind.decided_by_data}
     return experiment
+
+
+def explain(message: str, values: Any, experiment: type[Experiment], model: type) -> str:
+    """Returns the parser's error about the type of a value as one sentence."""
+    found = re.search(r'Parser key "([\w.]+)"', message)
+    if found is None:
+        return " ".join(message.split())
+    kind: Any = experiment
+    *sections, name = found[1].split(".")
+    for section in sections:
+        kind = model if (kind, section) == (experiment, "model") else get_type_hints(kind)[section]
+        values = values[section]
+    expected = describe_expected(values[name], get_type_hints(kind, include_extras=True)[name])
+    return f"{found[1]} = {quote(values[name])} is not allowed: it must be {expected}."
 
 
 def train_config(path: Path, overrides: Sequence[str] = (), json: bool = False) -> Path:

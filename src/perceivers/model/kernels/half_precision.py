@@ -1,7 +1,7 @@
 """Products of half precision on CPUs that have no instructions for it: they are computed in float32.
 
-Without AVX-512, torch multiplies bfloat16 matrices in a plain loop. It takes 10 times as long as float32 for 256 rows and
-columns, and 400 times for 2,048.
+Without AVX-512, torch multiplies bfloat16 matrices in a plain loop. It takes 10 times as long as float32 for 256 rows,
+and 400 times for 2,048.
 """
 
 from collections.abc import Callable
