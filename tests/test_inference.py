@@ -111,7 +111,7 @@ def ask(tmp_path):
     return lambda command, model, **how: numbers(by_name[command](model, **how))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])
 @pytest.mark.parametrize("command", MODELS)
 def test_every_command_computes_with_fewer_bits(ask, command, dtype, tolerance):
     model = MODELS[command]()
