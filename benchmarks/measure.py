@@ -18,7 +18,7 @@ from benchmarks import models
 from benchmarks.rows import Row
 
 ROOT = Path(__file__).parents[1]
-PATIENCE = 600.0
+PATIENCE = 240.0
 """Seconds after which a call is given up; compiling is what may take so long."""
 TOLERANCE = 1e-3
 """By how much of their standard deviation float32 answers of equal weights may differ."""

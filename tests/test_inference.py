@@ -111,12 +111,17 @@ def ask(tmp_path):
     return lambda command, model, **how: numbers(by_name[command](model, **how))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.1), ("float16", 0.01)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.05), ("float16", 0.01)])
 @pytest.mark.parametrize("command", MODELS)
 def test_every_command_computes_with_fewer_bits(ask, command, dtype, tolerance):
-    model = MODELS[command]()
-    exact = ask(command, model)
-    rounded = ask(command, model, dtype=dtype)
-    assert model.encoder.latents.dtype == getattr(torch, dtype)
-    assert rounded.dtype == torch.float32
-    assert 0 < (rounded - exact).norm() / exact.norm() < tolerance
+    errors = []
+    for seed in range(5):  # a single model's error may be several times the mean
+        torch.manual_seed(seed)
+        model = MODELS[command]()
+        exact = ask(command, model)
+        rounded = ask(command, model, dtype=dtype)
+        assert model.encoder.latents.dtype == getattr(torch, dtype)
+        assert rounded.dtype == torch.float32
+        errors.append((rounded - exact).norm() / exact.norm())
+    assert min(errors) > 0
+    assert sum(errors) / len(errors) < tolerance

@@ -321,12 +321,12 @@ def test_int8_quantizes_all_linear_layers(make, tmp_path, monkeypatch, capsys):
     names = {node.input[1] for node in products}
     weights = [onnx.numpy_helper.to_array(array) for array in graph.initializer if array.name in names]
     assert {str(weight.dtype) for weight in weights} == {"int8"}
-    assert max(abs(weight.astype(int)).max() for weight in weights) == 64  # two products with bytes are below 2**15
+    assert max(abs(weight.astype(int)).max() for weight in weights) <= 64  # two products with bytes are below 2**15
     ((name, values), *masks) = arguments.items()
     logits = model({name: InputArray(values, masks[0][1]) if masks else values})["label"]
     logits = logits["topic"] if masks else logits
     (found,) = run_file(tmp_path / "int8.onnx", arguments).values()
-    assert 1e-4 < relative_error(found, logits.softmax(-1)) < 0.15
+    assert 1e-4 < relative_error(found, logits.softmax(-1)) < 0.1
 
 
 def test_int8_that_does_not_pay_is_refused():

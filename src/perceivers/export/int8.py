@@ -65,7 +65,8 @@ def quantize(source: Path, target: Path) -> None:
         folded = Path(folder) / "folded.onnx"  # with transposed weights, which only then are constants
         quant_pre_process(source, folded, skip_symbolic_shape=True)
         kinds = ["MatMul", "Gemm"]
-        quantize_dynamic(folded, target, kinds, per_channel=True, reduce_range=True, weight_type=QuantType.QInt8)
+        options = {"per_channel": True, "reduce_range": True, "extra_options": {"WeightSymmetric": False}}
+        quantize_dynamic(folded, target, kinds, weight_type=QuantType.QInt8, **options)
 
 
 def measure(graph: Graph, plain: Path, quantized: Path) -> Quantization:
