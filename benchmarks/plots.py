@@ -38,7 +38,7 @@ def scaling(series: dict[str, Any], file: Path) -> None:
                 axis.plot(counts, [point[field] / unit for point in points], "-", color=COLORS[what], alpha=0.5)
         axis.set(xscale="log", yscale="log", xlabel="elements", title=title)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17))  # beside no point
     figure.tight_layout()
     figure.savefig(file, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -105,7 +105,7 @@ def cpu_rows() -> list[Row]:
         *pair(CLIP, "clip", (1, 1), warm="part"),
         *pair(CLIP, "clip", (0, 1), batch=2, warm="part"),
         *pair(OTHER, "perceiver_pytorch", (5, 5), equal=False),
-        *pair("as perceiver-pytorch, training step", "perceiver_pytorch", (3, 3), mode="train", batch=4, equal=False),
+        *pair(f"{OTHER}, training step", "perceiver_pytorch", (3, 3), mode="train", batch=4, equal=False),
         *pair(LANGUAGE, "language", (3, 2), sides=COMPILED),
         *pair(LANGUAGE_STEP, "language", (0, 3), mode="train", sides=COMPILED),
     ]

@@ -19,6 +19,8 @@ from perceivers.training.muon import Muon
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_linear_pointwise", "_scaled_dot_product")
 
+SOUND = {"frames": None, "samples": 1024, "samples_per_patch": 64, "audio_bands": 4, "mel_bands": 16, "hop": 64}
+
 
 @pytest.fixture(params=[torch.bfloat16, torch.float16])
 def slow(request, monkeypatch):
@@ -61,9 +63,11 @@ def test_fast_types_are_multiplied_as_they_are(monkeypatch):
 
 
 def test_types_are_fast_where_onednn_multiplies_them(monkeypatch):
-    has_fast_products.cache_clear()
-    assert has_fast_products(torch.bfloat16) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    assert has_fast_products(torch.float16) == torch.ops.mkldnn._is_mkldnn_fp16_supported()
+    for fast in (torch.bfloat16, torch.float16):
+        has_fast_products.cache_clear()
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast == torch.bfloat16)
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_fp16_supported", lambda fast=fast: fast == torch.float16)
+        assert [dtype for dtype in half_precision.HALF if has_fast_products(dtype)] == [fast]
     has_fast_products.cache_clear()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert not has_fast_products(torch.bfloat16)
@@ -123,10 +127,17 @@ def test_a_convolution_rounds_only_its_result(slow):
         ("imagenet_conv", {"image_size": 32}, {"image": torch.rand(2, 3, 32, 32)}),
         ("imagenet_fourier", {"image_size": 16, "bands": 4}, {"image": torch.rand(2, 3, 16, 16)}),
         ("optical_flow", {"image_size": (16, 24), "bands": 4}, {"frames": torch.rand(1, 2, 3, 16, 24)}),
+        (
+            "optical_flow",  # whose queries are narrower than the latents
+            {"image_size": (16, 24), "bands": 4, "channels": 128},
+            {"frames": torch.rand(1, 2, 3, 16, 24)},
+        ),
+        ("audioset_raw", SOUND | {"sound": "conv"}, {"audio": torch.rand(2, 1024)}),
+        ("audioset_raw", SOUND | {"sound": "mel"}, {"audio": torch.rand(2, 1024)}),
     ],
 )
 def test_a_whole_model_multiplies_in_float32_only(slow, preset, sizes, inputs):
-    sizes = sizes | {"latents": 8, "channels": 32, "depth": 1, "num_blocks": 1, "heads": 2}
+    sizes = {"latents": 8, "channels": 32, "depth": 1, "num_blocks": 1, "heads": 2} | sizes
     model = create_model(preset, **sizes)
     with Recorder() as recorder, torch.autocast("cpu", dtype=slow):
         loss = sum(y.float().square().mean() for y in model(inputs).values())

@@ -1,7 +1,7 @@
 """Products of half precision on CPUs that have no instructions for it: they are computed in float32.
 
-Without AVX-512, torch multiplies bfloat16 matrices in a plain loop. It takes 10 times as long as float32 for 256 rows,
-and 400 times for 2,048.
+Without AVX-512, torch multiplies bfloat16 matrices in a plain loop. On an AMD EPYC, products of 256
+rows take 10 times as long as in float32, and of 2,048 rows 400 times.
 """
 
 from collections.abc import Callable
