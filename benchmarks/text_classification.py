@@ -1,11 +1,12 @@
 """Classifying texts by configs/language/classify.yaml, beside TF-IDF and linear models; into docs/language.md.
 
     python benchmarks/text_classification.py --data FOLDER [--only TASK ...]    # make mini-classify DATA=FOLDER
+    python benchmarks/text_classification.py --data FOLDER --pretrained runs/results    # fine-tuned models, too
 
 FOLDER has `glue/` with the original files of CoLA, MRPC, RTE, SST-2 and STS-B, and `tables/clothes/`. Both get the same
 rows. Ours trains once, with the settings of the file. TF-IDF is searched: `SETTINGS` are compared on training rows, and
-the best is trained on all of them. Everything runs on one core. Results are kept in
-benchmarks/text_classification.json, and what it has is skipped.
+the best is trained on all of them. Models of masked bytes, which `make results` trains, are fine-tuned by the same
+file. Everything runs on one core. Results are kept in benchmarks/text_classification.json, and what it has is skipped.
 """
 
 import argparse
@@ -41,7 +42,7 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/language/classify.yaml"
 RESULTS = ROOT / "benchmarks/text_classification.json"
 START, END = "<!-- measured by benchmarks/text_classification.py -->\n", "<!-- end -->\n"
-OURS, TFIDF = "Perceiver IO", "TF-IDF"
+OURS, TFIDF, PRETRAINED = "Perceiver IO", "TF-IDF", "pretrained"
 SEEDS = (0, 1, 2)
 
 FOLDS = 5
@@ -139,24 +140,31 @@ def measure(metric: str, label: "pd.Series[str]", values: np.ndarray[Any, Any]) 
     return float((accuracy_score if metric == "accuracy" else matthews_corrcoef)(is_last, values > 0.5))
 
 
-def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> tuple[np.ndarray[Any, Any], float, Any]:
-    """Trains as a user would; returns predictions for the evaluation rows, CPU seconds of training, and the config."""
+def fit_ours(
+    task: Task, rows: Frames, seed: int, data: Path, folder: Path, init: Path | None = None
+) -> tuple[np.ndarray[Any, Any], float, Any]:
+    """Trains as a user would, from scratch or from a pretrained model.
+
+    Returns:
+        Predictions for the evaluation rows, CPU seconds of training, and the config.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, frame in zip(("train", "dev"), rows, strict=True):
         frame.to_csv(folder / f"{name}.csv", index=False)
     texts = [column for column in rows[0] if column != "label"]
     options = [f"--data.path={folder}", f"--data.text=[{','.join(texts)}]"]
+    options += [f"--model.init={init}"] if init else []
     config = CONFIG
     if task.glue is not None:
         settings = yaml.safe_load(CONFIG.read_text())
         del settings["min_examples"]  # GLUE has enough
-        sizes = {name: value for name, value in settings["model"].items() if name != "preset"}
-        LanguageConfig(**sizes).build().save(folder / "untrained")
+        if init is None:
+            sizes = {name: value for name, value in settings["model"].items() if name != "preset"}
+            LanguageConfig(**sizes).build().save(folder / "untrained")
+        model = {"init": str(init or folder / "untrained")}
         config = folder / "glue.yaml"
-        config.write_text(
-            yaml.safe_dump(settings | {"experiment": "glue", "model": {"init": str(folder / "untrained")}})
-        )
+        config.write_text(yaml.safe_dump(settings | {"experiment": "glue", "model": model}))
         options = [f"--data.path={data / 'glue'}", f"--data.tasks=[{task.glue}]"]
     output, predictions = folder / "run", folder / "predictions.csv"
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -165,8 +173,8 @@ def fit_ours(task: Task, rows: Frames, seed: int, data: Path, folder: Path) -> t
     call("predict", output / "model", "--data", folder / "dev.csv", "--out", predictions, "--text", *texts)
     found = pd.read_csv(predictions, dtype={"class": str})
     config_of_run = {key: value for key, value in read_json(output / "config.json").items() if key in KEPT}
-    if task.glue is not None:
-        config_of_run["model"]["init"] = "untrained"  # in a folder of this machine
+    if init or task.glue:
+        config_of_run["model"]["init"] = PRETRAINED if init else "untrained"  # in a folder of this machine
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()
@@ -213,19 +221,21 @@ def predict_tfidf(task: Task, rows: Frames, features: str, strength: float) -> n
     return np.asarray(model.predict_proba(y)[:, 1])
 
 
-def run(name: str, task: Task, data: Path, folder: Path, file: Path) -> None:
-    """Measures what the JSON file has not; `folder` is for the latest run."""
+def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Mapping[int, Path]) -> None:
+    """Measures what the JSON file has not; `folder` is for the latest run, `pretrained` has models by seed."""
     results: dict[str, Any] = read_json(file) if file.is_file() else {}
+    runs = [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *((PRETRAINED, seed) for seed in pretrained)]
     for part, rows in enumerate(task.read(data)):
-        for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS)]:
+        for method, seed in runs:
             key = f"{name} / {part} / {method} / {seed}"
             if key in results:
                 continue
             print(f"\n{key}", flush=True)
-            if method == OURS:
-                values, seconds, config = fit_ours(task, rows, seed, data, folder)
-            else:
+            if method == TFIDF:
                 values, seconds, config = fit_tfidf(task, rows)
+            else:
+                init = pretrained[seed] if method == PRETRAINED else None
+                values, seconds, config = fit_ours(task, rows, seed, data, folder, init)
             results[key] = {
                 "task": name,
                 "part": part,
@@ -248,8 +258,41 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def find_pretrained(runs: Path) -> dict[int, Path]:
+    """Returns the models of masked bytes in a folder of runs of benchmarks/results.py, by seed."""
+    folders = {seed: runs / f"masked_bytes_seed{seed}" / "model" for seed in SEEDS}
+    return {seed: folder for seed, folder in folders.items() if folder.is_dir()}
+
+
+def report_pretrained(results: Mapping[str, Any]) -> str:
+    """Returns the table of fine-tuned models beside those trained from scratch, as Markdown, or "" without any."""
+    lines = []
+    for name, task in TASKS.items():
+        by_method = {
+            method: [r for r in results.values() if (r["task"], r["method"]) == (name, method)]
+            for method in (OURS, TFIDF, PRETRAINED)
+        }
+        if not all(by_method.values()):
+            continue
+        means = {method: 100 * statistics.mean(r["value"] for r in found) for method, found in by_method.items()}
+        found = by_method[PRETRAINED]
+        cells = [
+            name,
+            f"{found[0]['rows'][0]:,}",
+            task.metric,
+            f"{means[OURS]:.1f}",
+            f"{means[PRETRAINED]:.1f}",
+            ", ".join(f"{100 * r['value']:.1f} (seed {r['seed']})" for r in found),
+            f"{means[TFIDF]:.1f}",
+            f"{statistics.mean(r['seconds'] for r in found):.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    head = "| task | training rows | metric | from scratch | pretrained | by seed | TF-IDF | CPU seconds |"
+    return "\n".join(["", head, "| --- |" + " --- |" * 7, *lines]) + "\n" if lines else ""
+
+
 def report(results: Mapping[str, Any]) -> str:
-    """Returns the table of what was measured, as Markdown."""
+    """Returns the table of models trained from scratch, as Markdown."""
     lines = [
         "| task | training rows | metric | Perceiver IO | by seed | TF-IDF | its setting | CPU seconds | of TF-IDF |",
         "| --- |" + " --- |" * 8,
@@ -282,13 +325,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with glue/ and tables/")
     parser.add_argument("--only", nargs="+", choices=list(TASKS), default=list(TASKS), help="only these")
+    parser.add_argument("--pretrained", type=Path, help="folder of runs of benchmarks/results.py: runs/results")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/text_classification", help="folder of the latest run")
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of all results")
     parser.add_argument("--document", type=Path, default=ROOT / "docs/language.md", help="document to write into")
     arguments = parser.parse_args()
+    pretrained = find_pretrained(arguments.pretrained) if arguments.pretrained else {}
     for name in arguments.only:
-        run(name, TASKS[name], arguments.data, arguments.runs, arguments.results)
-    table = report(read_json(arguments.results))
+        run(name, TASKS[name], arguments.data, arguments.runs, arguments.results, pretrained)
+    results = read_json(arguments.results)
+    table = report(results) + report_pretrained(results)
     before, rest = arguments.document.read_text().split(START)
     arguments.document.write_text(f"{before}{START}{table}{END}{rest.split(END, 1)[1]}")
     print(table)

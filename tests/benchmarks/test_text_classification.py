@@ -3,13 +3,27 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy.stats import pearsonr
 from sklearn.metrics import matthews_corrcoef, roc_auc_score
 
 from benchmarks import text_classification as benchmark
-from benchmarks.text_classification import OURS, TASKS, TFIDF, Task, first_rows, measure, report, run
+from benchmarks.text_classification import (
+    OURS,
+    PRETRAINED,
+    TASKS,
+    TFIDF,
+    Task,
+    find_pretrained,
+    first_rows,
+    measure,
+    report,
+    report_pretrained,
+    run,
+)
 from perceivers.cli import main
+from perceivers.text.model import LanguageConfig
 from tests.support.fine_tuning import PERCEIVER
 
 GLUE = {
@@ -71,23 +85,29 @@ def test_metrics_are_of_the_last_class():
     assert measure("pearson", score, np.zeros(40)) == 0
 
 
-def test_small_tasks_are_measured_once_and_reported(tmp_path, monkeypatch):
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Data, a small config, and the commands that a benchmark of them calls, in this process."""
     write_data(tmp_path, 40)
     settings = yaml.safe_load(benchmark.CONFIG.read_text())
     settings["model"] |= PERCEIVER | {"ngram_hashes": 500}
     settings["optimization"]["lr"], settings["trainer"] = 1e-2, {"max_epochs": 10, "accelerator": "cpu"}
-    settings["training"]["batch_size"] = 8
+    settings["training"]["batch_size"], settings["min_examples"] = 8, 400
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(settings))
     calls = []
 
     def call(*arguments):
-        calls.append(arguments[0])
-        main([str(argument) for argument in arguments])
+        calls.append([str(argument) for argument in arguments])
+        main(calls[-1])
 
     monkeypatch.setattr(benchmark, "call", call)
     monkeypatch.setattr(benchmark, "CONFIG", config)
     monkeypatch.setattr(benchmark, "SEEDS", (0,))
+    return calls
+
+
+def test_small_tasks_are_measured_once_and_reported(tmp_path, calls):
     tasks = {
         "CoLA": TASKS["CoLA"],
         "STS-B": TASKS["STS-B"],
@@ -95,8 +115,8 @@ def test_small_tasks_are_measured_once_and_reported(tmp_path, monkeypatch):
     }
     for _ in range(2):
         for name, task in tasks.items():
-            run(name, task, tmp_path, tmp_path / "run", tmp_path / "results.json")
-    assert calls == ["fit", "predict"] * 3, "the second time, nothing is left to do"
+            run(name, task, tmp_path, tmp_path / "run", tmp_path / "results.json", {})
+    assert [call[0] for call in calls] == ["fit", "predict"] * 3, "the second time, nothing is left to do"
     results = json.loads((tmp_path / "results.json").read_text())
     values = {(result["task"], result["method"]): result["value"] for result in results.values()}
     assert values["CoLA", OURS] == values["CoLA", TFIDF] == values["clothes", TFIDF] == 1
@@ -112,3 +132,28 @@ def test_small_tasks_are_measured_once_and_reported(tmp_path, monkeypatch):
     assert rows[0][1:6] == ["40", "matthews", "100.0", "100.0", "100.0"]
     del results[f"CoLA / 0 / {OURS} / 0"]
     assert "CoLA" not in report(results), "a row has all of its seeds"
+
+
+def test_pretrained_models_are_fine_tuned_and_reported_beside_those_from_scratch(tmp_path, calls):
+    torch.manual_seed(0)
+    model = LanguageConfig(**PERCEIVER, ngrams=(3, 6), ngram_hashes=500, ngram_channels=12).build()
+    model.save(tmp_path / "runs/masked_bytes_seed0/model")
+    pretrained = find_pretrained(tmp_path / "runs")
+    assert pretrained == {0: tmp_path / "runs/masked_bytes_seed0/model"}
+    for name in ("CoLA", "STS-B"):
+        run(name, TASKS[name], tmp_path, tmp_path / "run", tmp_path / "results.json", pretrained)
+    assert f"--model.init={pretrained[0]}" in calls[2]
+    assert len(calls) == 8
+    results = json.loads((tmp_path / "results.json").read_text())
+    for name in ("CoLA", "STS-B"):
+        found = results[f"{name} / 0 / {PRETRAINED} / 0"]
+        assert found["config"]["model"]["init"] == PRETRAINED
+        assert found["config"]["model"]["ngram_channels"] == 12, "the sizes are those of the pretrained model"
+        assert found["value"] > 0.9
+        results[f"{name} / 0 / {PRETRAINED} / 0"]["value"] = 0.5
+    rows = [line.split(" | ") for line in report_pretrained(results).splitlines()[3:]]
+    assert [row[0] for row in rows] == ["| CoLA", "| STS-B"]
+    assert rows[0][1:7] == ["40", "matthews", "100.0", "50.0", "50.0 (seed 0)", "100.0"]
+    del results[f"CoLA / 0 / {OURS} / 0"]
+    assert "CoLA" not in report_pretrained(results)
+    assert report_pretrained({}) == ""
