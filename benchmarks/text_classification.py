@@ -5,7 +5,7 @@
 
 FOLDER has `glue/` with the original files of CoLA, MRPC, RTE, SST-2 and STS-B, and `tables/clothes/`. Both get the same
 rows. Ours trains once, with the settings of the file. TF-IDF is searched: `SETTINGS` are compared on training rows, and
-the best is trained on all of them. Models of masked bytes, which `make results` trains, are fine-tuned by the same
+the best is trained on all of them. Models of masked bytes, which `make results` trains, are fine-tuned with the same
 file. Everything runs on one core. Results are kept in benchmarks/text_classification.json, and what it has is skipped.
 """
 
@@ -42,7 +42,10 @@ ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs/language/classify.yaml"
 RESULTS = ROOT / "benchmarks/text_classification.json"
 START, END = "<!-- measured by benchmarks/text_classification.py -->\n", "<!-- end -->\n"
-OURS, TFIDF, PRETRAINED = "Perceiver IO", "TF-IDF", "pretrained"
+OURS, TFIDF = "Perceiver IO", "TF-IDF"
+PRETRAINED = {"pretrained Perceiver IO": "masked_bytes", "pretrained BERT": "masked_bytes_bert"}
+"""Fine-tuned models, and the runs of benchmarks/results.py that pretrain them."""
+
 SEEDS = (0, 1, 2)
 
 FOLDS = 5
@@ -174,7 +177,7 @@ def fit_ours(
     found = pd.read_csv(predictions, dtype={"class": str})
     config_of_run = {key: value for key, value in read_json(output / "config.json").items() if key in KEPT}
     if init or task.glue:
-        config_of_run["model"]["init"] = PRETRAINED if init else "untrained"  # in a folder of this machine
+        config_of_run["model"]["init"] = "pretrained" if init else "untrained"  # in a folder of this machine
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()
@@ -221,12 +224,15 @@ def predict_tfidf(task: Task, rows: Frames, features: str, strength: float) -> n
     return np.asarray(model.predict_proba(y)[:, 1])
 
 
-def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Mapping[int, Path]) -> None:
-    """Measures what the JSON file has not; `folder` is for the latest run, `pretrained` has models by seed."""
+Pretrained = Mapping[tuple[str, int], Path]
+"""Pretrained models by their names in `PRETRAINED` and their seeds, which fine-tuning uses, too."""
+
+
+def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Pretrained) -> None:
+    """Measures what the JSON file has not; `folder` is for the latest run."""
     results: dict[str, Any] = read_json(file) if file.is_file() else {}
-    runs = [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *((PRETRAINED, seed) for seed in pretrained)]
     for part, rows in enumerate(task.read(data)):
-        for method, seed in runs:
+        for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *pretrained]:
             key = f"{name} / {part} / {method} / {seed}"
             if key in results:
                 continue
@@ -234,8 +240,7 @@ def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained:
             if method == TFIDF:
                 values, seconds, config = fit_tfidf(task, rows)
             else:
-                init = pretrained[seed] if method == PRETRAINED else None
-                values, seconds, config = fit_ours(task, rows, seed, data, folder, init)
+                values, seconds, config = fit_ours(task, rows, seed, data, folder, pretrained.get((method, seed)))
             results[key] = {
                 "task": name,
                 "part": part,
@@ -258,37 +263,34 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
-def find_pretrained(runs: Path) -> dict[int, Path]:
-    """Returns the models of masked bytes in a folder of runs of benchmarks/results.py, by seed."""
-    folders = {seed: runs / f"masked_bytes_seed{seed}" / "model" for seed in SEEDS}
-    return {seed: folder for seed, folder in folders.items() if folder.is_dir()}
+def find_pretrained(runs: Path) -> dict[tuple[str, int], Path]:
+    """Returns the pretrained models in a folder of runs of benchmarks/results.py."""
+    folders = {(name, seed): runs / f"{PRETRAINED[name]}_seed{seed}/model" for name in PRETRAINED for seed in SEEDS}
+    return {key: folder for key, folder in folders.items() if folder.is_dir()}
 
 
 def report_pretrained(results: Mapping[str, Any]) -> str:
-    """Returns the table of fine-tuned models beside those trained from scratch, as Markdown, or "" without any."""
-    lines = []
+    """Returns the table of fine-tuned models beside those trained from scratch, as Markdown."""
+    lines = [
+        f"| task | training rows | metric | from scratch | TF-IDF | {' | '.join(PRETRAINED)} |",
+        "| --- |" + " --- |" * (4 + len(PRETRAINED)),
+    ]
     for name, task in TASKS.items():
-        by_method = {
-            method: [r for r in results.values() if (r["task"], r["method"]) == (name, method)]
-            for method in (OURS, TFIDF, PRETRAINED)
-        }
-        if not all(by_method.values()):
-            continue
-        means = {method: 100 * statistics.mean(r["value"] for r in found) for method, found in by_method.items()}
-        found = by_method[PRETRAINED]
-        cells = [
-            name,
-            f"{found[0]['rows'][0]:,}",
-            task.metric,
-            f"{means[OURS]:.1f}",
-            f"{means[PRETRAINED]:.1f}",
-            ", ".join(f"{100 * r['value']:.1f} (seed {r['seed']})" for r in found),
-            f"{means[TFIDF]:.1f}",
-            f"{statistics.mean(r['seconds'] for r in found):.0f}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    head = "| task | training rows | metric | from scratch | pretrained | by seed | TF-IDF | CPU seconds |"
-    return "\n".join(["", head, "| --- |" + " --- |" * 7, *lines]) + "\n" if lines else ""
+        methods = (OURS, TFIDF, *PRETRAINED)
+        found = [[r for r in results.values() if (r["task"], r["method"]) == (name, method)] for method in methods]
+        if all(found):
+            rows = f"{found[0][0]['rows'][0]:,}"
+            from_scratch = [f"{100 * statistics.mean(r['value'] for r in method):.1f}" for method in found[:2]]
+            cells = [name, rows, task.metric, *from_scratch, *map(describe_seeds, found[2:])]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def describe_seeds(found: list[dict[str, Any]]) -> str:
+    """Returns the mean over seeds, each of them, and the mean time of training."""
+    values = [100 * result["value"] for result in found]
+    seconds = statistics.mean(result["seconds"] for result in found)
+    return f"{statistics.mean(values):.1f} ({', '.join(f'{value:.1f}' for value in values)}; {seconds:.0f} s)"
 
 
 def report(results: Mapping[str, Any]) -> str:
@@ -334,7 +336,7 @@ def main() -> None:
     for name in arguments.only:
         run(name, TASKS[name], arguments.data, arguments.runs, arguments.results, pretrained)
     results = read_json(arguments.results)
-    table = report(results) + report_pretrained(results)
+    table = report(results) + "\n" + report_pretrained(results)
     before, rest = arguments.document.read_text().split(START)
     arguments.document.write_text(f"{before}{START}{table}{END}{rest.split(END, 1)[1]}")
     print(table)

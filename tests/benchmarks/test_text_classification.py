@@ -1,4 +1,5 @@
 import json
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -23,8 +24,9 @@ from benchmarks.text_classification import (
     run,
 )
 from perceivers.cli import main
-from perceivers.text.model import LanguageConfig
+from perceivers.text.model import BertConfig, LanguageConfig
 from tests.support.fine_tuning import PERCEIVER
+from tests.support.fine_tuning import SMALL_BERT as BERT
 
 GLUE = {
     "SST-2": "sentence\tlabel\n{a}\t{y}\n",
@@ -136,24 +138,29 @@ def test_small_tasks_are_measured_once_and_reported(tmp_path, calls):
 
 def test_pretrained_models_are_fine_tuned_and_reported_beside_those_from_scratch(tmp_path, calls):
     torch.manual_seed(0)
-    model = LanguageConfig(**PERCEIVER, ngrams=(3, 6), ngram_hashes=500, ngram_channels=12).build()
-    model.save(tmp_path / "runs/masked_bytes_seed0/model")
+    ngrams = {"ngrams": (3, 6), "ngram_hashes": 500, "ngram_channels": 12}
+    models = {
+        "masked_bytes": LanguageConfig(**PERCEIVER, **ngrams),
+        "masked_bytes_bert": BertConfig(vocabulary=262, **BERT, **ngrams),
+    }
+    for name, model in models.items():
+        model.build().save(tmp_path / f"runs/{name}_seed0/model")
     pretrained = find_pretrained(tmp_path / "runs")
-    assert pretrained == {0: tmp_path / "runs/masked_bytes_seed0/model"}
+    assert list(pretrained) == [("pretrained Perceiver IO", 0), ("pretrained BERT", 0)]
     for name in ("CoLA", "STS-B"):
         run(name, TASKS[name], tmp_path, tmp_path / "run", tmp_path / "results.json", pretrained)
-    assert f"--model.init={pretrained[0]}" in calls[2]
-    assert len(calls) == 8
+    assert f"--model.init={tmp_path}/runs/masked_bytes_bert_seed0/model" in calls[4]
+    assert len(calls) == 2 * 3 * 2
     results = json.loads((tmp_path / "results.json").read_text())
-    for name in ("CoLA", "STS-B"):
-        found = results[f"{name} / 0 / {PRETRAINED} / 0"]
-        assert found["config"]["model"]["init"] == PRETRAINED
+    for name, method in product(("CoLA", "STS-B"), PRETRAINED):
+        found = results[f"{name} / 0 / {method} / 0"]
+        assert found["config"]["model"]["init"] == "pretrained"
         assert found["config"]["model"]["ngram_channels"] == 12, "the sizes are those of the pretrained model"
         assert found["value"] > 0.9
-        results[f"{name} / 0 / {PRETRAINED} / 0"]["value"] = 0.5
-    rows = [line.split(" | ") for line in report_pretrained(results).splitlines()[3:]]
+    results["CoLA / 0 / pretrained BERT / 0"] |= {"value": 0.5, "seconds": 7.2}
+    rows = [line.split(" | ") for line in report_pretrained(results).splitlines()[2:]]
     assert [row[0] for row in rows] == ["| CoLA", "| STS-B"]
-    assert rows[0][1:7] == ["40", "matthews", "100.0", "50.0", "50.0 (seed 0)", "100.0"]
-    del results[f"CoLA / 0 / {OURS} / 0"]
+    assert rows[0][1:5] == ["40", "matthews", "100.0", "100.0"]
+    assert rows[0][6] == "50.0 (50.0; 7 s) |"
+    del results["CoLA / 0 / pretrained BERT / 0"]
     assert "CoLA" not in report_pretrained(results)
-    assert report_pretrained({}) == ""
