@@ -1,10 +1,12 @@
-"""The machine: what it is, and how many FLOPs a second it reaches in a large matrix product."""
+"""The machine: what it is, how many FLOPs a second it reaches in a large matrix product, and the versions compared."""
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
+
+
+def find_commit() -> str:
+    """Returns the commit of this checkout, "" outside of one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def products(a: Tensor, b: Tensor) -> dict[str, Callable[[], Tensor]]:

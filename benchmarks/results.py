@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.claims import CLAIMS, UNTESTED, Claim, Method
-from benchmarks.machine import describe, versions
+from benchmarks.machine import describe, find_commit, versions
 from benchmarks.simple import SIMPLE, prepare_units
 
 ROOT = Path(__file__).parents[1]
@@ -136,10 +136,9 @@ def read_curve(output: Path, seconds: float) -> Iterator[dict[str, float]]:
 
 def save(name: str, found: dict[str, Any]) -> None:
     """Writes a result, with the commit and the machine."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     machine = {**describe("cpu"), "torch": versions()["torch"]}
     FOLDER.mkdir(exist_ok=True)
-    text = json.dumps({"name": name, "commit": commit.stdout.strip(), "machine": machine, **found}, indent=1)
+    text = json.dumps({"name": name, "commit": find_commit(), "machine": machine, **found}, indent=1)
     (FOLDER / f"{name}.json").write_text(text + "\n")
 
 

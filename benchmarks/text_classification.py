@@ -34,7 +34,7 @@ from sklearn.model_selection import KFold, ShuffleSplit
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.machine import describe, versions
+from benchmarks.machine import describe, find_commit, versions
 from perceivers.text.model import LanguageConfig
 from perceivers.values import read_json
 
@@ -251,16 +251,10 @@ def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained:
                 "value": measure(task.metric, rows[1]["label"], values),
                 "seconds": round(seconds, 1),
                 "config": config,
-                "commit": commit(),
+                "commit": find_commit(),
                 "machine": describe("cpu") | versions(),
             }
             file.write_text(json.dumps(results, indent=1) + "\n")
-
-
-def commit() -> str:
-    """Returns the commit of the working tree, "" outside of one."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def find_pretrained(runs: Path) -> dict[tuple[str, int], Path]:
