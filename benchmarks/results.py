@@ -210,9 +210,11 @@ def describe_method(claim: Claim, method: Method, results: Results) -> str:
     first, files = found[0], [f"[{result['name']}](../results/{result['name']}.json)" for result in found]
     size = f"{first['parameters'] / 1e6:.2f}M" if "parameters" in first and method.metric[0].startswith("val") else ""
     seeds = ", ".join(str(result["seed"]) for result in found if "seed" in result)
-    minutes = statistics.mean(result["seconds"] for result in found) / 60
-    machine = describe_machine(first)
-    cells = [method.title, show(claim, method, results), size, seeds, f"{minutes:.1f}", machine, " ".join(files)]
+    seconds: dict[str, list[float]] = {}
+    for result in found:
+        seconds.setdefault(describe_machine(result), []).append(result["seconds"])
+    minutes = "; ".join(f"{statistics.mean(of_machine) / 60:.1f}" for of_machine in seconds.values())
+    cells = [method.title, show(claim, method, results), size, seeds, minutes, "; ".join(seconds), " ".join(files)]
     return f"| {' | '.join(cells)} |"
 
 

@@ -59,6 +59,9 @@ def test_the_page_has_a_row_for_each_method_with_its_seeds_and_files(monkeypatch
     files = "[mine](../results/mine.json) [mine_seed1](../results/mine_seed1.json)"
     assert f"| ours | 65.0% ± 7.1% | 2.50M | 0, 1 | 2.0 | Fast, 2 cores | {files} |" in page
     assert "In the paper: so it is." in page
+    slow = {"machine": {"processor": "Slow", "cores": 1}, "seconds": 600.0}
+    found["mine"].append(result("mine_seed2", 0.8, 2) | slow)
+    assert "| 0, 1, 2 | 2.0; 10.0 | Fast, 2 cores; Slow, 1 core |" in results.render(found)
     assert "```\nfit mine\nfit linear\n```" in page
     assert "| top | 2.0 | `fit mine` | Fast, 2 cores |" in page  # 0.35 after a minute, 0.7 after two
     assert "| no | not reached yet | | |" in page
