@@ -224,12 +224,19 @@ def predict_tfidf(task: Task, rows: Frames, features: str, strength: float) -> n
     return np.asarray(model.predict_proba(y)[:, 1])
 
 
-Pretrained = Mapping[tuple[str, int], Path]
-"""Pretrained models by their names in `PRETRAINED` and their seeds, which fine-tuning uses, too."""
+def run(
+    name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Mapping[tuple[str, int], Path]
+) -> None:
+    """Measures what the JSON file has not.
 
-
-def run(name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Pretrained) -> None:
-    """Measures what the JSON file has not; `folder` is for the latest run."""
+    Args:
+        name: of the task.
+        task: the task.
+        data: the folder of data.
+        folder: for the latest run.
+        file: the JSON file.
+        pretrained: models to fine-tune, by name and seed, see `find_pretrained`.
+    """
     results: dict[str, Any] = read_json(file) if file.is_file() else {}
     for part, rows in enumerate(task.read(data)):
         for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *pretrained]:
