@@ -39,8 +39,6 @@ MINI = ROOT / "runs/flow_mini"
 ABLATION = {
     "as in mini.yaml": [],
     "no first phase": ["--curriculum.warmup_fraction=0", "--curriculum.ramp_fraction=0.9"],
-    "no local start": ["--model.initialization=normal"],
-    "neither": ["--curriculum.warmup_fraction=0", "--curriculum.ramp_fraction=0.9", "--model.initialization=normal"],
 }
 """What is changed in each run."""
 

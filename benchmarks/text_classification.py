@@ -6,7 +6,8 @@
 FOLDER has `glue/` with the original files of CoLA, MRPC, RTE, SST-2 and STS-B, and `tables/clothes/`. Both get the same
 rows. Ours trains once, with the settings of the file. TF-IDF is searched: `SETTINGS` are compared on training rows, and
 the best is trained on all of them. Models of masked bytes, which `make results` trains, are fine-tuned with the same
-file. Everything runs on one core. Results are kept in benchmarks/text_classification.json, and what it has is skipped.
+file, beside an untrained model of their size. Everything runs on one core. Results are kept in
+benchmarks/text_classification.json, and what it has is skipped.
 """
 
 import argparse
@@ -45,6 +46,10 @@ START, END = "<!-- measured by benchmarks/text_classification.py -->\n", "<!-- e
 OURS, TFIDF = "Perceiver IO", "TF-IDF"
 PRETRAINED = {"pretrained Perceiver IO": "masked_bytes", "pretrained BERT": "masked_bytes_bert"}
 """Fine-tuned models, and the runs of benchmarks/results.py that pretrain them."""
+
+UNTRAINED = "the same Perceiver IO, not pretrained"
+PRETRAINING = ROOT / "configs/language/mlm_bytes_mini.yaml"
+"""Has its sizes."""
 
 SEEDS = (0, 1, 2)
 
@@ -144,9 +149,17 @@ def measure(metric: str, label: "pd.Series[str]", values: np.ndarray[Any, Any]) 
 
 
 def fit_ours(
-    task: Task, rows: Frames, seed: int, data: Path, folder: Path, init: Path | None = None
+    task: Task, rows: Frames, seed: int, data: Path, folder: Path, model: Mapping[str, Any]
 ) -> tuple[np.ndarray[Any, Any], float, Any]:
-    """Trains as a user would, from scratch or from a pretrained model.
+    """Trains as a user would.
+
+    Args:
+        task: the task.
+        rows: for training and evaluation.
+        seed: of the run.
+        data: the folder of data.
+        folder: for the run, emptied first.
+        model: fields of the model that differ from the file's, or `init`, a pretrained model.
 
     Returns:
         Predictions for the evaluation rows, CPU seconds of training, and the config.
@@ -157,17 +170,17 @@ def fit_ours(
         frame.to_csv(folder / f"{name}.csv", index=False)
     texts = [column for column in rows[0] if column != "label"]
     options = [f"--data.path={folder}", f"--data.text=[{','.join(texts)}]"]
-    options += [f"--model.init={init}"] if init else []
+    options += [f"--model.{field}={json.dumps(value)}" for field, value in model.items()]
     config = CONFIG
     if task.glue is not None:
         settings = yaml.safe_load(CONFIG.read_text())
         del settings["min_examples"]  # GLUE has enough
-        if init is None:
-            sizes = {name: value for name, value in settings["model"].items() if name != "preset"}
-            LanguageConfig(**sizes).build().save(folder / "untrained")
-        model = {"init": str(init or folder / "untrained")}
+        init = model.get("init", str(folder / "untrained"))
+        if "init" not in model:
+            sizes = {name: value for name, value in (settings["model"] | model).items() if name != "preset"}
+            LanguageConfig(**sizes).build().save(init)
         config = folder / "glue.yaml"
-        config.write_text(yaml.safe_dump(settings | {"experiment": "glue", "model": model}))
+        config.write_text(yaml.safe_dump(settings | {"experiment": "glue", "model": {"init": init}}))
         options = [f"--data.path={data / 'glue'}", f"--data.tasks=[{task.glue}]"]
     output, predictions = folder / "run", folder / "predictions.csv"
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
@@ -176,8 +189,8 @@ def fit_ours(
     call("predict", output / "model", "--data", folder / "dev.csv", "--out", predictions, "--text", *texts)
     found = pd.read_csv(predictions, dtype={"class": str})
     config_of_run = {key: value for key, value in read_json(output / "config.json").items() if key in KEPT}
-    if init or task.glue:
-        config_of_run["model"]["init"] = "pretrained" if init else "untrained"  # in a folder of this machine
+    if config_of_run["model"].get("init"):
+        config_of_run["model"]["init"] = "pretrained" if "init" in model else "untrained"  # in a folder of this machine
     if task.metric == "pearson":
         return found["score"].to_numpy(), seconds, config_of_run
     is_last = (found["class"] == rows[1]["label"].max()).to_numpy()
@@ -225,7 +238,7 @@ def predict_tfidf(task: Task, rows: Frames, features: str, strength: float) -> n
 
 
 def run(
-    name: str, task: Task, data: Path, folder: Path, file: Path, pretrained: Mapping[tuple[str, int], Path]
+    name: str, task: Task, data: Path, folder: Path, file: Path, others: Mapping[tuple[str, int], Mapping[str, Any]]
 ) -> None:
     """Measures what the JSON file has not.
 
@@ -235,11 +248,11 @@ def run(
         data: the folder of data.
         folder: for the latest run.
         file: the JSON file.
-        pretrained: models to fine-tune, by name and seed, see `find_pretrained`.
+        others: fields of other models than the file's, by method and seed, see `find_others`.
     """
     results: dict[str, Any] = read_json(file) if file.is_file() else {}
     for part, rows in enumerate(task.read(data)):
-        for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *pretrained]:
+        for method, seed in [(TFIDF, 0), *((OURS, seed) for seed in SEEDS), *others]:
             key = f"{name} / {part} / {method} / {seed}"
             if key in results:
                 continue
@@ -247,7 +260,7 @@ def run(
             if method == TFIDF:
                 values, seconds, config = fit_tfidf(task, rows)
             else:
-                values, seconds, config = fit_ours(task, rows, seed, data, folder, pretrained.get((method, seed)))
+                values, seconds, config = fit_ours(task, rows, seed, data, folder, others.get((method, seed), {}))
             results[key] = {
                 "task": name,
                 "part": part,
@@ -264,20 +277,24 @@ def run(
             file.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def find_pretrained(runs: Path) -> dict[tuple[str, int], Path]:
-    """Returns the pretrained models in a folder of runs of benchmarks/results.py."""
+def find_others(runs: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    """Returns an untrained model for each seed, and pretrained ones in a folder of runs of benchmarks/results.py."""
     folders = {(name, seed): runs / f"{PRETRAINED[name]}_seed{seed}/model" for name in PRETRAINED for seed in SEEDS}
-    return {key: folder for key, folder in folders.items() if folder.is_dir()}
+    settings = yaml.safe_load(PRETRAINING.read_text())["model"]
+    fields = {name: value for name, value in settings.items() if name != "preset"}
+    untrained = {(UNTRAINED, seed): fields for seed in SEEDS}
+    return untrained | {key: {"init": str(folder)} for key, folder in folders.items() if folder.is_dir()}
 
 
 def report_pretrained(results: Mapping[str, Any]) -> str:
     """Returns the table of fine-tuned models beside those trained from scratch, as Markdown."""
+    others = (UNTRAINED, *PRETRAINED)
     lines = [
-        f"| task | training rows | metric | from scratch | TF-IDF | {' | '.join(PRETRAINED)} |",
-        "| --- |" + " --- |" * (4 + len(PRETRAINED)),
+        f"| task | training rows | metric | from scratch | TF-IDF | {' | '.join(others)} |",
+        "| --- |" + " --- |" * (4 + len(others)),
     ]
     for name, task in TASKS.items():
-        methods = (OURS, TFIDF, *PRETRAINED)
+        methods = (OURS, TFIDF, *others)
         found = [[r for r in results.values() if (r["task"], r["method"]) == (name, method)] for method in methods]
         if all(found):
             rows = f"{found[0][0]['rows'][0]:,}"
@@ -333,9 +350,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="file of all results")
     parser.add_argument("--document", type=Path, default=ROOT / "docs/language.md", help="document to write into")
     arguments = parser.parse_args()
-    pretrained = find_pretrained(arguments.pretrained) if arguments.pretrained else {}
+    others = find_others(arguments.pretrained) if arguments.pretrained else {}
     for name in arguments.only:
-        run(name, TASKS[name], arguments.data, arguments.runs, arguments.results, pretrained)
+        run(name, TASKS[name], arguments.data, arguments.runs, arguments.results, others)
     results = read_json(arguments.results)
     table = report(results) + "\n" + report_pretrained(results)
     before, rest = arguments.document.read_text().split(START)

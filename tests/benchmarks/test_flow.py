@@ -36,8 +36,7 @@ def test_the_table_of_lengths_has_generated_and_real_pairs(tmp_path, monkeypatch
 def test_every_run_of_the_ablation_is_a_config():
     for name, overrides in ABLATION.items():
         config = read_config(CONFIG, overrides)
-        assert (config.curriculum.warmup_fraction == 0) == (name in ("no first phase", "neither"))
-        assert (config.model.initialization == "normal") == (name in ("no local start", "neither"))
+        assert (config.curriculum.warmup_fraction == 0) == (name == "no first phase")
 
 
 def test_the_ablation_is_read_from_its_runs(tmp_path):

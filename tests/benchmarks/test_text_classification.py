@@ -15,8 +15,9 @@ from benchmarks.text_classification import (
     PRETRAINED,
     TASKS,
     TFIDF,
+    UNTRAINED,
     Task,
-    find_pretrained,
+    find_others,
     first_rows,
     measure,
     report,
@@ -136,7 +137,7 @@ def test_small_tasks_are_measured_once_and_reported(tmp_path, calls):
     assert "CoLA" not in report(results), "a row has all of its seeds"
 
 
-def test_pretrained_models_are_fine_tuned_and_reported_beside_those_from_scratch(tmp_path, calls):
+def test_pretrained_models_are_fine_tuned_and_reported_beside_untrained_ones(tmp_path, calls, monkeypatch):
     torch.manual_seed(0)
     ngrams = {"ngrams": (3, 6), "ngram_hashes": 500, "ngram_channels": 12}
     models = {
@@ -145,22 +146,30 @@ def test_pretrained_models_are_fine_tuned_and_reported_beside_those_from_scratch
     }
     for name, model in models.items():
         model.build().save(tmp_path / f"runs/{name}_seed0/model")
-    pretrained = find_pretrained(tmp_path / "runs")
-    assert list(pretrained) == [("pretrained Perceiver IO", 0), ("pretrained BERT", 0)]
+    pretraining = tmp_path / "pretraining.yaml"
+    pretraining.write_text(
+        yaml.safe_dump({"model": {"preset": "language_bytes", **PERCEIVER, **ngrams, "ngrams": [3, 5]}})
+    )
+    monkeypatch.setattr(benchmark, "PRETRAINING", pretraining)
+    others = find_others(tmp_path / "runs")
+    assert list(others) == [(UNTRAINED, 0), ("pretrained Perceiver IO", 0), ("pretrained BERT", 0)]
     for name in ("CoLA", "STS-B"):
-        run(name, TASKS[name], tmp_path, tmp_path / "run", tmp_path / "results.json", pretrained)
-    assert f"--model.init={tmp_path}/runs/masked_bytes_bert_seed0/model" in calls[4]
-    assert len(calls) == 2 * 3 * 2
+        run(name, TASKS[name], tmp_path, tmp_path / "run", tmp_path / "results.json", others)
+    assert f'--model.init="{tmp_path}/runs/masked_bytes_bert_seed0/model"' in calls[6]
+    assert len(calls) == 2 * 4 * 2
     results = json.loads((tmp_path / "results.json").read_text())
     for name, method in product(("CoLA", "STS-B"), PRETRAINED):
         found = results[f"{name} / 0 / {method} / 0"]
         assert found["config"]["model"]["init"] == "pretrained"
         assert found["config"]["model"]["ngram_channels"] == 12, "the sizes are those of the pretrained model"
         assert found["value"] > 0.9
+        untrained = results[f"{name} / 0 / {UNTRAINED} / 0"]["config"]["model"]
+        assert untrained["ngrams"] == [3, 5], "the sizes are those of the config of pretraining"
+        assert untrained.get("init") == (None if name == "CoLA" else "untrained")
     results["CoLA / 0 / pretrained BERT / 0"] |= {"value": 0.5, "seconds": 7.2}
     rows = [line.split(" | ") for line in report_pretrained(results).splitlines()[2:]]
     assert [row[0] for row in rows] == ["| CoLA", "| STS-B"]
     assert rows[0][1:5] == ["40", "matthews", "100.0", "100.0"]
-    assert rows[0][6] == "50.0 (50.0; 7 s) |"
+    assert rows[0][7] == "50.0 (50.0; 7 s) |"
     del results["CoLA / 0 / pretrained BERT / 0"]
     assert "CoLA" not in report_pretrained(results)

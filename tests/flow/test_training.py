@@ -205,15 +205,6 @@ def test_stored_pairs_are_evaluated_one_by_one(stored):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"model": {"initialization": "near"}},
-            "model.initialization = 'near' is not allowed: it must be 'normal' or 'local'",
-        ),
-        (
-            {"model": {"bands": 8, "initialization": "local"}},
-            r"model.channels of at least 4 \* model.bands = 32, not 16",
-        ),
-        ({"model": {"frames": "separate", "initialization": "local"}}, "needs model.frames = concatenated"),
         ({"model": {"image_size": (24, 24)}}, "16 x 20"),
         ({"pixels": 0}, "pixels = 0 is not allowed: it must be at least 1"),
         ({"pixels": 9, "model": {"downsampling": "conv"}}, "pixels = 9 is not allowed: it must be left out"),

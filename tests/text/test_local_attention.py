@@ -9,8 +9,7 @@ import torch
 from perceivers.errors import PerceiversError
 from perceivers.model.attention import Attention
 from perceivers.model.intermediates import record_attention
-from perceivers.model.local_attention import rotate_phase
-from perceivers.text.local_attention import attend_nearby, frequencies, init_local_attention, sinusoids
+from perceivers.text.local_attention import attend_nearby, frequencies, init_local_attention, rotate_phase, sinusoids
 from perceivers.text.model import BertConfig, LanguageConfig
 
 LENGTH, CHANNELS = 64, 32

@@ -8,7 +8,6 @@ from torch import nn
 from perceivers.adapters.image import ConvStem, Patches
 from perceivers.checks import Count
 from perceivers.flow.adapter import FlowOutput, FramePairInput
-from perceivers.flow.local_attention import init_local_attention
 from perceivers.model.perceiver_io import PerceiverIO
 from perceivers.model.positions import FourierPositions
 from perceivers.model.sizes import ModelConfig, Sizes, sizes_of
@@ -31,7 +30,6 @@ class OpticalFlowConfig(ModelConfig, Sizes):
         feature_channels: channels of a projected patch, or of the convolution's output.
         bands: frequencies of the Fourier positions in each dimension.
         scale: pixels of flow for a 1 of the last layer.
-        initialization: of fresh weights: "normal", or "local" for small models, see `init_local_attention`.
     """
 
     latents: Count = 2048
@@ -46,7 +44,6 @@ class OpticalFlowConfig(ModelConfig, Sizes):
     feature_channels: Count = 64
     bands: Count = 64
     scale: float = 0.2
-    initialization: Literal["normal", "local"] = "normal"
 
     def build(self) -> PerceiverIO:
         separate = self.frames == "separate"
@@ -59,14 +56,11 @@ class OpticalFlowConfig(ModelConfig, Sizes):
         grid = features.grid(*self.image_size)
         positions = FourierPositions((2, *grid) if separate else grid, self.bands)
         upsampling = 4 if self.downsampling == "conv" else None
-        model = PerceiverIO(
+        return PerceiverIO(
             inputs={"frames": FramePairInput(self.image_size, features, positions, self.frames)},
             outputs={"flow": FlowOutput("frames", self.scale, upsampling)},
             **self.sizes(),
         )
-        if self.initialization == "local":
-            init_local_attention(model)
-        return model
 
     @classmethod
     def from_model(cls, model: nn.Module) -> "OpticalFlowConfig | None":
