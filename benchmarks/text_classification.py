@@ -49,7 +49,7 @@ PRETRAINED = {"pretrained Perceiver IO": "masked_bytes", "pretrained BERT": "mas
 
 UNTRAINED = "the same Perceiver IO, not pretrained"
 PRETRAINING = ROOT / "configs/language/mlm_bytes_mini.yaml"
-"""Has its sizes."""
+"""Has its sizes. Its local initialization is not for classification, see docs/language.md."""
 
 SEEDS = (0, 1, 2)
 
@@ -281,7 +281,7 @@ def find_others(runs: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """Returns an untrained model for each seed, and pretrained ones in a folder of runs of benchmarks/results.py."""
     folders = {(name, seed): runs / f"{PRETRAINED[name]}_seed{seed}/model" for name in PRETRAINED for seed in SEEDS}
     settings = yaml.safe_load(PRETRAINING.read_text())["model"]
-    fields = {name: value for name, value in settings.items() if name != "preset"}
+    fields = {name: value for name, value in settings.items() if name != "preset"} | {"initialization": "normal"}
     untrained = {(UNTRAINED, seed): fields for seed in SEEDS}
     return untrained | {key: {"init": str(folder)} for key, folder in folders.items() if folder.is_dir()}
 

@@ -147,9 +147,8 @@ def test_pretrained_models_are_fine_tuned_and_reported_beside_untrained_ones(tmp
     for name, model in models.items():
         model.build().save(tmp_path / f"runs/{name}_seed0/model")
     pretraining = tmp_path / "pretraining.yaml"
-    pretraining.write_text(
-        yaml.safe_dump({"model": {"preset": "language_bytes", **PERCEIVER, **ngrams, "ngrams": [3, 5]}})
-    )
+    sizes = PERCEIVER | ngrams | {"ngrams": [3, 5], "initialization": "local"}
+    pretraining.write_text(yaml.safe_dump({"model": {"preset": "language_bytes", **sizes}}))
     monkeypatch.setattr(benchmark, "PRETRAINING", pretraining)
     others = find_others(tmp_path / "runs")
     assert list(others) == [(UNTRAINED, 0), ("pretrained Perceiver IO", 0), ("pretrained BERT", 0)]
@@ -165,7 +164,8 @@ def test_pretrained_models_are_fine_tuned_and_reported_beside_untrained_ones(tmp
         assert found["value"] > 0.9
         untrained = results[f"{name} / 0 / {UNTRAINED} / 0"]["config"]["model"]
         assert untrained["ngrams"] == [3, 5], "the sizes are those of the config of pretraining"
-        assert untrained.get("init") == (None if name == "CoLA" else "untrained")
+        assert untrained["init"] == (None if name == "CoLA" else "untrained")
+        assert name != "CoLA" or untrained["initialization"] == "normal"
     results["CoLA / 0 / pretrained BERT / 0"] |= {"value": 0.5, "seconds": 7.2}
     rows = [line.split(" | ") for line in report_pretrained(results).splitlines()[2:]]
     assert [row[0] for row in rows] == ["| CoLA", "| STS-B"]
