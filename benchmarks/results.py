@@ -208,7 +208,7 @@ def describe_method(claim: Claim, method: Method, results: Results) -> str:
     """Returns a row of a claim's table."""
     found = results[method.result]
     first, files = found[0], [f"[{result['name']}](../results/{result['name']}.json)" for result in found]
-    size = f"{first['parameters'] / 1e6:.2f}M" if "parameters" in first and method.metric[0].startswith("val") else ""
+    size = f"{first['parameters'] / 1e6:.2f}M" if "parameters" in first else ""
     seeds = ", ".join(str(result["seed"]) for result in found if "seed" in result)
     seconds: dict[str, list[float]] = {}
     for result in found:

@@ -47,7 +47,7 @@ OURS, TFIDF = "Perceiver IO", "TF-IDF"
 PRETRAINED = {"pretrained Perceiver IO": "masked_bytes", "pretrained BERT": "masked_bytes_bert"}
 """Fine-tuned models, and the runs of benchmarks/results.py that pretrain them."""
 
-UNTRAINED = "the same Perceiver IO, not pretrained"
+UNTRAINED = "Perceiver IO of 128 latents, from scratch"
 PRETRAINING = ROOT / "configs/language/mlm_bytes_mini.yaml"
 """Has its sizes. Its local initialization is not for classification, see docs/language.md."""
 
