@@ -72,8 +72,8 @@ class LanguageConfig(ModelConfig, Sizes, NgramConfig):
         length: maximum number of tokens of a text.
         embedding_channels: channels of tokens, positions and queries.
         local_queries: as in `TextOutput`.
-        initialization: "normal", or "local" for small models of masked tokens, see `init_local_attention`; from it, the
-            small models here did not learn to classify without pretraining.
+        initialization: "normal", or "local" for small models of masked tokens, from which classifiers learn worse, see
+            `init_local_attention`.
     """
 
     latents: Count = 256
@@ -125,8 +125,8 @@ class BertConfig(ModelConfig, NgramConfig):
     """BERT (section 4.1). The defaults are BERT Base; the fields not described here are arguments of `BERT`.
 
     Attributes:
-        initialization: "normal", or "local" for small models of masked tokens, see `init_local_attention`; from it, the
-            small models here did not learn to classify without pretraining.
+        initialization: "normal", or "local" for small models of masked tokens, from which classifiers learn worse, see
+            `init_local_attention`.
     """
 
     vocabulary: Count = 32000
