@@ -7,7 +7,7 @@ BIN := .venv/bin
 # make mini-glue TEXT=FOLDER GLUE=FOLDER: Perceiver IO beside BERT on text, into docs/language.md; hours, in as many parts as wanted.
 # make mini-classify DATA=FOLDER: classifying texts from scratch beside TF-IDF, into docs/language.md; about an hour on one core.
 # make mini-generation TEXT=FILE: Perceiver AR beside a Transformer on the next byte, into docs/generation.md; half an hour of CPU.
-# make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 80 minutes on two cores, and its errors on real ones.
+# make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 90 minutes on one core, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
 # make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
 # make throughput DATA=FOLDER BEFORE=CHECKOUT: updates a second of the mini experiments beside those of another version, into docs/training.md; 15 minutes.

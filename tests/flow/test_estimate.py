@@ -401,7 +401,7 @@ def test_the_model_is_what_stands_before_the_frames(files, model, frames):
 
 def test_the_model_that_comes_along_is_small_and_sees_motion():
     assert sum(file.stat().st_size for file in BUNDLED_MODEL.iterdir()) < 8e6
-    pairs = FlowGenerator(SceneConfig((64, 64), shapes=(1, 5), motion=3.0)).generate(range(2**31 + 1000, 2**31 + 1032))
+    pairs = FlowGenerator(SceneConfig((96, 96), shapes=(1, 5), motion=3.0)).generate(range(2**31 + 1000, 2**31 + 1032))
     answers = torch.stack([estimate_flow(BUNDLED_MODEL, *frames) for frames in pairs.frames])
     errors = (answers - pairs.forward).norm(dim=1)
     assert errors.mean() < 0.37 * pairs.forward.norm(dim=1).mean()
