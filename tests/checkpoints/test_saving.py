@@ -1,5 +1,7 @@
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,16 +78,23 @@ def test_classes_of_a_script_are_known_by_their_name(tmp_path):
 
 
 def test_folders_of_the_release_before_are_read(tmp_path):
-    """Their configs name classes without modules; the flow model that is shipped was saved so."""
-    config = json.loads((BUNDLED_MODEL / "config.json").read_text())
+    """Their configs name classes without modules; this one is that of the flow model that 0.1.0 shipped."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.mkdir()
+    shutil.copy(Path(__file__).with_name("flow_of_0.1.0.json"), old / "config.json")
+    shutil.copy(BUNDLED_MODEL / "model.safetensors", old)
+    config = json.loads((old / "config.json").read_text())
     assert (config["version"], config["model"]["class"]) == (1, "PerceiverIO")
-    model = perceivers.load(BUNDLED_MODEL)
+    model = perceivers.load(old)
     assert sum(parameter.numel() for parameter in model.parameters()) == 1_421_136
-    model.save(tmp_path)
-    saved = json.loads((tmp_path / "config.json").read_text())
+    model.save(new)
+    saved = json.loads((new / "config.json").read_text())
     assert (saved["version"], saved["model"]["class"]) == (2, "perceivers.model.perceiver_io:PerceiverIO")
-    again = perceivers.load(tmp_path)
-    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
+    frames = torch.rand(1, 2, 3, *saved["model"]["inputs"]["frames"]["size"])
+    assert frames.shape[-2:] == (64, 64)
+    assert torch.equal(perceivers.load(new)({"frames": frames})["flow"], model({"frames": frames})["flow"])
+    theirs = perceivers.load(BUNDLED_MODEL).state_dict()
+    assert all(torch.equal(theirs[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_classes_of_ones_own_in_folders_of_the_release_before(tmp_path):
