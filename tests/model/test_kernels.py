@@ -39,6 +39,7 @@ def in_pieces(request, monkeypatch):
     if request.param == "many pieces":
         monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 2 * 9 * 4)
         monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
+        monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 4)
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -95,7 +96,7 @@ def test_gradients_by_finite_differences():
     q, k, v = arrays(torch.float64, queries=3, inputs=4)
     for queries in (1, 3):  # a bias of all queries, or of each
         bias = torch.randn(3, queries, 4, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1), (q, k, v, bias))
+        assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1, None), (q, k, v, bias))
 
 
 @pytest.mark.parametrize(("dtype", "qk", "v"), [(torch.float32, 32, 160), (torch.bfloat16, 64, 64)])
@@ -108,14 +109,35 @@ def test_no_score_is_kept_for_the_gradients(dtype, qk, v, monkeypatch):
     assert sum(kept) == q.numel() + k.numel() + values.numel()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scale", "close"),
+    [(dtype, 0.3, close) for dtype, close in LOOSE.items()] + [(torch.float64, 40, 1e-10), (torch.float32, 40, 1e-3)],
+)
+def test_blocks_of_many_inputs_are_combined_to_the_formula(dtype, scale, close, monkeypatch):
+    """At the larger scale, the highest scores of blocks differ by hundreds. The last block is smaller."""
+    sizes = []
+    linear = chunked.linear
+    monkeypatch.setattr(chunked, "linear", lambda x, weight: sizes.append(len(weight)) or linear(x, weight))
+    monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
+    monkeypatch.setattr(chunked, "BLOCK_QUERIES", 5)
+    monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 4)
+    q, k, values = (array.detach() for array in arrays(dtype, inputs=30))
+    got = chunked.attend_in_chunks(q, k, values, None, scale, budget=1)
+    torch.testing.assert_close(got.double(), formula(q, k, values, scale=scale), atol=close, rtol=close)
+    assert sizes[:2] == [4, 6]  # inputs of the first block, and channels of its values
+    assert sizes.count(2) == 3 * 2 * 2  # the last block: by example, head, and part of the queries
+
+
+@pytest.mark.parametrize("max_heads", [None, 1, 2])
 @pytest.mark.parametrize("budget", [1, 5000, 10**5, 10**9])
 @pytest.mark.parametrize(("heads", "queries", "inputs"), [(24, 700, 100), (1, 1000, 3), (3, 10, 5000)])
-def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, inputs):
+def test_pieces_cover_everything_once_within_the_budget(budget, heads, queries, inputs, max_heads):
     q, k = torch.empty(heads, queries, 8), torch.empty(heads, inputs, 8)
     seen = torch.zeros(heads, queries)
-    for some_heads, parts in chunks(q, k, budget):
+    for some_heads, parts in chunks(q, k, budget, max_heads):
         for some_queries in parts:
             part = seen[some_heads, some_queries]
+            assert len(part) <= (max_heads or heads)
             part += 1
             assert part.numel() * inputs * 4 <= max(budget, min(queries, 256) * inputs * 4)
     assert (seen == 1).all()

@@ -31,7 +31,7 @@ from perceivers.model.kernels.tuning import MAX_TIMED_PRODUCTS, MIN_TIMED_PRODUC
 from perceivers.model.masks import PairMask, SameExample, can_read, combine_masks
 
 CPU_CHUNK_BYTES = 2**23
-"""Bytes of scores computed at a time on CPU, to stay in its cache; a quarter and four times as many are tried, too."""
+"""Bytes of scores computed at a time on CPU, to stay in its cache; a quarter of them is tried, too."""
 
 GPU_CHUNK_BYTES = 2**28
 """The same on an accelerator, whose kernels should be large."""
@@ -152,8 +152,10 @@ def choose_implementation(
     arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
     has_grad = needs_gradients(*arrays)
     if is_cpu:
-        for size in (budget // 4, 4 * budget):
-            candidates[f"chunks of {size} bytes"] = partial(attend_in_chunks, budget=size)
+        small = partial(attend_in_chunks, budget=budget // 4)
+        candidates[f"chunks of {budget // 4} bytes"] = small
+        if batch * heads > 1:
+            candidates[f"chunks of {budget // 4} bytes of a head"] = partial(small, max_heads=1)
         if qk % CHANNEL_MULTIPLE or v % CHANNEL_MULTIPLE:
             candidates["padded channels"] = partial(attend_with_padded_channels, budget=budget)
         if has_grad and weights * q_BHOK.element_size() <= MAX_KEPT_BYTES:

@@ -2,9 +2,11 @@
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values, P padded channels,
-    G some of all heads of all examples, R some of the queries; a bias has B = 1 or O = 1 if all share it
+    G some of all heads of all examples, R some of the queries, N some of the inputs; a bias has B = 1 or O = 1 if all
+    share it
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,17 +20,32 @@ from perceivers.model.kernels.onednn import linear
 MIN_CHUNK_QUERIES = 256
 """Minimum queries per chunk: smaller matrix products are inefficient."""
 
+BLOCK_QUERIES = 2048
+"""Maximum queries of a block of inputs."""
+
+MIN_BLOCK_INPUTS = 512
+"""Minimum inputs of a block."""
+
 CHANNEL_MULTIPLE = 32
 """Matrix products of other numbers of channels are slower on some processors."""
 
 
 def attend_in_chunks(
-    q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+    q_BHOK: Tensor,
+    k_BHMK: Tensor,
+    v_BHMV: Tensor,
+    bias_BOM: Tensor | None,
+    scale: float,
+    budget: int,
+    max_heads: int | None = None,
 ) -> Tensor:
-    """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again."""
+    """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again.
+
+    A chunk has up to `max_heads` heads: matrix products of one are computed by `linear`, those of several as a batch.
+    """
     arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
     run = ChunkedAttention.apply if needs_gradients(*arrays) else ChunkedAttention.forward
-    a_BHOV: Tensor = run(*arrays, scale, budget)
+    a_BHOV: Tensor = run(*arrays, scale, budget, max_heads)
     return a_BHOV
 
 
@@ -53,7 +70,7 @@ def attend_keeping_weights(
     """Attends by the formula; the weights are kept for the gradients."""
     q, k, v = (x.flatten(0, 1) for x in (q_BHOK, k_BHMK, v_BHMV))
     bias = bias_of(bias_BOM, q_BHOK.shape[1], slice(0, len(q)), slice(None))
-    return matmul(scores(q, k, bias, scale).softmax(-1), v).unflatten(0, q_BHOK.shape[:2])
+    return matmul(compute_scores(q, k, bias, scale).softmax(-1), v).unflatten(0, q_BHOK.shape[:2])
 
 
 def needs_gradients(*arrays: Tensor | None) -> bool:
@@ -69,22 +86,30 @@ class ChunkedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, bias_BOM: Tensor | None, scale: float, budget: int
+        q_BHOK: Tensor,
+        k_BHMK: Tensor,
+        v_BHMV: Tensor,
+        bias_BOM: Tensor | None,
+        scale: float,
+        budget: int,
+        max_heads: int | None,
     ) -> Tensor:
         # Keys and values are read in every chunk: make them contiguous once.
         q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
-        examples = bias_BOM, q_BHOK.shape[1]
-        per_head = [
-            concatenate(
-                [matmul(scores(q[G, R], k[G], bias_of(*examples, G, R), scale).softmax(-1), v[G]) for R in queries], 1
-            )
-            for G, queries in chunks(q, k, budget)
-        ]
-        return concatenate(per_head, 0).unflatten(0, q_BHOK.shape[:2])
+        a = q.new_empty(*q.shape[:2], v.shape[-1])
+        if bias_BOM is None and MIN_CHUNK_QUERIES * count_bytes_per_query(k) > budget:
+            for q_OK, k_MK, v_MV, a_OV in zip(q, k, v, a, strict=True):
+                attend_in_blocks(q_OK, k_MK, v_MV, scale, budget, out=a_OV)
+        else:
+            for G, queries in chunks(q, k, budget, max_heads):
+                for R in queries:
+                    bias = bias_of(bias_BOM, q_BHOK.shape[1], G, R)
+                    a[G, R] = matmul(softmax_(compute_scores(q[G, R], k[G], bias, scale)), v[G])
+        return a.unflatten(0, q_BHOK.shape[:2])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        q_BHOK, k_BHMK, v_BHMV, bias_BOM, ctx.scale, ctx.budget = inputs
+        q_BHOK, k_BHMK, v_BHMV, bias_BOM, ctx.scale, ctx.budget, ctx.max_heads = inputs
         ctx.is_shared = v_BHMV is k_BHMK
         ctx.save_for_backward(q_BHOK, k_BHMK, v_BHMV, bias_BOM)
 
@@ -98,12 +123,12 @@ class ChunkedAttention(torch.autograd.Function):
         grad_q, *grads = (array.new_empty(array.shape) for array in (q, k, v)[: 2 if ctx.is_shared else 3])
         wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
         grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
-        for G, queries in chunks(q, k, ctx.budget):
+        for G, queries in chunks(q, k, ctx.budget, ctx.max_heads):
             sums: list[Tensor] = []
             for R in queries:
-                weights_GRM = scores(q[G, R], k[G], bias_of(bias_BOM, heads, G, R), ctx.scale).softmax(-1)
-                grad_weights_GRM = matmul(grad_a[G, R], v[G].mT)
-                grad_scores_GRM = torch._softmax_backward_data(grad_weights_GRM, weights_GRM, -1, weights_GRM.dtype)
+                bias = bias_of(bias_BOM, heads, G, R)
+                weights_GRM = softmax_(compute_scores(q[G, R], k[G], bias, ctx.scale))
+                grad_scores_GRM = softmax_backward_(matmul(grad_a[G, R], v[G].mT), weights_GRM)
                 grad_q[G, R] = matmul(grad_scores_GRM, k[G]) * ctx.scale
                 grad_k = transposed_matmul(grad_scores_GRM, q[G, R] * ctx.scale)
                 grad_v = transposed_matmul(weights_GRM, grad_a[G, R])
@@ -120,24 +145,47 @@ class ChunkedAttention(torch.autograd.Function):
                 grad[G] = total
         found = [grad.unflatten(0, q_BHOK.shape[:2]) for grad in (grad_q, *grads)]
         found += [None] * ctx.is_shared  # the gradient of the values is part of that of the keys
-        return *found, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None
+        return *found, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None, None
 
 
-def chunks(q: Tensor, k: Tensor, budget: int) -> Iterator[tuple[slice, list[slice]]]:
+def attend_in_blocks(q_OK: Tensor, k_MK: Tensor, v_MV: Tensor, scale: float, budget: int, out: Tensor) -> None:
+    """Attends in blocks of inputs, of which there are so many that the scores of few queries exceed the budget.
+
+    The result, written to `out`, is the mean of the blocks' results, weighted by the sums of the exponentials of their
+    scores and updated block by block (Milakov & Gimelshein, 2018).
+    """
+    wide = torch.promote_types(q_OK.dtype, torch.float32)
+    rows = min(len(q_OK), BLOCK_QUERIES)
+    size = max(MIN_BLOCK_INPUTS, budget // (rows * q_OK.element_size()))
+    for q_RK, out_RV in zip((q_OK * scale).split(rows), out.split(rows), strict=True):
+        mean_RV = torch.zeros_like(out_RV, dtype=wide)
+        log_sum_R1 = mean_RV.new_full((len(mean_RV), 1), -math.inf)
+        for k_NK, v_NV in zip(k_MK.split(size), v_MV.split(size), strict=True):
+            scores_RN = linear(q_RK, k_NK)
+            highest_R1 = scores_RN.amax(-1, keepdim=True).to(wide)
+            weights_RN = softmax_(scores_RN)
+            # The largest weight is exp(highest score) / sum.
+            log_block_R1 = highest_R1 - weights_RN.amax(-1, keepdim=True).to(wide).log()
+            mean_RV.lerp_(linear(weights_RN, v_NV.mT).to(wide), torch.sigmoid(log_block_R1 - log_sum_R1))
+            log_sum_R1 = torch.logaddexp(log_sum_R1, log_block_R1)
+        out_RV.copy_(mean_RV)
+
+
+def chunks(q: Tensor, k: Tensor, budget: int, max_heads: int | None = None) -> Iterator[tuple[slice, list[slice]]]:
     """Yields slices of heads, and for each the slices of its queries."""
     heads, queries, _ = q.shape
-    bytes_per_query = max(1, k.shape[1]) * q.element_size()
+    bytes_per_query = count_bytes_per_query(k)
     fewest = max(1, min(queries, MIN_CHUNK_QUERIES))
-    heads_per_chunk = min(heads, max(1, budget // (fewest * bytes_per_query)))
+    heads_per_chunk = min(heads, max_heads or heads, max(1, budget // (fewest * bytes_per_query)))
     queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
     query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
     for head in range(0, heads, heads_per_chunk):
         yield slice(head, min(head + heads_per_chunk, heads)), query_slices
 
 
-def concatenate(chunks: list[Tensor], dimension: int) -> Tensor:
-    """Concatenates chunks; a single one is not copied."""
-    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dimension)
+def count_bytes_per_query(k: Tensor) -> int:
+    """Returns the bytes of the scores of a query."""
+    return max(1, k.shape[1]) * k.element_size()
 
 
 def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
@@ -155,12 +203,23 @@ def bias_of(bias_BOM: Tensor | None, heads: int, G: slice, R: slice) -> Tensor |
     return rows[G] if heads == 1 else rows[example_of_heads(G, heads, rows.device)]
 
 
-def scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def compute_scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """Computes q k^T * scale + bias; -> [G, R, M]."""
     if len(q_GRK) == 1 and (bias is None or bias.shape[1] == 1):
         return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[0, 0])[None]
     added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias, 1)
     return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
+
+
+def softmax_(scores: Tensor) -> Tensor:
+    """Computes the softmax over inputs; on CPU in place, where the scores are in the cache."""
+    return torch.softmax(scores, -1, out=scores) if scores.is_cpu else scores.softmax(-1)
+
+
+def softmax_backward_(grad: Tensor, weights: Tensor) -> Tensor:
+    """Computes the gradient of scores from that of weights; on CPU in place."""
+    out = {"grad_input": grad} if grad.is_cpu else {}
+    return torch._softmax_backward_data(grad, weights, -1, weights.dtype, **out)
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
