@@ -59,6 +59,7 @@ RUNS = {
     "cifar10": Run("image_classification/cifar10.yaml", "cifar10"),
     "masked_bytes": Run("language/mlm_bytes_mini.yaml", "text/english"),
     "masked_bytes_bert": Run("language/mlm_bytes_bert_mini.yaml", "text/english"),
+    "sentiment": Run("language/classify.yaml", "glue/SST-2", ("--trainer.val_check_interval=0.1",)),
     "next_byte": Run("language/perceiver_ar_mini.yaml", "text/tinyshakespeare"),
     "next_byte_transformer": Run("language/causal_transformer_mini.yaml", "text/tinyshakespeare"),
     "flow": Run("flow/mini.yaml", evaluate=("--data", "{data}/flow/middlebury")),
@@ -229,6 +230,7 @@ LEADERBOARD = {
     "CIFAR-10, 60%": ("cifar10", "val_top1", 0.60, True),
     "spoken digits, 95%": ("spoken_digits_mel", "val_top1", 0.95, True),
     "masked bytes, 3.9 bits per byte": ("masked_bytes", "val_bits_per_byte", 3.9, False),
+    "SST-2, 80%": ("sentiment", "val_accuracy", 0.80, True),
     "next byte, 2.3 bits per byte": ("next_byte", "val_bits_per_byte", 2.3, False),
 }
 """Score, and the run, metric and value that reach it; True: higher is better."""

@@ -6,8 +6,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from perceivers.model.kernels import attention as module
-from perceivers.model.kernels import chunked, half_precision
+from perceivers.model.kernels import blocked, chunked, half_precision
 from perceivers.model.kernels.attention import has_fused_kernel, scaled_dot_product_attention
+from perceivers.model.kernels.blocked import BlockedAttention
 from perceivers.model.kernels.chunked import ChunkedAttention, chunks
 
 LOOSE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2}
@@ -39,7 +40,7 @@ def in_pieces(request, monkeypatch):
     if request.param == "many pieces":
         monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 2 * 9 * 4)
         monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
-        monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 4)
+        monkeypatch.setattr(blocked, "MIN_INPUTS", 4)
 
 
 @pytest.mark.parametrize("scattered", [False, True])
@@ -99,6 +100,14 @@ def test_gradients_by_finite_differences():
         assert torch.autograd.gradcheck(lambda *a: ChunkedAttention.apply(*a, 0.5, 1, None), (q, k, v, bias))
 
 
+def test_gradients_of_blocks_by_finite_differences(monkeypatch):
+    monkeypatch.setattr(blocked, "MAX_QUERIES", 2)
+    monkeypatch.setattr(blocked, "MIN_INPUTS", 3)
+    q, k, v = arrays(torch.float64, queries=5, inputs=7)
+    assert torch.autograd.gradcheck(lambda *a: BlockedAttention.apply(*a, 0.5, 1)[0], (q, k, v))
+    assert torch.autograd.gradcheck(lambda q, k: BlockedAttention.apply(q, k, k, 0.5, 1)[0], (q, k))
+
+
 @pytest.mark.parametrize(("dtype", "qk", "v"), [(torch.float32, 32, 160), (torch.bfloat16, 64, 64)])
 def test_no_score_is_kept_for_the_gradients(dtype, qk, v, monkeypatch):
     monkeypatch.setattr(half_precision, "has_fast_products", lambda dtype: True)
@@ -116,11 +125,11 @@ def test_no_score_is_kept_for_the_gradients(dtype, qk, v, monkeypatch):
 def test_blocks_of_many_inputs_are_combined_to_the_formula(dtype, scale, close, monkeypatch):
     """At the larger scale, the highest scores of blocks differ by hundreds. The last block is smaller."""
     sizes = []
-    linear = chunked.linear
-    monkeypatch.setattr(chunked, "linear", lambda x, weight: sizes.append(len(weight)) or linear(x, weight))
+    linear = blocked.linear
+    monkeypatch.setattr(blocked, "linear", lambda x, weight: sizes.append(len(weight)) or linear(x, weight))
     monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
-    monkeypatch.setattr(chunked, "BLOCK_QUERIES", 5)
-    monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 4)
+    monkeypatch.setattr(blocked, "MAX_QUERIES", 5)
+    monkeypatch.setattr(blocked, "MIN_INPUTS", 4)
     q, k, values = (array.detach() for array in arrays(dtype, inputs=30))
     got = chunked.attend_in_chunks(q, k, values, None, scale, budget=1)
     torch.testing.assert_close(got.double(), formula(q, k, values, scale=scale), atol=close, rtol=close)

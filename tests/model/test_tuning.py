@@ -12,7 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.model.kernels import attention, chunked, half_precision, onednn, tuning
+from perceivers.model.kernels import attention, blocked, chunked, half_precision, onednn, tuning
 from perceivers.model.kernels.attention import attend_fused, scaled_dot_product_attention
 from perceivers.model.kernels.onednn import has_onednn, linear
 
@@ -105,8 +105,8 @@ def assert_formula(dtype, inputs, mask=None, bias=None, pair_mask=None):
 def test_every_candidate_attends_as_the_formula(name, dtype, biased, hidden, monkeypatch):
     monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
     monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
-    monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 2)
-    monkeypatch.setattr(chunked, "BLOCK_QUERIES", 3)
+    monkeypatch.setattr(blocked, "MIN_INPUTS", 2)
+    monkeypatch.setattr(blocked, "MAX_QUERIES", 3)
     found = take(name, monkeypatch)
     bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
     mask = torch.arange(9) < torch.tensor([[9], [4], [0]]) if hidden == "inputs" else None
@@ -122,8 +122,8 @@ def test_every_candidate_attends_to_keys_that_are_the_values(name, dtype, heads,
     """As a folded layer does: the gradient of the array is that of both, and the timed sample shares one, too."""
     monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
     monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
-    monkeypatch.setattr(chunked, "MIN_BLOCK_INPUTS", 2)
-    monkeypatch.setattr(chunked, "BLOCK_QUERIES", 3)
+    monkeypatch.setattr(blocked, "MIN_INPUTS", 2)
+    monkeypatch.setattr(blocked, "MAX_QUERIES", 3)
     take(name, monkeypatch)
     q, k = (array[:, :heads].detach().requires_grad_() for array in arrays(dtype)[:2])
     assert_formula(dtype, [q, k, k])

@@ -2,11 +2,9 @@
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values, P padded channels,
-    G some of all heads of all examples, R some of the queries, N some of the inputs; a bias has B = 1 or O = 1 if all
-    share it
+    G some of all heads of all examples, R some of the queries; a bias has B = 1 or O = 1 if all share it
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,16 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from perceivers.model.kernels.blocked import BlockedAttention, flatten_heads, softmax_
 from perceivers.model.kernels.onednn import linear
 
 MIN_CHUNK_QUERIES = 256
 """Minimum queries per chunk: smaller matrix products are inefficient."""
-
-BLOCK_QUERIES = 2048
-"""Maximum queries of a block of inputs."""
-
-MIN_BLOCK_INPUTS = 512
-"""Minimum inputs of a block."""
 
 CHANNEL_MULTIPLE = 32
 """Matrix products of other numbers of channels are slower on some processors."""
@@ -42,8 +35,13 @@ def attend_in_chunks(
     """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again.
 
     A chunk has up to `max_heads` heads: matrix products of one are computed by `linear`, those of several as a batch.
+    Where the scores of `MIN_CHUNK_QUERIES` exceed the budget, inputs are taken in blocks.
     """
     arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
+    if bias_BOM is None and MIN_CHUNK_QUERIES * count_bytes_per_query(k_BHMK) > budget:
+        attend = BlockedAttention.apply if needs_gradients(*arrays) else BlockedAttention.forward
+        in_blocks_BHOV: Tensor = attend(q_BHOK, k_BHMK, v_BHMV, scale, budget)[0]
+        return in_blocks_BHOV
     run = ChunkedAttention.apply if needs_gradients(*arrays) else ChunkedAttention.forward
     a_BHOV: Tensor = run(*arrays, scale, budget, max_heads)
     return a_BHOV
@@ -94,17 +92,12 @@ class ChunkedAttention(torch.autograd.Function):
         budget: int,
         max_heads: int | None,
     ) -> Tensor:
-        # Keys and values are read in every chunk: make them contiguous once.
-        q, k, v = q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        q, k, v = flatten_heads(q_BHOK, k_BHMK, v_BHMV)
         a = q.new_empty(*q.shape[:2], v.shape[-1])
-        if bias_BOM is None and MIN_CHUNK_QUERIES * count_bytes_per_query(k) > budget:
-            for q_OK, k_MK, v_MV, a_OV in zip(q, k, v, a, strict=True):
-                attend_in_blocks(q_OK, k_MK, v_MV, scale, budget, out=a_OV)
-        else:
-            for G, queries in chunks(q, k, budget, max_heads):
-                for R in queries:
-                    bias = bias_of(bias_BOM, q_BHOK.shape[1], G, R)
-                    a[G, R] = matmul(softmax_(compute_scores(q[G, R], k[G], bias, scale)), v[G])
+        for G, queries in chunks(q, k, budget, max_heads):
+            for R in queries:
+                bias = bias_of(bias_BOM, q_BHOK.shape[1], G, R)
+                a[G, R] = matmul(softmax_(compute_scores(q[G, R], k[G], bias, scale)), v[G])
         return a.unflatten(0, q_BHOK.shape[:2])
 
     @staticmethod
@@ -118,8 +111,8 @@ class ChunkedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_BHOV: Tensor) -> tuple[Tensor | None, ...]:
         q_BHOK, k_BHMK, v_BHMV, bias_BOM = ctx.saved_tensors
         heads = q_BHOK.shape[1]
-        q, grad_a = q_BHOK.flatten(0, 1), grad_BHOV.flatten(0, 1)
-        k, v = k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
+        q, k, v = flatten_heads(q_BHOK, k_BHMK, v_BHMV)
+        grad_a = grad_BHOV.flatten(0, 1)
         grad_q, *grads = (array.new_empty(array.shape) for array in (q, k, v)[: 2 if ctx.is_shared else 3])
         wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
         grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
@@ -148,29 +141,6 @@ class ChunkedAttention(torch.autograd.Function):
         return *found, None if grad_bias is None else grad_bias.to(bias_BOM.dtype), None, None, None
 
 
-def attend_in_blocks(q_OK: Tensor, k_MK: Tensor, v_MV: Tensor, scale: float, budget: int, out: Tensor) -> None:
-    """Attends in blocks of inputs, of which there are so many that the scores of few queries exceed the budget.
-
-    The result, written to `out`, is the mean of the blocks' results, weighted by the sums of the exponentials of their
-    scores and updated block by block (Milakov & Gimelshein, 2018).
-    """
-    wide = torch.promote_types(q_OK.dtype, torch.float32)
-    rows = min(len(q_OK), BLOCK_QUERIES)
-    size = max(MIN_BLOCK_INPUTS, budget // (rows * q_OK.element_size()))
-    for q_RK, out_RV in zip((q_OK * scale).split(rows), out.split(rows), strict=True):
-        mean_RV = torch.zeros_like(out_RV, dtype=wide)
-        log_sum_R1 = mean_RV.new_full((len(mean_RV), 1), -math.inf)
-        for k_NK, v_NV in zip(k_MK.split(size), v_MV.split(size), strict=True):
-            scores_RN = linear(q_RK, k_NK)
-            highest_R1 = scores_RN.amax(-1, keepdim=True).to(wide)
-            weights_RN = softmax_(scores_RN)
-            # The largest weight is exp(highest score) / sum.
-            log_block_R1 = highest_R1 - weights_RN.amax(-1, keepdim=True).to(wide).log()
-            mean_RV.lerp_(linear(weights_RN, v_NV.mT).to(wide), torch.sigmoid(log_block_R1 - log_sum_R1))
-            log_sum_R1 = torch.logaddexp(log_sum_R1, log_block_R1)
-        out_RV.copy_(mean_RV)
-
-
 def chunks(q: Tensor, k: Tensor, budget: int, max_heads: int | None = None) -> Iterator[tuple[slice, list[slice]]]:
     """Yields slices of heads, and for each the slices of its queries."""
     heads, queries, _ = q.shape
@@ -185,7 +155,7 @@ def chunks(q: Tensor, k: Tensor, budget: int, max_heads: int | None = None) -> I
 
 def count_bytes_per_query(k: Tensor) -> int:
     """Returns the bytes of the scores of a query."""
-    return max(1, k.shape[1]) * k.element_size()
+    return max(1, k.shape[-2]) * k.element_size()
 
 
 def example_of_heads(G: slice, heads: int, device: torch.device) -> Tensor:
@@ -209,11 +179,6 @@ def compute_scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: flo
         return linear(q_GRK[0] * scale, k_GMK[0], None if bias is None else bias[0, 0])[None]
     added, factor = (q_GRK.new_zeros(1), 0) if bias is None else (bias, 1)
     return torch.baddbmm(added, q_GRK, k_GMK.mT, beta=factor, alpha=scale)
-
-
-def softmax_(scores: Tensor) -> Tensor:
-    """Computes the softmax over inputs; on CPU in place, where the scores are in the cache."""
-    return torch.softmax(scores, -1, out=scores) if scores.is_cpu else scores.softmax(-1)
 
 
 def softmax_backward_(grad: Tensor, weights: Tensor) -> Tensor:
