@@ -69,8 +69,12 @@ REASONS = """
 - **Channels last.** The convolutional stem computes in this layout.
 - **Few scores are stored.** Attention is torch's fused kernel, or the formula in chunks whose scores stay in the cache,
   computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
-  for the gradients (`kernels/attention.py`, `kernels/chunked.py`).
-- **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether channels are padded,
+  for the gradients (`kernels/attention.py`, `kernels/chunked.py`). Many inputs are taken in blocks, whose results are
+  combined by the sums of their weights (`kernels/blocked.py`).
+- **No memory is mapped anew.** The softmax and its gradient are computed in place. Scores of 256 queries of all pixels
+  took 93 MB in flow, and the page faults of such arrays a fifth of the time.
+- **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether they have one head or
+  several, whether channels are padded,
   whether a batch with padding is computed at once or example by example, and whether a product is oneDNN's or MKL's, is
   measured on the first use and kept (`kernels/tuning.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.
@@ -80,7 +84,6 @@ TRIED = """
 - GELU and residual sums fused into oneDNN's products: within the noise of the machine.
 - Weights packed beforehand in oneDNN's own layout: a few percent, for twice the memory of weights and a layout that
   torch does not promise.
-- oneDNN's products a head at a time in multi-head attention: slower than MKL's batched ones.
 - Chunks of the decoder of 16 to 256 MB: no difference any more, since keys and values are computed once.
 - `torch.compile`: see the table. On processors there is little left to fuse beside the matrix products.
 """
