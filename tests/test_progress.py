@@ -101,7 +101,7 @@ def test_predictions_answer_in_json(tmp_path, capsys):
 
 
 def test_a_run_answers_in_json_and_can_be_quiet(tmp_path, capsys):
-    command = ["fit", "digits", "--trainer.max_epochs=2", *TINY]
+    command = ["fit", "digits", "--trainer.max_epochs=2", "--trainer.val_check_interval=0.75", *TINY]
     main([*command, f"--training.output={tmp_path / 'loud'}", "--json"])
     out, err = capsys.readouterr()
     answer = json.loads(out)
@@ -109,6 +109,7 @@ def test_a_run_answers_in_json_and_can_be_quiet(tmp_path, capsys):
     assert answer == json.loads((tmp_path / "loud/metrics.json").read_text())
     assert re.search(r"^epoch 1/2  evaluated  \d\d:\d\d left  train_loss ", err, re.M)
     assert re.search(r"^epoch 2/2  evaluated  00:00 left  ", err, re.M)
+    assert "epoch 3" not in err  # the last updates are evaluated after the last epoch
     main([*command, f"--training.output={tmp_path / 'quiet'}", "--quiet"])
     out, err = capsys.readouterr()
     assert "epoch" not in out + err

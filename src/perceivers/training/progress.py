@@ -61,7 +61,8 @@ class ProgressLines(Callback):
         if trainer.is_global_zero:
             metrics = {name: value for name, value in trainer.progress_bar_metrics.items() if name.startswith(prefixes)}
             figures = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            of = f"/{trainer.max_epochs}" if (trainer.max_epochs or 0) > 0 else ""
-            left = self.clock.time_left(trainer)
-            print(f"epoch {trainer.current_epoch + 1}{of}  {progress}  {left} left  {figures}", flush=True)
+            epoch = f"{trainer.current_epoch + 1}"
+            if trainer.max_epochs is not None and trainer.max_epochs > 0:  # after the last epoch, it is evaluated again
+                epoch = f"{min(trainer.current_epoch + 1, trainer.max_epochs)}/{trainer.max_epochs}"
+            print(f"epoch {epoch}  {progress}  {self.clock.time_left(trainer)} left  {figures}", flush=True)
             self.last_print_time = time.perf_counter()
