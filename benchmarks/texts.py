@@ -71,12 +71,11 @@ REASONS = """
   computed again for gradients, or, where the weights of a layer take at most 4 MB, the formula with its weights kept
   for the gradients (`kernels/attention.py`, `kernels/chunked.py`). Many inputs are taken in blocks, whose results are
   combined by the sums of their weights (`kernels/blocked.py`).
-- **No memory is mapped anew.** The softmax and its gradient are computed in place. Scores of 256 queries of all pixels
-  took 93 MB in flow, and the page faults of such arrays a fifth of the time.
+- **Less memory is mapped anew.** The softmax and its gradient are computed in place. In flow, the scores of 256 queries
+  of all pixels took 93 MB in bfloat16, and page faults of such arrays a fifth of the time.
 - **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether they have one head or
-  several, whether channels are padded,
-  whether a batch with padding is computed at once or example by example, and whether a product is oneDNN's or MKL's, is
-  measured on the first use and kept (`kernels/tuning.py`).
+  several, whether channels are padded, whether a batch with padding is computed at once or example by example, and
+  whether a product is oneDNN's or MKL's, is measured on the first use and kept (`kernels/tuning.py`).
 - **Positions along each axis.** A sine is computed once for every row, column and frame instead of every point.
 """
 

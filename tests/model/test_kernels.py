@@ -38,7 +38,7 @@ MASK = torch.arange(9) < torch.tensor([[9], [4], [0]])
 @pytest.fixture(params=["one piece", "many pieces"])
 def in_pieces(request, monkeypatch):
     if request.param == "many pieces":
-        monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 2 * 9 * 4)
+        monkeypatch.setattr(module, "CPU_CHUNK_BYTES", 40)
         monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 3)
         monkeypatch.setattr(blocked, "MIN_INPUTS", 4)
 
@@ -135,6 +135,36 @@ def test_blocks_of_many_inputs_are_combined_to_the_formula(dtype, scale, close, 
     torch.testing.assert_close(got.double(), formula(q, k, values, scale=scale), atol=close, rtol=close)
     assert sizes[:2] == [4, 6]  # inputs of the first block, and channels of its values
     assert sizes.count(2) == 3 * 2 * 2  # the last block: by example, head, and part of the queries
+
+
+def test_gradients_of_blocks_are_as_exact_as_those_of_the_fused_kernel(monkeypatch):
+    """In half precision, an offset of keys and values cancels in the gradient of the queries."""
+    monkeypatch.setattr(blocked, "MIN_INPUTS", 1024)
+    q, k, v = (torch.randn(1, 1, count, 32) + offset for count, offset in ((64, 0), (6000, 1), (6000, 3)))
+    exact = [array.to(torch.bfloat16).double().requires_grad_() for array in (q, k, v)]
+    grad_a = torch.randn(1, 1, 64, 32)
+    (want,) = torch.autograd.grad(formula(*exact), exact[0], grad_a.double())
+    errors = []
+    for attend in (
+        lambda q, k, v: BlockedAttention.apply(q, k, v, 1 / math.sqrt(32), 1)[0],
+        torch.nn.functional.scaled_dot_product_attention,
+    ):
+        arrays = [array.detach().to(torch.bfloat16).requires_grad_() for array in exact]
+        (grad_q,) = torch.autograd.grad(attend(*arrays), arrays[0], grad_a.to(torch.bfloat16))
+        errors.append(((grad_q.double() - want).norm() / want.norm()).item())
+    assert errors[0] < 1.5 * errors[1]
+
+
+@pytest.mark.parametrize(("queries", "is_blocked"), [(1, False), (300, True)])
+def test_one_query_of_many_heads_is_not_taken_in_blocks(queries, is_blocked):
+    q, k, v = arrays(torch.float32, queries=queries, inputs=9000)
+    a = chunked.attend_in_chunks(q, k, v, None, 1.0, budget=2**23)
+    assert (type(a.grad_fn).__name__ == "BlockedAttentionBackward") is is_blocked
+
+
+def test_a_batch_of_nothing_is_attended_to():
+    q, k, v = (array[:0] for array in arrays(torch.float32))
+    assert chunked.attend_in_chunks(q, k, v, None, 1.0, budget=2**23).shape == (0, 2, 7, 6)
 
 
 @pytest.mark.parametrize("max_heads", [None, 1, 2])

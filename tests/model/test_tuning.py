@@ -12,12 +12,12 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend
 from torch.utils.flop_counter import FlopCounterMode
 
-from perceivers.model.kernels import attention, blocked, chunked, half_precision, onednn, tuning
+from perceivers.model.kernels import attention, chunked, half_precision, onednn, tuning
 from perceivers.model.kernels.attention import attend_fused, scaled_dot_product_attention
 from perceivers.model.kernels.onednn import has_onednn, linear
 
 LOOSE = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
-CHUNKS = ["chunks of 64 bytes", "chunks of 16 bytes", "chunks of 16 bytes of a head"]
+CHUNKS = ["chunks of 640 bytes", "chunks of 160 bytes", "chunks of 160 bytes of a head"]
 NAMES = ["fused", *CHUNKS, "padded channels", "weights kept"]
 
 
@@ -103,10 +103,9 @@ def assert_formula(dtype, inputs, mask=None, bias=None, pair_mask=None):
 @pytest.mark.parametrize("dtype", list(LOOSE))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_candidate_attends_as_the_formula(name, dtype, biased, hidden, monkeypatch):
-    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
-    monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
-    monkeypatch.setattr(blocked, "MIN_INPUTS", 2)
-    monkeypatch.setattr(blocked, "MAX_QUERIES", 3)
+    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 640)
+    for kernels in (attention, chunked):
+        monkeypatch.setattr(kernels, "MIN_CHUNK_QUERIES", 2)
     found = take(name, monkeypatch)
     bias = torch.randn(3, 9).to(dtype).requires_grad_() if biased else None
     mask = torch.arange(9) < torch.tensor([[9], [4], [0]]) if hidden == "inputs" else None
@@ -120,10 +119,9 @@ def test_every_candidate_attends_as_the_formula(name, dtype, biased, hidden, mon
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_every_candidate_attends_to_keys_that_are_the_values(name, dtype, heads, monkeypatch):
     """As a folded layer does: the gradient of the array is that of both, and the timed sample shares one, too."""
-    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 64)
-    monkeypatch.setattr(chunked, "MIN_CHUNK_QUERIES", 2)
-    monkeypatch.setattr(blocked, "MIN_INPUTS", 2)
-    monkeypatch.setattr(blocked, "MAX_QUERIES", 3)
+    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 640)
+    for kernels in (attention, chunked):
+        monkeypatch.setattr(kernels, "MIN_CHUNK_QUERIES", 2)
     take(name, monkeypatch)
     q, k = (array[:, :heads].detach().requires_grad_() for array in arrays(dtype)[:2])
     assert_formula(dtype, [q, k, k])
@@ -353,7 +351,7 @@ def test_a_checkpointed_layer_chooses_the_same_again():
 def test_parts_that_are_measured_are_small(monkeypatch):
     monkeypatch.setattr(attention, "MAX_TIMED_PRODUCTS", 2**20)
     monkeypatch.setattr(attention, "MIN_CHUNK_QUERIES", 8)
-    monkeypatch.setattr(attention, "MIN_SAMPLE_INPUTS", 64)
+    monkeypatch.setattr(attention, "CPU_CHUNK_BYTES", 63 * 8 * 4)
     for sizes in ((4, 2, 16, 32, 8), (1, 2, 4096, 64, 8), (1, 1, 8, 10**5, 16), (1, 1, 10**4, 10**4, 16)):
         batch, heads, queries, inputs, channels = sizes
         q, k = torch.empty(batch, heads, queries, channels), torch.empty(batch, heads, inputs, channels)
@@ -363,6 +361,7 @@ def test_parts_that_are_measured_are_small(monkeypatch):
         assert products <= max(2**20, heads * 8 * 64 * 2 * channels)
         assert products >= min(2**18, batch * heads * queries * inputs * 2 * channels)
         assert part_v.shape == part_k.shape
+        assert (8 * part_k.shape[2] * 4 > 63 * 8 * 4) is (8 * inputs * 4 > 63 * 8 * 4)  # both in blocks, or neither
         assert part_bias.shape == (1, part_q.shape[2], part_k.shape[2])
 
 

@@ -49,9 +49,6 @@ BACKENDS = {
 MIN_SAMPLE_EXAMPLES = 16
 """Examples of a batch with padding that are timed at least: their lengths differ."""
 
-MIN_SAMPLE_INPUTS = 4096
-"""Inputs that are timed at least, of more: their products should be as efficient."""
-
 
 def scaled_dot_product_attention(
     q_BHOK: Tensor,
@@ -154,7 +151,8 @@ def choose_implementation(
     if is_cpu:
         small = partial(attend_in_chunks, budget=budget // 4)
         candidates[f"chunks of {budget // 4} bytes"] = small
-        if batch * heads > 1:
+        scores_of_head = min(queries, MIN_CHUNK_QUERIES) * inputs * q_BHOK.element_size()  # bytes
+        if batch * heads > 1 and 2 * scores_of_head <= budget // 4:
             candidates[f"chunks of {budget // 4} bytes of a head"] = partial(small, max_heads=1)
         if qk % CHANNEL_MULTIPLE or v % CHANNEL_MULTIPLE:
             candidates["padded channels"] = partial(attend_with_padded_channels, budget=budget)
@@ -177,7 +175,8 @@ def take_sample(
     most = MAX_TIMED_PRODUCTS // (heads * (qk + v))
     examples = max(1, min(batch, most // (queries * inputs)))
     queries = min(queries, max(MIN_CHUNK_QUERIES, most // inputs))
-    inputs = min(inputs, max(MIN_SAMPLE_INPUTS, most // queries))
+    in_blocks = CPU_CHUNK_BYTES // (MIN_CHUNK_QUERIES * q_BHOK.element_size()) + 1  # as many are taken in blocks
+    inputs = min(inputs, max(in_blocks, most // queries))
     parts = [q_BHOK[:examples, :, :queries], k_BHMK[:examples, :, :inputs], v_BHMV[:examples, :, :inputs]]
     bias = None if bias_BOM is None else bias_BOM[:examples, :queries, :inputs]
     arrays = (q_BHOK, k_BHMK, v_BHMV, bias_BOM)

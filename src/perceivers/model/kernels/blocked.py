@@ -1,8 +1,8 @@
-"""softmax(q k^T) v in blocks of inputs: for so many inputs that even the scores of few queries would take much memory.
+"""softmax(q k^T) v in blocks of inputs, where even the scores of a few queries would take much memory.
 
 Each block has a softmax of its own. The result is the mean of the blocks' results, weighted by the sums of the
-exponentials of their scores and updated block by block (Milakov & Gimelshein, 2018). The gradients compute the weights
-again (Dao et al., 2022).
+exponentials of their scores and updated block by block (Milakov & Gimelshein, 2018). The backward pass computes the
+weights again (Dao et al., 2022).
 
 Shape suffixes:
     B batch, H heads, O queries, M inputs, K channels of a head of queries and keys, V of values, G all heads of all
@@ -26,7 +26,7 @@ MIN_INPUTS = 512
 
 
 class BlockedAttention(torch.autograd.Function):
-    """Attends head by head in blocks whose scores take about `budget` bytes.
+    """Attends head by head in blocks whose scores take about `budget` bytes, or more where `MIN_INPUTS` requires it.
 
     Returns the result and, for the gradients, the logarithm of the sum of the exponentials of all scores of a query,
     [G, O, 1]. Keys and values may be one array.
@@ -36,7 +36,7 @@ class BlockedAttention(torch.autograd.Function):
     def forward(q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor, scale: float, budget: int) -> tuple[Tensor, Tensor]:
         q, k, v = flatten_heads(q_BHOK, k_BHMK, v_BHMV)
         a = q.new_empty(*q.shape[:2], v.shape[-1])
-        log_sum = a.new_full((*q.shape[:2], 1), -math.inf, dtype=choose_wide(q))
+        log_sum = a.new_full((*q.shape[:2], 1), -math.inf, dtype=sum_dtype(q))
         queries, inputs = find_blocks(q, k, budget)
         for head in range(len(q)):
             for R in queries:
@@ -63,14 +63,15 @@ class BlockedAttention(torch.autograd.Function):
         q_BHOK, k_BHMK, v_BHMV, a_BHOV, log_sum = ctx.saved_tensors
         q, k, v = flatten_heads(q_BHOK, k_BHMK, v_BHMV)
         grad_a, wide = grad_BHOV.flatten(0, 1), log_sum.dtype
-        mean_grad = (grad_a.to(wide) * a_BHOV.flatten(0, 1)).sum(-1, keepdim=True).to(q.dtype)  # of the weights
+        mean_grad = (grad_a.to(wide) * a_BHOV.flatten(0, 1)).sum(-1, keepdim=True)  # of the weights, by query
         grad_q, grad_k = torch.zeros_like(q, dtype=wide), torch.empty_like(k)
         grad_v = grad_k if ctx.is_shared else torch.empty_like(v)
         queries, inputs = find_blocks(q, k, ctx.budget)
         for head in range(len(q)):
             for N in inputs:
                 k_NK, v_NV = k[head, N], v[head, N]
-                grad_k_NK, grad_v_NV = (torch.zeros_like(array, dtype=wide) for array in (k_NK, v_NV))
+                grad_k_NK = torch.zeros_like(k_NK, dtype=wide)
+                grad_v_NV = grad_k_NK if ctx.is_shared else torch.zeros_like(v_NV, dtype=wide)
                 for R in queries:
                     q_RK, grad_RV = q[head, R] * ctx.scale, grad_a[head, R]
                     weights_RN, log_block_R1 = compute_weights(q_RK, k_NK)
@@ -79,22 +80,18 @@ class BlockedAttention(torch.autograd.Function):
                     grad_q[head, R] += linear(grad_scores_RN, k_NK.mT) * (ctx.scale * share_R1)
                     grad_k_NK += grad_scores_RN.mT @ (q_RK * share_R1).to(q.dtype)
                     grad_v_NV += weights_RN.mT @ (grad_RV * share_R1).to(q.dtype)
-                grad_k[head, N] = grad_k_NK + grad_v_NV if ctx.is_shared else grad_k_NK
-                if not ctx.is_shared:
-                    grad_v[head, N] = grad_v_NV
-        # The gradient of shared values is part of that of the keys.
-        grads = [grad_q.to(q.dtype), grad_k, *([] if ctx.is_shared else [grad_v])]
-        found = [grad.unflatten(0, q_BHOK.shape[:2]) for grad in grads]
-        return *found, *([None] * ctx.is_shared), None, None
+                grad_k[head, N], grad_v[head, N] = grad_k_NK, grad_v_NV
+        found = [grad.unflatten(0, q_BHOK.shape[:2]) for grad in (grad_q.to(q.dtype), grad_k, grad_v)]
+        return *found[:2], None if ctx.is_shared else found[2], None, None  # shared values: part of that of the keys
 
 
 def flatten_heads(q_BHOK: Tensor, k_BHMK: Tensor, v_BHMV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the heads of all examples; keys and values, which are read in every chunk, are contiguous."""
+    """Returns the heads of all examples; keys and values are contiguous, since every chunk reads them."""
     return q_BHOK.flatten(0, 1), k_BHMK.contiguous().flatten(0, 1), v_BHMV.contiguous().flatten(0, 1)
 
 
-def choose_wide(x: Tensor) -> torch.dtype:
-    """Returns the type of sums over blocks."""
+def sum_dtype(x: Tensor) -> torch.dtype:
+    """Returns the type in which sums over several blocks are kept."""
     return torch.promote_types(x.dtype, torch.float32)
 
 
@@ -106,19 +103,19 @@ def find_blocks(q: Tensor, k: Tensor, budget: int) -> tuple[list[slice], list[sl
 
 
 def make_slices(length: int, size: int) -> list[slice]:
-    """Returns slices of a size that cover a dimension."""
+    """Returns slices of `size` that cover `length`; the last may be smaller."""
     return [slice(start, start + size) for start in range(0, length, size)]
 
 
 def compute_weights(q_RK: Tensor, k_NK: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the weights of a block, and the logarithm of the sum of the exponentials of its scores, [R, 1]."""
     scores_RN = linear(q_RK, k_NK)
-    highest_R1 = scores_RN.amax(-1, keepdim=True).to(choose_wide(q_RK))
+    highest_R1 = scores_RN.amax(-1, keepdim=True).to(sum_dtype(q_RK))
     weights_RN = softmax_(scores_RN)
-    # The largest weight is exp(highest score) / sum.
+    # The largest weight is exp(highest score - this logarithm).
     return weights_RN, highest_R1 - weights_RN.amax(-1, keepdim=True).to(highest_R1.dtype).log()
 
 
 def softmax_(scores: Tensor) -> Tensor:
-    """Computes the softmax over inputs; on CPU in place, where the scores are in the cache."""
+    """Computes the softmax over inputs; on CPU in place, since mapping a new array takes time."""
     return torch.softmax(scores, -1, out=scores) if scores.is_cpu else scores.softmax(-1)

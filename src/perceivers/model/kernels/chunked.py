@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from perceivers.model.kernels.blocked import BlockedAttention, flatten_heads, softmax_
+from perceivers.model.kernels.blocked import BlockedAttention, flatten_heads, softmax_, sum_dtype
 from perceivers.model.kernels.onednn import linear
 
 MIN_CHUNK_QUERIES = 256
@@ -35,10 +35,11 @@ def attend_in_chunks(
     """Attends in chunks whose scores take about `budget` bytes; gradients compute the scores again.
 
     A chunk has up to `max_heads` heads: matrix products of one are computed by `linear`, those of several as a batch.
-    Where the scores of `MIN_CHUNK_QUERIES` exceed the budget, inputs are taken in blocks.
+    Where the scores of `MIN_CHUNK_QUERIES` queries of a head exceed the budget and there is no bias, inputs are taken
+    in blocks, head by head.
     """
     arrays = q_BHOK, k_BHMK, v_BHMV, bias_BOM
-    if bias_BOM is None and MIN_CHUNK_QUERIES * count_bytes_per_query(k_BHMK) > budget:
+    if bias_BOM is None and min(q_BHOK.shape[2], MIN_CHUNK_QUERIES) * count_bytes_per_query(k_BHMK) > budget:
         attend = BlockedAttention.apply if needs_gradients(*arrays) else BlockedAttention.forward
         in_blocks_BHOV: Tensor = attend(q_BHOK, k_BHMK, v_BHMV, scale, budget)[0]
         return in_blocks_BHOV
@@ -114,7 +115,7 @@ class ChunkedAttention(torch.autograd.Function):
         q, k, v = flatten_heads(q_BHOK, k_BHMK, v_BHMV)
         grad_a = grad_BHOV.flatten(0, 1)
         grad_q, *grads = (array.new_empty(array.shape) for array in (q, k, v)[: 2 if ctx.is_shared else 3])
-        wide = torch.promote_types(q.dtype, torch.float32)  # sums of several chunks are of this type
+        wide = sum_dtype(q)
         grad_bias = torch.zeros_like(bias_BOM, dtype=wide) if ctx.needs_input_grad[3] else None
         for G, queries in chunks(q, k, ctx.budget, ctx.max_heads):
             sums: list[Tensor] = []
@@ -146,7 +147,7 @@ def chunks(q: Tensor, k: Tensor, budget: int, max_heads: int | None = None) -> I
     heads, queries, _ = q.shape
     bytes_per_query = count_bytes_per_query(k)
     fewest = max(1, min(queries, MIN_CHUNK_QUERIES))
-    heads_per_chunk = min(heads, max_heads or heads, max(1, budget // (fewest * bytes_per_query)))
+    heads_per_chunk = max(1, min(heads, max_heads or heads, budget // (fewest * bytes_per_query)))
     queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
     query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
     for head in range(0, heads, heads_per_chunk):
@@ -182,8 +183,8 @@ def compute_scores(q_GRK: Tensor, k_GMK: Tensor, bias: Tensor | None, scale: flo
 
 
 def softmax_backward_(grad: Tensor, weights: Tensor) -> Tensor:
-    """Computes the gradient of scores from that of weights; on CPU in place."""
-    out = {"grad_input": grad} if grad.is_cpu else {}
+    """Computes the gradient of scores from that of weights; on CPU in place, which torch can if it is contiguous."""
+    out = {"grad_input": grad} if grad.is_cpu and grad.is_contiguous() else {}
     return torch._softmax_backward_data(grad, weights, -1, weights.dtype, **out)
 
 
