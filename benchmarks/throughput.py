@@ -4,8 +4,7 @@
     python benchmarks/throughput.py --data FOLDER --before ../before
 
 FOLDER is that of benchmarks/results.py. Figures are kept in benchmarks/throughput.json, from which docs/training.md is
-rendered. Both versions get the configs of that checkout and make the same updates of the same examples: their losses
-must agree.
+rendered. Both get the configs of this version and make the same updates of the same examples: their losses must agree.
 """
 
 import argparse
@@ -70,10 +69,10 @@ def call(version: Path, arguments: Sequence[str], folder: str) -> tuple[float, s
     return time.time() - started, done.stdout.splitlines()[-1]
 
 
-def measure(run: Run, data: Path, configs: Path, version: Path) -> dict[str, float]:
+def measure(run: Run, data: Path, version: Path) -> dict[str, float]:
     """Returns updates a second and the loss of a run by a version, see `stopwatch.train`."""
     with tempfile.TemporaryDirectory() as folder:
-        arguments = [STOPWATCH, str(configs / run.config), f"--training.output={folder}/run"]
+        arguments = [STOPWATCH, str(ROOT / "configs" / run.config), f"--training.output={folder}/run"]
         arguments += [f"--trainer.max_steps={run.steps}", "--trainer.max_epochs=-1", "--trainer.limit_val_batches=0"]
         if run.data is not None:
             arguments.append(f"--data.path={prepare_units(data) if run.data == 'replays' else data / run.data}")
@@ -144,9 +143,7 @@ def main() -> None:
         figures["start"] = compare(measure_start, before, arguments.rounds)
         for name in arguments.only:
             print(name, flush=True)
-            figures["runs"][name] = compare(
-                partial(measure, RUNS[name], data, before / "configs"), before, arguments.rounds
-            )
+            figures["runs"][name] = compare(partial(measure, RUNS[name], data), before, arguments.rounds)
             FIGURES.write_text(json.dumps(figures, indent=1) + "\n")
     head, _, rest = PAGE.read_text().partition(START)
     PAGE.write_text(head + START + render(json.loads(FIGURES.read_text())) + END + rest.partition(END)[2])
