@@ -72,7 +72,7 @@ REASONS = """
   for the gradients (`kernels/attention.py`, `kernels/chunked.py`). Many inputs are taken in blocks, whose results are
   combined by the sums of their weights (`kernels/blocked.py`).
 - **Less memory is mapped anew.** The softmax and its gradient are computed in place. In flow, the scores of 256 queries
-  of all pixels took 93 MB in bfloat16, and page faults of such arrays a fifth of the time.
+  of all pixels took 93 MB in bfloat16, with page faults for every chunk.
 - **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether they have one head or
   several, whether channels are padded, whether a batch with padding is computed at once or example by example, and
   whether a product is oneDNN's or MKL's, is measured on the first use and kept (`kernels/tuning.py`).

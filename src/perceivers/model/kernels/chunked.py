@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from perceivers.model.kernels.blocked import BlockedAttention, flatten_heads, softmax_, sum_dtype
+from perceivers.model.kernels.blocked import BlockedAttention, flatten_heads, make_slices, softmax_, sum_dtype
 from perceivers.model.kernels.onednn import linear
 
 MIN_CHUNK_QUERIES = 256
@@ -149,7 +149,7 @@ def chunks(q: Tensor, k: Tensor, budget: int, max_heads: int | None = None) -> I
     fewest = max(1, min(queries, MIN_CHUNK_QUERIES))
     heads_per_chunk = max(1, min(heads, max_heads or heads, budget // (fewest * bytes_per_query)))
     queries_per_chunk = max(fewest, budget // (heads_per_chunk * bytes_per_query))
-    query_slices = [slice(query, query + queries_per_chunk) for query in range(0, max(1, queries), queries_per_chunk)]
+    query_slices = make_slices(max(1, queries), queries_per_chunk)
     for head in range(0, heads, heads_per_chunk):
         yield slice(head, min(head + heads_per_chunk, heads)), query_slices
 
