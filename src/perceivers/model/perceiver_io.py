@@ -285,7 +285,7 @@ class PerceiverIO(Model):
         self,
         encoded: Encoded,
         outputs: Mapping[str, Indices | None] | None = None,
-        max_memory: int | None = 2**28,
+        max_memory: int | None = 2**27,
         *,
         masks: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
@@ -424,7 +424,7 @@ class PerceiverIO(Model):
         data: Mapping[str, Any],
         outputs: Mapping[str, Indices | None] | None = None,
         hidden: Mapping[str, Tensor | Ragged] | None = None,
-        max_memory: int | None = 2**28,
+        max_memory: int | None = 2**27,
     ) -> dict[str, Any]:
         """Encodes `data` and decodes `outputs` (all by default): see `encode` and `decode`."""
         return self.decode(self.encode(data, hidden), outputs, max_memory)

@@ -26,6 +26,7 @@ from perceivers.checks import Checked, Count, ProperFraction, Range, check_field
 from perceivers.data.loader import Samples
 from perceivers.errors import PerceiversError
 from perceivers.model import saving
+from perceivers.model.memory import KEEP_ALL, keep_freed_memory
 from perceivers.model.saving import PART, atomic_write, check_tensors, describe_model
 from perceivers.progress import Shown, show_progress
 from perceivers.training import sharding
@@ -40,7 +41,6 @@ from perceivers.training.checkpoints import (
 )
 from perceivers.training.guard import RunGuard
 from perceivers.training.learner import Learner, without_infinity
-from perceivers.training.memory import keep_freed_memory
 from perceivers.training.progress import ProgressBar, ProgressLines
 from perceivers.training.trainer import build_trainer
 
@@ -166,7 +166,7 @@ def train(
             return output
         if config.compile:
             learner.model.compile()
-        keep_freed_memory()
+        keep_freed_memory(KEEP_ALL)
         started = time.perf_counter()
         batches = Batches(training, validation, config)
         with explain_end(trainer, guard, config), show_progress(loops=False, runs=Shown.runs):

@@ -2,8 +2,10 @@
 
 The candidates are timed once for each class of shapes, on a part of the first such arrays. The choice is kept in
 `perceivers/kernels.json` in the user's cache folder, by processor or GPU, threads, and version of torch, so that later
-runs on this machine choose the same and give equal results. With the environment variable `PERCEIVERS_AUTOTUNE=0`, or
-where the file cannot be written, nothing is timed, and the first candidate is chosen.
+runs on this machine choose the same and give equal results. Before the first choice, the process is made to keep some
+freed memory, since requesting it again takes as long as some computations (`perceivers.model.memory`). With the
+environment variable `PERCEIVERS_AUTOTUNE=0`, nothing is timed or kept, and the first candidate is chosen; it is chosen,
+too, where the file cannot be written.
 """
 
 import json
@@ -23,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from perceivers.errors import PerceiversError
 from perceivers.model.eager import is_eager
+from perceivers.model.memory import keep_freed_memory
 from perceivers.model.saving import atomic_write
 
 AUTOTUNE = "PERCEIVERS_AUTOTUNE"
@@ -39,6 +42,9 @@ MIN_TIMED_PRODUCTS = 2**22
 
 ROUNDS = 5
 """How often each candidate is timed; the shortest time counts."""
+
+MAX_KEPT_BYTES = 2**27
+"""Bytes of freed memory that the process keeps."""
 
 MAX_RATIO = 1.5
 """A candidate that takes this many times as long as another, after two rounds, is not timed again."""
@@ -75,6 +81,7 @@ def choose(
     if full_key not in choices:
         with lock:
             if full_key not in choices:
+                keep_freed_memory(MAX_KEPT_BYTES)
                 text = f"{' '.join(map(str, key))}, {threads} threads: {', '.join(candidates)}"
                 choices[full_key] = read_or_measure(text, candidates, sample)
     return candidates[choices[full_key]]
