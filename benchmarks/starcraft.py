@@ -2,7 +2,7 @@
 
 What is measured goes into docs/starcraft.md.
 
-    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; an hour on two cores
+    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote
 
 Runs are kept in `runs/starcraft` and skipped when the same command is called again; what was interrupted goes on.
 """
