@@ -1,8 +1,11 @@
+import math
 import os
 from pathlib import Path
 
 import pytest
 import torch
+
+from perceivers import progress
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PERCEIVERS_AUTOTUNE"] = "0"  # tests do not depend on what was measured; test_tuning.py turns it on
@@ -21,6 +24,12 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_lines_of_progress(monkeypatch):
+    """Commands print nothing more where the machine is busy and they take longer."""
+    monkeypatch.setattr(progress, "FIRST_LINE", math.inf)
 
 
 @pytest.fixture(autouse=True)
