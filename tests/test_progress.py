@@ -17,6 +17,11 @@ from tests.support.models import classifier
 TINY = ["--model.latents=4", "--model.channels=8", "--model.depth=1", "--model.heads=1", "--trainer.accelerator=cpu"]
 
 
+@pytest.fixture(autouse=True)
+def no_lines_of_progress():
+    """Replaces the fixture of all other tests: these lines are what is tested."""
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that is set by hand."""
