@@ -9,7 +9,7 @@ BIN := .venv/bin
 # make mini-generation TEXT=FILE: Perceiver AR beside a Transformer on the next byte, into docs/generation.md; half an hour of CPU.
 # make mini-flow FLOW=FOLDER: optical flow from generated pairs, about 90 minutes on one core, and its errors on real ones.
 # make mini-multimodal DIGITS=FOLDER CLIP=FILE: digits heard and seen, a clip at three compressions, into docs/multimodal.md.
-# make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; hours.
+# make mini-starcraft REPLAYS=FOLDER: replays to tables, Transformer and Perceiver IO on their units, into docs/starcraft.md; an hour.
 # make throughput DATA=FOLDER BEFORE=CHECKOUT: updates a second of the mini experiments beside those of another version, into docs/training.md; 15 minutes.
 # make tables TABLES=FOLDER: models of ten tables beside simple methods, into docs/tables.md; half an hour.
 .PHONY: demo test test-slow test-browser fuzz check docs bench bench-quick mini-glue mini-classify mini-generation mini-flow mini-multimodal mini-starcraft throughput tables

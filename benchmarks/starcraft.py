@@ -2,7 +2,7 @@
 
 What is measured goes into docs/starcraft.md.
 
-    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote
+    python benchmarks/starcraft.py --tables FOLDER    # what `perceivers prepare-replays` wrote; an hour on two cores
 
 Runs are kept in `runs/starcraft` and skipped when the same command is called again; what was interrupted goes on.
 """
@@ -41,6 +41,8 @@ ENCODERS = {
     "Perceiver IO, 64 latents": ("perceiver.yaml", ["--model.latents=64"]),
     "Perceiver IO, 32 latents, units by themselves": ("perceiver.yaml", ["--model.selection=independent"]),
 }
+CHANGES = ["--model.history=false", "--trainer.max_epochs=1"]
+"""Changes of all configs: the policies read what the paper's encoder is given, for one epoch."""
 PICTURED = ("Transformer", "Perceiver IO, 32 latents")
 SEEDS = (0, 1, 2)
 BATCH = 64
@@ -62,7 +64,7 @@ def train(encoder: str, seed: int, runs: Path, tables: Path) -> None:
         resume = str((output / "checkpoints" / LAST).is_file()).lower()
         own = [f"--data.path={tables}", f"--data.split={CONFIGS / 'split.json'}", f"--training.seed={seed}"]
         own += [f"--training.output={output}", f"--training.resume={resume}"]
-        read_config(CONFIGS / config, [*changes, *own]).run()
+        read_config(CONFIGS / config, [*CHANGES, *changes, *own]).run()
 
 
 def tested(run: Path, decisions: Decisions) -> dict[str, float]:
