@@ -73,8 +73,8 @@ REASONS = """
   combined by the sums of their weights (`kernels/blocked.py`).
 - **Less memory is mapped anew.** The softmax and its gradient are computed in place, and the process keeps up to 128 MB
   of freed memory (`model/memory.py`): by default, glibc may return what a layer frees, and the page faults of the next
-  layer can take as long as its products. Whether it does depends on what lies at the end of the heap, so that equal calls
-  took 2.4 or 2.9 s. In this benchmark, `transformers` has the same setting.
+  layer can take as long as its products. Whether it does depends on what lies at the end of the heap, so that equal
+  calls took 2.4 or 2.9 s. In this benchmark, `transformers` has the same setting.
 - **What is faster on this machine.** Which of these it is, of how many bytes chunks are, whether they have one head or
   several, whether channels are padded, whether a batch with padding is computed at once or example by example, and
   whether a product is oneDNN's or MKL's, is measured on the first use and kept (`kernels/tuning.py`).

@@ -38,6 +38,16 @@ def test_figures_of_several_seeds():
     assert spread([0.5]) == "50.0"
 
 
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_policies_are_trained_as_the_page_says(encoder, tmp_path, monkeypatch):
+    """Without history, for one epoch; the configs have more of both."""
+    trained = []
+    monkeypatch.setattr(type(read_config(CONFIGS / ENCODERS[encoder][0])), "run", trained.append)
+    starcraft.train(encoder, 1, tmp_path, tmp_path)
+    (config,) = trained
+    assert (config.model.history, config.trainer["max_epochs"], config.training.seed) == (False, 1, 1)
+
+
 def test_the_report(tmp_path, tables, monkeypatch):
     monkeypatch.setattr(starcraft, "ENCODERS", {"Transformer": ("transformer.yaml", [])})
     monkeypatch.setattr(starcraft, "DecisionData", lambda path, split: tables)
