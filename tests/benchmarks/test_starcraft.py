@@ -42,7 +42,7 @@ def test_figures_of_several_seeds():
 def test_policies_are_trained_as_the_page_says(encoder, tmp_path, monkeypatch):
     """Without history, for one epoch; the configs have more of both."""
     trained = []
-    monkeypatch.setattr(type(read_config(CONFIGS / ENCODERS[encoder][0])), "run", trained.append)
+    monkeypatch.setattr(type(read_config(CONFIGS / ENCODERS[encoder][0])), "run", lambda config: trained.append(config))
     starcraft.train(encoder, 1, tmp_path, tmp_path)
     (config,) = trained
     assert (config.model.history, config.trainer["max_epochs"], config.training.seed) == (False, 1, 1)
